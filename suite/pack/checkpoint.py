@@ -1,0 +1,58 @@
+"""One file for a packed network: its plan, its weights and how to build it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from suite import models
+from suite.contract import PruningPlan
+from suite.files import replacing
+from suite.graph import Graph
+from suite.pack.network import PackedNetwork, pack
+
+
+def save(packed: PackedNetwork, path: Path, *, model: str, classes: int, input_shape: tuple[int, ...], **about: Any) -> None:
+    """Write plan, weights and build instructions to `path` (safetensors), atomically. `about` goes into the header."""
+    tensors = {f"weights/{name}": tensor for name, tensor in packed.body.state_dict().items()}
+    tensors |= {f"plan/{name}": tensor for name, tensor in packed.plan.to_tensors().items()}
+    header = {"model": model, "classes": classes, "input_shape": list(input_shape), **about}
+    with replacing(path) as part:
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, part, {"packed": json.dumps(header)})
+
+
+def header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save` wrote beside the weights. Raises ValueError when `path` is no packed network."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {})["packed"])
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no packed network of this suite ({error})") from error
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> PackedNetwork:
+    """The packed network of a finished run, an ordinary module in eval mode.
+
+    Raises FileNotFoundError, or ValueError when the file is no packed network or does not fit its model.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist; a finished run has its packed network in results/work/KEY/")
+    about = header(path)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    plan = PruningPlan.from_tensors({k[5:]: v for k, v in tensors.items() if k.startswith("plan/")})
+    weights = {k[8:]: v for k, v in tensors.items() if k.startswith("weights/")}
+    model = models.build(about["model"], about["classes"])
+    model.to(next(v.dtype for v in weights.values() if v.is_floating_point()))
+    packed = pack(model, Graph(model, tuple(about["input_shape"])), plan)
+    try:
+        packed.body.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit {about['model']}: {error}") from error
+    return packed.to(device).eval()

@@ -1,0 +1,138 @@
+"""The layers of a packed network.
+
+Shapes: N images, O live filters, I live input channels, G filter groups, k kernel size.
+
+Channel indices here are *positions* in the packed input, whose channels are the live ones in some order.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Execution = Literal["groups", "union"]
+"""How a layer of several filter groups is computed, with the same result: one convolution per group on the channels that it
+keeps, or one dense convolution over the union of the kept channels, with zeros where a group does not read."""
+
+
+class Take(nn.Module):
+    """Channels of [N, C, H, W] by position; a slice where they are contiguous, nothing where they are all."""
+
+    def __init__(self, positions: Tensor, width: int) -> None:
+        super().__init__()
+        self.register_buffer("positions", positions, persistent=False)
+        steps = positions.diff()
+        self.contiguous = bool((steps == 1).all())
+        self.start, self.length = int(positions[0]), len(positions)
+        self.everything = self.contiguous and self.length == width
+        self.positions: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.everything:
+            return x
+        return x.narrow(1, self.start, self.length) if self.contiguous else x.index_select(1, self.positions)
+
+
+class PackedConv(nn.Module):
+    """A convolution whose filter groups read different channels; its output channels are ordered by group.
+
+    reads_G  positions of the channels that each group keeps; filters_G  how many live filters each group has.
+    `like` gives stride, padding, dilation and whether there is a bias.
+    """
+
+    def __init__(self, like: nn.Conv2d, reads_G: list[Tensor], filters_G: list[int], width: int) -> None:
+        super().__init__()
+        self.stride, self.padding, self.dilation = like.stride, like.padding, like.dilation
+        self.filters_G = filters_G
+        self.execution: Execution = "groups" if len(reads_G) == 1 else "union"
+        self.takes = nn.ModuleList(Take(positions, width) for positions in reads_G)
+        self.weights = nn.ParameterList(
+            like.weight.new_empty(filters, len(positions), *like.kernel_size)
+            for positions, filters in zip(reads_G, filters_G, strict=True)
+        )
+        self.bias = None if like.bias is None else nn.Parameter(like.bias.new_empty(sum(filters_G)))
+        union = torch.cat(reads_G).unique()
+        self.union_take = Take(union, width)
+        for g, positions in enumerate(reads_G):
+            self.register_buffer(f"columns_{g}", torch.searchsorted(union, positions), persistent=False)
+        self.register_buffer("frozen_weight", None, persistent=False)
+        self.frozen_weight: Tensor | None
+
+    def union_weight(self) -> Tensor:
+        """[O, I, k, k] over the union of kept channels, zeros where a group does not read."""
+        channels = self.union_take.length
+        rows = [
+            weight.new_zeros(len(weight), channels, *weight.shape[2:]).index_copy(1, self.get_buffer(f"columns_{g}"), weight)
+            for g, weight in enumerate(self.weights)
+        ]
+        return torch.cat(rows)
+
+    def freeze(self) -> None:
+        """Fix the weights for inference, so that a forward pass assembles nothing."""
+        if self.execution == "union":
+            self.frozen_weight = self.union_weight().detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.execution == "union":
+            weight = self.union_weight() if self.frozen_weight is None else self.frozen_weight
+            return F.conv2d(self.union_take(x), weight, self.bias, self.stride, self.padding, self.dilation)
+        biases = [None] * len(self.weights) if self.bias is None else list(self.bias.split(self.filters_G))
+        outputs = [
+            F.conv2d(take(x), weight, bias, self.stride, self.padding, self.dilation)
+            for take, weight, bias in zip(self.takes, self.weights, biases, strict=True)
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+class PackedShortcut(nn.Module):
+    """An option-A shortcut: every `stride`-th pixel of the channels that live on. The zeros need not be made."""
+
+    def __init__(self, stride: int, positions: Tensor, width: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.take = Take(positions, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.take(x)[:, :, :: self.stride, :: self.stride]
+
+
+class SumInto(nn.Module):
+    """A residual sum in which `addend` has some of the channels of `total`: added at their positions."""
+
+    def __init__(self, positions: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("positions", positions, persistent=False)
+        self.positions: Tensor
+
+    def forward(self, total: Tensor, addend: Tensor) -> Tensor:
+        return total.index_add(1, self.positions, addend)
+
+
+class Spread(nn.Module):
+    """Channels of [N, C, H, W] at their positions among `width` channels, the others 0."""
+
+    def __init__(self, positions: Tensor, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.register_buffer("positions", positions, persistent=False)
+        self.positions: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (x.shape[0], self.width, *x.shape[2:])
+        return x.new_zeros(shape).index_copy(1, self.positions, x)
+
+
+class ConstantLinear(nn.Module):
+    """A linear layer none of whose inputs live: its bias for every image."""
+
+    def __init__(self, like: nn.Linear) -> None:
+        super().__init__()
+        self.bias = None if like.bias is None else nn.Parameter(like.bias.detach().clone())
+        self.features = like.out_features
+
+    def forward(self, image: Tensor) -> Tensor:
+        zeros = image.new_zeros(image.shape[0], self.features)
+        return zeros if self.bias is None else zeros + self.bias
