@@ -1,0 +1,1 @@
+"""What all pruning methods share: training, packing, measuring, rows, grids, launching, reports."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from suite.graph import Graph
 
 Granularity = Literal["filter", "channel", "intra_channel"]
+Ranking = Literal["global", "raw", "layer"]
+"""How scores of different layers compare: "global" divides them by their layer's mean and "raw" takes them as they are, for
+one order over the network; "layer" removes the same share of every set of coupled layers."""
 Batch = tuple[Tensor, Tensor]
 State = dict[str, Any]
 """What a learner leaves behind: tensors, numbers and strings in dicts and lists, so that it loads with `weights_only=True`."""
@@ -88,6 +91,12 @@ class ConvPlan:
             if bool(kept.any())
         ]
 
+    def __and__(self, other: ConvPlan) -> ConvPlan:
+        """The plan that removes what either removes; a group for each pair of groups."""
+        kept_GI = (self.kept_GI[:, None] & other.kept_GI[None]).flatten(0, 1)
+        group = self.filter_group_O * len(other.kept_GI) + other.filter_group_O
+        return ConvPlan(group, kept_GI, self.kept_O & other.kept_O)
+
     def canonical(self) -> ConvPlan:
         """The one form of this plan: groups that keep the same channels are one, in the order of their first filter.
 
@@ -122,6 +131,11 @@ class PruningPlan(Mapping[str, ConvPlan]):
 
     def __len__(self) -> int:
         return len(self._layers)
+
+    def __and__(self, other: PruningPlan) -> PruningPlan:
+        """The plan that removes what either removes."""
+        both = {name: self[name] & other[name] for name in self if name in other}
+        return PruningPlan({**self, **other, **both})
 
     def canonical(self) -> PruningPlan:
         """Every layer in canonical form; layers from which nothing is removed are absent."""
@@ -293,6 +307,11 @@ class Pruner:
         """The most filter groups a layer may have; 1 but for intra-channel methods."""
         return 1
 
+    @property
+    def step_cost(self) -> float:
+        """What a learning step costs, in plain training steps; for estimates only."""
+        return 1.0
+
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner | None:
         """The method's hooks into training, or None when it does not learn."""
         return None
@@ -309,8 +328,7 @@ class Pruner:
 class Criterion(Pruner):
     """The small common case: one score per filter, the smallest go first. Write `score` in at most 30 lines."""
 
-    ranking: Literal["global", "layer"] = "global"
-    """"global": all layers in one list, scores divided by their layer's mean; "layer": the same share in every layer."""
+    ranking: Ranking = "global"
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer name -> float [O], larger is more important, for every layer of `graph`."""

@@ -240,7 +240,9 @@ class Graph:
                 raise ValueError(f"the plan names {name!r}, which is no convolution of this network")
             conv, got = self.convs[name], (len(layer.kept_O), layer.kept_GI.shape[1])
             if got != (conv.filters, conv.channels):
-                raise ValueError(f"the plan of {name} is for {got} filters and channels, it has {conv.filters, conv.channels}")
+                raise ValueError(
+                    f"the plan of {name} is for {got} filters and channels, it has {conv.filters, conv.channels}"
+                )
 
     def live(self, plan: PruningPlan) -> Live:
         """What is left of the network under `plan`.
@@ -249,7 +251,9 @@ class Graph:
         filter that is dropped for being unread changes nothing for those who do not read it.
         """
         self.check(plan)
-        layers = {name: plan[name] if name in plan else ConvPlan.full(c.filters, c.channels) for name, c in self.convs.items()}
+        layers = {
+            name: plan[name] if name in plan else ConvPlan.full(c.filters, c.channels) for name, c in self.convs.items()
+        }
         nonzero: dict[fx.Node, Tensor] = {}
         for node in self.nodes:
             kind, sources = self.kinds[node], node.all_input_nodes
@@ -259,7 +263,7 @@ class Graph:
                 kept_O = layer.kept_O & kept_GI.any(1)[layer.filter_group_O]
                 layers[str(node.target)] = replace(layer, kept_GI=kept_GI, kept_O=kept_O)
                 nonzero[node] = kept_O
-            elif kind == "bn" and self.kinds[sources[0]] == "conv" or kind == "pass":
+            elif (kind == "bn" and self.kinds[sources[0]] == "conv") or kind == "pass":
                 nonzero[node] = nonzero[sources[0]]
             elif kind == "sum":
                 nonzero[node] = nonzero[sources[0]] | nonzero[sources[1]]

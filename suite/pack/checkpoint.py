@@ -18,7 +18,9 @@ from suite.graph import Graph
 from suite.pack.network import PackedNetwork, pack
 
 
-def save(packed: PackedNetwork, path: Path, *, model: str, classes: int, input_shape: tuple[int, ...], **about: Any) -> None:
+def save(
+    packed: PackedNetwork, path: Path, *, model: str, classes: int, input_shape: tuple[int, ...], about: dict[str, Any]
+) -> None:
     """Write plan, weights and build instructions to `path` (safetensors), atomically. `about` goes into the header."""
     tensors = {f"weights/{name}": tensor for name, tensor in packed.body.state_dict().items()}
     tensors |= {f"plan/{name}": tensor for name, tensor in packed.plan.to_tensors().items()}

@@ -65,7 +65,9 @@ class PackedConv(nn.Module):
         """[O, I, k, k] over the union of kept channels, zeros where a group does not read."""
         channels = self.union_take.length
         rows = [
-            weight.new_zeros(len(weight), channels, *weight.shape[2:]).index_copy(1, self.get_buffer(f"columns_{g}"), weight)
+            weight.new_zeros(len(weight), channels, *weight.shape[2:]).index_copy(
+                1, self.get_buffer(f"columns_{g}"), weight
+            )
             for g, weight in enumerate(self.weights)
         ]
         return torch.cat(rows)

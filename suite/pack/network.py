@@ -188,7 +188,7 @@ class _Builder:
     def _bn(self, node: fx.Node) -> None:
         name = str(node.target)
         like: Any = self.model.get_submodule(name)
-        source, value, order = self._source(node)
+        _, value, order = self._source(node)
         wanted = order[self.live.channels[node][order]]
         if len(wanted) < len(order):
             value = self._call(f"{name}_take", Take(self._positions(wanted, order), len(order)), value)

@@ -1,0 +1,27 @@
+"""L1 norm: filters with small weights matter little."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from suite.contract import Criterion, State, Task
+from suite.graph import Graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1Filter(Criterion):
+    """Sum of absolute weights of each filter."""
+
+    granularity = "filter"
+    source = "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, section 3.1"
+    deviations = (
+        "one order over the network (norms divided by their layer's mean) instead of hand-set rates per layer; residual "
+        "streams are pruned too, tied filters by the mean of their scores"
+    )
+
+    def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
+        """Layer -> L1 norm of each filter [O]."""
+        return {name: model.get_parameter(f"{name}.weight").abs().sum((1, 2, 3)) for name in graph.convs}

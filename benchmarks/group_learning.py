@@ -1,0 +1,165 @@
+"""What group learning costs beside plain training: `python benchmarks/group_learning.py`.
+
+In one process, plain SGD steps alternate with group-learning steps in the three second-order modes, each on its own copy of
+the network, all on the same random batch. A ratio is that of two steps of the same round; the table has the medians and
+quartiles over the rounds. Peak memory is measured apart, in one fresh process per mode: on a CPU the growth of the peak
+resident size over what the process held before the network was built, on CUDA the peak of the allocator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import psutil
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+from dsp import DSP
+from dsp.groups import SecondOrder
+from suite.contract import Batch, Step, Task
+from suite.graph import Graph
+from suite.models import build
+
+Mode = Literal["plain", "none", "exact", "released"]
+MODES: tuple[Mode, ...] = ("plain", *get_args(SecondOrder)[::-1])
+WARM_UP = 3
+MEMORY_STEPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and where."""
+
+    steps: int
+    groups: int
+    batch: int
+    threads: int
+    device: str
+
+
+def stepper(model_name: str, mode: Mode, options: Options) -> Callable[[], None]:
+    """A function that does one training step of the mode."""
+    torch.manual_seed(0)
+    device = torch.device(options.device)
+    model = build(model_name, 10).to(device).train()
+    images = torch.randn(options.batch, 3, 32, 32, device=device)
+    labels = torch.randint(10, (options.batch,), device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    learner = None
+    if mode != "plain":
+        method = DSP(groups=options.groups, lam=1e-3, second_order=mode)
+        task = Task(train_epoch=_no_batches, samples=_no_samples, seed=0)
+        learner = method.learner(model, Graph(model, (3, 32, 32)), task)
+    index = 0
+
+    def step() -> None:
+        nonlocal index
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        if learner is not None:
+            learner.after_step(Step(model, optimizer, images, labels, 0.05, index, 1000))
+        index += 1
+
+    return step
+
+
+def _no_batches(epoch: int) -> Iterator[Batch]:
+    return iter(())
+
+
+def _no_samples(count: int) -> Batch:
+    raise ValueError("the benchmark has no samples")
+
+
+def timed_s(step: Callable[[], None], device: str) -> float:
+    """Seconds of one step."""
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def times_s(model_name: str, options: Options) -> dict[Mode, list[float]]:
+    """Seconds of each mode in each round, after a warm-up."""
+    steppers = {mode: stepper(model_name, mode, options) for mode in MODES}
+    found: dict[Mode, list[float]] = {mode: [] for mode in MODES}
+    for round_ in range(WARM_UP + options.steps):
+        for mode, step in steppers.items():
+            seconds = timed_s(step, options.device)
+            if round_ >= WARM_UP:
+                found[mode].append(seconds)
+    return found
+
+
+def peak_bytes(model_name: str, mode: Mode, options: Options) -> int:
+    """Peak memory of a few steps, in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_bytes, (model_name, mode, options))
+
+
+def _peak_bytes(model_name: str, mode: Mode, options: Options) -> int:
+    torch.set_num_threads(options.threads)
+    before = psutil.Process().memory_info().rss
+    step = stepper(model_name, mode, options)
+    for _ in range(MEMORY_STEPS):
+        step()
+    if options.device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+
+
+def table_of(model_name: str, options: Options) -> Table:
+    """Medians, ratios to the plain step with quartiles, and peak memory."""
+    times = times_s(model_name, options)
+    memory = {mode: peak_bytes(model_name, mode, options) for mode in MODES}
+    title = f"{model_name}, G = {options.groups}, batch {options.batch}, {options.steps} rounds"
+    table = Table("step", "median ms", "ratio to plain", "quartiles", "peak MiB", "ratio to plain", title=title)
+    for mode in MODES:
+        ratios = [own / plain for own, plain in zip(times[mode], times["plain"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        table.add_row(
+            mode if mode == "plain" else f"second order {mode}",
+            f"{1e3 * statistics.median(times[mode]):.1f}",
+            f"{middle:.3f}",
+            f"{low:.3f} - {high:.3f}",
+            f"{memory[mode] / 2**20:.0f}",
+            f"{memory[mode] / memory['plain']:.2f}",
+        )
+    return table
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Time group-learning steps beside plain training steps.")
+    parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56"])
+    parser.add_argument("--steps", type=int, default=30, help="rounds that are measured, at least 2")
+    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    arguments: dict[str, Any] = vars(parser.parse_args())
+    models = arguments.pop("models")
+    options = Options(**arguments)
+    torch.set_num_threads(options.threads)
+    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    console = Console()
+    console.print(f"torch {torch.__version__}, {device}, {options.threads} threads, {time.strftime('%Y-%m-%d')}")
+    for model_name in models:
+        console.print(table_of(model_name, options))
+
+
+if __name__ == "__main__":
+    main()

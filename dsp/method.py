@@ -1,0 +1,109 @@
+"""DSP as the suite sees it: its hyperparameters, its learner and its planner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from torch import nn
+
+from dsp.fixed import cluster_filters, shuffle_filters
+from dsp.groups import PenaltyScale, SecondOrder
+from dsp.layers import learned_groups, prunable_convs
+from dsp.learner import GroupLearner, Settings
+from dsp.recipes import RECIPES
+from dsp.selection import energy_planner
+from suite.contract import Granularity, OptOut, Planner, Pruner, Recipe, State, Task
+from suite.graph import Graph
+
+Grouping = Literal["learned", "random", "kmeans"]
+FilterPruned = Literal["closing", "none", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSP(Pruner):
+    """Dynamic structure pruning: learned filter groups, each of which drops its own input channels.
+
+    groups         G, the filter groups of a layer; 1 is channel pruning by group lasso
+    lam            lambda, the weight of the group penalty
+    temperature    of the relaxed groups
+    penalty_scale  "activations" weighs a layer's penalty by the size of its input too, "size" (as published) does not
+    second_order   how the logits see that the groups move the weights: "exact" derivative, "released" reproduces the
+                   authors' code, "none" needs no second forward and backward pass
+    grouping       "learned"; "random" and "kmeans" (of the base filters) fix the groups, all else equal
+    filter_pruned  the layers that lose whole filters too: the last convolution of every residual branch ("closing"),
+                   no or all prunable ones, or these names
+    """
+
+    granularity: ClassVar[Granularity] = "intra_channel"
+    source: ClassVar[str] = (
+        "Park et al., Dynamic Structure Pruning for Compressing CNNs, AAAI 2023, section 3; arXiv 2303.09736"
+    )
+    deviations: ClassVar[str] = (
+        "unless second_order is 'released', it is the exact derivative and denominators have no epsilon; "
+        "a norm of 0 has subgradient 0; a beta below every share removes nothing"
+    )
+    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = RECIPES
+    learns: ClassVar[bool] = True
+
+    groups: int = 2
+    lam: float = 2e-3
+    temperature: float = 0.5
+    penalty_scale: PenaltyScale = "activations"
+    second_order: SecondOrder = "exact"
+    grouping: Grouping = "learned"
+    filter_pruned: FilterPruned | tuple[str, ...] = "closing"
+
+    def __post_init__(self) -> None:
+        if self.groups < 1:
+            raise ValueError(f"groups = {self.groups} must be at least 1")
+        if not self.lam >= 0:
+            raise ValueError(f"lam = {self.lam} must not be negative")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature = {self.temperature} must be positive")
+        for field, choices in (("penalty_scale", PenaltyScale), ("second_order", SecondOrder), ("grouping", Grouping)):
+            _one_of(field, getattr(self, field), get_args(choices))
+        if isinstance(self.filter_pruned, str):
+            _one_of("filter_pruned", self.filter_pruned, (*get_args(FilterPruned), "a tuple of layer names"))
+
+    @property
+    def step_cost(self) -> float:
+        """Plain training steps that one of group learning costs."""
+        unrolled = self.grouping == "learned" and self.groups > 1 and self.second_order != "none"
+        return 2.1 if unrolled else 1.05
+
+    def learner(self, model: nn.Module, graph: Graph, task: Task) -> GroupLearner:
+        """The hooks of group learning. Raises ValueError when a layer has fewer filters than there are groups."""
+        settings = Settings(
+            groups=self.groups,
+            lam=self.lam,
+            temperature=self.temperature,
+            penalty_scale=self.penalty_scale,
+            second_order=self.second_order,
+        )
+        fixed = None
+        if self.grouping != "learned":
+            fix = shuffle_filters if self.grouping == "random" else cluster_filters
+            fixed = fix(model, prunable_convs(graph, self.groups), self.groups, task.seed)
+        return GroupLearner(model, graph, settings, seed=task.seed, fixed_groups=fixed)
+
+    def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
+        """beta -> plan, from the weights and the learned groups. Raises ValueError when the state does not fit."""
+        filter_group = learned_groups(state, graph, self.groups)
+        weights = {name: model.get_parameter(f"{name}.weight") for name in filter_group}
+        return energy_planner(weights, filter_group, self.groups, self._filter_pruned_layers(graph))
+
+    def _filter_pruned_layers(self, graph: Graph) -> frozenset[str]:
+        prunable = {name: conv for name, conv in graph.convs.items() if conv.prunable}
+        if isinstance(self.filter_pruned, str):
+            roles = {"closing": ("closing",), "none": (), "all": ("inner", "closing")}[self.filter_pruned]
+            return frozenset(name for name, conv in prunable.items() if conv.role in roles)
+        if unknown := [name for name in self.filter_pruned if name not in prunable]:
+            raise ValueError(f"filter_pruned names {unknown[0]!r}; the prunable layers are {', '.join(prunable)}")
+        return frozenset(self.filter_pruned)
+
+
+def _one_of(field: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{field} = {value!r} is unknown; choose from: {', '.join(choices)}")

@@ -1,0 +1,72 @@
+"""Which channels and filters go at a given beta (Park et al. 2023, section 3; "group channel pruning").
+
+Shapes: O filters, I input channels, G filter groups.
+
+The least channels of a group go, as many as hold less than beta of the group's energy together; likewise the least
+filters of a layer that is filter-pruned. Whatever goes at one beta goes at every larger one, so all is sorted once:
+each channel and filter has a threshold, the share of energy up to and including it, and goes when that is below beta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from suite.contract import ConvPlan, Planner, PruningPlan
+
+
+def energy_planner(
+    weights: Mapping[str, Tensor], filter_group: Mapping[str, Tensor], groups: int, filter_pruned: Collection[str]
+) -> Planner:
+    """beta -> plan; beta 0 removes nothing.
+
+    weights        layer name -> [O, I, k, k], for every layer to prune
+    filter_group   layer name -> int64 [O]
+    filter_pruned  the layers that lose whole filters too; their energies are those before any channel is cut
+    """
+    layers = {}
+    for name, weight in weights.items():
+        energy_OI, group_O = kernel_energies(weight), filter_group[name]
+        filters_O = filter_thresholds(energy_OI) if name in filter_pruned else torch.full((len(group_O),), torch.inf)
+        layers[name] = group_O, channel_thresholds(energy_OI, group_O, groups), filters_O
+
+    def plan(beta: float) -> PruningPlan:
+        return PruningPlan(
+            {
+                name: ConvPlan(group_O, channel_GI >= beta, filter_O >= beta)
+                for name, (group_O, channel_GI, filter_O) in layers.items()
+            }
+        )
+
+    return plan
+
+
+def kernel_energies(weight: Tensor) -> Tensor:
+    """sum of w^2 over the kernel, float64 [O, I] on the CPU."""
+    return weight.detach().cpu().double().square().flatten(2).sum(-1)
+
+
+def channel_thresholds(energy_OI: Tensor, group_O: Tensor, groups: int) -> Tensor:
+    """[G, I]: the beta above which the filters of a group no longer read a channel."""
+    members_GO = F.one_hot(group_O, groups).T.to(energy_OI)
+    return _running_share(members_GO @ energy_OI)
+
+
+def filter_thresholds(energy_OI: Tensor) -> Tensor:
+    """[O]: the beta above which a filter is removed."""
+    return _running_share(energy_OI.sum(1))
+
+
+def _running_share(energy: Tensor) -> Tensor:
+    """For each entry of the last axis, the share of the total in all entries up to it, from the smallest up.
+
+    The largest entry's is exactly 1, so it stays, unless all are 0: they add nothing, and go at any beta > 0.
+    """
+    ordered, order = energy.sort(dim=-1, stable=True)
+    running = ordered.cumsum(-1)
+    total = running[..., -1:]
+    share = torch.where(total > 0, running / total, 0)
+    return torch.zeros_like(share).scatter_(-1, order, share)

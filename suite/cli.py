@@ -1,0 +1,63 @@
+"""What the command lines share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from rich.logging import RichHandler
+
+
+def add_grid_options(parser: argparse.ArgumentParser) -> None:
+    """--grid, --only, --smoke, --data, --results: which runs, and where everything lies."""
+    parser.add_argument("--grid", required=True, metavar="NAME", help="a file in suite/grids/, such as quickstart")
+    parser.add_argument("--only", default="", metavar="TEXT", help="just the runs whose label contains TEXT")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="try the grid in minutes: embedded data, one seed, one budget, 256 images a stage; rows go to RESULTS/smoke",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="data folder (default: SUITE_DATA, else the user's cache)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="rows, tables and work files (default: results)",
+    )
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """--device, --threads, --max-minutes."""
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads of a stage (default: all cores)"
+    )
+    parser.add_argument(
+        "--max-minutes", type=float, metavar="M", help="stop at a checkpoint after M minutes; run again to go on"
+    )
+
+
+def device_of(wanted: str) -> str:
+    """The device that --device names. Raises ValueError when it is not there."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has no CUDA device that torch can use; choose cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def results_of(arguments: argparse.Namespace) -> Path:
+    """The results folder of these arguments; that of --smoke is apart."""
+    return arguments.results / "smoke" if arguments.smoke else arguments.results
+
+
+def configure_logging() -> None:
+    """Warnings and errors to the terminal."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
+    )

@@ -1,0 +1,230 @@
+"""Folders of image files: `train/CLASS/*` and `val/CLASS/*`, the layout that torchvision calls ImageFolder.
+
+Shapes: N images, B images of a batch, C channels, H rows, W columns.
+
+`imagenet` and `tinyimagenet20` are the folders of these names in the data folder. Training images are a random part of
+the file, resized and flipped (RandomResizedCrop as in torchvision: 8 to 100 % of the area, ratio 3/4 to 4/3);
+evaluation resizes the shorter side and cuts out the centre. Worker processes decode: SUITE_WORKERS of them, by default
+one per usable core up to 8. What is random about an image comes from (seed, epoch, image), so neither the number of
+workers nor the step at which a run resumes changes a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import functional as F
+
+from suite.contract import Batch
+from suite.data.base import CROP, Dataset, Indices, Part, normalizer, stream
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+AREA, LOG_RATIO, TRIES = (0.08, 1.0), (math.log(3 / 4), math.log(4 / 3)), 10
+FILL = "put train/CLASS/* and val/CLASS/* there"
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The image files under a folder, sorted by class and name. Paths are bytes: a million of them stay one block."""
+
+    root: Path
+    classes: tuple[str, ...]
+    paths_N: NDArray[np.bytes_]
+    labels_N: Indices
+
+    @staticmethod
+    def of(root: Path) -> Listing:
+        """The listing of `root`/CLASS/FILE. Raises ValueError when a class has no images, or there is no class."""
+        classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+        paths: list[bytes] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            files = sorted(e.name for e in os.scandir(root / name) if e.name.lower().endswith(IMG_EXTENSIONS))
+            if not files:
+                raise ValueError(f"{root / name} has no image files; remove the folder or fill it")
+            paths += [os.fsencode(f"{name}/{file}") for file in files]
+            labels += [label] * len(files)
+        if not classes:
+            raise ValueError(f"{root} has no class folders; it should hold CLASS/*.JPEG")
+        return Listing(root, classes, np.array(paths), np.array(labels, np.int64))
+
+    def path(self, index: int) -> Path:
+        """Where an image's file is."""
+        return self.root / os.fsdecode(bytes(self.paths_N[index]))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageFolder(Dataset):
+    """Images read from files and cut to `size_px` a side; for evaluation, the shorter side is `resize_px` before the cut."""
+
+    parts: dict[Part, Listing]
+    size_px: int
+    resize_px: int
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a batch's images."""
+        return 3, self.size_px, self.size_px
+
+    @cached_property
+    def checksum(self) -> str:
+        """Sha256 over the files' sorted paths inside the folder and their sizes in bytes; not over their contents."""
+        digest = hashlib.sha256()
+        for part, listing in sorted(self.parts.items()):
+            for path in sorted(listing.paths_N.tolist()):
+                size = os.stat(listing.root / os.fsdecode(path)).st_size
+                digest.update(b"%s/%s %d\n" % (part.encode(), path, size))
+        return digest.hexdigest()
+
+    def size(self, part: Part) -> int:
+        """How many training or test images there are, whatever the split."""
+        return len(self.parts[part].labels_N)
+
+    def plain(self, part: Part, order_N: Indices, *, batch: int, device: torch.device) -> Iterator[Batch]:
+        """These images in this order, as evaluated, the last partial batch included."""
+        crop = partial(central, size=self.size_px, resize=self.resize_px)
+        return self._batches(Files(self.parts[part], crop), _chunks(order_N, batch), device)
+
+    def augmented(
+        self, order_N: Indices, *, batch: int, start: int, seed: int, epoch: int, device: torch.device
+    ) -> Iterator[Batch]:
+        """These training images in this order, augmented, from step `start` on, the last partial batch included."""
+        crop = partial(augmented, size=self.size_px, seed=seed, epoch=epoch)
+        return self._batches(Files(self.parts["train"], crop), _chunks(order_N, batch)[start:], device)
+
+    def _batches(self, files: Files, chunks: list[list[int]], device: torch.device) -> Iterator[Batch]:
+        loader: DataLoader[tuple[Tensor, int]] = DataLoader(
+            files,
+            batch_sampler=chunks,
+            num_workers=min(workers(), len(chunks)),
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its own: the loader would draw from the global one otherwise
+        )
+        normalize = normalizer(self.mean, self.std, device)
+        try:
+            for pixels_BCHW, labels_B in loader:
+                pixels_BCHW = pixels_BCHW.to(device, non_blocking=True)
+                yield normalize(pixels_BCHW), labels_B.to(device, non_blocking=True)
+        except UnreadableImage as error:
+            # A worker's error arrives with the text of its traceback; its last line is the message.
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix(_PREFIX)) from None
+
+
+class UnreadableImage(ValueError):
+    """An image file that cannot be decoded."""
+
+
+_PREFIX = f"{UnreadableImage.__module__}.{UnreadableImage.__qualname__}: "
+
+
+@dataclass(frozen=True)
+class Files(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """index -> (uint8 [C, H, W], label): the file decoded and cropped. Runs in the workers."""
+
+    listing: Listing
+    crop: Callable[[Image.Image, int], Image.Image]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path = self.listing.path(index)
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UnreadableImage(f"{path} is not a readable image ({error}); fetch it again") from None
+        pixels_HWC = np.array(self.crop(image, index))
+        return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous(), int(self.listing.labels_N[index])
+
+
+def central(image: Image.Image, index: int, *, size: int, resize: int) -> Image.Image:
+    """The image with its shorter side scaled to `resize`, and of that the central square of `size`."""
+    return F.center_crop(F.resize(image, [resize]), [size])
+
+
+def augmented(image: Image.Image, index: int, *, size: int, seed: int, epoch: int) -> Image.Image:
+    """A random part of the image, scaled to a square of `size` and mirrored half of the time."""
+    random = stream(seed, epoch, CROP, index)
+    left, top, width, height = random_box(random, image.width, image.height)
+    image = F.resized_crop(image, top, left, height, width, [size, size])
+    return F.hflip(image) if random.random() < 0.5 else image
+
+
+def random_box(random: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a random part of an image, by the rule of torchvision's RandomResizedCrop.
+
+    Area and log aspect ratio are uniform; after ten boxes that do not fit, the central one with the nearest ratio.
+    """
+    for _ in range(TRIES):
+        area = width * height * random.uniform(*AREA)
+        ratio = math.exp(random.uniform(*LOG_RATIO))
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left, top = random.integers(width - box_width + 1), random.integers(height - box_height + 1)
+            return int(left), int(top), box_width, box_height
+    ratio = min(max(width / height, math.exp(LOG_RATIO[0])), math.exp(LOG_RATIO[1]))
+    box_width, box_height = min(width, round(height * ratio)), min(height, round(width / ratio))
+    return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
+
+
+def workers() -> int:
+    """Worker processes of a loader: SUITE_WORKERS, else one per usable core up to 8. ValueError if not a number."""
+    text = os.environ.get("SUITE_WORKERS")
+    if not text:
+        return min(8, len(os.sched_getaffinity(0)))
+    if not text.isdecimal():
+        raise ValueError(f"SUITE_WORKERS is {text!r}; give a number of processes, such as 8, or 0 for none")
+    return int(text)
+
+
+def _chunks(order_N: Indices, batch: int) -> list[list[int]]:
+    return [order_N[first : first + batch].tolist() for first in range(0, len(order_N), batch)]
+
+
+def image_folder(folder: Path, *, name: str, size_px: int, resize_px: int, how_to_get: str = FILL) -> Dataset:
+    """The data set in `folder`/`name`.
+
+    Raises ValueError when it is not there, with `how_to_get` it, or when its two parts have different classes.
+    """
+    root = folder / name
+    for part in ("train", "val"):
+        if not (root / part).is_dir():
+            raise ValueError(
+                f"{name} needs {root / part}, which is not there; {how_to_get}, or name another folder with --data or SUITE_DATA"
+            )
+    train, test = Listing.of(root / "train"), Listing.of(root / "val")
+    if train.classes != test.classes:
+        differing = ", ".join(sorted(set(train.classes) ^ set(test.classes))[:5])
+        raise ValueError(f"train and val of {root} have different classes ({differing}); give both the same folders")
+    return ImageFolder(
+        name=name,
+        classes=len(train.classes),
+        mean=MEAN,
+        std=STD,
+        parts={"train": train, "test": test},
+        size_px=size_px,
+        resize_px=resize_px,
+    )
+
+
+DATASETS = {
+    "imagenet": partial(
+        image_folder,
+        name="imagenet",
+        size_px=224,
+        resize_px=256,
+        how_to_get="fetch ILSVRC2012 from https://image-net.org and sort it into train/CLASS and val/CLASS",
+    ),
+    "tinyimagenet20": partial(image_folder, name="tinyimagenet20", size_px=64, resize_px=64),
+}

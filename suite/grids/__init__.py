@@ -1,0 +1,128 @@
+"""Grids by name: a file in this folder with `GRID` is one. It lists runs; the stages that they need follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from suite import methods
+from suite.contract import Budget, OptOut, Pruner
+from suite.registry import pick
+from suite.schedule import Schedule
+from suite.stages import Base, Pruned, Stage, Timed, Timing, in_order
+
+SMOKE_DATA = "digits"
+SMOKE_IMAGES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Runs that are compared with each other, and how their latency is measured."""
+
+    title: str
+    about: str
+    """What it shows, where its numbers come from, and what is ours."""
+    runs: Callable[[], Sequence[Pruned]]
+    """A function, so that a method whose file is broken stops only the grids that need it."""
+    timings: tuple[Timing, ...] = (Timing(protocol="quick"),)
+
+
+def names() -> list[str]:
+    """The grids that there are."""
+    return sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+
+
+def load(name: str) -> Grid:
+    """The grid `name`. Raises ValueError with the valid names, or with what is wrong with its file."""
+    pick("grid", name, dict.fromkeys(names()))
+    found = getattr(importlib.import_module(f"{__name__}.{name}"), "GRID", None)
+    if not isinstance(found, Grid):
+        raise ValueError(f"suite/grids/{name}.py must define GRID = Grid(...)")
+    return found
+
+
+def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
+    """The grid's runs whose label contains `only`; those of `--smoke` are small.
+
+    Raises ValueError when none is left.
+    """
+    runs = smoked(grid.runs()) if smoke else list(grid.runs())
+    chosen = [run for run in runs if only.lower() in run.label.lower()]
+    if not chosen:
+        raise ValueError(f"--only {only!r} fits none of the {len(runs)} runs; the first is called {runs[0].label!r}")
+    return chosen
+
+
+def stages_of(grid: Grid, runs: Iterable[Pruned], *, smoke: bool = False) -> list[Stage]:
+    """The runs, their latency measurements and all that they need, in an order in which they can be done."""
+    timings = (Timing(protocol="quick"),) if smoke else grid.timings
+    runs = list(runs)
+    return in_order([*runs, *(Timed(pruned=run, timing=timing) for run in runs for timing in timings)])
+
+
+def smoked(runs: Iterable[Pruned]) -> list[Pruned]:
+    """The same runs on the embedded data, with one seed, one budget and an epoch of 256 images at most a stage."""
+    small: dict[tuple[str, Pruner], Pruned] = {}
+    for run in runs:
+        base = Base(
+            data=SMOKE_DATA,
+            model=run.base.model,
+            schedule=_smoked(run.base.schedule or run.finetune),
+            seed=0,
+            split=run.base.split,
+        )
+        learning = _smoked(run.learning) if run.learning else None
+        changes: dict[str, Any] = {
+            "base": base,
+            "learning": learning,
+            "finetune": _smoked(run.finetune),
+            "seed": 0,
+            "smoke": True,
+        }
+        small.setdefault((run.base.model, run.settings), dataclasses.replace(run, **changes))
+    return list(small.values())
+
+
+def _smoked(schedule: Schedule) -> Schedule:
+    return dataclasses.replace(
+        schedule, epochs=1, cycles=1, replan_pp=0.0, batch=min(schedule.batch, 64), epoch_images=SMOKE_IMAGES
+    )
+
+
+def cross(
+    *,
+    bases: Iterable[Base],
+    method: str,
+    budgets: Iterable[float | Budget],
+    finetune: Schedule,
+    learning: Schedule | None = None,
+    seeds: Iterable[int] | None = None,
+    **changes: object,
+) -> list[Pruned]:
+    """One method on every base at every budget, with its recipe; `changes` go over the recipe's settings.
+
+    The seed of a run is that of its base, or each of `seeds`. A base for which the method opts out is left out.
+    """
+    kind = methods.get(method)
+    runs = []
+    for base in bases:
+        if isinstance(kind.recipe(base.data, base.model), OptOut):
+            continue
+        settings = kind.for_task(base.data, base.model, **changes)
+        for budget in budgets:
+            for seed in (base.seed,) if seeds is None else seeds:
+                runs.append(
+                    Pruned(
+                        base=base,
+                        settings=settings,
+                        learning=learning if kind.learns else None,
+                        budget=budget if isinstance(budget, Budget) else Budget(share=budget),
+                        finetune=finetune,
+                        seed=seed,
+                    )
+                )
+    return runs

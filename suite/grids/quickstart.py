@@ -1,0 +1,34 @@
+"""Five methods on two small networks and the embedded data: the whole way in a few minutes on two cores."""
+
+from __future__ import annotations
+
+from suite.grids import Grid, cross
+from suite.schedule import Schedule
+from suite.stages import Base, Pruned, Timing
+
+SEEDS = (0, 1)
+BUDGETS = (0.3, 0.5, 0.7)
+BASE = Schedule(epochs=8, lr=0.1, weight_decay=5e-4)
+LEARN = Schedule(epochs=6, lr=0.05, weight_decay=5e-4)
+FINETUNE = Schedule(epochs=3, lr=0.02, weight_decay=5e-4)
+
+
+def runs() -> list[Pruned]:
+    """DSP with two groups, and four rivals."""
+    bases = [
+        Base(data="digits", model=model, schedule=BASE, seed=seed) for model in ("resnet8", "vgg6") for seed in SEEDS
+    ]
+    return [
+        run
+        for method in ("dsp", "l1_filter", "fpgm", "random_filter", "slimming")
+        for run in cross(bases=bases, method=method, budgets=BUDGETS, finetune=FINETUNE, learning=LEARN)
+    ]
+
+
+GRID = Grid(
+    title="Quickstart",
+    about="A small ResNet and a small VGG on scikit-learn's digits. Schedules are ours and short: the table shows that all "
+    "works, not which method is best.",
+    runs=runs,
+    timings=(Timing(batch=32, protocol="quick"),),
+)

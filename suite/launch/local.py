@@ -1,0 +1,166 @@
+"""Stages on this machine: some at a time in worker processes, each as soon as what it needs is done.
+
+A worker that dies (out of memory, kill) fails its own stage only. Latency is measured when nothing else runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from suite import progress
+from suite.launch.display import Display
+from suite.progress import Watch
+from suite.run import Context, Outcome, execute, fail
+from suite.stages import Stage, Timed
+
+REFRESH_S = 0.25
+
+
+class _Workers:
+    """Processes that each do one stage at a time. One that dies is replaced and takes no other along."""
+
+    def __init__(self, count: int) -> None:
+        self.free = [self._new() for _ in range(count)]
+        self.busy: dict[Future[Outcome], ProcessPoolExecutor] = {}
+
+    @staticmethod
+    def _new() -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_die_with, initargs=(os.getpid(),))
+
+    def submit(self, stage: Stage, context: Context) -> Future[Outcome]:
+        """Give the stage to a free worker."""
+        worker = self.free.pop()
+        future = worker.submit(_work, stage, context)
+        self.busy[future] = worker
+        return future
+
+    def outcome(self, future: Future[Outcome], stage: Stage, context: Context) -> Outcome:
+        """What became of a finished future; its worker is free again."""
+        worker = self.busy.pop(future)
+        try:
+            outcome = future.result()
+        except BrokenProcessPool:
+            worker = self._new()
+            reason = "its process was killed; out of memory is the usual reason: try --jobs 1"
+            outcome = fail(stage, context, "failed", reason)
+        self.free.append(worker)
+        return outcome
+
+    def close(self) -> None:
+        """End the workers that are free."""
+        for worker in self.free:
+            worker.shutdown(wait=False, cancel_futures=True)
+
+
+def _die_with(parent: int) -> None:
+    """In a worker: end when the launcher is gone. Nothing that was finished is lost by it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run(stages: Sequence[Stage], context: Context, display: Display, *, jobs: int) -> dict[str, Outcome]:
+    """Do the stages, `jobs` at a time, and return the outcome of each. After a signal: those that were reached.
+
+    A stage whose needs failed is tried all the same: it fails at once, with the reason in its row.
+    """
+    # Threads that wait for work would otherwise spin, which costs several times the work itself on a shared machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    workers = _Workers(jobs)
+    waiting = list(stages)
+    running: dict[Future[Outcome], Stage] = {}
+    outcomes: dict[str, Outcome] = {}
+    wanted = {stage.key for stage in stages}
+    with _stopping() as stop:
+        while running or (waiting and not stop):
+            if not stop:
+                for stage in _ready(waiting, list(running.values()), outcomes, wanted, jobs):
+                    waiting.remove(stage)
+                    display.started(stage)
+                    running[workers.submit(stage, _context_of(stage, context))] = stage
+            finished, _ = wait(running, timeout=REFRESH_S, return_when=FIRST_COMPLETED)
+            for future in finished:
+                stage = running.pop(future)
+                outcomes[stage.key] = workers.outcome(future, stage, context)
+                display.finished(stage, outcomes[stage.key])
+            display.refresh()
+            _pass_on(stop, running.values(), context)
+    workers.close()
+    return outcomes
+
+
+def _context_of(stage: Stage, context: Context) -> Context:
+    """Latency is measured alone, so it gets every core."""
+    return dataclasses.replace(context, threads=0) if isinstance(stage, Timed) else context
+
+
+def _ready(
+    waiting: Sequence[Stage], running: Sequence[Stage], outcomes: Mapping[str, Outcome], wanted: set[str], jobs: int
+) -> list[Stage]:
+    """The stages to start now: their needs are settled; timing comes last and alone."""
+    settled = [s for s in waiting if all(n.key in outcomes or n.key not in wanted for n in s.needs)]
+    training: list[Stage] = [stage for stage in settled if not isinstance(stage, Timed)]
+    if any(not isinstance(stage, Timed) for stage in (*waiting, *running)):
+        return training[: jobs - len(running)]
+    return settled[: 1 if not running else 0]
+
+
+def _work(stage: Stage, context: Context) -> Outcome:
+    """In a worker: do the stage, stopping at a checkpoint on SIGINT or SIGTERM."""
+    folder = context.folder(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    watch = Watch(folder / "progress.json", context.max_minutes)
+    watch.listen(signal.SIGINT, signal.SIGTERM)
+    return execute(stage, context, watch)
+
+
+@contextmanager
+def _stopping() -> Iterator[list[float]]:
+    """A list that gets the time of the first SIGINT or SIGTERM; a second one ends this process at once."""
+    stop: list[float] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(time.monotonic())
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _pass_on(stop: list[float], running: Iterable[Stage], context: Context) -> None:
+    """Tell the workers to stop at their next checkpoint; a signal from a terminal reached them already."""
+    for stage in running if stop else ():
+        pid = progress.read(context.folder(stage) / "progress.json").get("pid")
+        if pid and pid != os.getpid():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+
+def run_here(stages: Sequence[Stage], context: Context, display: Display) -> dict[str, Outcome]:
+    """Do the stages in this process, one after the other: for a debugger."""
+    outcomes: dict[str, Outcome] = {}
+    for stage in stages:
+        display.started(stage)
+        outcomes[stage.key] = execute(stage, context)
+        display.finished(stage, outcomes[stage.key])
+    return outcomes

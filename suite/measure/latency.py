@@ -1,0 +1,181 @@
+"""Latency of a packed network beside its dense one: alternating blocks in one process, medians and intervals of the ratio.
+
+On a GPU blocks are timed with CUDA events, on a CPU with the wall clock. Both networks are ready for inference (batch norm
+folded). The null test measures the dense network against itself in the same blocks; when its interval misses 1, something
+else was measured, and no speed-up is claimed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+from torch import Tensor, nn
+
+Run = Callable[[], object]
+Verdict = Literal["faster", "slower", "no difference", "not trusted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How long is measured. `precision` is the wanted half-width of the ratio's interval; None: as long as `seconds`."""
+
+    warmup_s: float
+    seconds: float
+    min_blocks: int
+    precision: float | None
+    attempts: int = 3
+    """Measurements at most, until the null test passes."""
+
+
+def protocol(name: str, device: str) -> Protocol:
+    """ "quick": about a second; "full": until the interval is narrow (3 % on a CPU, 1 % on a GPU), at most a minute."""
+    if name == "quick":
+        return Protocol(warmup_s=0.1, seconds=0.7, min_blocks=10, precision=None)
+    return Protocol(warmup_s=0.5, seconds=60, min_blocks=30, precision=0.01 if device == "cuda" else 0.03)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Milliseconds for one batch in every block, and the ratio dense / packed with its 95 % interval."""
+
+    dense_ms: np.ndarray
+    packed_ms: np.ndarray
+    ratio: tuple[float, float, float]
+    """Median, lower and upper end."""
+    null: tuple[float, float, float]
+
+    @property
+    def verdict(self) -> Verdict:
+        """What may be claimed."""
+        if not self.null[1] <= 1 <= self.null[2]:
+            return "not trusted"
+        _, low, high = self.ratio
+        return "faster" if low > 1 else "slower" if high < 1 else "no difference"
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of a `TimedRow`."""
+        quartiles = {
+            f"{name}_ms{suffix}": float(np.quantile(values, q))
+            for name, values in (("dense", self.dense_ms), ("packed", self.packed_ms))
+            for suffix, q in (("", 0.5), ("_q1", 0.25), ("_q3", 0.75))
+        }
+        speedup = dict(zip(("speedup_x", "speedup_low_x", "speedup_high_x"), self.ratio, strict=True))
+        null = dict(zip(("null_x", "null_low_x", "null_high_x"), self.null, strict=True))
+        return {**quartiles, **speedup, **null, "blocks": len(self.dense_ms), "verdict": self.verdict}
+
+
+def compare(dense: Run, packed: Run, device: str, plan: Protocol) -> Comparison:
+    """Measure until the null test passes, `plan.attempts` times at most; the last measurement counts."""
+    for _ in range(plan.attempts):
+        result = _compare_once(dense, packed, device, plan)
+        if result.verdict != "not trusted":
+            break
+    return result
+
+
+def _compare_once(dense: Run, packed: Run, device: str, plan: Protocol) -> Comparison:
+    """Blocks of dense, packed, dense; every other block runs backwards, so that no one is always first."""
+    dense_s, packed_s = (warm_up(run, device, plan.warmup_s) for run in (dense, packed))
+    repeats = max(1, round(0.008 / max(dense_s, packed_s)))
+    first: list[float] = []
+    middle: list[float] = []
+    last: list[float] = []
+    started = time.perf_counter()
+    while True:
+        times = [_time(run, repeats, device) for run in (dense, packed, dense)]
+        a, b = (times[0], times[2]) if len(first) % 2 == 0 else (times[2], times[0])
+        first.append(a)
+        middle.append(times[1])
+        last.append(b)
+        spent = time.perf_counter() - started
+        if len(first) < plan.min_blocks:
+            continue
+        if spent >= plan.seconds:
+            break
+        if plan.precision is not None and len(first) % 10 == 0:
+            ratio, low, high = _interval(_mean(first, last) / np.array(middle))
+            if (high - low) / 2 < plan.precision * ratio:
+                break
+    both = _mean(first, last)
+    ratio_, null = both / np.array(middle), np.array(first) / np.array(last)
+    return Comparison(
+        dense_ms=1e3 * both, packed_ms=1e3 * np.array(middle), ratio=_interval(ratio_), null=_interval(null)
+    )
+
+
+def _mean(first: list[float], last: list[float]) -> np.ndarray:
+    return (np.array(first) + np.array(last)) / 2
+
+
+def _interval(ratios: np.ndarray) -> tuple[float, float, float]:
+    """Median and its bootstrap 95 % interval (percentile)."""
+    if np.ptp(ratios) == 0:
+        return (float(ratios[0]),) * 3
+    found = bootstrap((ratios,), np.median, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+    return float(np.median(ratios)), float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def warm_up(run: Run, device: str, seconds: float, cap_s: float = 10.0) -> float:
+    """Run until the median of the last ten moves by less than 1 % and `seconds` have passed; seconds a run takes."""
+    times: list[float] = []
+    previous = float("inf")
+    started = time.perf_counter()
+    while True:
+        times.append(_time(run, 1, device))
+        spent = time.perf_counter() - started
+        if len(times) % 10 == 0 or spent > cap_s:
+            median = float(np.median(times[-10:]))
+            if spent > cap_s or (spent >= seconds and abs(median - previous) < 0.01 * median) or spent > 5 * seconds:
+                return median
+            previous = median
+
+
+@torch.inference_mode()
+def _time(run: Run, repeats: int, device: str) -> float:
+    """Seconds for one run, over `repeats` of them."""
+    if device == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        begin.record()
+        for _ in range(repeats):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1e3 / repeats
+    started = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - started) / repeats
+
+
+@torch.inference_mode()
+def captured(module: nn.Module, images: Tensor) -> Run:
+    """One forward pass as a CUDA graph: no launch cost is left in it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            module(images)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        module(images)
+    return graph.replay
+
+
+def fastest(candidates: Mapping[str, Run], device: str, rounds: int = 5) -> tuple[str, dict[str, float]]:
+    """The name of the fastest candidate and the median milliseconds of each, over alternating rounds."""
+    for run in candidates.values():
+        warm_up(run, device, 0.02)
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            times[name].append(1e3 * _time(run, 3, device))
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    return min(medians, key=medians.__getitem__), medians

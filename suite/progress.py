@@ -1,0 +1,72 @@
+"""How far a stage is, in a small file that anyone may read, and when it has to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+INTERVAL_S = 0.3
+
+
+class Interrupted(Exception):
+    """The stage stopped at a checkpoint, by a signal or at its time limit; starting it again goes on from there."""
+
+
+class Watch:
+    """Reports a stage's progress to `path` and knows when it is to stop.
+
+    path         progress.json of the stage, or None to report nowhere; not synced, because it may be lost
+    max_minutes  stop cleanly after that long; None for no limit
+    """
+
+    def __init__(self, path: Path | None = None, max_minutes: float | None = None) -> None:
+        self.path = path
+        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
+        self.signalled = threading.Event()
+        self.started = time.monotonic()
+        self._written = 0.0
+
+    def listen(self, *signals: signal.Signals) -> None:
+        """Stop at the next step's end when one of these signals comes. The handler only sets a flag."""
+
+        def handler(number: int, frame: FrameType | None) -> None:
+            self.signalled.set()
+
+        for number in signals:
+            signal.signal(number, handler)
+
+    @property
+    def must_stop(self) -> bool:
+        """True from a signal or the time limit on."""
+        return self.signalled.is_set() or time.monotonic() >= self.deadline
+
+    def report(self, doing: str, **numbers: Any) -> None:
+        """Write what is being done, a few times a second at most; `share` (0 to 1) of the stage gives the time left."""
+        now = time.monotonic()
+        if self.path is None or now - self._written < INTERVAL_S:
+            return
+        self._written = now
+        state = {
+            "doing": doing,
+            "pid": os.getpid(),
+            "seconds": round(now - self.started, 1),
+            "time": time.time(),
+            **numbers,
+        }
+        part = self.path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(state))
+        os.replace(part, self.path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `Watch.report` wrote last; empty when there is nothing."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,267 @@
+"""Rows: one JSON file for each finished run and each latency measurement, with all that is needed to trace and regenerate it.
+
+`results/rows/KEY.json` are the records; tables and figures are made from them alone. `results/work/KEY/` is the stage's own
+folder (checkpoints, log, packed network, `done.json`), which decides what is done and may be deleted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from suite.files import write_json
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+Status = Literal["done", "diverged", "failed"]
+Leg = Literal["eager", "graph"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What every row has. `reason` says why a status is not "done"; result fields are then None."""
+
+    kind: ClassVar[str]
+    key: str
+    label: str
+    status: Status
+    reason: str = ""
+    stage: dict[str, Any]
+    """The full identity of the stage."""
+    data: str
+    model: str
+    method: str
+    settings: str
+    """Method with the settings that differ from its defaults; runs that differ in seed only share it."""
+    granularity: str
+    groups: int
+    budget: float
+    budget_scope: str
+    seed: int
+    split: str
+    smoke: bool
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedRow(Row):
+    """A pruned, fine-tuned network. Accuracies are of the last epoch, on the test set, which is read once."""
+
+    kind: ClassVar[str] = "pruned"
+    result_fields: ClassVar[tuple[str, ...]] = (
+        "base_top1_pct",
+        "pruned_top1_pct",
+        "macs",
+        "params",
+        "macs_cut_pct",
+        "prunable_macs_cut_pct",
+        "plan_sha256",
+        "weights_sha256",
+    )
+    """Two rows of one run are equal when these are."""
+
+    base_top1_pct: float | None = None
+    pruned_top1_pct: float | None = None
+    drop_pp: float | None = None
+    """Base minus pruned; positive is worse."""
+    dense_macs: int | None = None
+    macs: int | None = None
+    executed_macs: int | None = None
+    """What the execution used for training computes: more than `macs` where groups are merged."""
+    macs_cut_pct: float | None = None
+    prunable_macs_cut_pct: float | None = None
+    dense_params: int | None = None
+    params: int | None = None
+    params_cut_pct: float | None = None
+    coarse: bool | None = None
+    fairness: str = ""
+    unsupported_ops: tuple[str, ...] = ()
+    """Operators that fvcore does not count; none of them is a convolution or a linear layer."""
+    base_epochs: int | None = None
+    learning_epochs: int | None = None
+    finetune_epochs: int | None = None
+    seconds: float | None = None
+    """Time spent on this stage, fine-tuning and measuring; not a result."""
+    plan_sha256: str | None = None
+    weights_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedRow(Row):
+    """Latency of a packed network beside its dense one, alternating in one process."""
+
+    kind: ClassVar[str] = "timed"
+    result_fields: ClassVar[tuple[str, ...]] = ()
+
+    pruned_key: str
+    device: str
+    batch: int
+    precision: str
+    layout: str
+    protocol: str
+    leg: Leg | None = None
+    """"eager" or, on a GPU, "graph": one captured CUDA graph."""
+    execution: str | None = None
+    """The packed execution that was measured: the fastest of `executions_ms`."""
+    executions_ms: dict[str, float] = field(default_factory=dict)
+    blocks: int | None = None
+    dense_ms: float | None = None
+    dense_ms_q1: float | None = None
+    dense_ms_q3: float | None = None
+    packed_ms: float | None = None
+    packed_ms_q1: float | None = None
+    packed_ms_q3: float | None = None
+    speedup_x: float | None = None
+    """Median over blocks of dense time / packed time."""
+    speedup_low_x: float | None = None
+    speedup_high_x: float | None = None
+    """Bootstrap 95 % interval of `speedup_x`."""
+    eager_speedup_x: float | None = None
+    eager_speedup_low_x: float | None = None
+    eager_speedup_high_x: float | None = None
+    """The same of the eager leg, launch cost included."""
+    theoretical_x: float | None = None
+    """Dense MACs / packed MACs. Not a speed-up."""
+    null_x: float | None = None
+    null_low_x: float | None = None
+    null_high_x: float | None = None
+    """Dense against dense, measured alike; when this interval misses 1 the measurement is not to be trusted."""
+    verdict: str | None = None
+    """"faster", "slower", "no difference", or "not trusted" when the null test fails."""
+    deployed: str | None = None
+    """What would be deployed: the packed execution, or "dense" where packing is slower."""
+
+
+ROW_TYPES: dict[str, type[Row]] = {kind.kind: kind for kind in (PrunedRow, TimedRow)}
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Commit, dirty flag, library versions, device and threads of this process."""
+    return {**_lasting(device), "threads": torch.get_num_threads()}
+
+
+@functools.cache
+def _lasting(device: str) -> dict[str, Any]:
+    """The part that no stage changes."""
+    return {
+        **_source(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "torchvision", "fvcore", "numpy", "scipy", "safetensors")},
+        "device": device_name(device),
+        "driver": _driver() if device == "cuda" else "",
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def device_name(device: str) -> str:
+    """The processor's own name: "cpu: Intel(R) Xeon(R) ..." or "NVIDIA H100 ..."."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    name = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    return f"cpu: {name or 'unknown'}, {os.cpu_count()} cores"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _driver() -> str:
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
+
+
+def _source() -> dict[str, Any]:
+    """Commit of the checkout that this code runs from, and whether anything outside results/ was changed."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ":/", ":(exclude,top)results")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": f"package {_version('pruning-suite')}", "dirty": None}
+
+
+def rows_folder(results: Path) -> Path:
+    """Where rows lie."""
+    return results / "rows"
+
+
+def write(row: Row, results: Path) -> None:
+    """Write the row's file, atomically."""
+    write_json(rows_folder(results) / f"{row.key}.json", to_dict(row))
+
+
+def to_dict(row: Row) -> dict[str, Any]:
+    """The row as plain JSON values, with kind and schema version."""
+    return {"schema": SCHEMA, "kind": row.kind, **dataclasses.asdict(row)}
+
+
+def from_dict(value: Any) -> Row:
+    """The row that `to_dict` gave. Raises ValueError naming what is wrong; fields of a newer version are refused."""
+    if not isinstance(value, dict) or value.get("kind") not in ROW_TYPES:
+        raise ValueError(f"not a row: its kind is none of {', '.join(ROW_TYPES)}")
+    if value.get("schema") != SCHEMA:
+        raise ValueError(f"schema {value.get('schema')} is not {SCHEMA}, which this version reads")
+    kind: type[Row] = ROW_TYPES[value["kind"]]
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k not in ("schema", "kind")
+    }
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := fields.keys() - known:
+        raise ValueError(f"unknown fields {sorted(unknown)}")
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def read(path: Path) -> Row | None:
+    """The row in this file; None when there is none. A damaged file is renamed to NAME.damaged and named in the log."""
+    try:
+        row = from_dict(json.loads(path.read_text(encoding="utf-8")))
+        if row.key != path.stem:
+            raise ValueError(f"it holds the row {row.key}")
+        return row
+    except FileNotFoundError:
+        return None
+    except (ValueError, UnicodeDecodeError) as error:
+        aside = path.with_suffix(".json.damaged")
+        os.replace(path, aside)
+        log.warning("row %s cannot be read (%s); set aside as %s", path, error, aside.name)
+        return None
+
+
+def read_all(results: Path, keys: Iterable[str]) -> list[Row]:
+    """The rows of these keys that are there."""
+    found = (read(rows_folder(results) / f"{key}.json") for key in keys)
+    return [row for row in found if row is not None]

@@ -1,0 +1,114 @@
+"""Everything that is made of a grid's rows, written into one folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from suite import grids
+from suite.files import write_text
+from suite.report import cells, figures, frames, tables, words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was written, and from how much. `missing`, `failed` (diverged ones too) and `done` count pruned runs."""
+
+    paths: tuple[Path, ...]
+    rows: int
+    """Row files that were read, latency rows too."""
+    done: int
+    missing: int
+    failed: int
+    remarks: tuple[str, ...] = ()
+    """What a user should know, a line each: no rows, rows left out."""
+    lines: pd.DataFrame = field(repr=False, compare=False)
+    """The table."""
+
+
+def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
+    """Write the grid's tables and figures into `results`/`grid_name` from the rows in `results`/rows.
+
+    `results` is the folder that the runs were given: that of smoke runs is its own (`suite.cli.results_of`). Raises
+    ValueError when the grid is unknown, the folder is not there, or smoke rows lie among real ones.
+    """
+    grid = grids.load(grid_name)
+    if not results.is_dir():
+        raise ValueError(f"there is no folder {results}; launch the grid first, or name its results with --results")
+    found = frames.load(grid, results, smoke)
+    lines, latency, problems = cells.table(found), cells.latency(found), cells.problems(found)
+    folder = results / grid_name
+    pictures, drawn = figures.draw_all(lines, folder)
+    texts = {
+        "table.csv": tables.csv(lines, tables.TABLE_COLUMNS),
+        "latency.csv": tables.csv(latency, tables.LATENCY_COLUMNS),
+        "table.md": tables.document(grid, lines, problems, smoke=smoke, pictures=pictures),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    statuses = found.runs["status"].value_counts()
+    return Report(
+        paths=(*(folder / name for name in texts), *drawn),
+        rows=found.rows,
+        done=int(statuses.get("done", 0)),
+        missing=int(statuses.get("missing", 0)),
+        failed=int(statuses.get("failed", 0) + statuses.get("diverged", 0)),
+        remarks=tuple(_remarks(grid_name, found, results, smoke)),
+        lines=lines,
+    )
+
+
+def _remarks(grid_name: str, found: frames.Frames, results: Path, smoke: bool) -> list[str]:
+    remarks = []
+    if not found.rows:
+        command = f"python -m suite.launch --grid {grid_name}" + (" --smoke" if smoke else "")
+        remarks.append(f"no row of {grid_name} is in {results / 'rows'}; `{command}` makes them")
+        if not smoke and frames.any_rows(results / "smoke"):
+            remarks.append("there are smoke rows; --smoke reports them")
+    without = frames.timed_without_run(found)
+    if without:
+        remarks.append(f"{without} latency rows are left out: the runs that they measured have no finished row")
+    return remarks
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the table in short, what is missing, and what was written."""
+    done = report.lines[report.lines["n"] > 0]
+    for (data, model), part in done.groupby(["data", "model"], sort=False):
+        base = words.mean_sd(part["base_top1_mean_pct"].mean(), float("nan"))
+        console.print(_short_table(part, f"{data}, {model}: {base} % before pruning"))
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+    console.print(words.counts(report.lines), **plain)
+    for remark in report.remarks:
+        console.print(remark, **plain, style="yellow")
+    for path in report.paths:
+        console.print(str(path), **plain)
+
+
+def _short_table(lines: pd.DataFrame, title: str) -> Table:
+    """Columns that fit into 80 characters."""
+    headings = ("method", "budget", "top-1 %", "drop pp", "speed-up", "note")
+    table = Table(*headings, title=Text(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
+    for column in table.columns[1:5]:
+        column.justify, column.no_wrap = "right", True
+    letters, meanings = words.told_apart(lines, [*frames.CONDITIONS, *frames.TIMED_CONDITIONS])
+    for line in lines.assign(name=lines["short"] + letters).to_dict("records"):
+        gain = f"{line['speedup_x']:.2f} x" if line["verdict"] in ("faster", "slower") else line["verdict"]
+        values = (
+            line["name"],
+            words.budget(line["budget"], line["budget_scope"]),
+            words.mean_sd(line["top1_mean_pct"], line["top1_sd_pp"], line["n"]),
+            words.number(line["drop_mean_pp"]),
+            gain,
+            line["note"],
+        )
+        table.add_row(*(Text(value) for value in values))
+    table.caption, table.caption_justify = Text("\n".join(meanings)), "left"
+    return table

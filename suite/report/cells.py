@@ -1,0 +1,212 @@
+"""Statistics: runs become cells. A cell whose rows differ in a condition becomes several lines, which say so.
+
+Definitions
+    mean, sd      over the n runs of a line; sd is the sample standard deviation (n - 1), absent for n = 1
+    base          over the different base networks among them: one public network has no spread
+    drop          base minus pruned, paired run by run
+    speed-up      the median over the runs whose null test passed, with the lowest lower and the highest upper end of their
+                  own 95 % intervals. The range covers every network that was measured; it says nothing of seeds not run
+    verdict       "faster" or "slower" when that range lies above or below 1, "no difference" when it contains 1, "not
+                  trusted" when no run passed the null test (its interval of dense against dense contains 1)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from suite.report.frames import CONDITIONS, SCHEDULES, TIMED_CONDITIONS, TIMING, Frames
+
+STATUSES = ["done", "diverged", "failed", "missing"]
+SERIES = [
+    "data",
+    "model",
+    "split",
+    "weights",
+    "method",
+    "settings",
+    "short",
+    "series",
+    "granularity",
+    "groups",
+    *SCHEDULES,
+]
+_LINE = ["cell", *CONDITIONS]
+
+
+def table(frames: Frames) -> pd.DataFrame:
+    """One line a cell and set of conditions, in the grid's order, with the latency of the grid's first timing.
+
+    A cell without a finished run has one line with its counts and no numbers.
+    """
+    lines = accuracy_lines(frames.runs)
+    first = latency_lines(frames, lines)
+    first = first[first["timing"] == 0].drop(columns=["timing", "dense_ms", "packed_ms"])
+    both = lines.merge(first, on="line", how="left", validate="one_to_many")
+    text = [*TIMED_CONDITIONS, "precision", "layout", "protocol", "verdict", "deployed"]
+    both[text] = both[text].astype("object").fillna("")
+    both["note"] = _notes(both)
+    return both
+
+
+def latency(frames: Frames) -> pd.DataFrame:
+    """One line a cell, set of conditions and latency measurement; those of all timings."""
+    lines = accuracy_lines(frames.runs)
+    about = ["line", "data", "model", "settings", "budget", "budget_scope", *CONDITIONS]
+    return lines[about].merge(latency_lines(frames, lines), on="line", how="inner")
+
+
+# ---- accuracy --------------------------------------------------------------------------------------------------------
+
+
+def accuracy_lines(runs: pd.DataFrame) -> pd.DataFrame:
+    """Cells with mean, sd and n of what the rows hold; `line` numbers them."""
+    cells = runs.drop_duplicates("cell")[["cell", "budget", "budget_scope", *SERIES]]
+    counts = runs.groupby(["cell", "status"]).size().unstack(fill_value=0).reindex(columns=STATUSES, fill_value=0)
+    counts["runs"] = counts.sum(axis=1)
+    lines = cells.merge(counts.drop(columns="done").reset_index(), on="cell")
+    lines = lines.merge(_statistics(runs[runs["status"] == "done"]), on="cell", how="left")
+    lines[CONDITIONS] = lines[CONDITIONS].fillna("")
+    lines[["n", "coarse", "base_n"]] = lines[["n", "coarse", "base_n"]].fillna(0).astype(int)
+    lines["rows"] = lines["rows"].fillna("")
+    lines["line"] = np.arange(len(lines))
+    return lines
+
+
+def _statistics(done: pd.DataFrame) -> pd.DataFrame:
+    drop = done["base_top1_pct"] - done["pruned_top1_pct"]
+    coarse = done["coarse"].eq(True)
+    result = (
+        done.assign(drop_pp=drop, coarse=coarse)
+        .groupby(_LINE, sort=False)
+        .agg(
+            n=("key", "size"),
+            top1_mean_pct=("pruned_top1_pct", "mean"),
+            top1_sd_pp=("pruned_top1_pct", "std"),
+            drop_mean_pp=("drop_pp", "mean"),
+            drop_sd_pp=("drop_pp", "std"),
+            macs_cut_pct=("macs_cut_pct", "mean"),
+            prunable_macs_cut_pct=("prunable_macs_cut_pct", "mean"),
+            params_cut_pct=("params_cut_pct", "mean"),
+            macs=("macs", "mean"),
+            params=("params", "mean"),
+            coarse=("coarse", "sum"),
+            rows=("key", " ".join),
+        )
+    )
+    base = done.drop_duplicates([*_LINE, "base_key"]).groupby(_LINE, sort=False)["base_top1_pct"]
+    result = result.join(base.agg(base_n="size", base_top1_mean_pct="mean", base_top1_sd_pp="std"))
+    result["top1_t95_pp"] = t95_half_width(result["top1_sd_pp"], result["n"])
+    return result.reset_index()
+
+
+def t95_half_width(sd: pd.Series, n: pd.Series) -> pd.Series:
+    """Half-width of the t 95 % interval of a mean; absent for n = 1."""
+    return sd * stats.t.ppf(0.975, n - 1) / np.sqrt(n)
+
+
+# ---- latency ---------------------------------------------------------------------------------------------------------
+
+
+def latency_lines(frames: Frames, lines: pd.DataFrame) -> pd.DataFrame:
+    """Speed-ups of every line, timing and set of conditions. Latencies of runs without a finished row are left out."""
+    measured = frames.timings.merge(_line_of_run(frames.runs, lines), on="pruned_key", how="inner")
+    keys = ["line", "timing", "asked_device", *TIMING]
+    asked = measured[keys].drop_duplicates()
+    counts = (
+        measured.groupby(["line", "timing", "status"])
+        .size()
+        .unstack(fill_value=0)
+        .reindex(columns=STATUSES, fill_value=0)
+        .rename(columns={"diverged": "timed_diverged", "failed": "timed_failed", "missing": "timed_missing"})
+        .drop(columns="done")
+        .reset_index()
+    )
+    done = _speedups(measured[measured["status"] == "done"])
+    result = asked.merge(counts, on=["line", "timing"]).merge(done, on=["line", "timing"], how="left")
+    result[TIMED_CONDITIONS] = result[TIMED_CONDITIONS].fillna("")
+    result["verdict"] = result["verdict"].fillna("")
+    result["deployed"] = result["deployed"].fillna("")
+    counted = ["speedup_n", "speedup_untrusted"]
+    result[counted] = result[counted].fillna(0).astype(int)
+    return result
+
+
+def _line_of_run(runs: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
+    done = runs.loc[runs["status"] == "done", ["key", *_LINE]].rename(columns={"key": "pruned_key"})
+    return done.merge(lines[["line", *_LINE]], on=_LINE)[["pruned_key", "line"]]
+
+
+def _speedups(done: pd.DataFrame) -> pd.DataFrame:
+    keys = ["line", "timing", *TIMED_CONDITIONS]
+    trusted = (done["null_low_x"] <= 1) & (done["null_high_x"] >= 1)
+    values = ["speedup_x", "speedup_low_x", "speedup_high_x", "dense_ms", "packed_ms"]
+    masked = done.assign(**{name: done[name].where(trusted) for name in values}, untrusted=~trusted)
+    result = masked.groupby(keys, sort=False).agg(
+        speedup_n=("speedup_x", "count"),
+        speedup_untrusted=("untrusted", "sum"),
+        speedup_x=("speedup_x", "median"),
+        speedup_low_x=("speedup_low_x", "min"),
+        speedup_high_x=("speedup_high_x", "max"),
+        theoretical_x=("theoretical_x", "mean"),
+        dense_ms=("dense_ms", "median"),
+        packed_ms=("packed_ms", "median"),
+    )
+    result["verdict"] = _verdict(result)
+    return result.join(_deployed(done, keys)).reset_index()
+
+
+def _verdict(speedups: pd.DataFrame) -> np.ndarray:
+    low, high = speedups["speedup_low_x"], speedups["speedup_high_x"]
+    return np.select([low.isna(), low > 1, high < 1], ["not trusted", "faster", "slower"], default="no difference")
+
+
+def _deployed(done: pd.DataFrame, keys: list[str]) -> pd.Series:
+    """What would be deployed: "groups", or "groups x2, dense x1" where the runs differ."""
+    counts = done.groupby([*keys, "deployed"], sort=False).size().rename("count").reset_index("deployed")
+    counts["kinds"] = counts.groupby(keys)["deployed"].transform("size")
+    text = counts["deployed"] + (" x" + counts["count"].astype(str)).where(counts["kinds"] > 1, "")
+    return text.groupby(keys, sort=False).agg(", ".join).rename("deployed")
+
+
+def problems(frames: Frames) -> pd.DataFrame:
+    """Failures by status and reason: `runs` (how many) and `labels` of the runs or latency measurements."""
+    both = pd.concat([frames.runs, frames.timings.assign(status="timing " + frames.timings["status"])])
+    wrong = both[both["status"].isin(["failed", "diverged", "timing failed", "timing diverged"])]
+    wrong = wrong.assign(reason=wrong["reason"].astype("object").replace("", "no reason given"))
+    groups = wrong.groupby(["status", "reason"], sort=False)["label"]
+    return groups.agg(runs="size", labels=list).reset_index()
+
+
+# ---- what a reader must know -----------------------------------------------------------------------------------------
+
+
+def _notes(lines: pd.DataFrame) -> pd.Series:
+    """Why numbers are absent or not to be compared, in words."""
+    none = lines["n"] == 0
+    notes = [
+        _when(none & (lines["missing"] == lines["runs"]), "not run"),
+        _counted(lines["missing"].where(lines["missing"] < lines["runs"], 0), lines["runs"], "not run"),
+        _counted(lines["failed"], lines["runs"], "failed"),
+        _counted(lines["diverged"], lines["runs"], "diverged"),
+        _counted(lines["coarse"], lines["n"], "coarse"),
+        _when(lines["dirty"] == "yes", "dirty"),
+        _when(~none & lines["asked_device"].isna(), "not timed"),
+        _counted(lines["timed_missing"], lines["n"], "not timed"),
+        _counted(lines["timed_failed"], lines["n"], "timing failed"),
+        _counted(lines["speedup_untrusted"], lines["speedup_untrusted"] + lines["speedup_n"], "null test failed"),
+        _when((lines["timed_dirty"] == "yes") & (lines["dirty"] != "yes"), "timed dirty"),
+    ]
+    return pd.concat(notes, axis=1).apply(lambda texts: "; ".join(text for text in texts if text), axis=1)
+
+
+def _when(condition: pd.Series, text: str) -> pd.Series:
+    return pd.Series(np.where(condition, text, ""), index=condition.index)
+
+
+def _counted(count: pd.Series, total: pd.Series, text: str) -> pd.Series:
+    """ "text (2 of 3)", or just "text" when it is all of them."""
+    count, total = count.fillna(0).astype(int), total.fillna(0).astype(int)
+    some = text + " (" + count.astype(str) + " of " + total.astype(str) + ")"
+    return some.where(count < total, text).where(count > 0, "")

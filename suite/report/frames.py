@@ -1,0 +1,259 @@
+"""Rows as pandas frames: what the grid asks for, beside what is there.
+
+A *series* is all that a line of a table or figure shares but the budget and the seed: data, model, base network, method
+with its settings, schedules. A *cell* is a series at a budget; its runs differ in their seeds only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from suite import records
+from suite.contract import Pruner
+from suite.grids import Grid, runs_of, stages_of
+from suite.schedule import Schedule
+from suite.stages import Pruned, Timed, describe
+
+CONDITIONS = ["commit", "dirty", "device", "data_sha256"]
+"""Accuracies of rows that differ in one of these are never averaged."""
+TIMED_CONDITIONS = ["timed_device", "threads", "leg", "timed_commit", "timed_dirty"]
+"""Nor are latencies of rows that differ in one of these, or in what the grid asks for (`TIMING`)."""
+TIMING = ["batch", "precision", "layout", "protocol"]
+SCHEDULES = ["base_schedule", "learning_schedule", "finetune_schedule"]
+
+_PRUNED = [
+    "key",
+    "status",
+    "reason",
+    "base_top1_pct",
+    "pruned_top1_pct",
+    "macs",
+    "macs_cut_pct",
+    "prunable_macs_cut_pct",
+    "params",
+    "params_cut_pct",
+    "coarse",
+]
+_TIMED = [
+    "key",
+    "status",
+    "reason",
+    "device",
+    "leg",
+    "dense_ms",
+    "packed_ms",
+    "speedup_x",
+    "speedup_low_x",
+    "speedup_high_x",
+    "theoretical_x",
+    "null_low_x",
+    "null_high_x",
+    "deployed",
+]
+_NUMBERS = [name for name in (*_PRUNED, *_TIMED) if name.endswith(("_pct", "_x", "_ms", "macs", "params"))]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """All runs and all latency measurements of a grid, done or not. `status` "missing" is a run without a row."""
+
+    runs: pd.DataFrame
+    timings: pd.DataFrame
+    rows: int
+    """Row files that were read."""
+
+
+def load(grid: Grid, results: Path, smoke: bool) -> Frames:
+    """The grid's runs joined with the rows in `results`/rows.
+
+    Raises ValueError when a row of a smoke run lies among real ones, or the other way round.
+    """
+    runs = runs_of(grid, smoke=smoke)
+    timed = [stage for stage in stages_of(grid, runs, smoke=smoke) if isinstance(stage, Timed)]
+    rows = records.read_all(results, [stage.key for stage in (*runs, *timed)])
+    if wrong := [row for row in rows if row.smoke != smoke]:
+        kind = "smoke" if wrong[0].smoke else "real"
+        raise ValueError(
+            f"{records.rows_folder(results) / wrong[0].key}.json is a {kind} row among {'smoke' if smoke else 'real'} "
+            f"ones ({len(wrong)} such rows); they are never mixed: move it away"
+        )
+    runs_frame, timed_frame = _runs(runs), _timings(timed)
+    pruned_rows = [row for row in rows if isinstance(row, records.PrunedRow)]
+    timed_rows = [row for row in rows if isinstance(row, records.TimedRow)]
+    return Frames(
+        runs=_joined(runs_frame, _pruned_rows(pruned_rows), ["base_top1_pct", "pruned_top1_pct", "macs_cut_pct"]),
+        timings=_joined(timed_frame, _timed_rows(timed_rows), ["speedup_x", "speedup_low_x", "speedup_high_x"]),
+        rows=len(rows),
+    )
+
+
+# ---- what the grid asks for ------------------------------------------------------------------------------------------
+
+
+def _runs(runs: Sequence[Pruned]) -> pd.DataFrame:
+    """One line a run, in the grid's order."""
+    frame = pd.DataFrame([_about(run) for run in runs])
+    numbers: dict[tuple[object, ...], int] = {}
+    frame["series"] = [numbers.setdefault(_series(run), len(numbers)) for run in runs]
+    frame["cell"] = frame.groupby(["series", "budget", "budget_scope"], sort=False).ngroup()
+    frame = frame.join(_names(runs, frame), on="series")
+    return frame.drop_duplicates("key")
+
+
+def _series(run: Pruned) -> tuple[object, ...]:
+    base = run.base
+    return base.data, base.model, base.weights, base.split, run.settings, *_schedules(run)
+
+
+def _schedules(run: Pruned) -> tuple[Schedule | None, ...]:
+    return run.base.schedule, run.learning if run.settings.learns else None, run.finetune
+
+
+def _about(run: Pruned) -> dict[str, Any]:
+    base = run.base
+    return {
+        "key": run.key,
+        "label": run.label,
+        "data": base.data,
+        "model": base.model,
+        "split": base.split,
+        "weights": base.weights,
+        "method": run.method,
+        "granularity": run.settings.granularity,
+        "groups": run.settings.groups,
+        "budget": run.budget.share,
+        "budget_scope": run.budget.scope,
+        "seed": run.seed,
+        "base_key": base.key,
+        **dict(zip(SCHEDULES, map(_schedule, _schedules(run)), strict=True)),
+    }
+
+
+def _schedule(schedule: Schedule | None) -> str:
+    """The schedule's settings that differ from its defaults; "" for none."""
+    if schedule is None:
+        return ""
+    return ", ".join(
+        f"{field.name}={getattr(schedule, field.name)}"
+        for field in dataclasses.fields(schedule)
+        if getattr(schedule, field.name) != field.default
+    )
+
+
+def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
+    """Series -> `settings` (unique in its data and model) and `short`: just the settings that tell it from the others."""
+    first = frame.drop_duplicates("series")
+    names = first[["series", "data", "model", "method"]].assign(pruner=[runs[i].settings for i in first.index])
+    names["settings"] = [describe(pruner) for pruner in names["pruner"]]
+    names["short"] = ""
+    for _, same in names.groupby(["data", "model", "method"], sort=False):
+        names.loc[same.index, "short"] = _short(same["method"].iloc[0], list(same["pruner"]))
+    twins = names.groupby(["data", "model", "settings"], sort=False)
+    number = (twins.cumcount() + 1).astype(str).where(twins["series"].transform("size") > 1, "")
+    suffix = number.where(number == "", " [schedule " + number + "]")
+    names["settings"] += suffix
+    names["short"] += suffix
+    return names.set_index("series")[["settings", "short"]]
+
+
+def _short(method: str, pruners: Sequence[Pruner]) -> list[str]:
+    """The method's name with the settings in which its variants differ."""
+    fields = [
+        field.name
+        for field in dataclasses.fields(pruners[0])
+        if len({repr(getattr(pruner, field.name, None)) for pruner in pruners}) > 1
+    ]
+    shown = [", ".join(f"{name}={getattr(pruner, name)}" for name in fields) for pruner in pruners]
+    return [f"{method}({text})" if text else method for text in shown]
+
+
+def _timings(timed: Sequence[Timed]) -> pd.DataFrame:
+    """One line a latency measurement; `timing` is its place in the grid's timings."""
+    columns = ["key", "label", "pruned_key", "asked_device", *TIMING]
+    frame = pd.DataFrame(
+        [
+            (
+                stage.key,
+                stage.label,
+                stage.pruned.key,
+                stage.timing.device,
+                *(getattr(stage.timing, name) for name in TIMING),
+            )
+            for stage in timed
+        ],
+        columns=columns,
+    )
+    frame["timing"] = frame.groupby(["asked_device", *TIMING], sort=False).ngroup()
+    return frame
+
+
+# ---- what is there ---------------------------------------------------------------------------------------------------
+
+
+def _pruned_rows(rows: Iterable[records.PrunedRow]) -> pd.DataFrame:
+    frame = pd.DataFrame(
+        [
+            [*(getattr(row, name) for name in _PRUNED), *(row.provenance.get(name) for name in CONDITIONS)]
+            for row in rows
+        ],
+        columns=[*_PRUNED, *CONDITIONS],
+    )
+    return _with_conditions(frame, CONDITIONS)
+
+
+def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:
+    provenance = ["threads", "commit", "dirty"]
+    frame = pd.DataFrame(
+        [
+            [*(getattr(row, name) for name in _TIMED), *(row.provenance.get(name) for name in provenance)]
+            for row in rows
+        ],
+        columns=[*_TIMED, *provenance],
+    ).rename(columns={"device": "timed_device", "commit": "timed_commit", "dirty": "timed_dirty"})
+    frame = _with_conditions(frame, TIMED_CONDITIONS)
+    frame["threads"] = frame["threads"].where(frame["timed_device"].str.startswith("cpu"), "")
+    return frame
+
+
+def _with_conditions(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Conditions as text, "unknown" where a row does not say; `dirty` as "yes" or "no"."""
+    for name in names:
+        frame[name] = pd.Series([_text(value) for value in frame[name]], index=frame.index, dtype="object")
+    return frame
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None or value == "" or value != value else str(value)
+
+
+def _joined(wanted: pd.DataFrame, rows: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
+    """Every wanted line with its row. A row that says "done" without its numbers counts as failed."""
+    numbers = [name for name in rows.columns if name in _NUMBERS]
+    rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce").astype(float)
+    rows[numbers] = rows[numbers].where(rows[numbers].abs() != float("inf"))
+    broken = (rows["status"] == "done") & rows[list(needed)].isna().any(axis=1)
+    rows.loc[broken, "reason"] = f"its row says done but lacks a finite {', '.join(needed)}"
+    rows.loc[broken, "status"] = "failed"
+    both = wanted.merge(rows, on="key", how="left", validate="one_to_one")
+    both["status"] = both["status"].fillna("missing")
+    return both
+
+
+def timed_without_run(frames: Frames) -> int:
+    """Finished latency measurements of runs that have no finished row."""
+    done = frames.runs.loc[frames.runs["status"] == "done", "key"]
+    timings = frames.timings
+    return int(((timings["status"] == "done") & ~timings["pruned_key"].isin(done)).sum())
+
+
+def any_rows(results: Path) -> bool:
+    """Is there a row of any grid?"""
+    return next(records.rows_folder(results).glob("*.json"), None) is not None

@@ -1,0 +1,144 @@
+"""How numbers and conditions are written: in tables, in captions, on the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+FLOPS = (
+    "FLOPs are multiply-accumulates (MACs) of convolutions and linear layers for one image; the share cut is of the whole "
+    "network, and that of the prunable convolutions (all but the stem and the shortcuts) stands beside it"
+)
+SPEEDUP = (
+    "speed-up is dense time / packed time: the median over the runs [lowest lower end, highest upper end of the runs' own "
+    "95 % intervals] (number of runs). The range covers every network that was measured, not seeds that were not run. When "
+    'it contains 1 there is "no difference"; runs whose null test (dense against dense) failed are left out, and without '
+    'any other the cell is "not trusted"'
+)
+
+_MARKDOWN = re.compile(r"([\\`*{}\[\]<>|$~#])")
+_EDGE_UNDERSCORE = re.compile(r"(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
+
+
+def markdown(text: str) -> str:
+    """`text` so that Markdown shows it as it is, in a table too. An underscore inside a word needs no escape."""
+    escaped = _MARKDOWN.sub(r"\\\1", " ".join(text.replace("&", "&amp;").split()))
+    return _EDGE_UNDERSCORE.sub(r"\\_", escaped)
+
+
+def file_name(*parts: str) -> str:
+    """The parts joined by underscores, with letters, digits and `+-.` only."""
+    return "_".join(re.sub(r"[^0-9A-Za-z.+-]+", "_", part) for part in parts)
+
+
+def number(value: float, digits: int = 2) -> str:
+    """Fixed digits; "" for what is absent."""
+    return "" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def mean_sd(mean: float, sd: float, n: int | None = None) -> str:
+    """ "94.31 ± 0.20 (5)"; no spread where there is none, "" without a mean."""
+    if pd.isna(mean):
+        return ""
+    spread = "" if pd.isna(sd) else f" ± {sd:.2f}"
+    return f"{mean:.2f}{spread}" + ("" if n is None else f" ({n})")
+
+
+def budget(share: float, scope: str) -> str:
+    """ "60.17 %", with the scope where it is not the whole network."""
+    return f"{100 * share:.4g} %" + ("" if scope == "network" else f" of {scope}")
+
+
+def speedup(line: Mapping[Hashable, Any] | pd.Series) -> str:
+    """ "1.31 [1.27, 1.36] (2)", with "no difference" where that is so; "" where nothing was measured."""
+    if not line["verdict"] or line["verdict"] == "not trusted":
+        return str(line["verdict"])
+    low, high = line["speedup_low_x"], line["speedup_high_x"]
+    text = f"{line['speedup_x']:.2f} [{low:.2f}, {high:.2f}] ({line['speedup_n']:.0f})"
+    return f"{text}, no difference" if line["verdict"] == "no difference" else text
+
+
+def commit(name: str, dirty: str) -> str:
+    """The short commit, marked when the checkout held changes that are not in it."""
+    short = name[:8] if re.fullmatch(r"[0-9a-f]{40}", name) else name
+    return short + ("+dirty" if dirty == "yes" else "")
+
+
+def commits(lines: pd.DataFrame, prefix: str = "") -> pd.Series:
+    """`commit` of every line; "" where there is none."""
+    pairs = zip(lines[f"{prefix}commit"], lines[f"{prefix}dirty"], strict=True)
+    return pd.Series([commit(name, dirty) for name, dirty in pairs], index=lines.index, dtype="object")
+
+
+def different(values: pd.Series) -> list[str]:
+    """The different values that are there, in order."""
+    return [str(value) for value in values.dropna().unique() if value != ""]
+
+
+def counts(lines: pd.DataFrame) -> str:
+    """ "60 runs: 57 done, 2 failed, 1 not run." """
+    cells = lines.drop_duplicates("cell")
+    kinds = {name: int(cells[name].sum()) for name in ("runs", "diverged", "failed", "missing")}
+    done = kinds["runs"] - kinds["diverged"] - kinds["failed"] - kinds["missing"]
+    parts = [f"{done} done", *(f"{kinds[name]} {name}" for name in ("diverged", "failed") if kinds[name])]
+    return f"{kinds['runs']} runs: {', '.join(parts)}" + (f", {kinds['missing']} not run." if kinds["missing"] else ".")
+
+
+def told_apart(lines: pd.DataFrame, conditions: Sequence[str]) -> tuple[pd.Series, list[str]]:
+    """For every line a letter for its conditions, as " [A]", and what each letter means; nothing when all are alike."""
+    differing = [column for column in conditions if len(different(lines[column])) > 1]
+    if not differing:
+        return pd.Series("", index=lines.index, dtype="object"), []
+    number = lines.groupby(differing, sort=False).ngroup()
+    firsts = lines.loc[~number.duplicated()]
+    meanings = [f"[{_letter(i)}] {_conditions(line, differing)}" for i, (_, line) in enumerate(firsts.iterrows())]
+    return " [" + number.map(_letter) + "]", meanings
+
+
+def _letter(number: int) -> str:
+    """A to Z, then A1, B1, ..."""
+    return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
+
+
+def _conditions(line: pd.Series, differing: Sequence[str]) -> str:
+    parts = []
+    for prefix, verb in (("", ""), ("timed_", "timed at ")):
+        if f"{prefix}commit" in differing or f"{prefix}dirty" in differing:
+            parts.append(f"{verb}commit {commit(line[f'{prefix}commit'], line[f'{prefix}dirty'])}")
+    parts += [f"trained on {line[name]}" for name in differing if name == "device"]
+    parts += [f"data {line[name][:8]}" for name in differing if name == "data_sha256"]
+    parts += [f"timed on {line[name]}" for name in differing if name == "timed_device" and line[name]]
+    parts += [f"{line[name]} threads" for name in differing if name == "threads" and line[name]]
+    parts += [f"leg {line[name]}" for name in differing if name == "leg" and line[name]]
+    return ", ".join(parts) or "not timed"
+
+
+def trained(lines: pd.DataFrame) -> str:
+    """Where and from what the accuracies of these lines come."""
+    parts = [
+        f"trained on {' and '.join(different(lines['device']))}",
+        f"commit {' and '.join(different(commits(lines)))}",
+        f"data {' and '.join(value[:8] for value in different(lines['data_sha256']))}",
+    ]
+    return ", ".join(parts)
+
+
+def measured(lines: pd.DataFrame) -> str:
+    """Where and how the latencies of these lines were measured; "" when none was."""
+    timed = lines[lines["verdict"] != ""]
+    if timed.empty:
+        return ""
+    batches = " and ".join(f"{value:.0f}" for value in timed["batch"].dropna().unique())
+    threads = " and ".join(different(timed["threads"]))
+    parts = [
+        f"on {' and '.join(different(timed['timed_device']))}",
+        f"batch {batches}",
+        *(" and ".join(different(timed[name])) for name in ("precision", "layout", "leg")),
+        f"{' and '.join(different(timed['protocol']))} protocol",
+        *([f"{threads} threads"] if threads else []),
+        f"commit {' and '.join(different(commits(timed, 'timed_')))}",
+    ]
+    return ", ".join(parts)

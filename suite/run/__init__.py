@@ -1,0 +1,108 @@
+"""Does one stage: reads what it needs, trains, packs, measures; leaves its output, or the reason why there is none."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import time
+import traceback
+from pathlib import Path
+from typing import Literal
+
+import torch
+from filelock import FileLock
+
+from suite import records
+from suite.files import write_json
+from suite.progress import Interrupted, Watch
+from suite.run.common import make_row
+from suite.run.folder import Context, failure, is_done
+from suite.run.pruned_stage import do_pruned
+from suite.run.timed_stage import do_timed
+from suite.run.train_stages import do_base, do_learned
+from suite.stages import Base, Learned, Pruned, Stage, Timed
+from suite.train import Diverged
+
+__all__ = ["Context", "Outcome", "execute", "fail", "failure", "is_done"]
+
+log = logging.getLogger(__name__)
+
+Outcome = Literal["done", "diverged", "failed", "interrupted"]
+
+
+def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outcome:
+    """Do `stage` unless it is done. Whatever goes wrong becomes a status with its reason, never an exception.
+
+    Two processes with the same stage do it one after the other, and the second finds it done.
+    """
+    folder = context.folder(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if is_done(stage, context):
+            return "done"
+        watch = watch or Watch(folder / "progress.json", context.max_minutes)
+        handler = logging.FileHandler(folder / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(handler)
+        try:
+            (folder / "failed.json").unlink(missing_ok=True)
+            _do(stage, context, watch)
+            return "done"
+        except Interrupted as stop:
+            log.info("%s: %s", stage.label, stop)
+            return "interrupted"
+        except Exception as error:  # here a run becomes a row; nothing that goes wrong in one may stop the others
+            log.error("%s\n%s", stage.label, traceback.format_exc())
+            return fail(stage, context, "diverged" if isinstance(error, Diverged) else "failed", _reason(error))
+        finally:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def _reason(error: Exception) -> str:
+    """One line for people."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no room on the disk for {error.filename or 'a file'}; make room and run the same command again"
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, (Diverged, ValueError, OSError)) else f"{type(error).__name__}: {text}"
+
+
+def fail(stage: Stage, context: Context, status: Literal["diverged", "failed"], reason: str) -> Outcome:
+    """Record that an attempt at the stage failed: a status file, and a row where the stage has one."""
+    try:
+        context.folder(stage).mkdir(parents=True, exist_ok=True)
+        write_json(context.folder(stage) / "failed.json", {"status": status, "reason": reason, "time": time.time()})
+        if isinstance(stage, Pruned | Timed):
+            records.write(make_row(stage, context, status=status, reason=reason), context.results)
+    except OSError as error:
+        log.error("%s failed (%s), and that could not be written: %s", stage.label, reason, error)
+    return status
+
+
+def _do(stage: Stage, context: Context, watch: Watch) -> None:
+    _pin_threads(context.folder(stage) / "started.json", context)
+    for needed in stage.needs:
+        if not is_done(needed, context):
+            why = failure(needed, context)
+            because = f"{why['status']}: {why['reason']}" if why else "which is not done; run it first"
+            raise ValueError(f"needs {needed.key} ({needed.label}), {because}")
+    if isinstance(stage, Base):
+        do_base(stage, context, watch)
+    elif isinstance(stage, Learned):
+        do_learned(stage, context, watch)
+    elif isinstance(stage, Pruned):
+        do_pruned(stage, context, watch)
+    else:
+        do_timed(stage, context, watch)
+
+
+def _pin_threads(path: Path, context: Context) -> None:
+    """A stage keeps the number of threads that it was started with, because sums depend on it."""
+    try:
+        threads = int(json.loads(path.read_text())["threads"])
+    except (OSError, ValueError, KeyError, TypeError):
+        threads = context.threads or os.cpu_count() or 1
+        write_json(path, {"threads": threads})
+    torch.set_num_threads(threads)

@@ -1,0 +1,76 @@
+"""`python -m suite.run`: one stage of a grid, and what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+
+from rich.console import Console
+
+from suite import cli, grids
+from suite.progress import Watch
+from suite.run import Context, execute, failure
+from suite.stages import Stage, in_order
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m suite.run",
+        description="Do one stage of a grid, with the stages that it needs. Stopped or killed, the same command goes on "
+        "from the last checkpoint. `python -m suite.launch --grid NAME --dry-run` lists the stages.",
+    )
+    cli.add_grid_options(result)
+    result.add_argument("--stage", required=True, metavar="KEY", help="the stage's name or its beginning: pruned-3f2a")
+    cli.add_machine_options(result)
+    return result
+
+
+def main() -> int:
+    """Exit status: 0 done, 1 failed, 2 bad arguments, 75 stopped at a checkpoint."""
+    arguments = parser().parse_args()
+    cli.configure_logging()
+    console = Console()
+    try:
+        stage = _find(arguments)
+        context = Context(
+            results=cli.results_of(arguments),
+            data=arguments.data,
+            device=cli.device_of(arguments.device),
+            threads=arguments.threads,
+        )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"suite.run: {error}\n")
+        return 2
+    watch = Watch(max_minutes=arguments.max_minutes)
+    watch.listen(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    for needed in in_order([stage]):
+        folder = context.folder(needed)
+        folder.mkdir(parents=True, exist_ok=True)
+        watch.path = folder / "progress.json"
+        outcome = execute(needed, context, watch)
+        why = failure(needed, context) if outcome in ("failed", "diverged") else None
+        console.print(
+            f"{outcome:12} {needed.key}  {needed.label}" + (f": {why['reason']}" if why else ""), highlight=False
+        )
+        if outcome != "done":
+            return 75 if outcome == "interrupted" else 1
+    return 0
+
+
+def _find(arguments: argparse.Namespace) -> Stage:
+    grid = grids.load(arguments.grid)
+    runs = grids.runs_of(grid, only=arguments.only, smoke=arguments.smoke)
+    stages = grids.stages_of(grid, runs, smoke=arguments.smoke)
+    found = [stage for stage in stages if stage.key.startswith(arguments.stage)]
+    if len(found) != 1:
+        raise ValueError(
+            f"--stage {arguments.stage!r} fits {len(found)} of the {len(stages)} stages of {arguments.grid}; "
+            f"`python -m suite.launch --grid {arguments.grid} --dry-run` lists them"
+        )
+    return found[0]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

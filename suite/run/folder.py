@@ -1,0 +1,89 @@
+"""A stage's own folder, `results/work/KEY/`: what is done, what failed, and why.
+
+A stage is done when `done.json` is there and the files that it lists are whole. Rows are the records; this folder decides
+what is done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from suite import records
+from suite.files import write_json
+from suite.stages import Stage, identity
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where and on what a stage runs; none of it changes a result but for rounding on another device."""
+
+    results: Path
+    data: Path | None = None
+    device: str = "cpu"
+    threads: int = 0
+    """0: as many as there are cores."""
+    max_minutes: float | None = None
+
+    def folder(self, stage: Stage) -> Path:
+        """The stage's own folder."""
+        return self.results / "work" / stage.key
+
+
+def is_done(stage: Stage, context: Context) -> bool:
+    """True when the stage's output is there and whole. A damaged output is set aside and named in the log."""
+    folder = context.folder(stage)
+    try:
+        done = json.loads((folder / "done.json").read_text())
+        damaged = [n for n, size in done["files"].items() if not _has_size(folder / n, size)]
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError, AttributeError):
+        damaged = ["done.json"]
+    if damaged:
+        log.warning("%s: %s is damaged; the stage is done again", folder, ", ".join(damaged))
+        os.replace(folder / "done.json", folder / "done.json.damaged")
+        return False
+    if row := done.get("row"):
+        path = records.rows_folder(context.results) / f"{stage.key}.json"
+        if records.read(path) is None:
+            records.write(records.from_dict(row), context.results)
+    return True
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
+    """Status and reason of the last attempt, when it failed."""
+    try:
+        return json.loads((context.folder(stage) / "failed.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def finish(
+    stage: Stage, context: Context, files: Iterable[str], result: Mapping[str, Any], row: records.Row | None
+) -> None:
+    """Write the row, then mark the stage as done, then drop what only a continuation needed."""
+    folder = context.folder(stage)
+    if row is not None:
+        records.write(row, context.results)
+    sizes = {name: (folder / name).stat().st_size for name in files}
+    about = {"stage": identity(stage), "label": stage.label, "files": sizes, "result": dict(result)}
+    write_json(folder / "done.json", {**about, "row": records.to_dict(row) if row else None})
+    for leftover in (*folder.glob("train*.pt"), folder / "failed.json", folder / "progress.json"):
+        leftover.unlink(missing_ok=True)
+
+
+def result_of(stage: Stage, context: Context) -> dict[str, Any]:
+    """The `result` of a finished stage."""
+    return json.loads((context.folder(stage) / "done.json").read_text())["result"]

@@ -1,0 +1,126 @@
+"""The stage that plans, packs, fine-tunes and measures: one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from suite import pack as packing
+from suite.contract import Budget, Planner, PruningPlan, State
+from suite.graph import Graph
+from suite.measure.counting import count_macs, count_params
+from suite.progress import Watch
+from suite.run import common
+from suite.run.folder import Context, finish, result_of
+from suite.select import Selection, meet
+from suite.stages import Pruned
+from suite.train import History, Trainer, fit, load_checkpoint, seed_everything
+
+
+def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
+    """Prune to the budget, fine-tune the packed network, measure it, and write the row.
+
+    A schedule of several cycles plans anew at the start of each, on the weights so far; what is gone stays gone.
+    """
+    folder, data = context.folder(stage), common.dataset_of(stage.base, context)
+    watch.report("planning", share=0.0)
+    model, state = _start(stage, context)
+    graph, task = Graph(model, data.input_shape), common.task_of(stage, context)
+    batches = common.batches_of(stage.base, stage.finetune, common.stream_seed(stage.seed, common.FINETUNE), context)
+    history: History = []
+    seconds, plan = 0.0, PruningPlan({})
+    for cycle in range(stage.finetune.cycles):
+        seed_everything(stage.seed)
+        planner = _within(stage.settings.planner(model, graph, state, task), plan)
+        selection = meet(planner, graph, _cycle_budget(stage, cycle))
+        plan = selection.plan
+        if cycle == 0:
+            stage.settings.reconstruct(model, graph, plan, task)
+        packed = packing.pack(model, graph, plan)
+        trainer = Trainer(packed, batches, stage.finetune)
+        doing = "fine-tuning" + (f" {cycle + 1}/{stage.finetune.cycles}" if stage.finetune.cycles > 1 else "")
+        history += fit(trainer, folder / f"train{cycle}.pt", watch, seed=stage.seed + cycle, doing=doing)
+        packing.unpack(packed, model)
+        seconds += trainer.seconds
+    common.save_history(folder, history)
+    watch.report("measuring", share=1.0)
+    packing.save(
+        packed,
+        folder / "packed.safetensors",
+        model=stage.base.model,
+        classes=data.classes,
+        input_shape=data.input_shape,
+        about={"data": stage.base.data, "label": stage.label, "mean": data.mean, "std": data.std},
+    )
+    measured = _measure(stage, context, packed, graph, selection)
+    row = common.make_row(stage, context, status="done", seconds=seconds, **measured)
+    finish(stage, context, ("packed.safetensors",), {}, row)
+
+
+def _start(stage: Pruned, context: Context) -> tuple[nn.Module, State]:
+    """The network that is to be planned on, and what the method has learned."""
+    if stage.learned is None:
+        return common.load_model(stage.base, context, "final" if stage.settings.start == "base" else "init"), {}
+    folder = context.folder(stage.learned)
+    model = common.load_model(stage.base, context, "init")
+    model.load_state_dict(load_file(folder / "final.safetensors"))
+    state = load_checkpoint(folder / "state.pt")
+    if state is None:
+        (folder / "done.json").unlink(missing_ok=True)
+        raise ValueError(f"{folder / 'state.pt'} was damaged; run the same command again to redo {stage.learned.key}")
+    return model, state
+
+
+def _within(planner: Planner, before: PruningPlan) -> Planner:
+    """The planner, never giving back what an earlier plan removed."""
+    return lambda knob: planner(knob) & before
+
+
+def _cycle_budget(stage: Pruned, cycle: int) -> Budget:
+    """The budget of a fine-tuning cycle; that of the last is the run's."""
+    missing = stage.finetune.replan_pp / 100 * (stage.finetune.cycles - 1 - cycle)
+    return dataclasses.replace(stage.budget, share=max(0.0, stage.budget.share - missing))
+
+
+def _measure(
+    stage: Pruned, context: Context, packed: packing.PackedNetwork, graph: Graph, selection: Selection
+) -> dict[str, Any]:
+    """All result fields of a `PrunedRow`. The test set is read here, once."""
+    accuracy = common.held_out_top1_pct(packed, stage.base, context)
+    executed = count_macs(packed, graph.input_shape)
+    counted = count_macs(packed.execute("groups"), graph.input_shape)
+    left, dense = graph.macs(selection.plan), graph.dense_macs
+    if counted.macs != left.total:
+        raise ValueError(
+            f"the packed network has {counted.macs} MACs and its plan {left.total}: packing or counting is wrong"
+        )
+    base, params = result_of(stage.base, context), count_params(packed)
+    return {
+        "base_top1_pct": base["top1_pct"],
+        "pruned_top1_pct": accuracy,
+        "drop_pp": base["top1_pct"] - accuracy,
+        "dense_macs": dense.total,
+        "macs": counted.macs,
+        "executed_macs": executed.macs,
+        "macs_cut_pct": 100 * (1 - left.total / dense.total),
+        "prunable_macs_cut_pct": 100 * (1 - left.prunable / dense.prunable),
+        "dense_params": base["params"],
+        "params": params,
+        "params_cut_pct": 100 * (1 - params / base["params"]),
+        "coarse": selection.coarse,
+        "unsupported_ops": counted.unsupported_ops,
+        "plan_sha256": selection.plan.sha256,
+        "weights_sha256": _digest(packed.body.state_dict()),
+    }
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,136 @@
+"""From scores to plans, and from plans to the budget: what all methods share.
+
+Shapes: O filters, S filter sets (filters tied through residual sums disappear together).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from suite.contract import Budget, ConvPlan, Planner, PruningPlan, Ranking
+from suite.graph import Graph
+
+HALVINGS = 24
+COARSE = 0.01
+"""A cut that exceeds its budget by more than this share is marked coarse and never compared as equal."""
+
+
+def filter_planner(graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranking) -> Planner:
+    """A planner that removes whole filters, those with the smallest scores first.
+
+    scores   layer name -> float [O] for every layer of `graph`; larger is more important
+    ranking  how scores of different layers compare
+    Tied filters get the mean of their scores. The best filter of every layer stays, so no layer vanishes.
+    Raises ValueError naming the layer whose scores are missing, of another length or not finite.
+    """
+    sets, values = _set_scores(graph, scores, normalise=ranking == "global")
+    count = len(values)
+    protected = torch.zeros(count, dtype=torch.bool)
+    for ids in sets.values():
+        protected[ids[values[ids].argmax()]] = True
+    if ranking != "layer":
+        order = values.argsort(stable=True)
+        rank = _fractions(order[~protected[order]], count)
+    else:
+        rank = torch.ones(count)
+        for members in _coupled_sets(sets):
+            order = members[values[members].argsort(stable=True)]
+            free = order[~protected[order]]
+            rank[free] = _fractions(free, count)[free]
+    rank[protected] = torch.inf
+
+    def plan(knob: float) -> PruningPlan:
+        layers = {}
+        for name, ids in sets.items():
+            conv, kept_O = graph.convs[name], rank[ids] >= knob
+            if not bool(kept_O.all()):
+                full = ConvPlan.full(conv.filters, conv.channels)
+                layers[name] = ConvPlan(full.filter_group_O, full.kept_GI, kept_O)
+        return PruningPlan(layers)
+
+    return plan
+
+
+def _fractions(order: Tensor, count: int) -> Tensor:
+    """[count]: the i-th of n entries of `order` gets i / n; it goes as soon as the knob exceeds that."""
+    fractions = torch.ones(count, dtype=torch.float64)
+    fractions[order] = torch.arange(len(order), dtype=torch.float64) / max(len(order), 1)
+    return fractions
+
+
+def _set_scores(graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """Filter sets numbered 0..S-1 per layer, and the mean score of each set, float64 [S]."""
+    for name, conv in graph.convs.items():
+        if name not in scores:
+            raise ValueError(f"no scores for layer {name}; a criterion scores every layer of the graph")
+        if scores[name].shape != (conv.filters,) or not bool(scores[name].isfinite().all()):
+            raise ValueError(
+                f"scores of {name} must be {conv.filters} finite numbers, one a filter; got shape {list(scores[name].shape)}"
+                + ("" if bool(scores[name].isfinite().all()) else " with values that are not finite")
+            )
+    names = list(graph.convs)
+    flat = torch.cat([graph.filter_sets[name] for name in names])
+    _, dense = flat.unique(return_inverse=True)
+    sets = dict(zip(names, dense.split([len(graph.filter_sets[name]) for name in names]), strict=True))
+    total = torch.zeros(int(dense.max()) + 1, dtype=torch.float64)
+    members = torch.zeros_like(total)
+    for name, ids in sets.items():
+        value = scores[name].detach().double().cpu()
+        if normalise:
+            value = value / value.mean().clamp(min=torch.finfo(torch.float64).tiny)
+        total.index_add_(0, ids, value)
+        members.index_add_(0, ids, torch.ones_like(value))
+    return sets, total / members
+
+
+def _coupled_sets(sets: Mapping[str, Tensor]) -> list[Tensor]:
+    """The filter sets of layers that share any, each set listed once."""
+    families: list[Tensor] = []
+    for ids in sets.values():
+        touching = [family for family in families if bool(torch.isin(family, ids).any())]
+        families = [family for family in families if not any(family is other for other in touching)]
+        families.append(torch.cat([ids, *touching]).unique())
+    return families
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """A plan that meets a budget: `cut` is the share of MACs that it removes, in the budget's scope."""
+
+    plan: PruningPlan
+    knob: float
+    cut: float
+    coarse: bool
+    """True when the cut exceeds the budget by more than a point."""
+
+
+def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
+    """The smallest reachable cut that is not below the budget, by bisection of the knob.
+
+    Raises ValueError when even knob = 1 removes too little.
+    """
+    if budget.share == 0:
+        return Selection(plan=PruningPlan({}), knob=0.0, cut=0.0, coarse=False)
+    low, high = 0.0, 1.0
+    best, cut = _at(planner, graph, budget, high)
+    if cut < budget.share:
+        raise ValueError(
+            f"a budget of {budget.share:.2%} cannot be met: this method removes at most {cut:.2%} of the {budget.scope} MACs here"
+        )
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        plan, middle_cut = _at(planner, graph, budget, middle)
+        if middle_cut >= budget.share:
+            high, best, cut = middle, plan, middle_cut
+        else:
+            low = middle
+    return Selection(plan=graph.settle(best), knob=high, cut=cut, coarse=cut - budget.share > COARSE)
+
+
+def _at(planner: Planner, graph: Graph, budget: Budget, knob: float) -> tuple[PruningPlan, float]:
+    plan = planner(knob)
+    return plan, graph.cut(plan, budget.scope)

@@ -1,0 +1,202 @@
+"""The stages of a run, as data. A stage is named by a hash of everything that it depends on, so equal work is done once.
+
+    base     (data, model, schedule, seed)                        -> initial and final weights
+    learned  (base, method and settings, schedule [, budget])     -> weights and the learner's state
+    pruned   (learned or base, budget, fine-tuning, seed)         -> plan, packed network, one row
+    timed    (pruned, device, precision, batch, ...)              -> one latency row
+
+A field at its default does not enter the hash, so that a new field with a default leaves old names as they are; the defaults
+themselves therefore never change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from suite.contract import Budget, Pruner
+from suite.methods import name_of
+from suite.schedule import Schedule
+
+Split = Literal["all", "tuning"]
+"""What is trained on: all training images, or all but the fixed validation part."""
+
+
+class _Named:
+    """A stage's name: a hash of its fields."""
+
+    kind: ClassVar[str]
+
+    @functools.cached_property
+    def key(self) -> str:
+        """`kind-` and 12 hex digits; the name of the stage's folder and row."""
+        text = json.dumps(identity(self), sort_keys=True, separators=(",", ":"))
+        return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(_Named):
+    """A trained network: `schedule` from scratch, or public weights by name (then `schedule` is None)."""
+
+    kind: ClassVar[str] = "base"
+    data: str
+    model: str
+    schedule: Schedule | None
+    seed: int
+    weights: str = ""
+    split: Split = "all"
+
+    def __post_init__(self) -> None:
+        if (self.schedule is None) == (not self.weights):
+            raise ValueError("a base network has either a schedule or the name of public weights")
+
+    @property
+    def label(self) -> str:
+        """What it is, for people."""
+        return f"{self.data}/{self.model} {self.weights or f'seed {self.seed}'}"
+
+    @property
+    def needs(self) -> tuple[Stage, ...]:
+        """The stages whose outputs this one reads."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned(_Named):
+    """What a method learns before it prunes: groups, sparse weights. `budget` only where learning depends on it."""
+
+    kind: ClassVar[str] = "learned"
+    base: Base
+    settings: Pruner
+    schedule: Schedule
+    seed: int
+    budget: Budget | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is, for people."""
+        at = f" at {self.budget.share:.2%}" if self.budget else ""
+        return f"{self.base.data}/{self.base.model} {describe(self.settings)}{at} seed {self.seed}"
+
+    @property
+    def needs(self) -> tuple[Stage, ...]:
+        """The stages whose outputs this one reads."""
+        return (self.base,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned(_Named):
+    """One run: a method at a budget, fine-tuned and measured. `learning` is None for methods that do not learn."""
+
+    kind: ClassVar[str] = "pruned"
+    base: Base
+    settings: Pruner
+    learning: Schedule | None
+    budget: Budget
+    finetune: Schedule
+    seed: int
+    smoke: bool = False
+
+    def __post_init__(self) -> None:
+        if self.settings.learns and self.learning is None:
+            raise ValueError(f"{name_of(self.settings)} learns before it prunes: give it a `learning` schedule")
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return name_of(self.settings)
+
+    @property
+    def learned(self) -> Learned | None:
+        """The stage in which the method learns, if it does."""
+        if not self.settings.learns or self.learning is None:
+            return None
+        budget = self.budget if self.settings.needs_budget else None
+        return Learned(base=self.base, settings=self.settings, schedule=self.learning, seed=self.seed, budget=budget)
+
+    @property
+    def label(self) -> str:
+        """What it is, for people."""
+        base = self.base
+        return f"{base.data}/{base.model} {describe(self.settings)} {self.budget.share:.2%} seed {self.seed}"
+
+    @property
+    def needs(self) -> tuple[Stage, ...]:
+        """The stages whose outputs this one reads."""
+        return (self.base, self.learned) if self.learned else (self.base,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How latency is measured. `device` "cpu" or "cuda"; `batch` images at once."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    batch: int = 32
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    layout: Literal["contiguous", "channels_last"] = "contiguous"
+    protocol: Literal["quick", "full"] = "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed(_Named):
+    """The latency of a packed network beside its dense one. Runs alone on its device."""
+
+    kind: ClassVar[str] = "timed"
+    pruned: Pruned
+    timing: Timing
+
+    @property
+    def label(self) -> str:
+        """What it is, for people."""
+        timing = self.timing
+        return f"{self.pruned.label} on {timing.device}, batch {timing.batch}, {timing.precision}"
+
+    @property
+    def needs(self) -> tuple[Stage, ...]:
+        """The stages whose outputs this one reads."""
+        return (self.pruned,)
+
+
+Stage = Base | Learned | Pruned | Timed
+
+
+def describe(settings: Pruner) -> str:
+    """The method's name with the settings that differ from its defaults: `dsp(groups=3)`."""
+    changed = [
+        f"{field.name}={getattr(settings, field.name)}"
+        for field in dataclasses.fields(settings)
+        if getattr(settings, field.name) != field.default
+    ]
+    return name_of(settings) + (f"({', '.join(changed)})" if changed else "")
+
+
+def identity(value: Any) -> Any:
+    """What enters the hash: fields that differ from their default, methods by name, as plain JSON values."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {
+        field.name: identity(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != field.default
+    }
+    return {"method": name_of(value), **fields} if isinstance(value, Pruner) else fields
+
+
+def in_order(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages and all that they need, each once, what is needed first."""
+    found: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.key not in found:
+            for needed in stage.needs:
+                visit(needed)
+            found[stage.key] = stage
+
+    for stage in stages:
+        visit(stage)
+    return list(found.values())

@@ -1,0 +1,209 @@
+"""The one training loop: base networks, sparse learning and fine-tuning all go through `fit`.
+
+A killed `fit` goes on from its last checkpoint and ends with the same bits on a CPU with the same number of threads: the
+batches follow from (seed, epoch), and the checkpoint holds weights, momentum, step, random states and the learner's state.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from suite.contract import Batch, Learner, Step
+from suite.data import Loader
+from suite.files import replacing
+from suite.progress import Interrupted, Watch
+from suite.schedule import Schedule
+
+log = logging.getLogger(__name__)
+History = list[dict[str, float]]
+
+
+class Diverged(Exception):
+    """The loss is no longer finite."""
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators, on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@torch.inference_mode()
+def top1_pct(model: nn.Module, batches: Iterable[Batch]) -> float:
+    """Share of images whose largest logit is the label, in percent of the images seen. Leaves the mode as it was."""
+    training = model.training
+    model.eval()
+    correct = seen = 0
+    for images, labels in batches:
+        correct += int((model(images).argmax(1) == labels).sum())
+        seen += len(labels)
+    model.train(training)
+    return 100 * correct / seen
+
+
+class Trainer:
+    """One cycle of a schedule on one model: everything that changes from step to step, and its checkpoint.
+
+    batches      the seeded loader
+    epochs       how many epochs; the learning rate follows `schedule` over them
+    learner      a method's hooks, or None
+    after_step   called after every step (masked training puts its mask on again)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Loader,
+        schedule: Schedule,
+        *,
+        learner: Learner | None = None,
+        after_step: Callable[[], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.schedule = schedule
+        self.learner = learner or Learner()
+        self.after_step = after_step
+        self.steps_per_epoch = len(batches)
+        self.total = schedule.cycle_epochs * self.steps_per_epoch
+        self.optimizer = torch.optim.SGD(
+            model.parameters(), lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.history: History = []
+        device = next(model.parameters()).device
+        self.tally = torch.zeros(3, dtype=torch.float64, device=device)
+        """Loss, correct and seen images of the epoch so far."""
+
+    def advance(self, images: Tensor, labels: Tensor) -> None:
+        """One optimizer step with the learner's hooks around it."""
+        lr = self.schedule.lr_at(self.step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        logits = self.model(images)
+        loss = F.cross_entropy(logits, labels)
+        penalty = self.learner.penalty()
+        self.optimizer.zero_grad()
+        (loss if penalty is None else loss + penalty).backward()
+        step = Step(self.model, self.optimizer, images, labels, lr, self.step, self.total)
+        self.learner.before_step(step)
+        self.optimizer.step()
+        self.learner.after_step(step)
+        if self.after_step is not None:
+            self.after_step()
+        with torch.no_grad():
+            correct = (logits.argmax(1) == labels).sum()
+            self.tally += torch.stack([loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
+        self.step += 1
+
+    def end_epoch(self) -> None:
+        """Put the epoch's numbers into the history. Raises Diverged when the loss is not finite."""
+        loss, correct, seen = self.tally.tolist()
+        self.tally.zero_()
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss became {loss} in epoch {self.step // self.steps_per_epoch}")
+        lr = self.optimizer.param_groups[0]["lr"]
+        entry = {
+            "epoch": self.step // self.steps_per_epoch,
+            "loss": loss / seen,
+            "train_top1_pct": 100 * correct / seen,
+        }
+        self.history.append({**entry, "lr": lr, **self.learner.metrics()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a bit-exact continuation needs."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "learner": self.learner.state_dict(),
+            "step": self.step,
+            "total": self.total,
+            "seconds": self.seconds,
+            "tally": self.tally,
+            "history": self.history,
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.learner.load_state_dict(state["learner"])
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.tally.copy_(state["tally"])
+        torch.set_rng_state(state["rng"].cpu())
+        if state["rng_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["rng_cuda"]])
+
+
+def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: str) -> History:
+    """Train to the end, from `checkpoint` if there is one, and return the history: one entry an epoch.
+
+    The checkpoint is written at the end of every epoch and when `watch` says stop. Raises Interrupted after the latter,
+    Diverged when the loss is not finite. A damaged checkpoint is set aside and the training starts anew.
+    """
+    seed_everything(seed)
+    state = load_checkpoint(checkpoint)
+    if state is not None:
+        trainer.load_state_dict(state)
+    trainer.model.train()
+    steps, total = trainer.steps_per_epoch, trainer.total
+    began = time.monotonic() - trainer.seconds
+
+    def save() -> None:
+        trainer.seconds = time.monotonic() - began
+        save_checkpoint(checkpoint, trainer.state_dict())
+
+    while trainer.step < total:
+        epoch = trainer.step // steps
+        for images, labels in trainer.batches.epoch(epoch, start=trainer.step % steps):
+            trainer.advance(images, labels)
+            last = trainer.history[-1] if trainer.history else {}
+            watch.report(
+                doing,
+                epoch=epoch + 1,
+                epochs=total // steps,
+                share=trainer.step / total,
+                train_top1_pct=last.get("train_top1_pct"),
+            )
+            if watch.must_stop and trainer.step % steps:
+                save()
+                raise Interrupted(f"stopped in epoch {epoch + 1} of {total // steps}")
+        trainer.end_epoch()
+        save()
+        if watch.must_stop and trainer.step < total:
+            raise Interrupted(f"stopped after epoch {epoch + 1} of {total // steps}")
+    return trainer.history
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` to `path`, atomically."""
+    with replacing(path) as part:
+        torch.save(state, part)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """What `save_checkpoint` wrote, or None. A file that cannot be read is renamed to NAME.damaged and named in the log."""
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch.load raises many kinds of errors on a damaged file
+        aside = path.with_suffix(path.suffix + ".damaged")
+        path.replace(aside)
+        log.warning("%s cannot be read (%s); set aside as %s, training starts anew", path, error, aside.name)
+        return None

@@ -1,0 +1,121 @@
+"""Public base networks by name, so that pruning can start without training one.
+
+Files are looked for in the weights folder (SUITE_WEIGHTS, else `weights` in the data folder); torchvision's are downloaded
+into it when they are missing. Each comes with the normalisation that it was trained with.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision.models as zoo
+from torch import Tensor
+
+from suite.data import data_folder
+from suite.registry import pick
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicWeights:
+    """A file of weights: where it is from, which of our models it fits, how its tensors are called there."""
+
+    file: str
+    model: str
+    source: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rename: Callable[[str], str] = str
+    url: str = ""
+
+
+def _option_a(name: str) -> str:
+    """Akamaster's names -> ours."""
+    name = name.removeprefix("module.").replace("linear.", "classifier.")
+    name = re.sub(r"^layer(\d)\.", r"stage_\1.", name)
+    if not name.startswith("stage"):
+        return name.replace("conv1.", "conv_1_3x3.").replace("bn1.", "bn_1.")
+    for number, letter in (("1", "a"), ("2", "b")):
+        name = name.replace(f"conv{number}.", f"conv_{letter}.").replace(f"bn{number}.", f"bn_{letter}.")
+    return name
+
+
+def _torchvision(model: str) -> PublicWeights:
+    url = zoo.get_model_weights(model)["IMAGENET1K_V1"].url
+    return PublicWeights(
+        file=url.rsplit("/", 1)[1],
+        model=model,
+        source=f"torchvision {model}, IMAGENET1K_V1",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        url=url,
+    )
+
+
+def _akamaster(depth: int) -> PublicWeights:
+    return PublicWeights(
+        file=f"cifar10_resnet{depth}_optionA.th",
+        model=f"resnet{depth}_a",
+        source="Yerlan Idelbayev, Proper ResNet Implementation for CIFAR10/CIFAR100 in PyTorch (BSD-2)",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        rename=_option_a,
+    )
+
+
+PUBLIC = {
+    "cifar10_resnet20_a": _akamaster(20),
+    "cifar10_resnet56_a": _akamaster(56),
+    "imagenet_resnet18": _torchvision("resnet18"),
+    "imagenet_resnet34": _torchvision("resnet34"),
+    "imagenet_resnet50": _torchvision("resnet50"),
+    "imagenet_vgg16_bn": _torchvision("vgg16_bn"),
+}
+
+
+def public(name: str) -> PublicWeights:
+    """The entry `name`. Raises ValueError with the valid names."""
+    return pick("public weights", name, PUBLIC)
+
+
+def folder(data: Path | None) -> Path:
+    """Where weights are looked for."""
+    return Path(os.environ.get("SUITE_WEIGHTS") or data_folder(data) / "weights")
+
+
+def find(name: str, data: Path | None) -> Path:
+    """The file of public weights, downloaded first where that is possible.
+
+    Raises FileNotFoundError with the path looked at and how to get it.
+    """
+    entry, where = public(name), folder(data)
+    path = where / entry.file
+    if not path.is_file() and entry.url:
+        where.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.load_state_dict_from_url(
+                entry.url, str(where), map_location="cpu", check_hash=True, weights_only=True
+            )
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{path} is not there and {entry.url} cannot be fetched ({error}); copy it there"
+            ) from error
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; get it from: {entry.source}; set SUITE_WEIGHTS to its folder")
+    return path
+
+
+@functools.lru_cache(maxsize=2)
+def load(name: str, data: Path | None) -> dict[str, Tensor]:
+    """The state dict of public weights, under our names."""
+    entry = public(name)
+    state = torch.load(find(name, data), weights_only=True, map_location="cpu")
+    state = state.get("state_dict", state)
+    return {entry.rename(key): tensor for key, tensor in state.items()}
