@@ -12,7 +12,12 @@ from rich.logging import RichHandler
 
 def add_grid_options(parser: argparse.ArgumentParser) -> None:
     """--grid, --only, --smoke, --data, --results: which runs, and where everything lies."""
-    parser.add_argument("--grid", required=True, metavar="NAME", help="a file in suite/grids/, such as quickstart")
+    parser.add_argument(
+        "--grid",
+        required=True,
+        metavar="NAME",
+        help="a file in suite/grids/ such as quickstart, or the path of one of your own",
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="just the runs whose label contains TEXT")
     parser.add_argument(
         "--smoke",

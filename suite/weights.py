@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torchvision.models as zoo
 from torch import Tensor
 
 from suite.data import data_folder
@@ -33,7 +32,8 @@ class PublicWeights:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rename: Callable[[str], str] = str
-    url: str = ""
+    in_torchvision: bool = False
+    """torchvision knows where to download the file."""
 
 
 def _option_a(name: str) -> str:
@@ -47,15 +47,14 @@ def _option_a(name: str) -> str:
     return name
 
 
-def _torchvision(model: str) -> PublicWeights:
-    url = zoo.get_model_weights(model)["IMAGENET1K_V1"].url
+def _torchvision(model: str, file: str) -> PublicWeights:
     return PublicWeights(
-        file=url.rsplit("/", 1)[1],
+        file=file,
         model=model,
         source=f"torchvision {model}, IMAGENET1K_V1",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        url=url,
+        in_torchvision=True,
     )
 
 
@@ -73,10 +72,10 @@ def _akamaster(depth: int) -> PublicWeights:
 PUBLIC = {
     "cifar10_resnet20_a": _akamaster(20),
     "cifar10_resnet56_a": _akamaster(56),
-    "imagenet_resnet18": _torchvision("resnet18"),
-    "imagenet_resnet34": _torchvision("resnet34"),
-    "imagenet_resnet50": _torchvision("resnet50"),
-    "imagenet_vgg16_bn": _torchvision("vgg16_bn"),
+    "imagenet_resnet18": _torchvision("resnet18", "resnet18-f37072fd.pth"),
+    "imagenet_resnet34": _torchvision("resnet34", "resnet34-b627a593.pth"),
+    "imagenet_resnet50": _torchvision("resnet50", "resnet50-0676ba61.pth"),
+    "imagenet_vgg16_bn": _torchvision("vgg16_bn", "vgg16_bn-6c64b313.pth"),
 }
 
 
@@ -97,19 +96,22 @@ def find(name: str, data: Path | None) -> Path:
     """
     entry, where = public(name), folder(data)
     path = where / entry.file
-    if not path.is_file() and entry.url:
-        where.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.load_state_dict_from_url(
-                entry.url, str(where), map_location="cpu", check_hash=True, weights_only=True
-            )
-        except OSError as error:
-            raise FileNotFoundError(
-                f"{path} is not there and {entry.url} cannot be fetched ({error}); copy it there"
-            ) from error
+    if not path.is_file() and entry.in_torchvision:
+        _download(entry, where)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; get it from: {entry.source}; set SUITE_WEIGHTS to its folder")
     return path
+
+
+def _download(entry: PublicWeights, where: Path) -> None:
+    from torchvision import models as zoo
+
+    url = zoo.get_model_weights(entry.model)["IMAGENET1K_V1"].url
+    where.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.load_state_dict_from_url(url, str(where), map_location="cpu", check_hash=True, weights_only=True)
+    except OSError as error:
+        raise FileNotFoundError(f"{where / entry.file} is not there and {url} cannot be fetched ({error})") from error
 
 
 @functools.lru_cache(maxsize=2)

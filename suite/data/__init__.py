@@ -1,7 +1,7 @@
 """Data sets by name. A file in this folder with `DATASETS` (name -> builder) adds its own; nothing else is edited.
 
 A builder takes the data folder and returns a `Dataset`. CIFAR-size images are a `resident.Resident`, folders of image
-files an `imagefolder.ImageFolder`; both say in their first lines what they need.
+files a `_imagefolder.ImageFolder`; both say in their first lines what they need.
 """
 
 from __future__ import annotations

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import runpy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from suite import methods
@@ -37,12 +39,32 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Grid:
-    """The grid `name`. Raises ValueError with the valid names, or with what is wrong with its file."""
-    pick("grid", name, dict.fromkeys(names()))
-    found = getattr(importlib.import_module(f"{__name__}.{name}"), "GRID", None)
+    """The grid `name`, or that in the file `name` when it ends with .py.
+
+    Raises ValueError with the valid names, or with what is wrong with the file.
+    """
+    if name.endswith(".py"):
+        found = _run(Path(name)).get("GRID")
+    else:
+        pick("grid", name, dict.fromkeys(names()))
+        found = getattr(importlib.import_module(f"{__name__}.{name}"), "GRID", None)
     if not isinstance(found, Grid):
-        raise ValueError(f"suite/grids/{name}.py must define GRID = Grid(...)")
+        raise ValueError(f"the grid file {name} must define GRID = Grid(...), as suite/grids/quickstart.py does")
     return found
+
+
+def _run(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        raise ValueError(f"grid file {path} does not exist; the grids by name are: {', '.join(names())}")
+    try:
+        return runpy.run_path(str(path))
+    except Exception as error:  # a user's file may fail in any way
+        raise ValueError(f"grid file {path} cannot be run: {type(error).__name__}: {error}") from error
+
+
+def folder_name(name: str) -> str:
+    """What the grid's folder of tables and figures is called."""
+    return Path(name).stem
 
 
 def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
-import torchvision.models as zoo
 from torch import nn
 
 
-def _build(builder: Callable[..., Any], classes: int) -> nn.Module:
-    return builder(weights=None, num_classes=classes)
+def _build(name: str, classes: int) -> nn.Module:
+    from torchvision import models as zoo  # 90 MB, which runs on small images need not pay
+
+    return zoo.get_model(name, weights=None, num_classes=classes)
 
 
-MODELS = {
-    name: functools.partial(_build, getattr(zoo, name)) for name in ("resnet18", "resnet34", "resnet50", "vgg16_bn")
-}
+MODELS = {name: functools.partial(_build, name) for name in ("resnet18", "resnet34", "resnet50", "vgg16_bn")}

@@ -44,7 +44,7 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
         raise ValueError(f"there is no folder {results}; launch the grid first, or name its results with --results")
     found = frames.load(grid, results, smoke)
     lines, latency, problems = cells.table(found), cells.latency(found), cells.problems(found)
-    folder = results / grid_name
+    folder = results / grids.folder_name(grid_name)
     pictures, drawn = figures.draw_all(lines, folder)
     texts = {
         "table.csv": tables.csv(lines, tables.TABLE_COLUMNS),

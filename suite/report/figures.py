@@ -19,8 +19,11 @@ Spread = Literal["t95", "sd", "none"]
 _SPREAD_WORDS: dict[Spread, str] = {
     "t95": "vertical bars: t 95 % intervals of the mean",
     "sd": "vertical bars: sample standard deviation",
-    "none": "one run a point, no spread",
+    "none": "no spread",
 }
+
+NARROW = 0.25
+"""Points whose cuts differ by less than this share of the largest have an axis of their own."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,19 @@ def draw(points: pd.DataFrame, over: Over, path: Path) -> list[Path]:
     keys = ["series", *axis.conditions]
     with style.new_figure(entries=1 + points.groupby(keys).ngroups) as figure:
         axes = figure.add_subplot()
-        _reference(axes, points, axis, spread)
+        axes.margins(x=0.06, y=0.08)
+        cut = over == "macs" and _is_narrow(points[axis.column])
+        _reference(axes, points, axis, spread, cut)
         for index, (_, line) in enumerate(points.groupby(keys, sort=False)):
-            _line(axes, line.sort_values("budget"), axis, spread, style.of_series(index))
+            _line(axes, line.sort_values("macs_cut_pct"), axis, spread, style.of_series(index))
         axes.set_xlabel(axis.label)
         axes.set_ylabel("top-1 accuracy (%)")
-        axes.margins(x=0.06, y=0.08)
         if over == "speedup":
             _no_gain(axes)
+        if cut:
+            axes.set_xlim(*_window(points[axis.column]))
         style.legend(figure)
-        style.caption(figure, _caption(points, over, spread, meanings))
+        style.caption(figure, _caption(points, over, spread, cut, meanings))
         return style.save(figure, path)
 
 
@@ -105,28 +111,44 @@ def _line(axes: Axes, line: pd.DataFrame, axis: Axis, spread: Spread, look: dict
     axes.plot(x[hollow], y[hollow], **marker, markerfacecolor="white", markeredgewidth=1.2)
 
 
-def _reference(axes: Axes, points: pd.DataFrame, axis: Axis, spread: Spread) -> None:
-    """The unpruned network: a star with its spread and a line at its accuracy. One for every set of conditions."""
+def _reference(axes: Axes, points: pd.DataFrame, axis: Axis, spread: Spread, cut: bool) -> None:
+    """The unpruned network: a star with its spread and a line at its accuracy. One for every set of conditions.
+
+    Where the axis is `cut` the star stands at its left end.
+    """
     most = points.loc[points.groupby(CONDITIONS, sort=False)["base_n"].idxmax()]
     half = t95_half_width(most["base_top1_sd_pp"], most["base_n"]) if spread == "t95" else most["base_top1_sd_pp"]
+    x, transform = (0.025, axes.get_yaxis_transform()) if cut else (axis.dense, axes.transData)
+    look: dict[str, Any] = {"color": style.REFERENCE, "linewidth": 0.8, "linestyle": (0, (1, 2))}
     for index, (accuracy, bar) in enumerate(zip(most["base_top1_mean_pct"], half, strict=True)):
-        axes.axhline(accuracy, color=style.REFERENCE, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-        look: dict[str, Any] = {"marker": "*", "color": style.REFERENCE, "linestyle": (0, (1, 2)), "linewidth": 0.8}
-        axes.plot([axis.dense], [accuracy], **look, markersize=11, label="unpruned" if index == 0 else None, zorder=4)
+        axes.axhline(accuracy, **look, zorder=1)
+        label = "unpruned" if index == 0 else None
+        axes.plot([x], [accuracy], **look, marker="*", markersize=11, label=label, zorder=1.5, transform=transform)
         if spread != "none" and pd.notna(bar):
-            axes.errorbar([axis.dense], [accuracy], yerr=[bar], fmt="none", ecolor=style.REFERENCE, capsize=2)
+            bars: dict[str, Any] = {"fmt": "none", "ecolor": style.REFERENCE, "capsize": 2}
+            axes.errorbar([x], [accuracy], yerr=[bar], **bars, transform=transform)
+
+
+def _is_narrow(cuts: pd.Series) -> bool:
+    """Do all points lie together, far from 0? An axis from 0 would then squeeze them into a column."""
+    return bool(cuts.max() - cuts.min() < NARROW * cuts.max())
+
+
+def _window(cuts: pd.Series) -> tuple[float, float]:
+    """Limits around the points, with room for the star and for at least four points of cut."""
+    room = max(2.0, 0.12 * (cuts.max() - cuts.min()))
+    return cuts.min() - room, cuts.max() + room
 
 
 def _no_gain(axes: Axes) -> None:
     axes.axvline(1, color=style.REFERENCE, linewidth=0.8, zorder=1)
     axes.annotate(
         "no gain",
-        (1, 0.02),
+        (1, 1),
         xycoords=("data", "axes fraction"),
-        xytext=(-3, 0),
+        xytext=(0, 2),
         textcoords="offset points",
-        rotation=90,
-        ha="right",
+        ha="center",
         va="bottom",
         fontsize=8,
         color=style.REFERENCE,
@@ -142,19 +164,16 @@ def _half_width(line: pd.DataFrame, spread: Spread) -> pd.Series:
     return line["top1_t95_pp"] if spread == "t95" else line["top1_sd_pp"]
 
 
-def _caption(points: pd.DataFrame, over: Over, spread: Spread, meanings: Sequence[str]) -> str:
+def _caption(points: pd.DataFrame, over: Over, spread: Spread, cut: bool, meanings: Sequence[str]) -> str:
     """What is shown: data, model, n, bars, device, commit."""
     first, few, many = points.iloc[0], points["n"].min(), points["n"].max()
     n = f"n = {few}" if few == many else f"n = {few} to {many}"
-    sentences = [
-        f"{first['data']}, {first['model']}: means over {n} runs; {_SPREAD_WORDS[spread]}",
-        f"T{words.trained(points)[1:]}",
-    ]
+    bars = [f"{first['data']}, {first['model']}: mean over {n} {'run' if many == 1 else 'runs'}", _SPREAD_WORDS[spread]]
+    where = [f"T{words.trained(points)[1:]}"]
     if over == "speedup":
-        measured = words.measured(points)
-        sentences[1:1] = [
-            "horizontal: median speed-up and the range of the runs' 95 % intervals; hollow: the range contains 1",
-            f"Speed-up {measured}",
-        ]
-        sentences[:2] = ["; ".join(sentences[:2])]
-    return ". ".join([*sentences, *(["; ".join(meanings)] if meanings else [])]) + "."
+        bars += ["horizontal bars: the range of the runs' 95 % intervals around the median speed-up"]
+        bars += ["hollow: this range contains 1"]
+        where.insert(0, f"Speed-up {words.measured(points)}")
+    if cut:
+        bars.append("the horizontal axis does not start at 0, where the star belongs")
+    return ". ".join(["; ".join(bars), *where, *(["; ".join(meanings)] if meanings else [])]) + "."

@@ -216,15 +216,3 @@ def image_folder(folder: Path, *, name: str, size_px: int, resize_px: int, how_t
         size_px=size_px,
         resize_px=resize_px,
     )
-
-
-DATASETS = {
-    "imagenet": partial(
-        image_folder,
-        name="imagenet",
-        size_px=224,
-        resize_px=256,
-        how_to_get="fetch ILSVRC2012 from https://image-net.org and sort it into train/CLASS and val/CLASS",
-    ),
-    "tinyimagenet20": partial(image_folder, name="tinyimagenet20", size_px=64, resize_px=64),
-}

@@ -1,9 +1,11 @@
 """What group learning costs beside plain training: `python benchmarks/group_learning.py`.
 
-In one process, plain SGD steps alternate with group-learning steps in the three second-order modes, each on its own copy of
-the network, all on the same random batch. A ratio is that of two steps of the same round; the table has the medians and
-quartiles over the rounds. Peak memory is measured apart, in one fresh process per mode: on a CPU the growth of the peak
-resident size over what the process held before the network was built, on CUDA the peak of the allocator.
+In one process, plain SGD steps alternate with group-learning steps in the three second-order modes, each on its own copy
+of the network, all on the same random batch. A ratio is that of two steps of the same round; the table has the medians
+and quartiles over the rounds. On CUDA every step is one captured graph.
+
+Peak memory is measured apart, without graphs, in one fresh process per mode: on a CPU the growth of the peak resident
+size over what the process held before the network was built, on CUDA the peak of the allocator.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -26,6 +29,7 @@ from rich.table import Table
 
 from dsp import DSP
 from dsp.groups import SecondOrder
+from dsp.learner import GroupLearner
 from suite.contract import Batch, Step, Task
 from suite.graph import Graph
 from suite.models import build
@@ -47,8 +51,8 @@ class Options:
     device: str
 
 
-def stepper(model_name: str, mode: Mode, options: Options) -> Callable[[], None]:
-    """A function that does one training step of the mode."""
+def stepper(model_name: str, mode: Mode, options: Options) -> tuple[Callable[[], None], GroupLearner | None]:
+    """A function that does one training step of the mode, and its learner."""
     torch.manual_seed(0)
     device = torch.device(options.device)
     model = build(model_name, 10).to(device).train()
@@ -71,7 +75,23 @@ def stepper(model_name: str, mode: Mode, options: Options) -> Callable[[], None]
             learner.after_step(Step(model, optimizer, images, labels, 0.05, index, 1000))
         index += 1
 
-    return step
+    return step, learner
+
+
+def captured(step: Callable[[], None], learner: GroupLearner | None) -> Callable[[], None]:
+    """The step as one CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    if learner is not None:
+        graph.register_generator_state(learner.generator)
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def _no_batches(epoch: int) -> Iterator[Batch]:
@@ -93,7 +113,10 @@ def timed_s(step: Callable[[], None], device: str) -> float:
 
 def times_s(model_name: str, options: Options) -> dict[Mode, list[float]]:
     """Seconds of each mode in each round, after a warm-up."""
-    steppers = {mode: stepper(model_name, mode, options) for mode in MODES}
+    steppers = {}
+    for mode in MODES:
+        step, learner = stepper(model_name, mode, options)
+        steppers[mode] = captured(step, learner) if options.device == "cuda" else step
     found: dict[Mode, list[float]] = {mode: [] for mode in MODES}
     for round_ in range(WARM_UP + options.steps):
         for mode, step in steppers.items():
@@ -105,14 +128,14 @@ def times_s(model_name: str, options: Options) -> dict[Mode, list[float]]:
 
 def peak_bytes(model_name: str, mode: Mode, options: Options) -> int:
     """Peak memory of a few steps, in a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_bytes, (model_name, mode, options))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_bytes, model_name, mode, options).result()
 
 
 def _peak_bytes(model_name: str, mode: Mode, options: Options) -> int:
     torch.set_num_threads(options.threads)
     before = psutil.Process().memory_info().rss
-    step = stepper(model_name, mode, options)
+    step, _ = stepper(model_name, mode, options)
     for _ in range(MEMORY_STEPS):
         step()
     if options.device == "cuda":
@@ -125,13 +148,14 @@ def table_of(model_name: str, options: Options) -> Table:
     """Medians, ratios to the plain step with quartiles, and peak memory."""
     times = times_s(model_name, options)
     memory = {mode: peak_bytes(model_name, mode, options) for mode in MODES}
-    title = f"{model_name}, G = {options.groups}, batch {options.batch}, {options.steps} rounds"
-    table = Table("step", "median ms", "ratio to plain", "quartiles", "peak MiB", "ratio to plain", title=title)
+    table = Table(title=f"{model_name}, G = {options.groups}, batch {options.batch}, {options.steps} rounds")
+    for column in ("second order", "median ms", "x plain", "quartiles", "peak MiB", "x plain"):
+        table.add_column(column, no_wrap=True)
     for mode in MODES:
         ratios = [own / plain for own, plain in zip(times[mode], times["plain"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         table.add_row(
-            mode if mode == "plain" else f"second order {mode}",
+            mode,
             f"{1e3 * statistics.median(times[mode]):.1f}",
             f"{middle:.3f}",
             f"{low:.3f} - {high:.3f}",

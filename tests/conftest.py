@@ -1,0 +1,45 @@
+"""What the tests share: where real data and a real Slurm are, and a small network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """A stage pins the number of threads; the next test starts from one again."""
+    torch.set_num_threads(1)
+
+
+def _folder(variable: str, what: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"needs {what}: set {variable}")
+    return Path(value)
+
+
+@pytest.fixture
+def cifar10_folder() -> Path:
+    """A data folder with cifar10.npz."""
+    folder = _folder("SUITE_DATA", "a data folder with cifar10.npz")
+    if not (folder / "cifar10.npz").is_file():
+        pytest.skip(f"needs cifar10.npz, which is not in SUITE_DATA = {folder}")
+    return folder
+
+
+@pytest.fixture
+def weights_folder() -> Path:
+    """A folder with the public weights."""
+    return _folder("SUITE_WEIGHTS", "a folder with public weights")
+
+
+@pytest.fixture
+def slurm_tool() -> Path:
+    """The command that starts and stops a private Slurm."""
+    return _folder("SUITE_SLURM", "a command that starts a private Slurm")
