@@ -37,6 +37,11 @@ class Block(nn.Module):
         return torch.relu(self.bn_b(self.conv_b(out)) + self.downsample(x))
 
 
+def _stage(blocks: int, in_channels: int, channels: int, stride: int, option: str) -> nn.Sequential:
+    first = Block(in_channels, channels, stride, option)
+    return nn.Sequential(first, *(Block(channels, channels, 1, option) for _ in range(blocks - 1)))
+
+
 class CifarResNet(nn.Module):
     """`blocks` blocks in each of three stages; option "a" or "b" shortcuts."""
 
@@ -44,15 +49,11 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.conv_1_3x3 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn_1 = nn.BatchNorm2d(width)
-        channels = width
-        for stage in range(3):
-            out = width * 2**stage
-            layers = [Block(channels, out, 1 + (stage > 0), option)]
-            layers += [Block(out, out, 1, option) for _ in range(blocks - 1)]
-            self.add_module(f"stage_{stage + 1}", nn.Sequential(*layers))
-            channels = out
+        self.stage_1 = _stage(blocks, width, width, 1, option)
+        self.stage_2 = _stage(blocks, width, 2 * width, 2, option)
+        self.stage_3 = _stage(blocks, 2 * width, 4 * width, 2, option)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, classes)
+        self.classifier = nn.Linear(4 * width, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -40,7 +40,8 @@ def deploy(packed: PackedNetwork, execution: Execution | None = None) -> nn.Modu
 
 
 def _fold(conv: PackedConv, bn: nn.BatchNorm2d) -> None:
-    assert bn.running_mean is not None and bn.running_var is not None
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
     scale = bn.weight / (bn.running_var + bn.eps).sqrt()
     shift = bn.bias - bn.running_mean * scale
     for weight, part in zip(conv.weights, scale.split(conv.filters_G), strict=True):
