@@ -8,8 +8,8 @@ from suite.stages import Base, Pruned, Timing
 
 SEEDS = (0, 1, 2)
 BUDGETS = (0.3, 0.5, 0.65)
-LEARN = Schedule(epochs=3, lr=0.01, weight_decay=5e-4)
-FINETUNE = Schedule(epochs=3, lr=0.01, weight_decay=5e-4)
+LEARN = Schedule(epochs=2, lr=0.01, weight_decay=5e-4)
+FINETUNE = Schedule(epochs=2, lr=0.01, weight_decay=5e-4)
 
 
 def runs() -> list[Pruned]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from suite import cli, grids, report, weights
+from suite import cli, grids, weights
 from suite.launch import local, slurm
 from suite.launch.cost import estimate
 from suite.launch.display import Display, minutes
@@ -131,6 +131,8 @@ def _summary(
     context: Context,
     console: Console,
 ) -> int:
+    from suite import report  # pandas and matplotlib take 100 MB, which the workers need not pay
+
     built = report.build(arguments.grid, context.results, smoke=arguments.smoke)
     bad = [stage for stage in missing if outcomes.get(stage.key) in ("failed", "diverged")]
     undone = [stage for stage in missing if outcomes.get(stage.key) in (None, "interrupted")]

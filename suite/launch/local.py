@@ -5,6 +5,7 @@ A worker that dies (out of memory, kill) fails its own stage only. Latency is me
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import multiprocessing
 import os
@@ -126,7 +127,15 @@ def _work(stage: Stage, context: Context) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     watch = Watch(folder / "progress.json", context.max_minutes)
     watch.listen(signal.SIGINT, signal.SIGTERM)
-    return execute(stage, context, watch)
+    outcome = execute(stage, context, watch)
+    _return_memory()
+    return outcome
+
+
+def _return_memory() -> None:
+    """Give freed memory back; glibc keeps it, 300 MB of it after twenty stages."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextmanager

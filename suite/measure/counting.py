@@ -16,7 +16,6 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import addmm_flop_jit, conv_flop_jit, linear_flop_jit, matmul_flop_jit
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 _HANDLES: dict[str, Any] = {
     "aten::_convolution": conv_flop_jit,
@@ -41,6 +40,8 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> Count:
 
     Raises ValueError when fvcore and torch's counter disagree.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # it imports triton, 75 MB that only workers need
+
     image = torch.zeros(1, *input_shape, device=_device(model), dtype=_dtype(model))
     with _evaluating(model), torch.no_grad():
         counter = FlopCountAnalysis(model, image)

@@ -21,7 +21,7 @@ from suite.schedule import Schedule
 from suite.stages import Base, Learned, Pruned, Timed, describe, identity
 from suite.train import History, top1_pct
 
-EVAL_BATCH = 500
+EVAL_BATCH = 250
 BASE, LEARNED, FINETUNE, SAMPLES = range(4)
 """Which batches a stage sees: they follow from the run's seed and one of these, so methods are paired by seed."""
 

@@ -1,4 +1,4 @@
-"""What group learning costs beside plain training: `python benchmarks/group_learning.py`.
+"""What group learning costs beside plain training: `python tests/benchmarks/group_learning.py`.
 
 In one process, plain SGD steps alternate with group-learning steps in the three second-order modes, each on its own copy
 of the network, all on the same random batch. A ratio is that of two steps of the same round; the table has the medians
