@@ -88,6 +88,8 @@ class PrunedRow(Row):
     params_cut_pct: float | None = None
     coarse: bool | None = None
     fairness: str = ""
+    selection: str = "last"
+    """Which epoch was kept, "last" or "best_validation"; "best_test" is comparable with published rows of that kind only."""
     unsupported_ops: tuple[str, ...] = ()
     """Operators that fvcore does not count; none of them is a convolution or a linear layer."""
     base_epochs: int | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -15,6 +15,9 @@ class Schedule:
     "warm_steps": the same, with a quarter of `lr` in epochs 0 and 1
     replan_pp     points that are added to the cut, on the same learned state, at the start of every cycle but the first
     epoch_images  at most so many images an epoch
+    keep          the epoch of each cycle whose weights are kept: the last; the best on the validation part (then training is
+                  on the rest); or the best on the test set, which exists only to stand beside a published row of that kind
+    keep_after    the best epoch is looked for after this one
     """
 
     epochs: int
@@ -26,6 +29,8 @@ class Schedule:
     cycles: int = 1
     replan_pp: float = 0.0
     epoch_images: int | None = None
+    keep: Literal["last", "best_validation", "best_test"] = "last"
+    keep_after: int = 0
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch < 1 or self.cycles < 1 or self.epochs % self.cycles:
@@ -53,4 +58,7 @@ class Schedule:
 # points at each of the four re-plannings of the fine-tuning.
 DSP_BASE = Schedule(epochs=164, lr=0.1, weight_decay=1e-4, shape="warm_steps")
 DSP_GROUPS = Schedule(epochs=120, lr=0.05, weight_decay=1e-3)
+# The authors keep the epoch that is best on the test set; here the last is kept, or the best on the validation part.
 DSP_FINETUNE = Schedule(epochs=400, lr=0.015, weight_decay=1e-3, cycles=5, replan_pp=0.1)
+DSP_GROUPS_BEST = replace(DSP_GROUPS, keep="best_validation", keep_after=8)
+DSP_FINETUNE_BEST = replace(DSP_FINETUNE, keep="best_validation")

@@ -105,6 +105,9 @@ class Pruned(_Named):
     def __post_init__(self) -> None:
         if self.settings.learns and self.learning is None:
             raise ValueError(f"{name_of(self.settings)} learns before it prunes: give it a `learning` schedule")
+        for schedule in (self.base.schedule, self.learning, self.finetune):
+            if schedule and schedule.keep == "best_validation" and self.base.split != "tuning":
+                raise ValueError("keep='best_validation' needs a validation part: give the base split='tuning'")
 
     @property
     def method(self) -> str:

@@ -6,6 +6,7 @@ batches follow from (seed, epoch), and the checkpoint holds weights, momentum, s
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import random
@@ -60,6 +61,7 @@ class Trainer:
     epochs       how many epochs; the learning rate follows `schedule` over them
     learner      a method's hooks, or None
     after_step   called after every step (masked training puts its mask on again)
+    judge        the accuracy that picks the epoch whose weights `fit` leaves; None keeps the last
     """
 
     def __init__(
@@ -70,12 +72,16 @@ class Trainer:
         *,
         learner: Learner | None = None,
         after_step: Callable[[], None] | None = None,
+        judge: Callable[[], float] | None = None,
     ) -> None:
         self.model = model
         self.batches = batches
         self.schedule = schedule
         self.learner = learner or Learner()
         self.after_step = after_step
+        self.judge = judge
+        self.best: dict[str, Any] = {}
+        """Accuracy, model and learner of the best epoch so far, where there is a judge."""
         self.steps_per_epoch = len(batches)
         self.total = schedule.cycle_epochs * self.steps_per_epoch
         self.optimizer = torch.optim.SGD(
@@ -122,6 +128,17 @@ class Trainer:
             "train_top1_pct": 100 * correct / seen,
         }
         self.history.append({**entry, "lr": lr, **self.learner.metrics()})
+        if self.judge is not None:
+            accuracy = self.history[-1]["held_out_top1_pct"] = self.judge()
+            if entry["epoch"] > self.schedule.keep_after and accuracy > self.best.get("top1_pct", -1.0):
+                state = copy.deepcopy({"model": self.model.state_dict(), "learner": self.learner.state_dict()})
+                self.best = {"top1_pct": accuracy, **state}
+
+    def take_best(self) -> None:
+        """Give the model and the learner the state of the best epoch, where there is a judge."""
+        if self.best:
+            self.model.load_state_dict(self.best["model"])
+            self.learner.load_state_dict(self.best["learner"])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-exact continuation needs."""
@@ -134,6 +151,7 @@ class Trainer:
             "seconds": self.seconds,
             "tally": self.tally,
             "history": self.history,
+            "best": self.best,
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -145,6 +163,7 @@ class Trainer:
         self.learner.load_state_dict(state["learner"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         self.tally.copy_(state["tally"])
+        self.best = state["best"]
         torch.set_rng_state(state["rng"].cpu())
         if state["rng_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([s.cpu() for s in state["rng_cuda"]])
@@ -187,6 +206,7 @@ def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: s
         save()
         if watch.must_stop and trainer.step < total:
             raise Interrupted(f"stopped after epoch {epoch + 1} of {total // steps}")
+    trainer.take_best()
     return trainer.history
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,15 @@ def held_out_top1_pct(model: nn.Module, base: Base, context: Context) -> float:
     data = dataset_of(base, context)
     read = data.test if base.split == "all" else data.validation
     return top1_pct(model, read(EVAL_BATCH, context.device))
+
+
+def judge_of(schedule: Schedule, model: nn.Module, base: Base, context: Context) -> Callable[[], float] | None:
+    """What picks the epoch to keep, or None when that is the last."""
+    if schedule.keep == "last":
+        return None
+    data = dataset_of(base, context)
+    read = data.validation if schedule.keep == "best_validation" else data.test
+    return lambda: top1_pct(model, read(EVAL_BATCH, context.device))
 
 
 def load_model(base: Base, context: Context, file: Literal["init", "final"]) -> nn.Module:
@@ -126,4 +135,4 @@ def make_row(stage: Pruned | Timed, context: Context, *, status: records.Status,
         "finetune_epochs": pruned.finetune.epochs,
     }
     fairness = "same base weights, budget and learning-rate schedule"
-    return records.PrunedRow(**{**about, "fairness": fairness, **epochs, **columns})
+    return records.PrunedRow(**{**about, "fairness": fairness, "selection": pruned.finetune.keep, **epochs, **columns})

@@ -42,7 +42,8 @@ def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
         if cycle == 0:
             stage.settings.reconstruct(model, graph, plan, task)
         packed = packing.pack(model, graph, plan)
-        trainer = Trainer(packed, batches, stage.finetune)
+        judge = common.judge_of(stage.finetune, packed, stage.base, context)
+        trainer = Trainer(packed, batches, stage.finetune, judge=judge)
         doing = "fine-tuning" + (f" {cycle + 1}/{stage.finetune.cycles}" if stage.finetune.cycles > 1 else "")
         history += fit(trainer, folder / f"train{cycle}.pt", watch, seed=stage.seed + cycle, doing=doing)
         packing.unpack(packed, model)

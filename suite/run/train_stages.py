@@ -25,7 +25,9 @@ def do_base(stage: Base, context: Context, watch: Watch) -> None:
         model.to(context.device)
     else:
         batches = common.batches_of(stage, stage.schedule, common.stream_seed(stage.seed, common.BASE), context)
-        trainer = Trainer(model.to(context.device), batches, stage.schedule)
+        model.to(context.device)
+        judge = common.judge_of(stage.schedule, model, stage, context)
+        trainer = Trainer(model, batches, stage.schedule, judge=judge)
         common.save_history(folder, fit(trainer, folder / "train.pt", watch, seed=stage.seed, doing="base"))
         seconds = trainer.seconds
     common.save_weights(model, folder / "final.safetensors")
@@ -48,9 +50,9 @@ def do_learned(stage: Learned, context: Context, watch: Watch) -> None:
     seed_everything(stage.seed)
     learner = stage.settings.learner(model, Graph(model, data.input_shape), common.task_of(stage, context))
     seed = common.stream_seed(stage.seed, common.LEARNED)
-    trainer = Trainer(
-        model, common.batches_of(stage.base, stage.schedule, seed, context), stage.schedule, learner=learner
-    )
+    batches = common.batches_of(stage.base, stage.schedule, seed, context)
+    judge = common.judge_of(stage.schedule, model, stage.base, context)
+    trainer = Trainer(model, batches, stage.schedule, learner=learner, judge=judge)
     common.save_history(folder, fit(trainer, folder / "train.pt", watch, seed=stage.seed, doing="learning"))
     common.save_weights(model, folder / "final.safetensors")
     save_checkpoint(folder / "state.pt", trainer.learner.state_dict())
