@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from suite.contract import ConvPlan, Planner, PruningPlan
@@ -45,28 +45,35 @@ def energy_planner(
 
 
 def kernel_energies(weight: Tensor) -> Tensor:
-    """sum of w^2 over the kernel, float64 [O, I] on the CPU."""
-    return weight.detach().cpu().double().square().flatten(2).sum(-1)
+    """sum of w^2 over the kernel, float64 [O, I] on the CPU.
+
+    In numpy, as all sums here: hundreds of small parallel operations crawl on a machine that others use too.
+    """
+    w_OIK = weight.detach().cpu().flatten(2).numpy()
+    return torch.from_numpy(np.einsum("oik,oik->oi", w_OIK, w_OIK, dtype=np.float64))
 
 
 def channel_thresholds(energy_OI: Tensor, group_O: Tensor, groups: int) -> Tensor:
     """[G, I]: the beta above which the filters of a group no longer read a channel."""
-    members_GO = F.one_hot(group_O, groups).T.to(energy_OI)
-    return _running_share(members_GO @ energy_OI)
+    energy_GI = np.zeros((groups, energy_OI.shape[1]))
+    for g in range(groups):
+        energy_GI[g] = energy_OI.numpy()[group_O.numpy() == g].sum(0)
+    return _running_share(energy_GI)
 
 
 def filter_thresholds(energy_OI: Tensor) -> Tensor:
     """[O]: the beta above which a filter is removed."""
-    return _running_share(energy_OI.sum(1))
+    return _running_share(energy_OI.numpy().sum(1))
 
 
-def _running_share(energy: Tensor) -> Tensor:
+def _running_share(energy: np.ndarray) -> Tensor:
     """For each entry of the last axis, the share of the total in all entries up to it, from the smallest up.
 
     The largest entry's is exactly 1, so it stays, unless all are 0: they add nothing, and go at any beta > 0.
     """
-    ordered, order = energy.sort(dim=-1, stable=True)
-    running = ordered.cumsum(-1)
+    order = energy.argsort(axis=-1, kind="stable")
+    running = np.take_along_axis(energy, order, axis=-1).cumsum(axis=-1)
     total = running[..., -1:]
-    share = torch.where(total > 0, running / total, 0)
-    return torch.zeros_like(share).scatter_(-1, order, share)
+    share = np.zeros_like(running)
+    np.put_along_axis(share, order, np.divide(running, total, out=np.zeros_like(running), where=total > 0), axis=-1)
+    return torch.from_numpy(share)

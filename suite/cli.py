@@ -49,6 +49,14 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_machine_options(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for numbers that make no sense."""
+    if arguments.threads < 0:
+        raise ValueError(f"--threads {arguments.threads}: it takes 0 (all cores) or more")
+    if arguments.max_minutes is not None and not arguments.max_minutes >= 0:
+        raise ValueError(f"--max-minutes {arguments.max_minutes}: it takes 0 or more")
+
+
 def device_of(wanted: str) -> str:
     """The device that --device names. Raises ValueError when it is not there."""
     if wanted == "cuda" and not torch.cuda.is_available():

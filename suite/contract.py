@@ -210,19 +210,27 @@ class Task:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the suite's training loop, as a learner's hooks see it. `index` runs from 0 over the whole stage."""
+    """One step of the suite's training loop, as a learner's hooks see it. `index` runs from 0 over the whole stage.
+
+    In a captured step `lr` and `index` are tensors on the device.
+    """
 
     model: nn.Module
     optimizer: torch.optim.SGD
     images: Tensor
     labels: Tensor
-    lr: float
-    index: int
+    lr: float | Tensor
+    index: int | Tensor
     total: int
 
 
 class Learner:
     """Hooks of a method into the suite's one training loop; override what is needed."""
+
+    capturable: ClassVar[bool] = False
+    """True when nothing in the hooks of a step waits for the device, so that it may be captured in a CUDA graph."""
+    generators: tuple[torch.Generator, ...] = ()
+    """The generators on the device that the hooks draw from, for a captured step."""
 
     def penalty(self) -> Tensor | None:
         """A scalar to add to the loss, or None."""

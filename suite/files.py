@@ -14,7 +14,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; what the block wrote there becomes `path`, or nothing does when the block raises."""
+    """A temporary name beside `path`; what the block wrote there becomes `path`, or nothing does when the block raises.
+
+    An OSError names `path`, even where the system did not say which file it was (a full disk).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -25,14 +28,22 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         part.chmod(0o644)
         os.replace(part, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write `content` to `path`, atomically."""
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, atomically."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -37,7 +38,7 @@ _PASS_MODULES = (
     nn.AvgPool2d,
     nn.AdaptiveAvgPool2d,
 )
-_PASS_FUNCTIONS = {torch.relu, nn.functional.relu, nn.functional.dropout, nn.functional.max_pool2d}
+_PASS_FUNCTIONS = {torch.relu, nn.functional.relu, nn.functional.max_pool2d}
 _PASS_FUNCTIONS |= {nn.functional.avg_pool2d, nn.functional.adaptive_avg_pool2d}
 _SUM_FUNCTIONS = {operator.add, operator.iadd, torch.add}
 
@@ -97,24 +98,32 @@ class Graph:
     convs         layer name -> `Conv`, in the order of execution
     filter_sets   layer name -> int64 [O]: filters with the same number are tied through residual sums and can only
                   disappear from the network together
-    Raises ValueError naming the operation when a channel cannot be followed through it, or when there is no convolution.
+    Raises ValueError naming the operation when a channel cannot be followed through it, when there is no convolution,
+    when the network does not end in one linear layer, or when it does not take images of this shape.
     """
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
         self.input_shape = tuple(input_shape)
-        skeleton = copy.deepcopy(model).to("meta").eval()
+        skeleton = copy.deepcopy(model).to("meta", torch.float32).eval()
         try:
             self.fx_graph = _Tracer().trace(skeleton)
         except (fx.proxy.TraceError, TypeError) as error:
             raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx: {error}") from error
         self.modules = dict(skeleton.named_modules())
-        ShapeProp(fx.GraphModule(skeleton, self.fx_graph)).propagate(torch.zeros(1, *input_shape, device="meta"))
+        image = torch.zeros(1, *input_shape, device="meta")
+        try:
+            skeleton(image)
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(f"{type(model).__name__} takes no images of shape {list(input_shape)}: {why}") from error
+        ShapeProp(fx.GraphModule(skeleton, self.fx_graph)).propagate(image)
         self.nodes = list(self.fx_graph.nodes)
         self.kinds: dict[fx.Node, Kind] = {node: self._kind(node) for node in self.nodes}
         self.width = {node: self._shape(node)[1] for node in self.nodes if self.kinds[node] != "output"}
         self.conv_nodes = {str(node.target): node for node in self.nodes if self.kinds[node] == "conv"}
         if not self.conv_nodes:
             raise ValueError(f"{type(model).__name__} has no convolution to prune")
+        self._check_rules(type(model).__name__)
         roles = self._roles()
         self.convs = {name: self._conv(node, roles[node]) for name, node in self.conv_nodes.items()}
         self.filter_sets = self._filter_sets()
@@ -132,24 +141,42 @@ class Graph:
             module = self.modules[str(target)]
             if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros":
                 return "conv"
-            for types, kind in ((nn.BatchNorm2d, "bn"), (PaddedShortcut, "shortcut"), (nn.Linear, "linear")):
-                if isinstance(module, types):
-                    return kind  # type: ignore[return-value]
+            if isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats:
+                return "bn"
+            if isinstance(module, PaddedShortcut):
+                return "shortcut"
+            if isinstance(module, nn.Linear):
+                return "linear"
             if isinstance(module, _PASS_MODULES):
                 return "pass"
             if isinstance(module, nn.Flatten) and module.start_dim == 1:
                 return "flatten"
             target = module
         elif target in _SUM_FUNCTIONS and len(node.all_input_nodes) == 2 and not node.kwargs.get("alpha"):
-            return "sum"
+            if len({self._shape(operand) for operand in node.all_input_nodes}) == 1:
+                return "sum"
         elif target in _PASS_FUNCTIONS:
             return "pass"
         elif target is torch.flatten and node.args[1:] == (1,):
             return "flatten"
         raise ValueError(
             f"channels cannot be followed through {node.name!r} ({target}): write it with convolutions of one group, batch "
-            "norm, ReLU, pooling, dropout, residual sums, flatten and linear layers, or add its rule to suite/graph.py"
+            "norm, ReLU, pooling, nn.Dropout, residual sums, flatten and linear layers, or add its rule to suite/graph.py"
         )
+
+    def _check_rules(self, model: str) -> None:
+        """Refuse a network of known operations that are put together in a way that `live` and packing get wrong."""
+        called = Counter(str(node.target) for node in self.nodes if self.kinds[node] in ("conv", "bn", "linear"))
+        for name, times in called.items():
+            if times > 1:
+                raise ValueError(f"{model} uses {name} {times} times; a layer with weights may be used once")
+        for node in self.nodes:
+            if self.kinds[node] == "bn" and self.kinds[node.all_input_nodes[0]] != "conv":
+                raise ValueError(f"the batch norm {node.target} of {model} does not follow a convolution")
+            if self.kinds[node] == "output" and (
+                not isinstance(node.args[0], fx.Node) or self.kinds[node.args[0]] != "linear"
+            ):
+                raise ValueError(f"{model} must return the output of one linear layer, which gives the logits")
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
         return tuple(node.meta["tensor_meta"].shape)
@@ -263,7 +290,7 @@ class Graph:
                 kept_O = layer.kept_O & kept_GI.any(1)[layer.filter_group_O]
                 layers[str(node.target)] = replace(layer, kept_GI=kept_GI, kept_O=kept_O)
                 nonzero[node] = kept_O
-            elif (kind == "bn" and self.kinds[sources[0]] == "conv") or kind == "pass":
+            elif kind in ("bn", "pass"):
                 nonzero[node] = nonzero[sources[0]]
             elif kind == "sum":
                 nonzero[node] = nonzero[sources[0]] | nonzero[sources[1]]

@@ -7,6 +7,7 @@ cannot be imported stops only itself: it is listed with its reason, and whoever 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -89,7 +90,7 @@ def main() -> int:
             broken.append(method)
             continue
         learns = "per budget" if method.learns and method.needs_budget else "once" if method.learns else "no"
-        fields = ", ".join(f"{k}={v.default}" for k, v in method.__dataclass_fields__.items())
+        fields = "\n".join(f"{field.name}={field.default}" for field in dataclasses.fields(method))
         table.add_row(name, method.granularity, learns, fields, method.source, method.deviations or "none")
     console = Console()
     console.print(table)

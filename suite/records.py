@@ -171,7 +171,7 @@ def _lasting(device: str) -> dict[str, Any]:
 def device_name(device: str) -> str:
     """The processor's own name: "cpu: Intel(R) Xeon(R) ..." or "NVIDIA H100 ..."."""
     if device == "cuda":
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda: none on this machine"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

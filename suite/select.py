@@ -36,7 +36,7 @@ def filter_planner(graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranki
         order = values.argsort(stable=True)
         rank = _fractions(order[~protected[order]], count)
     else:
-        rank = torch.ones(count)
+        rank = torch.ones(count, dtype=torch.float64)
         for members in _coupled_sets(sets):
             order = members[values[members].argsort(stable=True)]
             free = order[~protected[order]]
@@ -81,7 +81,7 @@ def _set_scores(graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool) 
     for name, ids in sets.items():
         value = scores[name].detach().double().cpu()
         if normalise:
-            value = value / value.mean().clamp(min=torch.finfo(torch.float64).tiny)
+            value = value / value.abs().mean().clamp(min=torch.finfo(torch.float64).tiny)
         total.index_add_(0, ids, value)
         members.index_add_(0, ids, torch.ones_like(value))
     return sets, total / members

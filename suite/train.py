@@ -7,6 +7,7 @@ batches follow from (seed, epoch), and the checkpoint holds weights, momentum, s
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import math
 import random
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from suite.contract import Batch, Learner, Step
 from suite.data import Loader
-from suite.files import replacing
+from suite.files import write_bytes
 from suite.progress import Interrupted, Watch
 from suite.schedule import Schedule
 
@@ -95,16 +96,21 @@ class Trainer:
         """Loss, correct and seen images of the epoch so far."""
 
     def advance(self, images: Tensor, labels: Tensor) -> None:
-        """One optimizer step with the learner's hooks around it."""
+        """One step at the schedule's learning rate."""
         lr = self.schedule.lr_at(self.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.compute(images, labels, lr, self.step)
+        self.step += 1
+
+    def compute(self, images: Tensor, labels: Tensor, lr: float | Tensor, index: int | Tensor) -> None:
+        """One optimizer step with the learner's hooks around it; nothing in it waits for the device."""
         logits = self.model(images)
         loss = F.cross_entropy(logits, labels)
         penalty = self.learner.penalty()
         self.optimizer.zero_grad()
         (loss if penalty is None else loss + penalty).backward()
-        step = Step(self.model, self.optimizer, images, labels, lr, self.step, self.total)
+        step = Step(self.model, self.optimizer, images, labels, lr, index, self.total)
         self.learner.before_step(step)
         self.optimizer.step()
         self.learner.after_step(step)
@@ -113,7 +119,6 @@ class Trainer:
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
             self.tally += torch.stack([loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
-        self.step += 1
 
     def end_epoch(self) -> None:
         """Put the epoch's numbers into the history. Raises Diverged when the loss is not finite."""
@@ -121,7 +126,7 @@ class Trainer:
         self.tally.zero_()
         if not math.isfinite(loss):
             raise Diverged(f"the loss became {loss} in epoch {self.step // self.steps_per_epoch}")
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = float(self.optimizer.param_groups[0]["lr"])
         entry = {
             "epoch": self.step // self.steps_per_epoch,
             "loss": loss / seen,
@@ -153,6 +158,8 @@ class Trainer:
             "history": self.history,
             "best": self.best,
             "rng": torch.get_rng_state(),
+            "rng_python": random.getstate(),
+            "rng_numpy": _numpy_state(),
             "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
@@ -165,8 +172,16 @@ class Trainer:
         self.tally.copy_(state["tally"])
         self.best = state["best"]
         torch.set_rng_state(state["rng"].cpu())
+        random.setstate(state["rng_python"])
+        np.random.set_state(state["rng_numpy"])
         if state["rng_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([s.cpu() for s in state["rng_cuda"]])
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    """numpy's random state without arrays, so that it loads with `weights_only=True`."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return name, [int(key) for key in keys], *rest
 
 
 def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: str) -> History:
@@ -211,9 +226,10 @@ def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: s
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path`, atomically."""
-    with replacing(path) as part:
-        torch.save(state, part)
+    """Write `state` to `path`, atomically. By way of memory: on a full disk torch would not say what went wrong."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

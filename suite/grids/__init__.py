@@ -70,9 +70,16 @@ def folder_name(name: str) -> str:
 def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
     """The grid's runs whose label contains `only`; those of `--smoke` are small.
 
-    Raises ValueError when none is left.
+    Raises ValueError when none is left, or with what is wrong with the grid.
     """
-    runs = smoked(grid.runs()) if smoke else list(grid.runs())
+    try:
+        runs = list(grid.runs())
+    except ValueError:
+        raise
+    except Exception as error:  # a user's file may fail in any way
+        raise ValueError(f"the runs of {grid.title!r} cannot be listed: {type(error).__name__}: {error}") from error
+    if smoke:
+        runs = smoked(runs)
     chosen = [run for run in runs if only.lower() in run.label.lower()]
     if not chosen:
         raise ValueError(f"--only {only!r} fits none of the {len(runs)} runs; the first is called {runs[0].label!r}")

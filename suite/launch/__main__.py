@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
-from suite import cli, grids, weights
+from suite import cli, grids, models, weights
 from suite.launch import local, slurm
 from suite.launch.cost import estimate
 from suite.launch.display import Display, minutes
+from suite.registry import pick
 from suite.run import Context, Outcome, failure, is_done
 from suite.run.common import dataset_of
 from suite.stages import Base, Stage
@@ -59,18 +61,23 @@ def main() -> int:
     try:
         return _launch(arguments, console)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"suite.launch: {error}\n")
+        sys.stderr.write(f"suite.launch: {' '.join(str(error).split())}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("suite.launch: stopped at once; the same command goes on from the last checkpoints\n")
+        sys.stderr.flush()
+        os._exit(130)  # an ordinary exit would wait for what the workers are doing
 
 
 def _launch(arguments: argparse.Namespace, console: Console) -> int:
+    cli.check_machine_options(arguments)
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise ValueError(f"--jobs {arguments.jobs}: it takes 1 or more")
     grid = grids.load(arguments.grid)
     runs = grids.runs_of(grid, only=arguments.only, smoke=arguments.smoke)
     stages = grids.stages_of(grid, runs, smoke=arguments.smoke)
     device = "cuda" if arguments.cluster == "slurm" and arguments.device == "auto" else cli.device_of(arguments.device)
     jobs = arguments.jobs or (1 if device == "cuda" else min(4, os.cpu_count() or 1))
-    if jobs < 1 or arguments.threads < 0:
-        raise ValueError("--jobs takes 1 or more, --threads 0 or more")
     context = Context(
         results=cli.results_of(arguments).absolute(),
         data=arguments.data.absolute() if arguments.data else None,
@@ -86,7 +93,10 @@ def _launch(arguments: argparse.Namespace, console: Console) -> int:
     context.results.mkdir(parents=True, exist_ok=True)
     outcomes: dict[str, Outcome] = {}
     if missing:
-        console.print(f"{arguments.grid}: {len(missing)} of {len(stages)} stages to do, {jobs} at a time on {device}")
+        console.print(
+            f"{arguments.grid}: {len(missing)} of {len(stages)} stages to do, {jobs} at a time on {device}",
+            markup=False,
+        )
         with Display(missing, context, already=len(stages) - len(missing), jobs=jobs, console=console) as display:
             if arguments.cluster == "slurm":
                 outcomes = slurm.run(missing, context, display, options=arguments.slurm)
@@ -95,13 +105,14 @@ def _launch(arguments: argparse.Namespace, console: Console) -> int:
             else:
                 outcomes = local.run(missing, context, display, jobs=jobs)
     else:
-        console.print(f"{arguments.grid}: all {len(stages)} stages are done; nothing to do")
+        console.print(f"{arguments.grid}: all {len(stages)} stages are done; nothing to do", markup=False)
     return _summary(arguments, missing, outcomes, context, console)
 
 
 def _check_data(stages: Sequence[Stage], context: Context) -> None:
-    """Raise before anything runs when data or public weights are missing."""
+    """Raise before anything runs when a model is unknown, or data or public weights are missing."""
     for base in (stage for stage in stages if isinstance(stage, Base)):
+        pick("model", base.model, models.available())
         dataset_of(base, context)
         if base.weights:
             weights.find(base.weights, context.data)
@@ -138,9 +149,9 @@ def _summary(
     undone = [stage for stage in missing if outcomes.get(stage.key) in (None, "interrupted")]
     for stage in bad:
         why = failure(stage, context) or {"status": "failed", "reason": "no reason was left"}
-        console.print(f"[red]{why['status']}[/]: {stage.label}: {why['reason']}", highlight=False)
+        console.print(Text.assemble((why["status"], "red"), f": {stage.label}: {why['reason']}"))
     for path in built.paths:
-        console.print(f"wrote {_shown(path)}", highlight=False)
+        console.print(f"wrote {_shown(path)}", markup=False, highlight=False)
     if bad or undone:
         console.print(f"{len(bad)} failed, {len(undone)} not reached; run the same command again to do just these")
     return 1 if bad else 75 if undone else 0

@@ -12,37 +12,55 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from suite import progress
 from suite.launch.display import Display
 from suite.progress import Watch
 from suite.run import Context, Outcome, execute, fail
 from suite.stages import Stage, Timed
 
 REFRESH_S = 0.25
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Worker:
+    """A process that does one stage at a time. Signals wait until it can act on them: the launcher alone takes Ctrl-C."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(
+            max_workers=1, mp_context=context, initializer=_die_with, initargs=(os.getpid(),)
+        )
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # a new process inherits this
+        self.pid = self.pool.submit(os.getpid)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def stop(self) -> None:
+        """Let it stop at the next checkpoint; does nothing while the process is still starting."""
+        if self.pid.done() and self.pid.exception() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid.result(), signal.SIGTERM)
 
 
 class _Workers:
-    """Processes that each do one stage at a time. One that dies is replaced and takes no other along."""
+    """Some workers. One that dies is replaced and takes no other along."""
 
     def __init__(self, count: int) -> None:
-        self.free = [self._new() for _ in range(count)]
-        self.busy: dict[Future[Outcome], ProcessPoolExecutor] = {}
-
-    @staticmethod
-    def _new() -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_die_with, initargs=(os.getpid(),))
+        self.free = [_Worker() for _ in range(count)]
+        self.busy: dict[Future[Outcome], _Worker] = {}
 
     def submit(self, stage: Stage, context: Context) -> Future[Outcome]:
         """Give the stage to a free worker."""
         worker = self.free.pop()
-        future = worker.submit(_work, stage, context)
+        try:
+            future = worker.pool.submit(_work, stage, context)
+        except BrokenProcessPool:  # it died while it had nothing to do
+            worker = _Worker()
+            future = worker.pool.submit(_work, stage, context)
         self.busy[future] = worker
         return future
 
@@ -52,7 +70,7 @@ class _Workers:
         try:
             outcome = future.result()
         except BrokenProcessPool:
-            worker = self._new()
+            worker = _Worker()
             reason = "its process was killed; out of memory is the usual reason: try --jobs 1"
             outcome = fail(stage, context, "failed", reason)
         self.free.append(worker)
@@ -61,7 +79,7 @@ class _Workers:
     def close(self) -> None:
         """End the workers that are free."""
         for worker in self.free:
-            worker.shutdown(wait=False, cancel_futures=True)
+            worker.pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _die_with(parent: int) -> None:
@@ -76,7 +94,7 @@ def _die_with(parent: int) -> None:
 
 
 def run(stages: Sequence[Stage], context: Context, display: Display, *, jobs: int) -> dict[str, Outcome]:
-    """Do the stages, `jobs` at a time, and return the outcome of each. After a signal: those that were reached.
+    """Do the stages, `jobs` at a time, and return the outcome of each. After a signal or `context.max_minutes`: of those reached.
 
     A stage whose needs failed is tried all the same: it fails at once, with the reason in its row.
     """
@@ -87,8 +105,14 @@ def run(stages: Sequence[Stage], context: Context, display: Display, *, jobs: in
     running: dict[Future[Outcome], Stage] = {}
     outcomes: dict[str, Outcome] = {}
     wanted = {stage.key for stage in stages}
+    deadline = float("inf") if context.max_minutes is None else time.monotonic() + 60 * context.max_minutes
     with _stopping() as stop:
         while running or (waiting and not stop):
+            if not stop and time.monotonic() >= deadline:
+                stop.append(deadline)
+            for stage in [s for s in waiting if any(outcomes.get(n.key) == "interrupted" for n in s.needs)]:
+                waiting.remove(stage)
+                outcomes[stage.key] = "interrupted"
             if not stop:
                 for stage in _ready(waiting, list(running.values()), outcomes, wanted, jobs):
                     waiting.remove(stage)
@@ -100,14 +124,15 @@ def run(stages: Sequence[Stage], context: Context, display: Display, *, jobs: in
                 outcomes[stage.key] = workers.outcome(future, stage, context)
                 display.finished(stage, outcomes[stage.key])
             display.refresh()
-            _pass_on(stop, running.values(), context)
+            for worker in workers.busy.values() if stop else ():
+                worker.stop()
     workers.close()
     return outcomes
 
 
 def _context_of(stage: Stage, context: Context) -> Context:
-    """Latency is measured alone, so it gets every core."""
-    return dataclasses.replace(context, threads=0) if isinstance(stage, Timed) else context
+    """What a worker is told: latency is measured alone, so it gets every core; the launcher watches the time."""
+    return dataclasses.replace(context, max_minutes=None, threads=0 if isinstance(stage, Timed) else context.threads)
 
 
 def _ready(
@@ -122,11 +147,12 @@ def _ready(
 
 
 def _work(stage: Stage, context: Context) -> Outcome:
-    """In a worker: do the stage, stopping at a checkpoint on SIGINT or SIGTERM."""
+    """In a worker: do the stage, stopping at a checkpoint on SIGTERM."""
     folder = context.folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
-    watch = Watch(folder / "progress.json", context.max_minutes)
-    watch.listen(signal.SIGINT, signal.SIGTERM)
+    watch = Watch(folder / "progress.json")
+    watch.listen(signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     outcome = execute(stage, context, watch)
     _return_memory()
     return outcome
@@ -148,7 +174,7 @@ def _stopping() -> Iterator[list[float]]:
             raise KeyboardInterrupt
         stop.append(time.monotonic())
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in STOPPING}
     try:
         yield stop
     finally:
@@ -156,20 +182,16 @@ def _stopping() -> Iterator[list[float]]:
             signal.signal(number, old)
 
 
-def _pass_on(stop: list[float], running: Iterable[Stage], context: Context) -> None:
-    """Tell the workers to stop at their next checkpoint; a signal from a terminal reached them already."""
-    for stage in running if stop else ():
-        pid = progress.read(context.folder(stage) / "progress.json").get("pid")
-        if pid and pid != os.getpid():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-
-
 def run_here(stages: Sequence[Stage], context: Context, display: Display) -> dict[str, Outcome]:
-    """Do the stages in this process, one after the other: for a debugger."""
+    """Do the stages in this process, one after the other: for a debugger. A signal stops it at a checkpoint."""
+    watch = Watch(max_minutes=context.max_minutes)
+    watch.listen(*STOPPING)
     outcomes: dict[str, Outcome] = {}
     for stage in stages:
+        if watch.must_stop:
+            break
         display.started(stage)
-        outcomes[stage.key] = execute(stage, context)
+        watch.path = context.folder(stage) / "progress.json"
+        outcomes[stage.key] = execute(stage, context, watch)
         display.finished(stage, outcomes[stage.key])
     return outcomes

@@ -6,6 +6,7 @@ removed filter too. `pack` builds a network whose tensors hold live channels onl
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -201,9 +202,10 @@ class _Builder:
     def _pass(self, node: fx.Node) -> None:
         _, value, self.order[node] = self._source(node)
         if node.op == "call_module":
-            like = self.model.get_submodule(str(node.target))
-            # Where a residual branch is gone, its sum is the shortcut itself, which an in-place ReLU must not touch.
-            module = nn.ReLU() if isinstance(like, nn.ReLU) else like
+            module: Any = copy.deepcopy(self.model.get_submodule(str(node.target)))
+            if hasattr(module, "inplace"):
+                # Where a residual branch is gone, its sum is the shortcut itself, which nothing may change in place.
+                module.inplace = False
             self.value[node] = self._call(str(node.target), module, value)
         else:
             arguments = (value, *node.args[1:])

@@ -46,19 +46,23 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
         handler = logging.FileHandler(folder / "log.txt")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)
+        own = logging.Logger(stage.key)  # for the file alone: a terminal gets the reason, without the traceback
+        own.addHandler(handler)
         try:
             (folder / "failed.json").unlink(missing_ok=True)
             _do(stage, context, watch)
             return "done"
         except Interrupted as stop:
-            log.info("%s: %s", stage.label, stop)
+            own.info("%s: %s", stage.label, stop)
             return "interrupted"
         except Exception as error:  # here a run becomes a row; nothing that goes wrong in one may stop the others
-            log.error("%s\n%s", stage.label, traceback.format_exc())
-            return fail(stage, context, "diverged" if isinstance(error, Diverged) else "failed", _reason(error))
+            own.error("%s\n%s", stage.label, traceback.format_exc())
+            status: Literal["diverged", "failed"] = "diverged" if isinstance(error, Diverged) else "failed"
+            reason = _reason(error)
         finally:
             logging.getLogger().removeHandler(handler)
             handler.close()
+        return fail(stage, context, status, reason)
 
 
 def _reason(error: Exception) -> str:
@@ -70,7 +74,12 @@ def _reason(error: Exception) -> str:
 
 
 def fail(stage: Stage, context: Context, status: Literal["diverged", "failed"], reason: str) -> Outcome:
-    """Record that an attempt at the stage failed: a status file, and a row where the stage has one."""
+    """Record that an attempt at the stage failed: a status file, and a row where the stage has one.
+
+    A stage whose process was lost just after it was done stays done.
+    """
+    if is_done(stage, context):
+        return "done"
     try:
         context.folder(stage).mkdir(parents=True, exist_ok=True)
         write_json(context.folder(stage) / "failed.json", {"status": status, "reason": reason, "time": time.time()})

@@ -33,6 +33,7 @@ def main() -> int:
     cli.configure_logging()
     console = Console()
     try:
+        cli.check_machine_options(arguments)
         stage = _find(arguments)
         context = Context(
             results=cli.results_of(arguments),
@@ -51,9 +52,8 @@ def main() -> int:
         watch.path = folder / "progress.json"
         outcome = execute(needed, context, watch)
         why = failure(needed, context) if outcome in ("failed", "diverged") else None
-        console.print(
-            f"{outcome:12} {needed.key}  {needed.label}" + (f": {why['reason']}" if why else ""), highlight=False
-        )
+        line = f"{outcome:12} {needed.key}  {needed.label}" + (f": {why['reason']}" if why else "")
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
         if outcome != "done":
             return 75 if outcome == "interrupted" else 1
     return 0

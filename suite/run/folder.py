@@ -43,6 +43,8 @@ def is_done(stage: Stage, context: Context) -> bool:
     try:
         done = json.loads((folder / "done.json").read_text())
         damaged = [n for n, size in done["files"].items() if not _has_size(folder / n, size)]
+        if not damaged and done["row"] and records.read(_row_path(stage, context)) is None:
+            records.write(records.from_dict(done["row"]), context.results)
     except FileNotFoundError:
         return False
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -51,11 +53,11 @@ def is_done(stage: Stage, context: Context) -> bool:
         log.warning("%s: %s is damaged; the stage is done again", folder, ", ".join(damaged))
         os.replace(folder / "done.json", folder / "done.json.damaged")
         return False
-    if row := done.get("row"):
-        path = records.rows_folder(context.results) / f"{stage.key}.json"
-        if records.read(path) is None:
-            records.write(records.from_dict(row), context.results)
     return True
+
+
+def _row_path(stage: Stage, context: Context) -> Path:
+    return records.rows_folder(context.results) / f"{stage.key}.json"
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -80,7 +82,12 @@ def finish(
     sizes = {name: (folder / name).stat().st_size for name in files}
     about = {"stage": identity(stage), "label": stage.label, "files": sizes, "result": dict(result)}
     write_json(folder / "done.json", {**about, "row": records.to_dict(row) if row else None})
-    for leftover in (*folder.glob("train*.pt"), folder / "failed.json", folder / "progress.json"):
+    for leftover in (
+        *folder.glob("train*.pt"),
+        *folder.glob("*.part"),
+        folder / "failed.json",
+        folder / "progress.json",
+    ):
         leftover.unlink(missing_ok=True)
 
 

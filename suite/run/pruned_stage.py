@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from suite import pack as packing
 from suite.contract import Budget, Planner, PruningPlan, State
 from suite.graph import Graph
+from suite.graphed import make_trainer
 from suite.measure.counting import count_macs, count_params
 from suite.progress import Watch
 from suite.run import common
 from suite.run.folder import Context, finish, result_of
 from suite.select import Selection, meet
 from suite.stages import Pruned
-from suite.train import History, Trainer, fit, load_checkpoint, seed_everything
+from suite.train import History, fit, load_checkpoint, seed_everything
 
 
 def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
@@ -43,7 +44,7 @@ def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
             stage.settings.reconstruct(model, graph, plan, task)
         packed = packing.pack(model, graph, plan)
         judge = common.judge_of(stage.finetune, packed, stage.base, context)
-        trainer = Trainer(packed, batches, stage.finetune, judge=judge)
+        trainer = make_trainer(packed, batches, stage.finetune, judge=judge)
         doing = "fine-tuning" + (f" {cycle + 1}/{stage.finetune.cycles}" if stage.finetune.cycles > 1 else "")
         history += fit(trainer, folder / f"train{cycle}.pt", watch, seed=stage.seed + cycle, doing=doing)
         packing.unpack(packed, model)

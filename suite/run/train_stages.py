@@ -5,12 +5,13 @@ from __future__ import annotations
 from suite import models, records, weights
 from suite.files import sha256
 from suite.graph import Graph
+from suite.graphed import make_trainer
 from suite.measure.counting import count_params
 from suite.progress import Watch
 from suite.run import common
 from suite.run.folder import Context, finish
 from suite.stages import Base, Learned
-from suite.train import Trainer, fit, save_checkpoint, seed_everything
+from suite.train import fit, save_checkpoint, seed_everything
 
 
 def do_base(stage: Base, context: Context, watch: Watch) -> None:
@@ -27,7 +28,7 @@ def do_base(stage: Base, context: Context, watch: Watch) -> None:
         batches = common.batches_of(stage, stage.schedule, common.stream_seed(stage.seed, common.BASE), context)
         model.to(context.device)
         judge = common.judge_of(stage.schedule, model, stage, context)
-        trainer = Trainer(model, batches, stage.schedule, judge=judge)
+        trainer = make_trainer(model, batches, stage.schedule, judge=judge)
         common.save_history(folder, fit(trainer, folder / "train.pt", watch, seed=stage.seed, doing="base"))
         seconds = trainer.seconds
     common.save_weights(model, folder / "final.safetensors")
@@ -52,7 +53,7 @@ def do_learned(stage: Learned, context: Context, watch: Watch) -> None:
     seed = common.stream_seed(stage.seed, common.LEARNED)
     batches = common.batches_of(stage.base, stage.schedule, seed, context)
     judge = common.judge_of(stage.schedule, model, stage.base, context)
-    trainer = Trainer(model, batches, stage.schedule, learner=learner, judge=judge)
+    trainer = make_trainer(model, batches, stage.schedule, learner=learner, judge=judge)
     common.save_history(folder, fit(trainer, folder / "train.pt", watch, seed=stage.seed, doing="learning"))
     common.save_weights(model, folder / "final.safetensors")
     save_checkpoint(folder / "state.pt", trainer.learner.state_dict())

@@ -1,0 +1,26 @@
+"""The second-order and the grouping ablation in minutes, on the embedded data.
+
+Schedules are ours and short; the small batch gives the groups some steps to move.
+"""
+
+from __future__ import annotations
+
+from suite.grids._ablation import ablation
+from suite.schedule import Schedule
+
+BASE = Schedule(epochs=6, lr=0.1, weight_decay=5e-4, batch=64)
+LEARN = Schedule(epochs=6, lr=0.05, weight_decay=5e-4, batch=32)
+FINETUNE = Schedule(epochs=2, lr=0.05, weight_decay=5e-4, batch=64)
+
+GRID = ablation(
+    title="DSP's second-order term and grouping on digits",
+    about=__doc__ or "",
+    changes=lambda data, model: [
+        *({"second_order": mode} for mode in ("exact", "released", "none")),
+        *({"grouping": grouping} for grouping in ("random", "kmeans")),
+    ],
+    data="digits",
+    models=("resnet8",),
+    budgets=(0.5,),
+    schedules=(BASE, LEARN, FINETUNE),
+)

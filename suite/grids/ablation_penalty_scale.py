@@ -1,0 +1,11 @@
+"""Whether DSP's penalty should weigh a layer by the size of its input ("activations", as released) or not ("size")."""
+
+from __future__ import annotations
+
+from suite.grids._ablation import ablation
+
+GRID = ablation(
+    title="DSP's penalty scaling on CIFAR-10",
+    about=__doc__ or "",
+    changes=lambda data, model: [{"penalty_scale": scale} for scale in ("activations", "size")],
+)

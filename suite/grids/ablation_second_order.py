@@ -1,0 +1,15 @@
+"""What DSP's unrolled step is for: the exact second-order term, the one of the released code, and none of it.
+
+"none" needs no second forward and backward pass.
+"""
+
+from __future__ import annotations
+
+from suite.grids._ablation import ablation
+
+GRID = ablation(
+    title="DSP's second-order term on CIFAR-10",
+    about=__doc__ or "",
+    changes=lambda data, model: [{"second_order": mode} for mode in ("exact", "released", "none")],
+    models=("resnet20", "resnet56"),
+)

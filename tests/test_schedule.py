@@ -1,0 +1,67 @@
+"""Schedules: the learning rate in closed form, what is refused, the released constants."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from suite.schedule import DSP_BASE, DSP_FINETUNE, DSP_GROUPS, Schedule
+
+STEPS = 10
+
+
+def schedule(**changes) -> Schedule:
+    return Schedule(**{"epochs": 8, "lr": 0.4, "weight_decay": 0.0, **changes})
+
+
+def test_cosine_goes_from_lr_to_zero_through_a_half():
+    cosine = schedule()
+    total = 8 * STEPS
+    assert cosine.lr_at(0, STEPS) == 0.4
+    assert cosine.lr_at(total // 2, STEPS) == pytest.approx(0.2)
+    assert cosine.lr_at(total // 4, STEPS) == pytest.approx(0.4 * (1 + math.sqrt(0.5)) / 2)
+    assert cosine.lr_at(total, STEPS) == pytest.approx(0.0, abs=1e-15)
+    rates = [cosine.lr_at(step, STEPS) for step in range(total)]
+    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False)), "it moves every step"
+    assert rates[-1] > 0
+
+
+@pytest.mark.parametrize("shape", ["steps", "warm_steps"])
+def test_steps_are_a_tenth_from_half_and_a_hundredth_from_three_quarters(shape):
+    steps = schedule(shape=shape)
+    expected = [0.4] * 4 + [0.04] * 2 + [0.004] * 2
+    if shape == "warm_steps":
+        expected[:2] = [0.1, 0.1]
+    for epoch, lr in enumerate(expected):
+        for step in (0, STEPS - 1):
+            assert steps.lr_at(epoch * STEPS + step, STEPS) == pytest.approx(lr), f"epoch {epoch}, step {step}"
+
+
+def test_every_cycle_has_the_same_rates():
+    cycles = schedule(cycles=4)
+    assert cycles.cycle_epochs == 2
+    whole = schedule(epochs=2)
+    assert [cycles.lr_at(s, STEPS) for s in range(20)] == [whole.lr_at(s, STEPS) for s in range(20)]
+
+
+@pytest.mark.parametrize("changes", [{"epochs": -1}, {"batch": 0}, {"cycles": 0}, {"cycles": 3}])
+def test_impossible_schedules_are_refused(changes):
+    with pytest.raises(ValueError, match="a schedule needs"):
+        schedule(**changes)
+
+
+def test_no_epochs_are_allowed():
+    assert schedule(epochs=0).cycle_epochs == 0
+
+
+def test_released_constants():
+    assert Schedule(epochs=164, lr=0.1, weight_decay=1e-4, shape="warm_steps") == DSP_BASE
+    assert Schedule(epochs=120, lr=0.05, weight_decay=1e-3, shape="cosine") == DSP_GROUPS
+    assert Schedule(epochs=400, lr=0.015, weight_decay=1e-3, shape="cosine", cycles=5, replan_pp=0.1) == DSP_FINETUNE
+    for released in (DSP_BASE, DSP_GROUPS, DSP_FINETUNE):
+        assert (released.batch, released.momentum, released.epoch_images) == (128, 0.9, None)
+    assert DSP_BASE.lr_at(0, 391) == 0.025
+    assert DSP_BASE.lr_at(2 * 391, 391) == 0.1
+    assert DSP_BASE.lr_at(82 * 391, 391) == pytest.approx(0.01)
+    assert DSP_BASE.lr_at(123 * 391, 391) == pytest.approx(0.001)

@@ -1,0 +1,156 @@
+"""Stages: their names never change by accident, and they come in an order in which they can be done."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from baselines.l1_filter import L1Filter
+from baselines.slimming import Slimming
+from dsp import DSP
+from suite.contract import Budget
+from suite.schedule import Schedule
+from suite.stages import Base, Learned, Pruned, Stage, Timed, Timing, describe, identity, in_order
+
+SHORT = Schedule(epochs=2, lr=0.05, weight_decay=5e-4)
+BASE = Base(data="digits", model="resnet8", schedule=SHORT, seed=0)
+PUBLIC = Base(data="cifar10", model="resnet20_a", schedule=None, seed=0, weights="cifar10_resnet20_a")
+LEARNED = Learned(base=BASE, settings=DSP(), schedule=SHORT, seed=0)
+PRUNED = Pruned(base=BASE, settings=DSP(), learning=SHORT, budget=Budget(share=0.5), finetune=SHORT, seed=0)
+PLAIN = Pruned(base=BASE, settings=L1Filter(), learning=None, budget=Budget(share=0.5), finetune=SHORT, seed=0)
+TIMED = Timed(pruned=PRUNED, timing=Timing())
+
+GOLDEN: dict[str, Stage] = {}
+"""A name may change only when results made under it are no longer valid: a change here orphans every stored row."""
+
+
+@pytest.mark.parametrize(("key", "stage"), GOLDEN.items())
+def test_names_are_frozen(key, stage):
+    assert stage.key == key
+
+
+def test_a_name_is_kind_and_twelve_hex_digits():
+    for stage in GOLDEN.values():
+        assert re.fullmatch(rf"{stage.kind}-[0-9a-f]{{12}}", stage.key)
+
+
+def test_a_field_at_its_default_does_not_enter_the_name():
+    assert "momentum" not in identity(SHORT)
+    explicit = dataclasses.replace(SHORT, momentum=0.9, cycles=1, shape="cosine")
+    assert dataclasses.replace(BASE, schedule=explicit, split="all", weights="").key == BASE.key
+    assert dataclasses.replace(PRUNED, settings=DSP(groups=2), smoke=False).key == PRUNED.key
+    assert identity(L1Filter()) == {"method": "l1_filter"}
+    assert identity(Timing()) == {}
+
+
+def variants() -> list[Stage]:
+    """Each differs from the others in one field."""
+    timed = [
+        dataclasses.replace(TIMED, timing=Timing(**{name: value}))  # type: ignore[arg-type]
+        for name, value in (
+            ("device", "cuda"),
+            ("batch", 1),
+            ("precision", "fp16"),
+            ("layout", "channels_last"),
+            ("protocol", "quick"),
+        )
+    ]
+    bases = [
+        dataclasses.replace(BASE, **{name: value})
+        for name, value in (("data", "cifar10"), ("model", "vgg6"), ("seed", 1), ("split", "tuning"))
+    ]
+    schedules = [
+        dataclasses.replace(SHORT, **{name: value})
+        for name, value in (
+            ("epochs", 4),
+            ("lr", 0.06),
+            ("weight_decay", 1e-4),
+            ("batch", 64),
+            ("momentum", 0.8),
+            ("shape", "steps"),
+            ("cycles", 2),
+            ("replan_pp", 1.0),
+            ("epoch_images", 256),
+        )
+    ]
+    return [
+        *(BASE, PUBLIC, LEARNED, PRUNED, PLAIN, TIMED, *timed, *bases),
+        *(dataclasses.replace(BASE, schedule=schedule) for schedule in schedules),
+        *(dataclasses.replace(PRUNED, finetune=schedule) for schedule in schedules),
+        *(dataclasses.replace(PRUNED, learning=schedule) for schedule in schedules),
+        *(dataclasses.replace(PRUNED, base=base) for base in bases),
+        dataclasses.replace(PRUNED, seed=1),
+        dataclasses.replace(PRUNED, smoke=True),
+        dataclasses.replace(PRUNED, budget=Budget(share=0.5, scope="prunable")),
+        dataclasses.replace(PRUNED, budget=Budget(share=0.51)),
+        dataclasses.replace(PRUNED, settings=DSP(groups=3)),
+        dataclasses.replace(PRUNED, settings=Slimming()),
+        dataclasses.replace(LEARNED, budget=Budget(share=0.5)),
+        dataclasses.replace(LEARNED, settings=DSP(lam=1e-2)),
+    ]
+
+
+def test_different_stages_have_different_names():
+    keys = [stage.key for stage in variants()]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_method_of_another_file_with_the_same_settings_has_another_name():
+    assert identity(L1Filter(ranking="raw")) != identity(Slimming())
+
+
+def test_in_order_lists_needs_first_and_each_once():
+    other = dataclasses.replace(PRUNED, budget=Budget(share=0.7))
+    found = in_order([Timed(pruned=other, timing=Timing()), TIMED, PLAIN, PRUNED, other])
+    keys = [stage.key for stage in found]
+    assert len(set(keys)) == len(keys) == 7
+    assert set(keys) >= {BASE.key, LEARNED.key, PRUNED.key, PLAIN.key, TIMED.key, other.key}
+    for place, stage in enumerate(found):
+        assert all(keys.index(needed.key) < place for needed in stage.needs)
+
+
+def test_budgets_share_what_is_learned_unless_learning_needs_the_budget():
+    other = dataclasses.replace(PRUNED, budget=Budget(share=0.7))
+    assert PRUNED.learned is not None
+    assert PRUNED.learned == other.learned == LEARNED
+    assert PLAIN.learned is None
+    assert PLAIN.needs == (BASE,)
+    assert PRUNED.needs == (BASE, LEARNED)
+
+    class NeedsBudget(DSP):
+        needs_budget = True
+
+    assert dataclasses.replace(PRUNED, settings=NeedsBudget()).learned != dataclasses.replace(
+        other, settings=NeedsBudget()
+    ).learned
+
+
+def test_a_method_that_learns_needs_a_schedule_for_it():
+    with pytest.raises(ValueError, match="dsp learns before it prunes"):
+        dataclasses.replace(PRUNED, learning=None)
+
+
+@pytest.mark.parametrize(("schedule", "weights"), [(None, ""), (SHORT, "cifar10_resnet20_a")])
+def test_a_base_is_trained_or_public(schedule, weights):
+    with pytest.raises(ValueError, match="either a schedule or"):
+        dataclasses.replace(BASE, schedule=schedule, weights=weights)
+
+
+def test_the_best_epoch_on_validation_needs_a_validation_part():
+    kept = dataclasses.replace(SHORT, keep="best_validation")
+    with pytest.raises(ValueError, match="split='tuning'"):
+        dataclasses.replace(PRUNED, finetune=kept)
+    tuning = dataclasses.replace(BASE, split="tuning")
+    assert dataclasses.replace(PRUNED, base=tuning, finetune=kept).key != PRUNED.key
+
+
+def test_describe_and_labels():
+    assert describe(DSP()) == "dsp"
+    assert describe(DSP(groups=3, lam=0.01)) == "dsp(groups=3, lam=0.01)"
+    assert PRUNED.label == "digits/resnet8 dsp 50.00% seed 0"
+    assert LEARNED.label == "digits/resnet8 dsp seed 0"
+    assert BASE.label == "digits/resnet8 seed 0"
+    assert PUBLIC.label == "cifar10/resnet20_a cifar10_resnet20_a"
+    assert TIMED.label == "digits/resnet8 dsp 50.00% seed 0 on cpu, batch 32, fp32"
