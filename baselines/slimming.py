@@ -16,6 +16,8 @@ from suite.graph import Graph
 class _ScalePenalty(Learner):
     """Adds the subgradient of lam * sum |scale| to the gradients; 0 at 0."""
 
+    capturable = True
+
     def __init__(self, lam: float, scales: list[nn.Parameter]) -> None:
         self.lam = lam
         self.scales = scales

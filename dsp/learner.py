@@ -66,6 +66,8 @@ class GroupLearner(Learner):
     Raises ValueError when the network has no prunable convolution or a layer has fewer filters than there are groups.
     """
 
+    capturable = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -81,6 +83,7 @@ class GroupLearner(Learner):
         self.settings = settings
         self.learning = fixed_groups is None and settings.groups > 1  # a single group has nothing to learn
         self.generator = torch.Generator(weight.device).manual_seed(seed)
+        self.generators = (self.generator,)
         self._noise = noise
         self._epsilon = maths.RELEASED_EPSILON if settings.second_order == "released" else 0.0
         count = settings.groups * sum(conv.filters for conv in convs)
@@ -141,7 +144,7 @@ class GroupLearner(Learner):
         torch._foreach_copy_([layer for layers in weights for layer in layers], moved)
 
     def _learn(
-        self, step: Step, rate: float, weights: list[list[Tensor]], w: list[Tensor], energies: list[Tensor]
+        self, step: Step, rate: float | Tensor, weights: list[list[Tensor]], w: list[Tensor], energies: list[Tensor]
     ) -> None:
         """One Adam step on the logits, by the gradient of the penalty after a trial step, through the relaxed groups."""
         temperature, mode = self.settings.temperature, self.settings.second_order
@@ -269,7 +272,7 @@ def _penalty_step(w_LOIK: Tensor, penalty: GroupPenalty, rate_L11: Tensor) -> Te
 
 
 def _sgd_step(
-    w_LOIK: Tensor, gradient_LOIK: Tensor, layers: list[Tensor], optimizer: torch.optim.SGD, lr: float
+    w_LOIK: Tensor, gradient_LOIK: Tensor, layers: list[Tensor], optimizer: torch.optim.SGD, lr: float | Tensor
 ) -> Tensor:
     """What `optimizer` would make of `w_LOIK` in place of its parameters `layers`; its momentum stays as it is."""
     options = _options(optimizer, layers[0])

@@ -230,7 +230,7 @@ def to_dict(row: Row) -> dict[str, Any]:
 
 def from_dict(value: Any) -> Row:
     """The row that `to_dict` gave. Raises ValueError naming what is wrong; fields of a newer version are refused."""
-    if not isinstance(value, dict) or value.get("kind") not in ROW_TYPES:
+    if not isinstance(value, dict) or value.get("kind") not in tuple(ROW_TYPES):
         raise ValueError(f"not a row: its kind is none of {', '.join(ROW_TYPES)}")
     if value.get("schema") != SCHEMA:
         raise ValueError(f"schema {value.get('schema')} is not {SCHEMA}, which this version reads")

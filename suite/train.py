@@ -12,6 +12,7 @@ import logging
 import math
 import random
 import time
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,9 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:
+            if part := archive.testzip():  # torch itself does not look at the checksums
+                raise ValueError(f"{part} in it is damaged")
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load raises many kinds of errors on a damaged file
         aside = path.with_suffix(path.suffix + ".damaged")

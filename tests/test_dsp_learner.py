@@ -300,7 +300,7 @@ def test_a_captured_step_equals_an_eager_one(mode: str) -> None:
     for training in (eager, captured):
         for _ in range(3):
             training.step()
-    step = Step(captured.model, captured.optimizer, captured.images, captured.labels, SGD["lr"], index, 10)  # type: ignore[arg-type]
+    step = Step(captured.model, captured.optimizer, captured.images, captured.labels, SGD["lr"], index, 10)
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(captured.learner.generator)
     torch.cuda.synchronize()

@@ -101,6 +101,7 @@ def masked(model: nn.Module, graph: Graph, plan: PruningPlan) -> nn.Module:
     return result
 
 
+@torch.no_grad()
 def assert_equal(got: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
     assert got.dtype == torch.float64
     assert got.shape == expected.shape
@@ -134,7 +135,6 @@ def check(name: str, plan: PruningPlan) -> PackedNetwork:
 
     assert count_params(packed) == sum(int(mask.sum()) for mask in here.values())
     assert count_macs(packed.execute("groups"), graph.input_shape).macs == graph.macs(plan).total
-    assert count_macs(packed.execute("union"), graph.input_shape).macs >= graph.macs(plan).total
     for key, tensor in before.items():
         assert torch.equal(model.state_dict()[key], tensor)
 
@@ -160,12 +160,12 @@ random_plans = given(
 
 @pytest.mark.parametrize("name", SMALL)
 @random_plans
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_packed_equals_masked(name: str, granularity: str, groups: int, removed: float, seed: int) -> None:
     check(name, random_plan(prepared(name)[1], granularity, groups, removed, seed))
 
 
-@pytest.mark.parametrize("removed", [0.3, 0.8, 0.97])
+@pytest.mark.parametrize("removed", [0.6, 0.95])
 @pytest.mark.parametrize("name", LARGE)
 def test_packed_equals_masked_in_large_networks(name: str, removed: float) -> None:
     check(name, random_plan(prepared(name)[1], "intra_channel", 3, removed, seed=int(100 * removed)))
@@ -240,6 +240,8 @@ def test_groups_that_read_disjoint_channels(name: str) -> None:
         layers[layer] = ConvPlan.of(filters[:, None] == channels)
     packed = check(name, PruningPlan(layers))
     assert max(len(conv.weights) for conv in packed.convs()) == 4
+    macs = [count_macs(packed.execute(execution), graph.input_shape).macs for execution in EXECUTIONS]
+    assert macs[1] == graph.dense_macs.total > 3 * macs[0]  # the union of the groups is the whole layer
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -248,7 +250,7 @@ def test_an_empty_plan_is_the_dense_network(name: str) -> None:
     packed = check(name, PruningPlan({}))
     assert packed.plan == PruningPlan({})
     assert count_params(packed) == count_params(model)
-    assert count_macs(packed, graph.input_shape) == count_macs(model, graph.input_shape)
+    assert count_macs(packed, graph.input_shape).macs == count_macs(model, graph.input_shape).macs
 
 
 def test_packing_shares_nothing_with_the_network() -> None:

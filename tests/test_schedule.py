@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import pytest
 
@@ -11,11 +13,11 @@ from suite.schedule import DSP_BASE, DSP_FINETUNE, DSP_GROUPS, Schedule
 STEPS = 10
 
 
-def schedule(**changes) -> Schedule:
+def schedule(**changes: Any) -> Schedule:
     return Schedule(**{"epochs": 8, "lr": 0.4, "weight_decay": 0.0, **changes})
 
 
-def test_cosine_goes_from_lr_to_zero_through_a_half():
+def test_cosine_goes_from_lr_to_zero_through_a_half() -> None:
     cosine = schedule()
     total = 8 * STEPS
     assert cosine.lr_at(0, STEPS) == 0.4
@@ -23,12 +25,12 @@ def test_cosine_goes_from_lr_to_zero_through_a_half():
     assert cosine.lr_at(total // 4, STEPS) == pytest.approx(0.4 * (1 + math.sqrt(0.5)) / 2)
     assert cosine.lr_at(total, STEPS) == pytest.approx(0.0, abs=1e-15)
     rates = [cosine.lr_at(step, STEPS) for step in range(total)]
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False)), "it moves every step"
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates)), "it moves every step"
     assert rates[-1] > 0
 
 
 @pytest.mark.parametrize("shape", ["steps", "warm_steps"])
-def test_steps_are_a_tenth_from_half_and_a_hundredth_from_three_quarters(shape):
+def test_steps_are_a_tenth_from_half_and_a_hundredth_from_three_quarters(shape: str) -> None:
     steps = schedule(shape=shape)
     expected = [0.4] * 4 + [0.04] * 2 + [0.004] * 2
     if shape == "warm_steps":
@@ -38,7 +40,7 @@ def test_steps_are_a_tenth_from_half_and_a_hundredth_from_three_quarters(shape):
             assert steps.lr_at(epoch * STEPS + step, STEPS) == pytest.approx(lr), f"epoch {epoch}, step {step}"
 
 
-def test_every_cycle_has_the_same_rates():
+def test_every_cycle_has_the_same_rates() -> None:
     cycles = schedule(cycles=4)
     assert cycles.cycle_epochs == 2
     whole = schedule(epochs=2)
@@ -46,16 +48,16 @@ def test_every_cycle_has_the_same_rates():
 
 
 @pytest.mark.parametrize("changes", [{"epochs": -1}, {"batch": 0}, {"cycles": 0}, {"cycles": 3}])
-def test_impossible_schedules_are_refused(changes):
+def test_impossible_schedules_are_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="a schedule needs"):
         schedule(**changes)
 
 
-def test_no_epochs_are_allowed():
+def test_no_epochs_are_allowed() -> None:
     assert schedule(epochs=0).cycle_epochs == 0
 
 
-def test_released_constants():
+def test_released_constants() -> None:
     assert Schedule(epochs=164, lr=0.1, weight_decay=1e-4, shape="warm_steps") == DSP_BASE
     assert Schedule(epochs=120, lr=0.05, weight_decay=1e-3, shape="cosine") == DSP_GROUPS
     assert Schedule(epochs=400, lr=0.015, weight_decay=1e-3, shape="cosine", cycles=5, replan_pp=0.1) == DSP_FINETUNE

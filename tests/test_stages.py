@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -22,21 +24,29 @@ PRUNED = Pruned(base=BASE, settings=DSP(), learning=SHORT, budget=Budget(share=0
 PLAIN = Pruned(base=BASE, settings=L1Filter(), learning=None, budget=Budget(share=0.5), finetune=SHORT, seed=0)
 TIMED = Timed(pruned=PRUNED, timing=Timing())
 
-GOLDEN: dict[str, Stage] = {}
+GOLDEN: dict[str, Stage] = {
+    "base-68162ba243c5": BASE,
+    "base-e991345f69d7": PUBLIC,
+    "learned-81a590790426": LEARNED,
+    "pruned-334f5c1ffa33": PRUNED,
+    "pruned-0b03494eeeca": PLAIN,
+    "pruned-c7523f7edc8b": dataclasses.replace(PRUNED, settings=DSP(groups=3), smoke=True),
+    "timed-944f55c8967a": TIMED,
+}
 """A name may change only when results made under it are no longer valid: a change here orphans every stored row."""
 
 
 @pytest.mark.parametrize(("key", "stage"), GOLDEN.items())
-def test_names_are_frozen(key, stage):
+def test_names_are_frozen(key: str, stage: Stage) -> None:
     assert stage.key == key
 
 
-def test_a_name_is_kind_and_twelve_hex_digits():
+def test_a_name_is_kind_and_twelve_hex_digits() -> None:
     for stage in GOLDEN.values():
         assert re.fullmatch(rf"{stage.kind}-[0-9a-f]{{12}}", stage.key)
 
 
-def test_a_field_at_its_default_does_not_enter_the_name():
+def test_a_field_at_its_default_does_not_enter_the_name() -> None:
     assert "momentum" not in identity(SHORT)
     explicit = dataclasses.replace(SHORT, momentum=0.9, cycles=1, shape="cosine")
     assert dataclasses.replace(BASE, schedule=explicit, split="all", weights="").key == BASE.key
@@ -45,38 +55,32 @@ def test_a_field_at_its_default_does_not_enter_the_name():
     assert identity(Timing()) == {}
 
 
-def variants() -> list[Stage]:
+def variants() -> Sequence[Stage]:
     """Each differs from the others in one field."""
-    timed = [
-        dataclasses.replace(TIMED, timing=Timing(**{name: value}))  # type: ignore[arg-type]
-        for name, value in (
-            ("device", "cuda"),
-            ("batch", 1),
-            ("precision", "fp16"),
-            ("layout", "channels_last"),
-            ("protocol", "quick"),
-        )
+    options: list[tuple[str, Any]]
+    options = [
+        ("device", "cuda"),
+        ("batch", 1),
+        ("precision", "fp16"),
+        ("layout", "channels_last"),
+        ("protocol", "quick"),
     ]
-    bases = [
-        dataclasses.replace(BASE, **{name: value})
-        for name, value in (("data", "cifar10"), ("model", "vgg6"), ("seed", 1), ("split", "tuning"))
+    timed = [dataclasses.replace(TIMED, timing=Timing(**{name: value})) for name, value in options]
+    options = [("data", "cifar10"), ("model", "vgg6"), ("seed", 1), ("split", "tuning")]
+    bases = [dataclasses.replace(BASE, **{name: value}) for name, value in options]
+    options = [
+        ("epochs", 4),
+        ("lr", 0.06),
+        ("weight_decay", 1e-4),
+        ("batch", 64),
+        ("momentum", 0.8),
+        ("shape", "steps"),
     ]
-    schedules = [
-        dataclasses.replace(SHORT, **{name: value})
-        for name, value in (
-            ("epochs", 4),
-            ("lr", 0.06),
-            ("weight_decay", 1e-4),
-            ("batch", 64),
-            ("momentum", 0.8),
-            ("shape", "steps"),
-            ("cycles", 2),
-            ("replan_pp", 1.0),
-            ("epoch_images", 256),
-        )
-    ]
+    options += [("cycles", 2), ("replan_pp", 1.0), ("epoch_images", 256), ("keep", "best_test"), ("keep_after", 1)]
+    schedules = [dataclasses.replace(SHORT, **{name: value}) for name, value in options]
+    found: list[Stage] = [BASE, PUBLIC, LEARNED, PRUNED, PLAIN, TIMED, *timed, *bases]
     return [
-        *(BASE, PUBLIC, LEARNED, PRUNED, PLAIN, TIMED, *timed, *bases),
+        *found,
         *(dataclasses.replace(BASE, schedule=schedule) for schedule in schedules),
         *(dataclasses.replace(PRUNED, finetune=schedule) for schedule in schedules),
         *(dataclasses.replace(PRUNED, learning=schedule) for schedule in schedules),
@@ -92,16 +96,16 @@ def variants() -> list[Stage]:
     ]
 
 
-def test_different_stages_have_different_names():
+def test_different_stages_have_different_names() -> None:
     keys = [stage.key for stage in variants()]
     assert len(set(keys)) == len(keys)
 
 
-def test_a_method_of_another_file_with_the_same_settings_has_another_name():
+def test_a_method_of_another_file_with_the_same_settings_has_another_name() -> None:
     assert identity(L1Filter(ranking="raw")) != identity(Slimming())
 
 
-def test_in_order_lists_needs_first_and_each_once():
+def test_in_order_lists_needs_first_and_each_once() -> None:
     other = dataclasses.replace(PRUNED, budget=Budget(share=0.7))
     found = in_order([Timed(pruned=other, timing=Timing()), TIMED, PLAIN, PRUNED, other])
     keys = [stage.key for stage in found]
@@ -111,7 +115,7 @@ def test_in_order_lists_needs_first_and_each_once():
         assert all(keys.index(needed.key) < place for needed in stage.needs)
 
 
-def test_budgets_share_what_is_learned_unless_learning_needs_the_budget():
+def test_budgets_share_what_is_learned_unless_learning_needs_the_budget() -> None:
     other = dataclasses.replace(PRUNED, budget=Budget(share=0.7))
     assert PRUNED.learned is not None
     assert PRUNED.learned == other.learned == LEARNED
@@ -122,23 +126,24 @@ def test_budgets_share_what_is_learned_unless_learning_needs_the_budget():
     class NeedsBudget(DSP):
         needs_budget = True
 
-    assert dataclasses.replace(PRUNED, settings=NeedsBudget()).learned != dataclasses.replace(
-        other, settings=NeedsBudget()
-    ).learned
+    assert (
+        dataclasses.replace(PRUNED, settings=NeedsBudget()).learned
+        != dataclasses.replace(other, settings=NeedsBudget()).learned
+    )
 
 
-def test_a_method_that_learns_needs_a_schedule_for_it():
+def test_a_method_that_learns_needs_a_schedule_for_it() -> None:
     with pytest.raises(ValueError, match="dsp learns before it prunes"):
         dataclasses.replace(PRUNED, learning=None)
 
 
 @pytest.mark.parametrize(("schedule", "weights"), [(None, ""), (SHORT, "cifar10_resnet20_a")])
-def test_a_base_is_trained_or_public(schedule, weights):
+def test_a_base_is_trained_or_public(schedule: Schedule | None, weights: str) -> None:
     with pytest.raises(ValueError, match="either a schedule or"):
         dataclasses.replace(BASE, schedule=schedule, weights=weights)
 
 
-def test_the_best_epoch_on_validation_needs_a_validation_part():
+def test_the_best_epoch_on_validation_needs_a_validation_part() -> None:
     kept = dataclasses.replace(SHORT, keep="best_validation")
     with pytest.raises(ValueError, match="split='tuning'"):
         dataclasses.replace(PRUNED, finetune=kept)
@@ -146,7 +151,7 @@ def test_the_best_epoch_on_validation_needs_a_validation_part():
     assert dataclasses.replace(PRUNED, base=tuning, finetune=kept).key != PRUNED.key
 
 
-def test_describe_and_labels():
+def test_describe_and_labels() -> None:
     assert describe(DSP()) == "dsp"
     assert describe(DSP(groups=3, lam=0.01)) == "dsp(groups=3, lam=0.01)"
     assert PRUNED.label == "digits/resnet8 dsp 50.00% seed 0"

@@ -6,6 +6,7 @@ Networks train on all training images but the validation part, and accuracies ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from suite.grids import Grid, cross
 from suite.schedule import DSP_BASE, DSP_FINETUNE, DSP_GROUPS, Schedule
@@ -18,7 +19,7 @@ GROUPS = 4
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Times the recipe's value."""
 
-Changes = Iterable[Mapping[str, object]]
+Changes = Iterable[Mapping[str, Any]]
 
 
 def ablation(

@@ -1,6 +1,6 @@
 """The second-order and the grouping ablation in minutes, on the embedded data.
 
-Schedules are ours and short; the small batch gives the groups some steps to move.
+Schedules are ours and short; small batches give the groups a thousand steps to move.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from suite.grids._ablation import ablation
 from suite.schedule import Schedule
 
 BASE = Schedule(epochs=6, lr=0.1, weight_decay=5e-4, batch=64)
-LEARN = Schedule(epochs=6, lr=0.05, weight_decay=5e-4, batch=32)
+LEARN = Schedule(epochs=12, lr=0.025, weight_decay=5e-4, batch=16)
 FINETUNE = Schedule(epochs=2, lr=0.05, weight_decay=5e-4, batch=64)
 
 GRID = ablation(

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         help="local: worker processes here (default); slurm: one job a stage; debug: in this process",
     )
     result.add_argument(
-        "--jobs", type=int, metavar="N", help="stages at a time (default: 1 on a GPU, else one a core, at most 4)"
+        "--jobs", type=int, metavar="N", default=1, help="stages at a time, about 1 GB of memory each (default: 1)"
     )
     result.add_argument(
         "--slurm",
@@ -71,13 +71,13 @@ def main() -> int:
 
 def _launch(arguments: argparse.Namespace, console: Console) -> int:
     cli.check_machine_options(arguments)
-    if arguments.jobs is not None and arguments.jobs < 1:
+    if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs}: it takes 1 or more")
     grid = grids.load(arguments.grid)
     runs = grids.runs_of(grid, only=arguments.only, smoke=arguments.smoke)
     stages = grids.stages_of(grid, runs, smoke=arguments.smoke)
     device = "cuda" if arguments.cluster == "slurm" and arguments.device == "auto" else cli.device_of(arguments.device)
-    jobs = arguments.jobs or (1 if device == "cuda" else min(4, os.cpu_count() or 1))
+    jobs = arguments.jobs
     context = Context(
         results=cli.results_of(arguments).absolute(),
         data=arguments.data.absolute() if arguments.data else None,

@@ -16,19 +16,20 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from suite import grids
-from suite.contract import Pruner
+from suite.methods import name_of
 from suite.report import style, words
-from suite.stages import Learned, name_of
+from suite.stages import Learned
 
 PANEL_IN = (2.55, 1.95)
 LEGEND_IN = 1.9
 COLUMNS = 3
 LOG_FROM_X = 30
 """A panel of positive numbers whose largest is so many times the smallest has a logarithmic axis."""
-ABOUT = ["data", "model", "method", "line", "seed"]
-"""Columns that say whose numbers a row of `Logs` has. `line` is the method with the settings that tell lines apart."""
+ABOUT = ["data", "model", "method", "line", "run"]
+"""Columns that say whose numbers a row of `Logs` has. `line` has the settings that tell the lines of a figure apart."""
 COMMON = ["loss", "train_top1_pct", "held_out_top1_pct"]
 """What the training loop logs for every method; `epoch` is the axis, and `lr` follows from the schedule."""
 UNITS = {"pct": "%", "pp": "points", "nats": "nats", "share": "share", "ms": "ms", "s": "s", "x": "x"}
@@ -77,7 +78,7 @@ def of_stages(learned: Sequence[Learned], results: Path) -> tuple[Logs, int]:
     for stage, line in zip(learned, names, strict=True):
         folder = results / "work" / stage.key
         if (folder / "done.json").is_file():
-            about = (stage.base.data, stage.base.model, name_of(stage.settings), line, stage.seed)
+            about: tuple[Any, ...] = (stage.base.data, stage.base.model, name_of(stage.settings), line, stage.key)
             frames.append(_log(folder).assign(**dict(zip(ABOUT, about, strict=True))))
     return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), len(learned) - len(frames)
 
@@ -90,46 +91,124 @@ def of_stage(key: str, results: Path) -> Logs:
     about = json.loads((folder / "done.json").read_text())
     if not key.startswith(f"{Learned.kind}-"):
         raise ValueError(f"{key} ({about['label']}) is no learned stage: those have keys such as learned-0123456789ab")
-    stage = about["stage"]
-    values = (stage["base"]["data"], stage["base"]["model"], stage["settings"]["method"], about["label"], stage["seed"])
+    base, method = about["stage"]["base"], about["stage"]["settings"]["method"]
+    line = about["label"].removeprefix(f"{base['data']}/{base['model']} ")
+    values = (base["data"], base["model"], method, line, key)
     return _log(folder).assign(**dict(zip(ABOUT, values, strict=True)))
 
 
 def _log(folder: Path) -> pd.DataFrame:
     try:
         lines = (folder / "history.jsonl").read_text().splitlines()
-        return pd.DataFrame([json.loads(line) for line in lines])
+        found = pd.DataFrame([json.loads(line) for line in lines])
     except (OSError, ValueError) as error:
         raise ValueError(f"the log {folder / 'history.jsonl'} cannot be read: {error}") from error
+    if not {"epoch", "loss"} <= set(found):
+        raise ValueError(f"{folder / 'history.jsonl'} is no training log: it has no epochs or no loss")
+    return found
 
 
 def _lines(learned: Sequence[Learned]) -> list[str]:
-    """For each stage the name of the line that it is a seed of: the settings that differ, and the schedule where it does."""
-    fields: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    """For each stage the line that it is a seed of: the settings in which the method's lines differ.
+
+    Stages that differ in what they train on or for how long are never one line.
+    """
+    together: dict[tuple[str, str, str], list[Learned]] = {}
     for stage in learned:
-        fields.setdefault(_panel(stage), []).append(_settings(stage))
+        together.setdefault(_figure(stage), []).append(stage)
+    twins: dict[str, dict[str, str]] = {}
     names = []
     for stage in learned:
-        same, own = fields[_panel(stage)], _settings(stage)
-        shown = [f"{name}={value}" for name, value in own.items() if any(other[name] != value for other in same)]
-        names.append(name_of(stage.settings) + (f"({', '.join(shown)})" if shown else ""))
+        own = _settings(stage)
+        others = [_settings(other) for other in together[_figure(stage)]]
+        shown = [f"{field}={own[field]}" for field in own if any(other[field] != own[field] for other in others)]
+        name = ", ".join(shown) or name_of(stage.settings)
+        base = dataclasses.replace(stage.base, seed=0)
+        same = twins.setdefault(f"{_figure(stage)} {name}", {})
+        suffix = f" [schedule {len(same) + 1}]" if same else ""
+        names.append(name + same.setdefault(dataclasses.replace(stage, seed=0, base=base).key, suffix))
     return names
 
 
-def _panel(stage: Learned) -> tuple[str, str, str]:
+def _figure(stage: Learned) -> tuple[str, str, str]:
+    """What has a figure of its own."""
     return stage.base.data, stage.base.model, name_of(stage.settings)
 
 
 def _settings(stage: Learned) -> dict[str, Any]:
-    """All that tells lines apart, seeds not among it."""
-    base = stage.base
-    return {
-        **_fields(stage.settings),
-        "budget": f"{stage.budget.share:.2%}" if stage.budget else "",
-        "learning": stage.schedule,
-        "base": dataclasses.replace(base, seed=0, schedule=base.schedule),
-    }
+    fields = {field.name: getattr(stage.settings, field.name) for field in dataclasses.fields(stage.settings)}
+    return {**fields, "budget": f"{stage.budget.share:.2%}" if stage.budget else ""}
 
 
-def _fields(settings: Pruner) -> dict[str, Any]:
-    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+# ---- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def metrics(logs: Logs) -> list[str]:
+    """The columns that have a panel: the method's own numbers, then those that every method has."""
+    there = [name for name in logs.columns if logs[name].notna().any() and name not in (*ABOUT, *COMMON, "epoch", "lr")]
+    return [*there, *(name for name in COMMON if name in logs.columns)]
+
+
+def draw(figure: Figure, logs: Logs) -> None:
+    """Fill an empty figure (`style.new_figure`): a panel for each metric, a line for each setting, thin ones for seeds."""
+    shown = metrics(logs)
+    columns = min(COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    lines = list(dict.fromkeys(logs["line"]))
+    legend = LEGEND_IN if len(lines) > 1 else 0
+    figure.set_size_inches(PANEL_IN[0] * columns + legend, PANEL_IN[1] * rows + 0.45)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten().tolist()
+    for axes, metric in zip(panels, shown, strict=False):
+        for index, line in enumerate(lines):
+            _line(axes, logs[logs["line"] == line], metric, index)
+        _label(axes, logs, metric, last_row=shown.index(metric) >= len(shown) - columns)
+    for axes in panels[len(shown) :]:
+        axes.remove()
+    if legend:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper")
+    style.caption(figure, _caption(logs))
+
+
+def _line(axes: Axes, logs: Logs, metric: str, index: int) -> None:
+    """The seeds of one setting, and their mean over those epochs that all of them have."""
+    look = {name: value for name, value in style.of_series(index).items() if name in ("color", "linestyle")}
+    by_seed = logs.pivot_table(index="epoch", columns="run", values=metric, dropna=False)
+    if by_seed.shape[1] > 1:
+        axes.plot(by_seed.index, by_seed, color=look["color"], linewidth=0.6, alpha=0.45)
+    name = style.label(str(logs["line"].iloc[0]))
+    axes.plot(by_seed.index, by_seed.mean(axis=1, skipna=False), **look, linewidth=1.6, label=name)
+
+
+def _label(axes: Axes, logs: Logs, metric: str, *, last_row: bool) -> None:
+    values = logs[metric].dropna()
+    if values.min() > 0 and values.max() > LOG_FROM_X * values.min():
+        axes.set_yscale("log")
+    axes.set_title(words_of(metric), fontsize=8.5, loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.tick_params(labelsize=7.5, labelbottom=last_row)
+    if last_row:
+        axes.set_xlabel("epoch", fontsize=8)
+
+
+def words_of(metric: str) -> str:
+    """ "train_top1_pct" -> "train top-1 (%)": a metric's name in words, with its unit."""
+    name, _, unit = metric.replace("top1", "top-1").rpartition("_")
+    return f"{name} ({UNITS[unit]})".replace("_", " ") if name and unit in UNITS else metric.replace("_", " ")
+
+
+def _caption(logs: Logs) -> str:
+    first, runs = logs.iloc[0], logs.groupby("line")["run"].nunique()
+    few, many = runs.min(), runs.max()
+    n = f"n = {few}" if few == many else f"n = {few} to {many}"
+    name = first["line"] if len(runs) == 1 else first["method"]
+    whose = f"{first['data']}, {first['model']}, {name}: while the method learns, from the runs' own logs"
+    if many == 1:
+        return f"{whose}; n = 1 run." if len(runs) > 1 else f"{whose}; {first['run']}."
+    return f"{whose}; thick lines: mean over {n} seeds, thin lines: the seeds."
+
+
+def _write(logs: Logs, folder: Path, name: str) -> list[Path]:
+    with style.new_figure(entries=0) as figure:
+        draw(figure, logs)
+        return style.save(figure, folder / name)

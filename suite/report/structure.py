@@ -142,7 +142,7 @@ def _draw_gone(axes: Axes, y: int, row: Layer) -> None:
 
 
 def _label(figure: Figure, panels: Sequence[Axes], rows: Sequence[Layer]) -> None:
-    shapes, kept, gone = panels
+    shapes, kept = panels[:2]
     names = [f"{row.conv.name}  {row.conv.filters} × {row.conv.channels}" for row in rows]
     shapes.set_yticks(range(len(rows)), names, fontsize=6.5)
     for label, row in zip(shapes.get_yticklabels(), rows, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -32,6 +33,17 @@ log = logging.getLogger(__name__)
 Outcome = Literal["done", "diverged", "failed", "interrupted"]
 
 
+class _LogFile(logging.FileHandler):
+    """A stage's log. On a full disk it loses lines; the stage fails by itself, and says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outcome:
     """Do `stage` unless it is done. Whatever goes wrong becomes a status with its reason, never an exception.
 
@@ -43,7 +55,7 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
         if is_done(stage, context):
             return "done"
         watch = watch or Watch(folder / "progress.json", context.max_minutes)
-        handler = logging.FileHandler(folder / "log.txt")
+        handler = _LogFile(folder / "log.txt")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)
         own = logging.Logger(stage.key)  # for the file alone: a terminal gets the reason, without the traceback

@@ -1,0 +1,119 @@
+"""Every grid loads, names each run once and shrinks to something small; published cuts and ablations are what they say."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+from suite import grids
+from suite.contract import Pruner
+from suite.stages import Learned, Pruned, describe
+
+SEEDS = {"quickstart": 2, "cifar10_short": 3, "paper_table1": 5, "paper_table2": 3}
+"""The grids that are no ablations; those have 3."""
+ABLATIONS = {
+    "ablation_groups": (60, ("groups", {1, 2, 3, 4, 8})),
+    "ablation_second_order": (36, ("second_order", {"exact", "released", "none"})),
+    "ablation_grouping": (36, ("grouping", {"learned", "random", "kmeans"})),
+    "ablation_lambda": (30, ("lam", {5e-4, 1e-3, 2e-3, 4e-3, 8e-3})),
+    "ablation_temperature": (30, ("temperature", {0.125, 0.25, 0.5, 1.0, 2.0})),
+    "ablation_penalty_scale": (12, ("penalty_scale", {"activations", "size"})),
+    "ablation_digits": (15, ("second_order", {"exact", "released", "none"})),
+}
+"""Runs in all, and what is varied."""
+
+
+def runs_of(name: str, *, smoke: bool = False) -> list[Pruned]:
+    return grids.runs_of(grids.load(name), smoke=smoke)
+
+
+def cell(run: Pruned) -> tuple[object, ...]:
+    return run.base.data, run.base.model, run.settings, run.budget, run.learning, run.finetune
+
+
+@pytest.mark.parametrize("name", grids.names())
+def test_runs_and_stages_have_names_of_their_own(name: str) -> None:
+    runs = runs_of(name)
+    assert len({run.key for run in runs}) == len(runs)
+    stages = grids.stages_of(grids.load(name), runs)
+    assert len({stage.key for stage in stages}) == len(stages)
+    assert {run.key for run in runs} <= {stage.key for stage in stages}
+
+
+@pytest.mark.parametrize("name", grids.names())
+def test_every_cell_has_the_same_seeds(name: str) -> None:
+    seeds: dict[object, list[int]] = defaultdict(list)
+    for run in runs_of(name):
+        seeds[cell(run)].append(run.seed)
+    expected = SEEDS.get(name, 3 if name in ABLATIONS else len(next(iter(seeds.values()))))
+    assert all(sorted(found) == list(range(expected)) for found in seeds.values())
+
+
+@pytest.mark.parametrize("name", grids.names())
+def test_smoke_is_one_seed_and_one_budget_of_every_method_on_embedded_data(name: str) -> None:
+    runs, small = runs_of(name), runs_of(name, smoke=True)
+    assert {(run.base.data, run.seed, run.base.seed, run.smoke) for run in small} == {("digits", 0, 0, True)}
+    assert all(run.base.schedule is not None and run.base.schedule.epochs == 1 for run in small)
+    methods = [(run.base.model, run.settings) for run in small]
+    assert len(set(methods)) == len(methods)
+    assert set(methods) == {(run.base.model, run.settings) for run in runs}
+
+
+def test_paper_table1_has_the_released_cuts_for_every_method() -> None:
+    cuts = {"resnet20": {2: 0.6017, 3: 0.6135, 4: 0.6247}, "resnet56": {2: 0.6290, 3: 0.6378, 4: 0.6474}}
+    runs = runs_of("paper_table1")
+    for model, expected in cuts.items():
+        of_model = [run for run in runs if run.base.model == model]
+        dsp = {(run.settings.groups, run.budget.share) for run in of_model if run.method == "dsp"}
+        assert dsp == set(expected.items())
+        for method in {run.method for run in of_model} - {"dsp"}:
+            rival = {run.budget.share for run in of_model if run.method == method}
+            assert rival == set(expected.values()), method
+        assert {run.budget.scope for run in of_model} == {"network"}
+
+
+def test_paper_table1_trains_with_the_released_schedules() -> None:
+    run = runs_of("paper_table1")[0]
+    assert run.learned is not None
+    assert run.base.schedule is not None
+    epochs = (run.base.schedule.epochs, run.learned.schedule.epochs, run.finetune.epochs, run.finetune.cycles)
+    assert epochs == (164, 120, 400, 5)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablation_varies_what_it_says_and_reads_no_test_image(name: str) -> None:
+    count, (field, values) = ABLATIONS[name]
+    runs = runs_of(name)
+    assert len(runs) == count
+    assert {run.base.split for run in runs} == {"tuning"}
+    assert {run.method for run in runs} == {"dsp"}
+    schedules = [s for run in runs for s in (run.base.schedule, run.learning, run.finetune) if s]
+    assert all(schedule.keep != "best_test" for schedule in schedules)
+    of_one = [run.settings for run in runs if run.base.model == runs[0].base.model]
+    assert {getattr(settings, field) for settings in of_one} == values
+
+
+@pytest.mark.parametrize("name", [name for name in ABLATIONS if name != "ablation_digits"])
+def test_ablation_changes_nothing_else(name: str) -> None:
+    field = ABLATIONS[name][1][0]
+    assert len({(run.base.model, without(run.settings, field)) for run in runs_of(name)}) == len(
+        {run.base.model for run in runs_of(name)}
+    )
+
+
+def without(settings: Pruner, field: str) -> tuple[object, ...]:
+    return tuple(value for key, value in vars(settings).items() if key != field)
+
+
+def test_ablations_share_the_runs_that_they_have_in_common() -> None:
+    names = [name for name in ABLATIONS if name != "ablation_digits"]
+    common = set.intersection(*({run.key for run in runs_of(name)} for name in names))
+    labels = {describe(run.settings) for run in runs_of("ablation_groups") if run.key in common}
+    assert labels == {"dsp(groups=4)"}
+    assert len(common) == 6  # three seeds at two budgets
+
+
+def test_learning_is_done_once_for_all_budgets() -> None:
+    stages = grids.stages_of(grids.load("ablation_groups"), runs_of("ablation_groups"))
+    assert sum(isinstance(stage, Learned) for stage in stages) == 5 * 2 * 3  # groups, models, seeds

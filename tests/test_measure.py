@@ -1,0 +1,239 @@
+"""What is measured: MACs by two counters, and latency beside the dense network."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from suite.graph import Graph
+from suite.measure import counting, latency
+from suite.measure.counting import count_macs, count_params
+from suite.measure.latency import Comparison, Protocol, compare, fastest, protocol, warm_up
+from suite.models import build
+
+# ---- MACs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "macs"), [("resnet20", 40_813_184), ("resnet8_a", None), ("vgg6", None), ("resnet50", None)]
+)
+def test_both_counters_and_the_graph_agree(name: str, macs: int | None) -> None:
+    model = build(name, 10)
+    found = count_macs(model, (3, 32, 32))
+    assert found.macs == Graph(model, (3, 32, 32)).dense_macs.total
+    assert macs in (None, found.macs)
+    assert "aten::batch_norm" in found.unsupported_ops
+    assert "aten::_convolution" not in found.unsupported_ops
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs"),
+    [
+        (nn.Conv2d(3, 5, 3, stride=2, padding=1), (3, 8, 8), 5 * 3 * 9 * 16),
+        (nn.Conv2d(4, 6, (1, 5), groups=2), (4, 8, 8), 6 * 2 * 5 * 8 * 4),
+        (
+            nn.Sequential(nn.Flatten(1), nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 2, bias=False)),
+            (3, 2, 2),
+            12 * 7 + 7 * 2,
+        ),
+        (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)), (3, 8, 8), 0),
+    ],
+)
+def test_macs_in_closed_form(layer: nn.Module, shape: tuple[int, ...], macs: int) -> None:
+    assert count_macs(layer, shape).macs == macs
+    assert count_macs(layer.double(), shape).macs == macs
+
+
+def test_counting_leaves_the_network_as_it_was() -> None:
+    model = build("resnet8", 10)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    count_macs(model, (3, 32, 32))
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+class Attention(nn.Module):
+    """A product that only torch's counter knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.conv(x).flatten(2)
+        return torch.bmm(rows, rows.transpose(1, 2))
+
+
+def test_counters_that_disagree_give_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"the two MAC counters disagree: fvcore 768, torch 1792;") as error:
+        count_macs(Attention(), (3, 8, 8))
+    assert "\n" not in str(error.value)
+    monkeypatch.delitem(counting._HANDLES, "aten::_convolution")
+    with pytest.raises(ValueError, match="fvcore 640, torch"):
+        count_macs(build("resnet8", 10), (3, 32, 32))
+
+
+def test_parameters_in_closed_form() -> None:
+    assert count_params(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Linear(5, 2))) == 5 * 27 + 5 + 10 + 12
+
+
+# ---- latency: a clock of our own ------------------------------------------------------------------------------------
+
+
+def run_of(name: str) -> Callable[[], str]:
+    return lambda: name
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[float]]:
+    """Run -> the seconds that each of its measurements takes; nothing is really measured."""
+    times: dict[str, Iterator[float]] = {}
+    monkeypatch.setattr(latency, "_time", lambda run, repeats, device: next(times[run()]))
+    return times
+
+
+def noisy(seconds: float, spread: float, seed: int) -> Iterator[float]:
+    random = np.random.default_rng(seed)
+    return (seconds * float(random.uniform(1 - spread, 1 + spread)) for _ in itertools.count())
+
+
+QUICK = Protocol(warmup_s=0, seconds=0, min_blocks=40, precision=None)
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(2.0, "faster"), (1.1, "faster"), (0.8, "slower")])
+def test_a_known_ratio_is_found(clock: dict[str, Iterator[float]], ratio: float, verdict: str) -> None:
+    clock |= {"dense": noisy(0.01, 0.02, 0), "packed": noisy(0.01 / ratio, 0.02, 1)}
+    found = compare(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    assert found.ratio[0] == pytest.approx(ratio, rel=0.01)
+    assert found.ratio[1] <= found.ratio[0] <= found.ratio[2]
+    assert found.ratio[1] <= ratio * 1.005
+    assert found.ratio[2] >= ratio * 0.995
+    assert found.null[1] <= 1 <= found.null[2]
+    assert found.verdict == verdict
+    assert len(found.dense_ms) == len(found.packed_ms) == 40
+    assert np.median(found.dense_ms) == pytest.approx(10, rel=0.01)
+    assert np.median(found.packed_ms) == pytest.approx(10 / ratio, rel=0.01)
+
+
+def test_equal_networks_differ_in_nothing(clock: dict[str, Iterator[float]]) -> None:
+    clock |= {"dense": noisy(0.01, 0.05, 0), "packed": noisy(0.01, 0.05, 1)}
+    assert compare(run_of("dense"), run_of("packed"), "cpu", QUICK).verdict == "no difference"
+    clock |= {"dense": itertools.repeat(0.01), "packed": itertools.repeat(0.01)}
+    found = compare(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    assert (found.ratio, found.null, found.verdict) == ((1, 1, 1), (1, 1, 1), "no difference")
+
+
+def test_a_machine_that_grows_slower_does_not_look_like_a_difference(clock: dict[str, Iterator[float]]) -> None:
+    """Each measurement takes 0.1 % longer than the one before: alternating order takes that out of both ratios."""
+    count = itertools.count()
+    clock |= dict.fromkeys(("dense", "packed"), (0.01 * 1.001 ** next(count) for _ in itertools.count()))
+    found = compare(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    assert found.ratio[0] == pytest.approx(1, abs=1e-5)
+    assert found.null[1] <= 1 <= found.null[2]
+
+
+@pytest.mark.parametrize("good_attempt", [1, 2, 3, 4])
+def test_a_null_test_that_fails_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, clock: dict[str, Iterator[float]], good_attempt: int
+) -> None:
+    """In a bad attempt the dense network takes 20 % longer whenever it is measured after the packed one."""
+    attempts = itertools.count(1)
+    bad = [True]
+
+    def warmed(run: object, device: str, seconds: float) -> float:
+        if run is dense:
+            bad[0] = next(attempts) < good_attempt
+        return 0.01
+
+    def dense_times() -> Iterator[float]:
+        for block in itertools.count():
+            late = 0.012 if bad[0] else 0.01
+            yield from (0.01, late) if block % 2 == 0 else (late, 0.01)
+
+    monkeypatch.setattr(latency, "warm_up", warmed)
+    dense = run_of("dense")
+    clock |= {"dense": dense_times(), "packed": itertools.repeat(0.005)}
+    found = compare(dense, run_of("packed"), "cpu", QUICK)
+    assert found.verdict == ("faster" if good_attempt <= QUICK.attempts else "not trusted")
+    assert next(attempts) == min(good_attempt, QUICK.attempts) + 1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "null", "verdict"),
+    [
+        ((1.2, 1.1, 1.3), (1.0, 0.99, 1.01), "faster"),
+        ((1.2, 1.0, 1.3), (1.0, 0.99, 1.01), "no difference"),
+        ((0.9, 0.8, 1.0), (1.0, 0.99, 1.01), "no difference"),
+        ((0.9, 0.8, 0.99), (1.0, 1.0, 1.0), "slower"),
+        ((1.2, 1.1, 1.3), (1.02, 1.01, 1.03), "not trusted"),
+        ((0.9, 0.8, 0.99), (0.98, 0.97, 0.99), "not trusted"),
+    ],
+)
+def test_what_may_be_claimed(ratio: tuple[float, float, float], null: tuple[float, float, float], verdict: str) -> None:
+    found = Comparison(dense_ms=np.array([1.0, 2, 3, 4, 5]), packed_ms=np.array([1.0, 1, 1]), ratio=ratio, null=null)
+    assert found.verdict == verdict
+    columns = found.columns()
+    assert (columns["dense_ms"], columns["dense_ms_q1"], columns["dense_ms_q3"]) == (3, 2, 4)
+    assert (columns["speedup_x"], columns["speedup_low_x"], columns["speedup_high_x"]) == ratio
+    assert (columns["null_x"], columns["null_low_x"], columns["null_high_x"]) == null
+    assert (columns["blocks"], columns["verdict"]) == (5, verdict)
+
+
+def test_measuring_stops_when_the_interval_is_narrow(clock: dict[str, Iterator[float]]) -> None:
+    plan = Protocol(warmup_s=0, seconds=60, min_blocks=30, precision=0.03)
+    clock |= {"dense": noisy(0.01, 0.01, 0), "packed": noisy(0.005, 0.01, 1)}
+    assert len(compare(run_of("dense"), run_of("packed"), "cpu", plan).dense_ms) == 30
+    clock |= {"dense": noisy(0.01, 0.4, 0), "packed": noisy(0.005, 0.4, 1)}
+    assert len(compare(run_of("dense"), run_of("packed"), "cpu", plan).dense_ms) > 30
+
+
+@pytest.mark.parametrize(
+    "times", [itertools.repeat(0.01), (2.0**-n for n in range(500)), itertools.cycle([1.0] * 10 + [2.0] * 10)]
+)
+def test_warming_up_ends(
+    clock: dict[str, Iterator[float]], times: Iterator[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On times that are steady, that fall for ever and that jump for ever. A look at the clock takes 10 ms here."""
+    now = itertools.count(step=0.01)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(now))
+    clock["run"] = times
+    assert warm_up(run_of("run"), "cpu", 0.5) >= 0
+    assert 0.5 <= next(now) <= 3
+
+
+def test_warming_up_waits_for_steady_times(clock: dict[str, Iterator[float]], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count(step=0.01)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(now))
+    clock["run"] = itertools.chain((1 / (n + 1) for n in range(100)), itertools.repeat(0.01))
+    assert warm_up(run_of("run"), "cpu", 0.5) == 0.01
+
+
+def test_the_fastest_candidate_is_found(clock: dict[str, Iterator[float]]) -> None:
+    clock |= {"groups": noisy(0.004, 0.1, 0), "union": noisy(0.003, 0.1, 1), "third": noisy(0.005, 0.1, 2)}
+    name, milliseconds = fastest({key: run_of(key) for key in clock}, "cpu")
+    assert name == "union"
+    assert milliseconds == pytest.approx({"groups": 4, "union": 3, "third": 5}, rel=0.1)
+
+
+def test_protocols() -> None:
+    quick, cpu, gpu = protocol("quick", "cpu"), protocol("full", "cpu"), protocol("full", "cuda")
+    assert quick.precision is None
+    assert quick.seconds < 1
+    assert (cpu.precision, gpu.precision) == (0.03, 0.01)
+    assert min(cpu.min_blocks, gpu.min_blocks) >= 30
+    assert min(cpu.warmup_s, gpu.warmup_s) >= 0.5
+
+
+@torch.inference_mode()
+def test_a_larger_network_is_really_slower() -> None:
+    small, large = nn.Conv2d(4, 4, 3), nn.Conv2d(64, 64, 3)
+    x, wide = torch.randn(1, 4, 16, 16), torch.randn(4, 64, 32, 32)
+    found = compare(lambda: large(wide), lambda: small(x), "cpu", protocol("quick", "cpu"))
+    assert found.ratio[1] > 3
+    assert found.verdict in ("faster", "not trusted")
+    assert len(found.dense_ms) >= 10

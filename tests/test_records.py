@@ -1,0 +1,245 @@
+"""Rows and files: whole or absent, read back as they were written, refused when they are not what they should be."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suite import records
+from suite.files import replacing, sha256, write_bytes, write_json, write_text
+from suite.records import PrunedRow, Row, TimedRow
+
+ABOUT: dict[str, Any] = {
+    "label": "digits/vgg6 l1_filter 50.00% seed 0",
+    "status": "done",
+    "stage": {"base": {"data": "digits", "schedule": {"epochs": 2}}, "seed": 0},
+    "data": "digits",
+    "model": "vgg6",
+    "method": "l1_filter",
+    "settings": "l1_filter",
+    "granularity": "filter",
+    "groups": 1,
+    "budget": 0.5,
+    "budget_scope": "network",
+    "seed": 0,
+    "split": "all",
+    "smoke": False,
+    "provenance": {"commit": "abc", "dirty": False, "threads": 1},
+}
+PRUNED = PrunedRow(
+    key="pruned-000000000001", **ABOUT, pruned_top1_pct=93.25, macs=123456789, unsupported_ops=("aten::x", "aten::y")
+)
+TIMED = TimedRow(
+    key="timed-000000000001",
+    **ABOUT,
+    pruned_key=PRUNED.key,
+    device="cpu",
+    batch=32,
+    precision="fp32",
+    layout="contiguous",
+    protocol="quick",
+    executions_ms={"groups": 1.5, "union": 2.0},
+)
+ROWS: list[Row] = [
+    PRUNED,
+    TIMED,
+    dataclasses.replace(PRUNED, status="failed", reason='tab\t quote" \u00fc \U0001f600 [/red] \\ {}', macs=None),
+]
+
+
+def path_of(row: Row, results: Path) -> Path:
+    return results / "rows" / f"{row.key}.json"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=["pruned", "timed", "failed"])
+def test_a_row_is_read_as_it_was_written(tmp_path: Path, row: Row) -> None:
+    records.write(row, tmp_path)
+    assert records.read(path_of(row, tmp_path)) == row
+    assert records.read_all(tmp_path, ["pruned-absent", row.key]) == [row]
+    assert [p.name for p in (tmp_path / "rows").iterdir()] == [f"{row.key}.json"]
+
+
+def test_no_row_is_none(tmp_path: Path) -> None:
+    assert records.read(tmp_path / "rows" / "absent.json") is None
+
+
+def test_result_fields_exist() -> None:
+    for kind in records.ROW_TYPES.values():
+        fields = {field.name for field in dataclasses.fields(kind)}
+        assert set(getattr(kind, "result_fields", ())) <= fields
+
+
+def broken() -> dict[str, tuple[Any, str]]:
+    good = records.to_dict(PRUNED)
+    without_seed = {name: value for name, value in good.items() if name != "seed"}
+    return {
+        "newer schema": ({**good, "schema": 99}, "schema 99 is not 1"),
+        "no schema": ({k: v for k, v in good.items() if k != "schema"}, "schema None is not 1"),
+        "unknown kind": ({**good, "kind": "baked"}, "its kind is none of pruned, timed"),
+        "unhashable kind": ({**good, "kind": ["pruned"]}, "not a row"),
+        "a list": ([good], "not a row"),
+        "null": (None, "not a row"),
+        "unknown field": ({**good, "flops": 1}, "unknown fields.*flops"),
+        "missing field": (without_seed, "seed"),
+        "another row": ({**good, "key": "pruned-ffffffffffff"}, "it holds the row pruned-ffffffffffff"),
+    }
+
+
+@pytest.mark.parametrize("kind", broken())
+def test_a_row_that_is_none_is_set_aside_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    value, why = broken()[kind]
+    path = path_of(PRUNED, tmp_path)
+    write_json(path, value)
+    assert records.read(path) is None
+    assert not path.exists()
+    assert path.with_name(f"{PRUNED.key}.json.damaged").exists()
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert f"row {path} cannot be read" in message
+    assert "\n" not in message
+    assert re.search(why, message)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 1', b"\xff\xfe\x00", b"NaN"])
+def test_a_damaged_row_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
+    path = path_of(PRUNED, tmp_path)
+    write_bytes(path, content)
+    assert records.read(path) is None
+    assert path.with_name(f"{PRUNED.key}.json.damaged").read_bytes() == content
+    assert "set aside as" in caplog.text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_refused_and_leave_the_old_file(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "row.json"
+    write_json(path, {"accuracy": 1.0})
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, {"accuracy": value})
+    assert json.loads(path.read_text()) == {"accuracy": 1.0}
+    with pytest.raises(ValueError, match="Out of range float"):
+        records.write(dataclasses.replace(PRUNED, pruned_top1_pct=value), tmp_path)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["row.json"]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), SystemExit(1), OSError(5, "I/O")])
+def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path, old: str | None, error: BaseException) -> None:
+    path = tmp_path / "sub" / "file.txt"
+    if old:
+        write_text(path, old)
+
+    def write() -> None:
+        with replacing(path) as part:
+            part.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert (path.read_text() if path.exists() else None) == old
+    assert list(path.parent.iterdir()) == ([path] if old else [])
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with replacing(path) as part:
+        part.write_text("new, half")
+        assert path.read_text() == "old"
+        part.write_text("new")
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "x", b"abc")
+    assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_file_that_may_not_grow_is_never_half_there(tmp_path: Path) -> None:
+    """As on a full disk: the system refuses in the middle of a write."""
+    code = """
+        import resource, sys
+        from pathlib import Path
+        from suite.files import write_text
+        path = Path(sys.argv[1])
+        write_text(path, "old")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            write_text(path, "x" * 5000)
+        except OSError as error:
+            print(error.errno, error.filename)
+    """
+    path = tmp_path / "file.txt"
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout.split() == [str(errno.EFBIG), str(path)], ended.stderr
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- where rows come from --------------------------------------------------------------------------------------------
+
+
+def test_provenance_says_where_a_row_was_made() -> None:
+    found = records.provenance("cpu")
+    for name in ("commit", "dirty", "python", "torch", "torchvision", "numpy", "fvcore", "device", "driver", "threads"):
+        assert name in found, name
+    assert found["threads"] == 1
+    assert found["device"].startswith("cpu: ")
+    assert found["torch"] != "not installed"
+    json.dumps(found, allow_nan=False)
+
+
+def git(folder: Path, *arguments: str) -> None:
+    environment = {
+        **os.environ,
+        **{f"GIT_{who}_{what}": "t@t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+    }
+    subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, env=environment)
+
+
+def test_dirty_means_changed_outside_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "suite" / "records.py"
+    write_text(source, "x = 1\n")
+    write_text(tmp_path / "results" / "published.csv", "a\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    monkeypatch.setattr(records, "__file__", str(source))
+    clean = records._source()
+    assert clean["dirty"] is False
+    assert len(clean["commit"]) == 40
+    write_text(tmp_path / "results" / "rows" / "new.json", "{}")
+    write_text(tmp_path / "results" / "published.csv", "b\n")
+    assert records._source() == clean
+    write_text(source, "x = 2\n")
+    assert records._source() == {**clean, "dirty": True}
+    git(tmp_path, "checkout", "-q", str(source))
+    write_text(tmp_path / "baselines" / "mine.py", "")
+    assert records._source()["dirty"] is True, "a method that nobody committed"
+
+
+def test_without_a_repository_the_packages_version_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "suite" / "records.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert records._source()["commit"].startswith("package ")
+    assert records._source()["dirty"] is None
+
+
+def test_a_device_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "none" in records.device_name("cuda")

@@ -1,0 +1,570 @@
+"""Stages: what each leaves, what counts as done, and what becomes of anything that goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import logging
+import multiprocessing
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import tiny_grid
+import torch
+from safetensors.torch import load_file
+from tiny_grid import call, results, run_of, stages
+from torch import Tensor, nn
+
+from suite import data, models, pack, records
+from suite.contract import Budget, Criterion, Learner, State, Step, Task
+from suite.files import write_text
+from suite.graph import Graph
+from suite.progress import Watch
+from suite.run import Context, execute, failure, is_done
+from suite.run.__main__ import main
+from suite.schedule import Schedule
+from suite.stages import Pruned, Stage, Timed, Timing, in_order
+from suite.train import top1_pct
+
+DIGITS = data.load("digits")
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """A command line listens to signals; put back what was there."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def do_all(found: list[Stage], context: Context) -> list[str]:
+    return [execute(stage, context) for stage in found]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """The whole tiny grid, done; tests copy it before they touch it."""
+    torch.set_num_threads(1)
+    context = Context(results=tmp_path_factory.mktemp("finished"), threads=1)
+    assert do_all(stages(), context) == ["done"] * 9
+    return context
+
+
+@pytest.fixture
+def copied(finished: Context, tmp_path: Path) -> Context:
+    shutil.copytree(finished.results, tmp_path / "results")
+    return dataclasses.replace(finished, results=tmp_path / "results")
+
+
+def the(kind: str, method: str = "") -> Stage:
+    return next(stage for stage in stages() if stage.kind == kind and method in stage.label)
+
+
+def row_of(stage: Stage, context: Context) -> records.Row:
+    row = records.read(records.rows_folder(context.results) / f"{stage.key}.json")
+    assert row is not None
+    return row
+
+
+def log_of(stage: Stage, context: Context) -> str:
+    return (context.folder(stage) / "log.txt").read_text()
+
+
+# ---- what each stage leaves ------------------------------------------------------------------------------------------
+
+
+def test_a_base_leaves_initial_and_final_weights(finished: Context) -> None:
+    folder = finished.folder(the("base"))
+    init, final = (load_file(folder / f"{name}.safetensors") for name in ("init", "final"))
+    assert init.keys() == final.keys() == models.build("vgg6", 10).state_dict().keys()
+    assert any(not torch.equal(init[name], final[name]) for name in init)
+    result = json.loads((folder / "done.json").read_text())["result"]
+    model = models.build("vgg6", 10)
+    model.load_state_dict(final)
+    assert result["top1_pct"] == top1_pct(model, DIGITS.test(250, "cpu"))
+    assert result["data_sha256"] == DIGITS.checksum
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in history] == [1, 2]
+
+
+def test_learning_leaves_weights_and_the_learners_state(finished: Context) -> None:
+    folder = finished.folder(the("learned", "dsp"))
+    assert (folder / "final.safetensors").is_file()
+    assert torch.load(folder / "state.pt", weights_only=True)
+
+
+def test_a_run_leaves_a_packed_network_and_a_row_that_tell_the_same(finished: Context) -> None:
+    for method in tiny_grid.METHODS:
+        stage = the("pruned", method)
+        assert isinstance(stage, Pruned)
+        row = row_of(stage, finished)
+        assert isinstance(row, records.PrunedRow)
+        assert (row.status, row.method, row.budget, row.smoke) == ("done", method, 0.5, False)
+        assert row.macs is not None
+        assert row.macs_cut_pct is not None
+        assert row.base_top1_pct is not None
+        assert row.pruned_top1_pct is not None
+        assert row.drop_pp == pytest.approx(row.base_top1_pct - row.pruned_top1_pct)
+        assert row.macs_cut_pct >= 50
+        assert row.coarse is (row.macs_cut_pct > 51)
+        packed = pack.load(finished.folder(stage) / "packed.safetensors")
+        assert top1_pct(packed, DIGITS.test(250, "cpu")) == row.pruned_top1_pct
+        assert packed.plan.sha256 == row.plan_sha256
+        assert sum(p.numel() for p in packed.parameters()) == row.params
+        assert (row.base_epochs, row.learning_epochs, row.finetune_epochs) == (2, 2 if stage.learned else 0, 2)
+        assert row.provenance["threads"] == 1
+        assert row.provenance["base_sha256"] == row_of(the("pruned", "dsp"), finished).provenance["base_sha256"]
+
+
+def test_timing_leaves_a_row_of_the_run(finished: Context) -> None:
+    stage = the("timed", "dsp")
+    row = row_of(stage, finished)
+    assert isinstance(row, records.TimedRow)
+    assert (row.pruned_key, row.batch, row.protocol) == (the("pruned", "dsp").key, 8, "quick")
+    assert row.dense_ms is not None
+    assert row.dense_ms > 0
+    assert row.speedup_low_x is not None
+    assert row.speedup_x is not None
+    assert row.speedup_low_x <= row.speedup_x
+    pruned = row_of(the("pruned", "dsp"), finished)
+    assert isinstance(pruned, records.PrunedRow)
+    assert row.theoretical_x == pytest.approx(pruned.dense_macs / pruned.macs)  # type: ignore[operator]
+
+
+def test_nothing_that_only_a_continuation_needs_is_left(finished: Context) -> None:
+    names = {path.name for path in finished.results.rglob("*") if path.is_file()}
+    assert not {name for name in names if name.startswith("train") or name.endswith(".part")}
+    assert not names & {"progress.json", "failed.json"}
+
+
+def test_it_is_the_same_in_another_place(finished: Context, tmp_path: Path) -> None:
+    other = Context(results=tmp_path / "deeper" / "results with spaces", threads=1)
+    chosen = in_order([run_of("slimming")])
+    assert do_all(chosen, other) == ["done"] * 3
+    mine = results(other, chosen)
+    assert mine
+    assert mine == {name: value for name, value in results(finished, chosen).items() if name in mine}
+
+
+# ---- done, and not done any more -------------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_not_done_again(copied: Context) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copied.results.rglob("*.*")}
+    assert do_all(stages(), copied) == ["done"] * 9
+    assert {path: path.stat().st_mtime_ns for path in copied.results.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone", "no json", "a list", "no files", "empty"])
+def test_a_damaged_output_is_set_aside_and_done_again(
+    copied: Context, finished: Context, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    stage = the("pruned", "l1_filter")
+    folder = copied.folder(stage)
+    packed, done = folder / "packed.safetensors", folder / "done.json"
+    if damage == "truncated":
+        packed.write_bytes(packed.read_bytes()[:-1])
+    elif damage == "gone":
+        packed.unlink()
+    else:
+        done.write_text({"no json": "{", "a list": "[1]", "no files": "{}", "empty": ""}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert not is_done(stage, copied)
+    assert "packed.safetensors" in caplog.text if damage in ("truncated", "gone") else "done.json" in caplog.text
+    assert (folder / "done.json.damaged").exists()
+    assert execute(stage, copied) == "done"
+    assert results(copied, [stage]) == results(finished, [stage])
+    assert is_done(the("timed", "l1_filter"), copied), "what was made of it stays"
+
+
+def test_a_missing_or_damaged_row_is_restored(copied: Context) -> None:
+    stage = the("pruned", "dsp")
+    path = records.rows_folder(copied.results) / f"{stage.key}.json"
+    whole = path.read_bytes()
+    for content in (None, b"{"):
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content)
+        assert is_done(stage, copied)
+        assert path.read_bytes() == whole
+
+
+def test_a_row_that_can_not_be_restored_is_done_again(copied: Context) -> None:
+    stage = the("pruned", "dsp")
+    path = records.rows_folder(copied.results) / f"{stage.key}.json"
+    path.unlink()
+    done = copied.folder(stage) / "done.json"
+    about = json.loads(done.read_text())
+    done.write_text(json.dumps({**about, "row": {**about["row"], "schema": 0}}))
+    assert not is_done(stage, copied)
+    assert execute(stage, copied) == "done"
+    assert path.exists()
+
+
+def test_a_learned_state_that_rotted_is_learned_again(copied: Context, finished: Context) -> None:
+    """Its size is right, so it is noticed when it is read."""
+    learned, pruned = the("learned", "dsp"), the("pruned", "dsp")
+    shutil.rmtree(copied.folder(pruned))
+    path = copied.folder(learned) / "state.pt"
+    content = bytearray(path.read_bytes())
+    content[: len(content) // 2] = bytes(len(content) // 2)
+    path.write_bytes(content)
+    assert execute(pruned, copied) == "failed"
+    assert "state.pt was damaged; run the same command again" in row_of(pruned, copied).reason
+    assert not is_done(learned, copied)
+    assert do_all([learned, pruned], copied) == ["done", "done"]
+    assert results(copied, [learned, pruned]) == results(finished, [learned, pruned])
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploding(Criterion):
+    """Raises whatever the test puts into `error`."""
+
+    granularity = "filter"
+    source = "test"
+    error: ClassVar[BaseException] = RuntimeError("boom")
+
+    def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
+        raise self.error
+
+
+class _Wild(Learner):
+    def before_step(self, step: Step) -> None:
+        for parameter in step.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(torch.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wild(Exploding):
+    """Learns to death."""
+
+    learns = True
+
+    def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
+        return _Wild()
+
+
+def with_method(settings: Criterion) -> Pruned:
+    return dataclasses.replace(run_of("slimming"), settings=settings)
+
+
+HOSTILE = "no [/red] closing, no {} format, %s\n\n  a second line 'quoted' \u00fc\U0001f600 \x1b[31m"
+
+
+def test_an_exception_becomes_a_row_with_one_line(copied: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Exploding, "error", RuntimeError(HOSTILE))
+    stage = with_method(Exploding())
+    timed = Timed(pruned=stage, timing=Timing(protocol="quick"))
+    assert execute(stage, copied) == "failed"
+    row = row_of(stage, copied)
+    assert row.status == "failed"
+    assert row.reason == "RuntimeError: " + " ".join(HOSTILE.split())
+    assert isinstance(row, records.PrunedRow)
+    assert all(getattr(row, name) is None for name in row.result_fields)
+    assert row.provenance["base_sha256"]
+    log = log_of(stage, copied)
+    assert "Traceback (most recent call last)" in log
+    assert "raise self.error" in log
+    assert not is_done(stage, copied)
+
+    assert execute(timed, copied) == "failed"
+    after = row_of(timed, copied)
+    assert stage.key in after.reason
+    assert stage.label in after.reason
+    assert "RuntimeError: no [/red] closing" in after.reason
+    assert "\n" not in after.reason
+
+    assert execute(the("pruned", "dsp"), copied) == "done", "the others go on"
+
+
+def test_the_terminal_gets_the_reason_and_no_traceback(
+    copied: Context,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("baselines.l1_filter.L1Filter.score", Exploding.score)
+    monkeypatch.setattr("baselines.l1_filter.L1Filter.error", RuntimeError(HOSTILE), raising=False)
+    stage = the("pruned", "l1_filter")
+    shutil.rmtree(copied.folder(stage))
+    arguments = ("--grid", tiny_grid.FILE, "--stage", stage.key, "--results", copied.results, "--threads", 1)
+    assert call(main, *arguments) == 1
+    shown = capsys.readouterr()
+    assert "RuntimeError: no [/red] closing, no {} format, %s a second line" in shown.out
+    assert "Traceback" not in shown.out + shown.err + caplog.text
+    assert "Traceback" in log_of(stage, copied)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("groups = 0 must be at least 1"), "groups = 0 must be at least 1"),
+        (KeyError("stage_1"), "KeyError: 'stage_1'"),
+        (AssertionError(), "AssertionError: no message"),
+        (MemoryError(), "MemoryError: no message"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "no room on the disk for /x/y; make room"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/x/y"), "no room on the disk for /x/y; make room"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_reasons_are_for_people(
+    copied: Context, monkeypatch: pytest.MonkeyPatch, error: BaseException, reason: str
+) -> None:
+    monkeypatch.setattr(Exploding, "error", error)
+    assert execute(with_method(Exploding()), copied) == "failed"
+    assert row_of(with_method(Exploding()), copied).reason.startswith(reason)
+
+
+def test_diverged_is_a_status(copied: Context) -> None:
+    run = with_method(Wild())
+    assert run.learned is not None
+    assert execute(run.learned, copied) == "diverged"
+    assert execute(run, copied) == "failed"
+    assert f"needs {run.learned.key}" in row_of(run, copied).reason
+    assert "diverged: the loss became nan in epoch 1" in row_of(run, copied).reason
+
+    wild = Schedule(**{**tiny_grid.SETTINGS, "lr": 1e30}, epochs=2)
+    stage = run_of("l1_filter", finetune=wild)
+    assert execute(stage, copied) == "diverged"
+    row = row_of(stage, copied)
+    assert row.status == "diverged"
+    assert row.reason.startswith("the loss became ")
+    assert execute(the("pruned", "dsp"), copied) == "done"
+
+
+def test_a_budget_that_can_not_be_met_is_said(copied: Context) -> None:
+    stage = dataclasses.replace(run_of("l1_filter"), budget=Budget(share=0.9999))
+    assert execute(stage, copied) == "failed"
+    assert "99.99% cannot be met" in row_of(stage, copied).reason
+
+
+def test_a_need_that_failed_or_is_missing_is_named(tmp_path: Path) -> None:
+    context = Context(results=tmp_path, threads=1)
+    run = run_of("l1_filter")
+    assert execute(run, context) == "failed"
+    assert row_of(run, context).reason == f"needs {run.base.key} ({run.base.label}), which is not done; run it first"
+    bad = dataclasses.replace(run, base=dataclasses.replace(run.base, model="vgg7"))
+    assert do_all([bad.base, bad], context) == ["failed", "failed"]
+    assert "failed: unknown model 'vgg7' (did you mean vgg6?); choose from: " in row_of(bad, context).reason
+    assert do_all([run.base, run], context) == ["done", "done"]
+    assert row_of(run, context).status == "done"
+    assert failure(run, context) is None
+
+
+def test_timing_on_a_gpu_without_one_is_a_failed_row(copied: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    run = the("pruned", "dsp")
+    assert isinstance(run, Pruned)
+    stage = Timed(pruned=run, timing=Timing(device="cuda", protocol="quick"))
+    assert execute(stage, copied) == "failed"
+    assert "torch finds no CUDA device here" in row_of(stage, copied).reason
+
+
+def test_what_was_done_is_not_failed_afterwards(copied: Context) -> None:
+    """A job that is called lost may just have ended well."""
+    from suite.run import fail
+
+    stage = the("pruned", "dsp")
+    assert fail(stage, copied, "failed", "its job was lost") == "done"
+    assert row_of(stage, copied).status == "done"
+    assert is_done(stage, copied)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("left", [0, 40_000, 200_000])
+def test_a_full_disk_is_said_and_nothing_half_written_is_left(
+    full_disk: Path, caplog: pytest.LogCaptureFixture, left: int
+) -> None:
+    """`left`: so many bytes are free, so that another file is the one that fails."""
+    context = Context(results=full_disk, threads=1)
+    stage = tiny_grid.base()
+    free = shutil.disk_usage(full_disk).free
+    (full_disk / "ballast").write_bytes(bytes(max(0, free - left)))
+    assert execute(stage, context) == "failed"
+    why = failure(stage, context)
+    said = why["reason"] if why else caplog.text
+    assert "no room on the disk for " in said or "No space left on device" in said
+    assert not is_done(stage, context)
+    assert not list(full_disk.rglob("*.part"))
+    assert not list(full_disk.rglob("final.safetensors"))
+    (full_disk / "ballast").unlink()
+    subprocess.run(["mount", "-o", "remount,size=20m", str(full_disk)], check=True)
+    assert execute(stage, context) == "done"
+
+
+# ---- several at once -------------------------------------------------------------------------------------------------
+
+
+def do(stage: Stage, context: Context, queue: Any) -> None:
+    """In another process."""
+    torch.set_num_threads(1)
+    began = is_done(stage, context)
+    queue.put((began, execute(stage, context)))
+
+
+def test_two_processes_with_one_stage_leave_one_good_output(copied: Context, finished: Context) -> None:
+    stage = the("pruned", "dsp")
+    shutil.rmtree(copied.folder(stage))
+    fork = multiprocessing.get_context("forkserver")
+    fork.set_forkserver_preload(["suite.run", "sklearn.datasets"])
+    queue = fork.Queue()
+    processes = [fork.Process(target=do, args=(stage, copied, queue)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = [queue.get(timeout=100) for _ in processes]
+    for process in processes:
+        process.join(20)
+        assert process.exitcode == 0
+    assert [outcome for _, outcome in found] == ["done", "done"]
+    assert results(copied, [stage]) == results(finished, [stage])
+    assert len(log_of(stage, copied)) == 0, "nothing went wrong in either"
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+def command(results_folder: Path, key: str, *more: object) -> int:
+    return call(
+        main,
+        "--grid",
+        tiny_grid.FILE,
+        "--results",
+        results_folder,
+        "--threads",
+        1,
+        "--device",
+        "cpu",
+        "--stage",
+        key,
+        *more,
+    )
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1, shown.err
+    assert shown.err.startswith("suite.run: ")
+    return shown.err
+
+
+@pytest.mark.parametrize(("key", "fits"), [("pruned", 3), ("pruned-zzz", 0), ("", 9)])
+def test_a_stage_that_is_not_one_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, fits: int
+) -> None:
+    assert command(tmp_path, key) == 2
+    message = one_line(capsys)
+    assert f"fits {fits} of the 9 stages" in message
+    assert "--dry-run" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--device", "cuda"), "no CUDA device"),
+        (("--threads", -1), "--threads -1"),
+        (("--max-minutes", -1), "--max-minutes -1"),
+        (("--max-minutes", "nan"), "--max-minutes nan"),
+        (("--grid", "nonsense"), "unknown grid 'nonsense'"),
+        (("--only", "nothing like it"), "fits none of the 3 runs"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[object, ...],
+    said: str,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert command(tmp_path, the("base").key, *arguments) == 2
+    assert said in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_is_done_with_what_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: Context
+) -> None:
+    stage = the("pruned", "slimming")
+    assert command(tmp_path, stage.key[:12]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["done", needed.key] for needed in in_order([stage])
+    ]
+    mine = results(Context(results=tmp_path), in_order([stage]))
+    assert mine == results(finished, in_order([stage]))
+    assert command(tmp_path, stage.key) == 0
+
+
+def test_at_its_time_limit_it_stops_and_goes_on_with_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: Context
+) -> None:
+    stage = the("pruned", "dsp")
+    stops = 0
+    while (code := command(tmp_path, stage.key, "--max-minutes", 0)) == 75:
+        stops += 1
+        assert stops < 100
+        assert "interrupted" in capsys.readouterr().out
+    assert code == 0
+    assert stops == 7 + 7 + 3 + 3, "after every step but the last of each of the four trainings"
+    context = Context(results=tmp_path)
+    assert results(context, in_order([stage])) == results(finished, in_order([stage]))
+    assert "stopped in epoch" in log_of(stage, context)
+
+
+def test_a_failure_is_status_one_and_names_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = tmp_path / "mine.py"
+    write_text(
+        grid,
+        "from suite.grids import Grid, cross\nfrom suite.schedule import Schedule\nfrom suite.stages import Base\n"
+        "S = Schedule(epochs=1, lr=1e30, weight_decay=0.0, batch=64, epoch_images=128)\n"
+        "B = [Base(data='digits', model='vgg6', schedule=S, seed=0)]\n"
+        "GRID = Grid(title='t', about='a', runs=lambda: cross(bases=B, method='l1_filter', budgets=[0.5], finetune=S))\n",
+    )
+    assert (
+        call(main, "--grid", grid, "--results", tmp_path, "--stage", "pruned", "--device", "cpu", "--threads", 1) == 1
+    )
+    assert "diverged" in capsys.readouterr().out
+
+
+def test_a_stage_keeps_the_number_of_threads_that_it_was_started_with(tmp_path: Path) -> None:
+    stage = tiny_grid.base()
+
+    class Now(Watch):
+        must_stop = True
+
+    assert execute(stage, Context(results=tmp_path, threads=1), Now()) == "interrupted"
+    assert execute(stage, Context(results=tmp_path, threads=2)) == "done"
+    assert torch.get_num_threads() == 1
+    done = json.loads((tmp_path / "work" / stage.key / "done.json").read_text())
+    assert done["result"]["provenance"]["threads"] == 1
+
+
+def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(main, "--help") == 0
+    assert "--max-minutes" in capsys.readouterr().out

@@ -1,0 +1,284 @@
+"""Scores to plans, and plans to the budget."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from suite.contract import Budget, ConvPlan, Planner, PruningPlan, Ranking
+from suite.graph import Graph
+from suite.models import build
+from suite.select import COARSE, filter_planner, meet
+
+NETWORKS = ("resnet8", "resnet8_a", "vgg6")
+RANKINGS = get_args(Ranking)
+
+
+@functools.cache
+def graph_of(name: str) -> Graph:
+    return Graph(build(name, 10), (3, 32, 32))
+
+
+def random_scores(graph: Graph, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(conv.filters, generator=generator) for name, conv in graph.convs.items()}
+
+
+def removed(graph: Graph, plan: PruningPlan) -> dict[str, Tensor]:
+    """Layer -> bool [O]."""
+    gone = {name: torch.zeros(conv.filters, dtype=torch.bool) for name, conv in graph.convs.items()}
+    return gone | {name: ~layer.kept_O for name, layer in plan.items()}
+
+
+def set_scores(graph: Graph, scores: dict[str, Tensor]) -> dict[int, float]:
+    """Filter set -> mean score, in plain Python."""
+    members: dict[int, list[float]] = {}
+    for name, ids in graph.filter_sets.items():
+        for number, score in zip(ids.tolist(), scores[name].tolist(), strict=True):
+            members.setdefault(number, []).append(score)
+    return {number: sum(values) / len(values) for number, values in members.items()}
+
+
+# ---- whole filters ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@given(
+    ranking=st.sampled_from(RANKINGS),
+    seed=st.integers(0, 999),
+    knobs=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    decimals=st.sampled_from([1, 6]),
+)
+@settings(max_examples=25, deadline=None)
+def test_whole_filters_go_nested_and_together(
+    name: str, ranking: Ranking, seed: int, knobs: tuple[float, float], decimals: int
+) -> None:
+    graph = graph_of(name)
+    scores = {layer: score.round(decimals=decimals) for layer, score in random_scores(graph, seed).items()}  # with ties
+    planner = filter_planner(graph, scores, ranking=ranking)
+    assert planner(0.0) == PruningPlan({})
+    less, more = (removed(graph, planner(knob)) for knob in sorted(knobs))
+    gone = torch.cat(list(more.values()))
+    numbers = torch.cat([graph.filter_sets[layer] for layer in more])
+    for layer in more:
+        assert not bool((less[layer] & ~more[layer]).any())
+        assert not bool(more[layer].all())
+    assert not set(numbers[gone].tolist()) & set(numbers[~gone].tolist())
+    for layer, plan in planner(max(knobs)).items():
+        assert bool(plan.kept_GI.all()), layer
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_at_the_end_of_the_knob_the_best_filter_of_each_layer_is_left(name: str, ranking: Ranking) -> None:
+    graph = graph_of(name)
+    scores = random_scores(graph, 0)
+    left = removed(graph, filter_planner(graph, scores, ranking=ranking)(1.0))
+    means = {layer: float(score.double().mean()) for layer, score in scores.items()}
+    as_ranked = {
+        layer: score.double() / means[layer] if ranking == "global" else score.double()
+        for layer, score in scores.items()
+    }
+    values = set_scores(graph, as_ranked)
+    best = {max(ids.tolist(), key=values.__getitem__) for ids in graph.filter_sets.values()}
+    for layer, ids in graph.filter_sets.items():
+        assert (~left[layer]).tolist() == [number in best for number in ids.tolist()]
+
+
+def test_the_order_of_removal_worked_out_by_hand() -> None:
+    """Means of the layers: 4 and 40. Divided by them: 0.25, 0.75, 2 and 0.5, 1, 1.5; the 2 and the 1.5 stay."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(3, 2)
+    )
+    graph = Graph(model, (3, 4, 4))
+    scores = {"0": torch.tensor([8.0, 1.0, 3.0]), "2": torch.tensor([20.0, 40.0, 60.0])}
+
+    def order(ranking: Ranking) -> list[tuple[str, int]]:
+        found: list[tuple[str, int]] = []
+        planner = filter_planner(graph, scores, ranking=ranking)
+        for step in range(101):
+            for layer, gone in removed(graph, planner(step / 100)).items():
+                found += [(layer, o) for o in gone.nonzero()[:, 0].tolist() if (layer, o) not in found]
+        return found
+
+    assert order("global") == [("0", 1), ("2", 0), ("0", 2), ("2", 1)]
+    assert order("raw") == [("0", 1), ("0", 2), ("2", 0), ("2", 1)]
+    assert order("layer") == [("0", 1), ("2", 0), ("0", 2), ("2", 1)]
+
+
+@pytest.mark.parametrize("knob", [0.25, 0.5, 0.75])
+def test_layer_ranking_removes_the_same_share_of_every_set_of_coupled_layers(knob: float) -> None:
+    graph = graph_of("resnet8")
+    scores = random_scores(graph, 1)
+    scores["stage_3.0.conv_a"] = (
+        scores["stage_3.0.conv_a"] * 1e3
+    )  # what layers are worth beside each other is no matter
+    gone = removed(graph, filter_planner(graph, scores, ranking="layer")(knob))
+    for layer, filters in gone.items():
+        assert int(filters.sum()) == math.ceil(knob * (len(filters) - 1)), layer
+
+
+def test_global_ranking_does_not_see_the_scale_of_a_layer() -> None:
+    graph = graph_of("vgg6")
+    scores = random_scores(graph, 2)
+    scaled = {layer: score * 10.0**index for index, (layer, score) in enumerate(scores.items())}
+    for knob in (0.2, 0.5, 0.8):
+        plans = [filter_planner(graph, each, ranking="global")(knob) for each in (scores, scaled)]
+        assert plans[0] == plans[1]
+        raw = filter_planner(graph, scaled, ranking="raw")(knob)
+        assert raw != plans[0]
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_scores_of_any_sign_and_type_rank(ranking: Ranking) -> None:
+    graph = graph_of("vgg6")
+    for scores in (
+        {layer: -score - 1 for layer, score in random_scores(graph, 3).items()},
+        {layer: torch.zeros_like(score) for layer, score in random_scores(graph, 3).items()},
+        {layer: (100 * score).long() for layer, score in random_scores(graph, 3).items()},
+    ):
+        planner = filter_planner(graph, scores, ranking=ranking)
+        for layer, gone in removed(graph, planner(0.5)).items():
+            if 0 < int(gone.sum()) < len(gone):
+                assert scores[layer][gone].max() <= scores[layer][~gone].min()
+        assert 0 < graph.cut(planner(0.5)) < graph.cut(planner(1.0)) < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (None, "no scores for layer features.5; a criterion scores every layer of the graph"),
+        (torch.ones(5), "scores of features.5 must be 32 finite numbers, one a filter; got shape [5]"),
+        (torch.ones(32, 1), "got shape [32, 1]"),
+        (torch.full((32,), torch.nan), "got shape [32] with values that are not finite"),
+        (torch.full((32,), -torch.inf), "got shape [32] with values that are not finite"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused_by_layer(change: Tensor | None, words: str) -> None:
+    graph = graph_of("vgg6")
+    scores = random_scores(graph, 0)
+    assert graph.convs["features.5"].filters == 32
+    del scores["features.5"]
+    if change is not None:
+        scores["features.5"] = change
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        filter_planner(graph, scores, ranking="global")
+    assert "\n" not in str(error.value)
+
+
+# ---- the budget ------------------------------------------------------------------------------------------------------
+
+
+def channel_planner(graph: Graph, seed: int) -> Planner:
+    """Every channel of every layer has a threshold of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    thresholds = {
+        name: (
+            torch.randint(3, (conv.filters,), generator=generator),
+            torch.rand(3, conv.channels, generator=generator),
+        )
+        for name, conv in graph.convs.items()
+    }
+
+    def plan(knob: float) -> PruningPlan:
+        return PruningPlan(
+            {
+                name: ConvPlan(group_O, (rank_GI >= knob) | (knob == 0), torch.ones(len(group_O), dtype=torch.bool))
+                for name, (group_O, rank_GI) in thresholds.items()
+            }
+        )
+
+    return plan
+
+
+@functools.cache
+def reachable(kind: str, scope: str) -> tuple[Planner, list[float]]:
+    """A planner for ResNet-8, and the cuts that it reaches at all of its thresholds."""
+    graph = graph_of("resnet8")
+    if kind == "channel":
+        planner, steps = channel_planner(graph, 0), 1200
+    else:
+        planner = filter_planner(graph, random_scores(graph, 0), ranking=kind)  # type: ignore[arg-type]
+        steps = len(torch.cat(list(graph.filter_sets.values())).unique())
+    cuts = {graph.cut(planner(knob), scope) for knob in [i / steps for i in range(steps + 1)]}  # type: ignore[arg-type]
+    return planner, sorted(cuts)
+
+
+@pytest.mark.parametrize("scope", ["network", "prunable"])
+@pytest.mark.parametrize("kind", ["global", "raw"])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.77, 0.9])
+def test_the_smallest_reachable_cut_is_found(kind: str, scope: str, share: float) -> None:
+    graph = graph_of("resnet8")
+    planner, cuts = reachable(kind, scope)
+    found = meet(planner, graph, Budget(share=share, scope=scope))  # type: ignore[arg-type]
+    assert found.cut == min(cut for cut in cuts if cut >= share)
+    assert found.cut == graph.cut(found.plan, scope)  # type: ignore[arg-type]
+    assert found.coarse == (found.cut - share > COARSE)
+    assert found.plan == graph.settle(planner(found.knob))
+
+
+def test_cuts_that_are_reached_exactly_are_taken_exactly() -> None:
+    graph = graph_of("resnet8")
+    planner, cuts = reachable("global", "network")
+    for cut in cuts[1::7]:
+        found = meet(planner, graph, Budget(share=cut))
+        assert found.cut == cut
+        assert not found.coarse
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.95])
+def test_a_fine_planner_is_met_finely(share: float) -> None:
+    graph = graph_of("resnet8")
+    planner = channel_planner(graph, 0)
+    found = meet(planner, graph, Budget(share=share))
+    assert share <= found.cut <= share + COARSE
+    assert not found.coarse
+    just_below = planner(found.knob - 2e-7)
+    assert graph.cut(just_below) < share
+
+
+def test_a_coarse_cut_is_marked() -> None:
+    graph = graph_of("resnet8")
+    half = {name: torch.arange(conv.filters) % 2 == 0 for name, conv in graph.convs.items()}
+    plan = PruningPlan(
+        {name: ConvPlan.of(kept[:, None].expand(-1, graph.convs[name].channels)) for name, kept in half.items()}
+    )
+    all_or_nothing: Planner = lambda knob: plan if knob > 0.3 else PruningPlan({})  # noqa: E731
+    cut = graph.cut(plan)
+    for share, coarse in ((cut - 0.02, True), (cut - 0.009, False), (cut, False)):
+        found = meet(all_or_nothing, graph, Budget(share=share))
+        assert (found.cut, found.coarse) == (cut, coarse)
+        assert found.knob == pytest.approx(0.3, abs=1e-6)
+
+
+def test_a_budget_of_nothing_removes_nothing() -> None:
+    graph = graph_of("resnet8")
+    found = meet(reachable("global", "network")[0], graph, Budget(share=0))
+    assert (found.plan, found.cut, found.knob, found.coarse) == (PruningPlan({}), 0, 0, False)
+
+
+def test_a_budget_that_cannot_be_met_is_refused_with_the_most_that_can() -> None:
+    graph = graph_of("resnet8")
+    planner, cuts = reachable("global", "network")
+    words = f"a budget of 99.99% cannot be met: this method removes at most {cuts[-1]:.2%} of the network MACs"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        meet(planner, graph, Budget(share=0.9999))
+
+
+def test_a_larger_budget_never_gives_more_macs() -> None:
+    graph = graph_of("resnet8")
+    for kind in ("global", "channel"):
+        planner = reachable(kind, "network")[0]
+        found = [meet(planner, graph, Budget(share=share)) for share in (0.1, 0.2, 0.4, 0.5, 0.7, 0.9)]
+        for less, more in itertools.pairwise(found):
+            assert graph.macs(more.plan).total <= graph.macs(less.plan).total
+            assert (less.plan & more.plan) == more.plan
