@@ -24,8 +24,8 @@ class _ScalePenalty(Learner):
 
     def before_step(self, step: Step) -> None:
         """Put the penalty's subgradient on top of the loss's gradient."""
-        gradients = [scale.grad for scale in self.scales if scale.grad is not None]
-        torch._foreach_add_(gradients, torch._foreach_sign([s.detach() for s in self.scales]), alpha=self.lam)
+        pairs = [(scale.grad, scale.detach().sign()) for scale in self.scales if scale.grad is not None]
+        torch._foreach_add_([gradient for gradient, _ in pairs], [sign for _, sign in pairs], alpha=self.lam)
 
     def metrics(self) -> dict[str, float]:
         """Penalty and the share of scales below 0.01."""

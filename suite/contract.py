@@ -39,7 +39,9 @@ class ConvPlan:
     kept_GI         bool  [G, I]  the input channels that the filters of each group still read
     kept_O          bool  [O]     False: the filter is removed, whatever its group keeps
 
-    A filter that reads nothing counts as removed. Raises ValueError when the shapes or types do not fit together.
+    A filter that reads nothing counts as removed. The tensors are taken to the CPU.
+
+    Raises ValueError when the shapes or types do not fit together.
     """
 
     filter_group_O: Tensor
@@ -47,6 +49,8 @@ class ConvPlan:
     kept_O: Tensor
 
     def __post_init__(self) -> None:
+        for name in ("filter_group_O", "kept_GI", "kept_O"):
+            object.__setattr__(self, name, getattr(self, name).detach().cpu())
         group, kept, filters = self.filter_group_O, self.kept_GI, self.kept_O
         if group.dtype != torch.int64 or kept.dtype != torch.bool or filters.dtype != torch.bool:
             raise ValueError(

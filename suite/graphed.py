@@ -24,19 +24,22 @@ class GraphedTrainer(Trainer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         device = next(self.model.parameters()).device
-        self.lr = torch.zeros((), device=device)
         self.index = torch.zeros((), device=device, dtype=torch.int64)
-        self.optimizer = torch.optim.SGD(
+        self.eager_left = EAGER_STEPS
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.images: Tensor
+        self.labels: Tensor
+
+    def make_optimizer(self) -> torch.optim.SGD:
+        """Torch's fused SGD, which reads its rate from the device."""
+        self.lr = torch.zeros((), device=next(self.model.parameters()).device)
+        return torch.optim.SGD(
             self.model.parameters(),
             lr=self.lr,
             momentum=self.schedule.momentum,
             weight_decay=self.schedule.weight_decay,
             fused=True,
         )
-        self.eager_left = EAGER_STEPS
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.images: Tensor
-        self.labels: Tensor
 
     def advance(self, images: Tensor, labels: Tensor) -> None:
         """One step: the first ones eagerly, on a stream of their own as a capture asks, the others by replay."""
@@ -68,14 +71,15 @@ class GraphedTrainer(Trainer):
         self.graph = torch.cuda.CUDAGraph()
         for generator in self.learner.generators:
             self.graph.register_generator_state(generator)
-        with torch.cuda.graph(self.graph):
+        # Other threads, such as a loader's that pins memory, may go on calling CUDA meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.compute(self.images, self.labels, self.lr, self.index)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; the rate stays this trainer's own tensor."""
         super().load_state_dict(state)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+            group.update(lr=self.lr, fused=True, foreach=None)
 
 
 def make_trainer(model: nn.Module, *arguments: Any, learner: Learner | None = None, **options: Any) -> Trainer:

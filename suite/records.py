@@ -120,6 +120,8 @@ class TimedRow(Row):
     """The packed execution that was measured: the fastest of `executions_ms`."""
     executions_ms: dict[str, float] = field(default_factory=dict)
     blocks: int | None = None
+    attempts: int | None = None
+    """Measurements until the null test passed; it fails by chance in about one of twenty."""
     dense_ms: float | None = None
     dense_ms_q1: float | None = None
     dense_ms_q3: float | None = None
@@ -152,7 +154,12 @@ ROW_TYPES: dict[str, type[Row]] = {kind.kind: kind for kind in (PrunedRow, Timed
 
 def provenance(device: str) -> dict[str, Any]:
     """Commit, dirty flag, library versions, device and threads of this process."""
-    return {**_lasting(device), "threads": torch.get_num_threads()}
+    return {
+        **_lasting(device),
+        "threads": torch.get_num_threads(),
+        "tf32": device == "cuda" and torch.backends.cudnn.allow_tf32,
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
+    }
 
 
 @functools.cache

@@ -1,10 +1,18 @@
-"""Training schedules: how long, how fast, how much decay. Those of METHOD's sources by name."""
+"""Training schedules: how long, how fast, how much decay."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def check_choices(settings: Any) -> None:
+    """Raise ValueError when a field of a dataclass that is typed as a Literal holds another value."""
+    for name, kind in get_type_hints(type(settings)).items():
+        if get_origin(kind) is Literal and getattr(settings, name) not in get_args(kind):
+            choices = ", ".join(map(str, get_args(kind)))
+            raise ValueError(f"{name} = {getattr(settings, name)!r} is unknown; choose from: {choices}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,11 @@ class Schedule:
     keep_after: int = 0
 
     def __post_init__(self) -> None:
+        check_choices(self)
+        if self.keep != "last" and self.keep_after >= self.cycle_epochs > 0:
+            raise ValueError(
+                f"keep_after = {self.keep_after} leaves no epoch of a cycle of {self.cycle_epochs} to keep"
+            )
         if self.epochs < 0 or self.batch < 1 or self.cycles < 1 or self.epochs % self.cycles:
             raise ValueError(
                 f"a schedule needs epochs >= 0, batch >= 1 and cycles that divide the epochs; got {self.epochs} epochs, "
@@ -52,13 +65,3 @@ class Schedule:
         if self.shape == "warm_steps" and step < 2 * steps_per_epoch:
             return self.lr / 4
         return self.lr * (1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01)
-
-
-# The schedules that DSP's authors released for CIFAR-10 (shared by all methods of the paper grids). The cut grows by 0.1
-# points at each of the four re-plannings of the fine-tuning.
-DSP_BASE = Schedule(epochs=164, lr=0.1, weight_decay=1e-4, shape="warm_steps")
-DSP_GROUPS = Schedule(epochs=120, lr=0.05, weight_decay=1e-3)
-# The authors keep the epoch that is best on the test set; here the last is kept, or the best on the validation part.
-DSP_FINETUNE = Schedule(epochs=400, lr=0.015, weight_decay=1e-3, cycles=5, replan_pp=0.1)
-DSP_GROUPS_BEST = replace(DSP_GROUPS, keep="best_validation", keep_after=8)
-DSP_FINETUNE_BEST = replace(DSP_FINETUNE, keep="best_validation")

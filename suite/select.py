@@ -5,6 +5,7 @@ Shapes: O filters, S filter sets (filters tied through residual sums disappear t
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from torch import Tensor
 from suite.contract import Budget, ConvPlan, Planner, PruningPlan, Ranking
 from suite.graph import Graph
 
-HALVINGS = 24
+HALVINGS = 44
+"""Over the bits of a float64, so that thresholds of every order of magnitude are told apart (to 9 digits or more)."""
 COARSE = 0.01
 """A cut that exceeds its budget by more than this share is marked coarse and never compared as equal."""
 
@@ -115,20 +117,29 @@ def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
     """
     if budget.share == 0:
         return Selection(plan=PruningPlan({}), knob=0.0, cut=0.0, coarse=False)
-    low, high = 0.0, 1.0
-    best, cut = _at(planner, graph, budget, high)
+    best, cut = _at(planner, graph, budget, 1.0)
     if cut < budget.share:
         raise ValueError(
             f"a budget of {budget.share:.2%} cannot be met: this method removes at most {cut:.2%} of the {budget.scope} MACs here"
         )
+    low, high = _bits(0.0), _bits(1.0)
     for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        plan, middle_cut = _at(planner, graph, budget, middle)
+        middle = (low + high) // 2
+        plan, middle_cut = _at(planner, graph, budget, _from_bits(middle))
         if middle_cut >= budget.share:
             high, best, cut = middle, plan, middle_cut
         else:
             low = middle
-    return Selection(plan=graph.settle(best), knob=high, cut=cut, coarse=cut - budget.share > COARSE)
+    return Selection(plan=graph.settle(best), knob=_from_bits(high), cut=cut, coarse=cut - budget.share > COARSE)
+
+
+def _bits(value: float) -> int:
+    """The bits of a float64 as an integer: for values that are not negative, in the same order."""
+    return int.from_bytes(struct.pack(">d", value), "big")
+
+
+def _from_bits(bits: int) -> float:
+    return float(struct.unpack(">d", bits.to_bytes(8, "big"))[0])
 
 
 def _at(planner: Planner, graph: Graph, budget: Budget, knob: float) -> tuple[PruningPlan, float]:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 
 from suite.contract import Budget, Pruner
 from suite.methods import name_of
-from suite.schedule import Schedule
+from suite.schedule import Schedule, check_choices
 
 Split = Literal["all", "tuning"]
 """What is trained on: all training images, or all but the fixed validation part."""
@@ -52,6 +52,7 @@ class Base(_Named):
     split: Split = "all"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if (self.schedule is None) == (not self.weights):
             raise ValueError("a base network has either a schedule or the name of public weights")
 
@@ -108,6 +109,8 @@ class Pruned(_Named):
         for schedule in (self.base.schedule, self.learning, self.finetune):
             if schedule and schedule.keep == "best_validation" and self.base.split != "tuning":
                 raise ValueError("keep='best_validation' needs a validation part: give the base split='tuning'")
+            if schedule and schedule.keep == "best_test" and self.base.split == "tuning":
+                raise ValueError("keep='best_test' reads the test set, which split='tuning' never does")
 
     @property
     def method(self) -> str:
@@ -143,6 +146,11 @@ class Timing:
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     layout: Literal["contiguous", "channels_last"] = "contiguous"
     protocol: Literal["quick", "full"] = "full"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.batch < 1:
+            raise ValueError(f"batch = {self.batch}: latency is measured on at least one image")
 
 
 @dataclass(frozen=True, kw_only=True)

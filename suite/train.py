@@ -60,9 +60,10 @@ class Trainer:
     """One cycle of a schedule on one model: everything that changes from step to step, and its checkpoint.
 
     batches      the seeded loader
-    epochs       how many epochs; the learning rate follows `schedule` over them
+    schedule     one cycle of it is trained
     learner      a method's hooks, or None
     after_step   called after every step (masked training puts its mask on again)
+    first_epoch  of the loader: the epochs of a later cycle have batches of their own
     judge        the accuracy that picks the epoch whose weights `fit` leaves; None keeps the last
     """
 
@@ -75,6 +76,7 @@ class Trainer:
         learner: Learner | None = None,
         after_step: Callable[[], None] | None = None,
         judge: Callable[[], float] | None = None,
+        first_epoch: int = 0,
     ) -> None:
         self.model = model
         self.batches = batches
@@ -82,19 +84,25 @@ class Trainer:
         self.learner = learner or Learner()
         self.after_step = after_step
         self.judge = judge
+        self.first_epoch = first_epoch
         self.best: dict[str, Any] = {}
         """Accuracy, model and learner of the best epoch so far, where there is a judge."""
         self.steps_per_epoch = len(batches)
         self.total = schedule.cycle_epochs * self.steps_per_epoch
-        self.optimizer = torch.optim.SGD(
-            model.parameters(), lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
-        )
+        self.optimizer = self.make_optimizer()
         self.step = 0
         self.seconds = 0.0
         self.history: History = []
         device = next(model.parameters()).device
         self.tally = torch.zeros(3, dtype=torch.float64, device=device)
         """Loss, correct and seen images of the epoch so far."""
+
+    def make_optimizer(self) -> torch.optim.SGD:
+        """SGD as the schedule says."""
+        schedule = self.schedule
+        return torch.optim.SGD(
+            self.model.parameters(), lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
+        )
 
     def advance(self, images: Tensor, labels: Tensor) -> None:
         """One step at the schedule's learning rate."""
@@ -168,6 +176,8 @@ class Trainer:
         """Go on where `state_dict` was taken."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = None
         self.learner.load_state_dict(state["learner"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         self.tally.copy_(state["tally"])
@@ -176,7 +186,8 @@ class Trainer:
         random.setstate(state["rng_python"])
         np.random.set_state(state["rng_numpy"])
         if state["rng_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["rng_cuda"]])
+            for device, rng in zip(range(torch.cuda.device_count()), state["rng_cuda"], strict=False):
+                torch.cuda.set_rng_state(rng.cpu(), device)
 
 
 def _numpy_state() -> tuple[Any, ...]:
@@ -205,7 +216,7 @@ def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: s
 
     while trainer.step < total:
         epoch = trainer.step // steps
-        for images, labels in trainer.batches.epoch(epoch, start=trainer.step % steps):
+        for images, labels in trainer.batches.epoch(trainer.first_epoch + epoch, start=trainer.step % steps):
             trainer.advance(images, labels)
             last = trainer.history[-1] if trainer.history else {}
             watch.report(

@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread() -> None:
     """A stage pins the number of threads; the next test starts from one again."""
     torch.set_num_threads(1)
 

@@ -15,8 +15,8 @@ from torchvision.transforms import CenterCrop, Compose, Normalize, RandomResized
 
 from suite import data
 from suite.contract import Batch
-from suite.data import cifar10 as cifar10_file
 from suite.data import _imagefolder as imagefolder
+from suite.data import cifar10 as cifar10_file
 from suite.data.base import CROP, ORDER, Dataset, stream
 from suite.data.resident import Arrays, Resident, cropped, flipped
 

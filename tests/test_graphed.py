@@ -40,7 +40,7 @@ def advance(trainer: Trainer, steps: int) -> None:
         steps -= 1
 
 
-def test_cpu_takes_the_plain_trainer():
+def test_cpu_takes_the_plain_trainer() -> None:
     trainer = build(Trainer, None, "cpu")
     assert type(make_trainer(trainer.model, trainer.batches, SCHEDULE)) is Trainer
 
@@ -48,7 +48,7 @@ def test_cpu_takes_the_plain_trainer():
 @pytest.mark.cuda
 @needs_cuda
 @pytest.mark.parametrize("method", METHODS)
-def test_captured_steps_equal_eager_ones(method):
+def test_captured_steps_equal_eager_ones(method: str | None) -> None:
     eager, graphed = build(Trainer, method, "cuda"), build(GraphedTrainer, method, "cuda")
     for trainer in (eager, graphed):
         advance(trainer, EAGER_STEPS + 4)
@@ -59,7 +59,7 @@ def test_captured_steps_equal_eager_ones(method):
 @pytest.mark.cuda
 @needs_cuda
 @pytest.mark.parametrize("method", METHODS)
-def test_a_captured_run_goes_on_from_its_state(method):
+def test_a_captured_run_goes_on_from_its_state(method: str | None) -> None:
     whole, first = build(GraphedTrainer, method, "cuda"), build(GraphedTrainer, method, "cuda")
     advance(whole, 8)
     advance(first, 5)

@@ -38,7 +38,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_method_is_registered_by_its_presence_and_passes_the_common_checks(copy):
+def test_method_is_registered_by_its_presence_and_passes_the_common_checks(copy: Path) -> None:
     (copy / "baselines" / "largest_weight.py").write_text(example("method"))
     assert "largest_weight" in run(copy, "-m", "suite.methods")
     assert "passed" in run(
@@ -46,12 +46,12 @@ def test_method_is_registered_by_its_presence_and_passes_the_common_checks(copy)
     )
 
 
-def test_template_is_a_method_once_it_is_copied(copy):
+def test_template_is_a_method_once_it_is_copied(copy: Path) -> None:
     shutil.copy(copy / "baselines" / "_template.py", copy / "baselines" / "copied.py")
     assert "copied" in run(copy, "-m", "suite.methods")
 
 
-def test_grid_of_ones_own_runs(tmp_path):
+def test_grid_of_ones_own_runs(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(example("grid"))
     printed = run(tmp_path, "-m", "suite.launch", "--grid", "mine.py", "--smoke", "--results", "out")
     assert "0 failed" not in printed
@@ -60,7 +60,7 @@ def test_grid_of_ones_own_runs(tmp_path):
     assert "groups=3" in table
 
 
-def test_files_that_the_readme_names_are_there():
+def test_files_that_the_readme_names_are_there() -> None:
     text = (ROOT / "README.md").read_text()
     for path in re.findall(r"`((?:suite|baselines|dsp|tests)/[\w./]+?\.py)`", text):
         if "NAME" not in path:

@@ -430,8 +430,7 @@ def do(stage: Stage, context: Context, queue: Any) -> None:
 def test_two_processes_with_one_stage_leave_one_good_output(copied: Context, finished: Context) -> None:
     stage = the("pruned", "dsp")
     shutil.rmtree(copied.folder(stage))
-    fork = multiprocessing.get_context("forkserver")
-    fork.set_forkserver_preload(["suite.run", "sklearn.datasets"])
+    fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
     processes = [fork.Process(target=do, args=(stage, copied, queue)) for _ in range(2)]
     for process in processes:

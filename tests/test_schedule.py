@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from suite.schedule import DSP_BASE, DSP_FINETUNE, DSP_GROUPS, Schedule
+from suite.grids._released import BASE, FINETUNE, LEARN
+from suite.schedule import Schedule
 
 STEPS = 10
 
@@ -58,12 +59,12 @@ def test_no_epochs_are_allowed() -> None:
 
 
 def test_released_constants() -> None:
-    assert Schedule(epochs=164, lr=0.1, weight_decay=1e-4, shape="warm_steps") == DSP_BASE
-    assert Schedule(epochs=120, lr=0.05, weight_decay=1e-3, shape="cosine") == DSP_GROUPS
-    assert Schedule(epochs=400, lr=0.015, weight_decay=1e-3, shape="cosine", cycles=5, replan_pp=0.1) == DSP_FINETUNE
-    for released in (DSP_BASE, DSP_GROUPS, DSP_FINETUNE):
+    assert Schedule(epochs=164, lr=0.1, weight_decay=1e-4, shape="warm_steps") == BASE
+    assert Schedule(epochs=120, lr=0.05, weight_decay=1e-3, shape="cosine") == LEARN
+    assert Schedule(epochs=400, lr=0.015, weight_decay=1e-3, shape="cosine", cycles=5, replan_pp=0.1) == FINETUNE
+    for released in (BASE, LEARN, FINETUNE):
         assert (released.batch, released.momentum, released.epoch_images) == (128, 0.9, None)
-    assert DSP_BASE.lr_at(0, 391) == 0.025
-    assert DSP_BASE.lr_at(2 * 391, 391) == 0.1
-    assert DSP_BASE.lr_at(82 * 391, 391) == pytest.approx(0.01)
-    assert DSP_BASE.lr_at(123 * 391, 391) == pytest.approx(0.001)
+    assert BASE.lr_at(0, 391) == 0.025
+    assert BASE.lr_at(2 * 391, 391) == 0.1
+    assert BASE.lr_at(82 * 391, 391) == pytest.approx(0.01)
+    assert BASE.lr_at(123 * 391, 391) == pytest.approx(0.001)

@@ -80,6 +80,8 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
         raise ValueError(f"the runs of {grid.title!r} cannot be listed: {type(error).__name__}: {error}") from error
     if smoke:
         runs = smoked(runs)
+    if not runs:
+        raise ValueError(f"the grid {grid.title!r} has no runs: every method opts out, or it lists none")
     chosen = [run for run in runs if only.lower() in run.label.lower()]
     if not chosen:
         raise ValueError(f"--only {only!r} fits none of the {len(runs)} runs; the first is called {runs[0].label!r}")
@@ -118,7 +120,13 @@ def smoked(runs: Iterable[Pruned]) -> list[Pruned]:
 
 def _smoked(schedule: Schedule) -> Schedule:
     return dataclasses.replace(
-        schedule, epochs=1, cycles=1, replan_pp=0.0, batch=min(schedule.batch, 64), epoch_images=SMOKE_IMAGES
+        schedule,
+        epochs=1,
+        cycles=1,
+        replan_pp=0.0,
+        keep_after=0,
+        batch=min(schedule.batch, 64),
+        epoch_images=SMOKE_IMAGES,
     )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from suite.grids import Grid, cross
-from suite.schedule import DSP_BASE, DSP_FINETUNE, DSP_GROUPS, Schedule
+from suite.grids import Grid, _released, cross
+from suite.schedule import Schedule
 from suite.stages import Base, Timing
 
 SEEDS = (0, 1, 2)
@@ -30,7 +30,7 @@ def ablation(
     data: str = "cifar10",
     models: Sequence[str] = ("resnet20",),
     budgets: Sequence[float] = BUDGETS,
-    schedules: tuple[Schedule, Schedule, Schedule] = (DSP_BASE, DSP_GROUPS, DSP_FINETUNE),
+    schedules: tuple[Schedule, Schedule, Schedule] = (_released.BASE, _released.LEARN, _released.FINETUNE),
     timings: tuple[Timing, ...] = (),
 ) -> Grid:
     """A run for every entry of `changes`(data, model), model, seed and budget.

@@ -7,8 +7,7 @@ as shares of the whole network. They released no VGG; its budgets are ours.
 
 from __future__ import annotations
 
-from suite.grids import Grid, cross
-from suite.schedule import DSP_BASE, DSP_FINETUNE, DSP_GROUPS
+from suite.grids import Grid, _released, cross
 from suite.stages import Base, Pruned, Timing
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -25,14 +24,21 @@ def runs() -> list[Pruned]:
     """DSP with 2, 3 and 4 groups at its released cuts, the rivals at each of them."""
     found: list[Pruned] = []
     for model, cuts in CUTS.items():
-        bases = [Base(data="cifar10", model=model, schedule=DSP_BASE, seed=seed) for seed in SEEDS]
+        bases = [Base(data="cifar10", model=model, schedule=_released.BASE, seed=seed) for seed in SEEDS]
         for groups, budgets in cuts.items():
             found += cross(
-                bases=bases, method="dsp", groups=groups, budgets=budgets, finetune=DSP_FINETUNE, learning=DSP_GROUPS
+                bases=bases,
+                method="dsp",
+                groups=groups,
+                budgets=budgets,
+                finetune=_released.FINETUNE,
+                learning=_released.LEARN,
             )
         every = sorted({budget for budgets in cuts.values() for budget in budgets})
         for rival in RIVALS:
-            found += cross(bases=bases, method=rival, budgets=every, finetune=DSP_FINETUNE, learning=DSP_GROUPS)
+            found += cross(
+                bases=bases, method=rival, budgets=every, finetune=_released.FINETUNE, learning=_released.LEARN
+            )
     return found
 
 

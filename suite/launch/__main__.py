@@ -17,7 +17,7 @@ from suite.launch import local, slurm
 from suite.launch.cost import estimate
 from suite.launch.display import Display, minutes
 from suite.registry import pick
-from suite.run import Context, Outcome, failure, is_done
+from suite.run import Context, Outcome, cores, failure, is_done
 from suite.run.common import dataset_of
 from suite.stages import Base, Stage
 
@@ -64,6 +64,9 @@ def main() -> int:
         sys.stderr.write(f"suite.launch: {' '.join(str(error).split())}\n")
         return 2
     except KeyboardInterrupt:
+        if arguments.cluster == "slurm":
+            sys.stderr.write("suite.launch: stopped watching; the jobs go on (scancel ends them)\n")
+            return 130
         sys.stderr.write("suite.launch: stopped at once; the same command goes on from the last checkpoints\n")
         sys.stderr.flush()
         os._exit(130)  # an ordinary exit would wait for what the workers are doing
@@ -82,7 +85,7 @@ def _launch(arguments: argparse.Namespace, console: Console) -> int:
         results=cli.results_of(arguments).absolute(),
         data=arguments.data.absolute() if arguments.data else None,
         device=device,
-        threads=arguments.threads or max(1, (os.cpu_count() or 1) // jobs),
+        threads=arguments.threads or (max(1, cores() // jobs) if jobs > 1 and arguments.cluster == "local" else 0),
         max_minutes=arguments.max_minutes,
     )
     _check_data(stages, context)

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 
 from suite import models
 from suite.graph import Graph
-from suite.run import Context
+from suite.run import Context, cores
 from suite.run.common import dataset_of
 from suite.stages import Base, Learned, Stage, Timed
 
+WARM_STEPS, TIMED_STEPS = 3, 4
 TIMED_S = {"quick": 2.0, "full": 60.0}
 
 
@@ -28,6 +29,7 @@ class Cost:
 
 def estimate(stages: Iterable[Stage], context: Context) -> Cost:
     """An estimate: each model is timed for a moment; a packed network is taken to cost what the dense one does."""
+    torch.set_num_threads(context.threads or cores())
     speeds: dict[tuple[str, str], tuple[int, float]] = {}
     macs = seconds = 0.0
     for stage in stages:
@@ -51,14 +53,16 @@ def estimate(stages: Iterable[Stage], context: Context) -> Cost:
 def _speed(base: Base, context: Context) -> tuple[int, float]:
     """Forward MACs of an image, and seconds of a training step for an image."""
     data = dataset_of(base, context)
-    model = models.build(base.model, data.classes).to(context.device).train()
+    device = context.device if torch.cuda.is_available() else "cpu"
+    model = models.build(base.model, data.classes).to(device).train()
     batch = 64 if data.input_shape[1] <= 64 else 4
-    images = torch.randn(batch, *data.input_shape, device=context.device)
-    labels = torch.zeros(batch, dtype=torch.int64, device=context.device)
-    for repeat in range(3):
-        if repeat == 1:
-            began = time.perf_counter()
+    images = torch.randn(batch, *data.input_shape, device=device)
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    times = []
+    for _ in range(WARM_STEPS + TIMED_STEPS):
+        began = time.perf_counter()
         F.cross_entropy(model(images), labels).backward()
-        if context.device == "cuda":
+        if device == "cuda":
             torch.cuda.synchronize()
-    return Graph(model, data.input_shape).dense_macs.total, (time.perf_counter() - began) / (2 * batch)
+        times.append(time.perf_counter() - began)
+    return Graph(model, data.input_shape).dense_macs.total, min(times[WARM_STEPS:]) / batch

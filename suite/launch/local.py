@@ -73,6 +73,8 @@ class _Workers:
             worker = _Worker()
             reason = "its process was killed; out of memory is the usual reason: try --jobs 1"
             outcome = fail(stage, context, "failed", reason)
+        except Exception as error:  # whatever a worker could not turn into a status itself
+            outcome = fail(stage, context, "failed", f"{type(error).__name__}: {error}")
         self.free.append(worker)
         return outcome
 

@@ -21,7 +21,7 @@ from suite.stages import Stage
 POLL_S = 2.0
 LOST_AFTER_S = 30
 """A job that SLURM calls ended, and that left no status for so long, is lost."""
-DEFAULTS = {"time": 24 * 60, "nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 8, "gpus_per_node": 1}
+DEFAULTS = {"time": 24 * 60, "nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 8}
 
 
 class StageJob(submitit.helpers.Checkpointable):
@@ -32,13 +32,13 @@ class StageJob(submitit.helpers.Checkpointable):
         return execute(stage, context)
 
 
-def parameters(options: Sequence[str]) -> dict[str, Any]:
+def parameters(options: Sequence[str], device: str = "cuda") -> dict[str, Any]:
     """The executor's parameters from KEY=VALUE words; what submitit does not name goes to sbatch as it is.
 
     Raises ValueError for a word without "=".
     """
     known = set(inspect.signature(_make_sbatch_string).parameters)
-    result: dict[str, Any] = dict(DEFAULTS)
+    result: dict[str, Any] = {**DEFAULTS, "gpus_per_node": 1 if device == "cuda" else 0}
     extra: dict[str, Any] = {}
     for option in options:
         key, equals, value = option.partition("=")
@@ -60,9 +60,10 @@ def run(stages: Sequence[Stage], context: Context, display: Display, *, options:
         raise ValueError(f"--cluster slurm: there is no SLURM here ({error}); use --cluster local") from error
     jobs: dict[str, Any] = {}
     for stage in stages:
+        (context.folder(stage) / "failed.json").unlink(missing_ok=True)  # of an earlier launch
         needed = [jobs[n.key].job_id for n in stage.needs if n.key in jobs]
         executor.parameters = {}
-        executor.update_parameters(**parameters(options), job_name=stage.key)
+        executor.update_parameters(**parameters(options, context.device), job_name=stage.key)
         if needed:
             executor.update_parameters(dependency=f"afterany:{':'.join(needed)}")
         try:
@@ -74,14 +75,13 @@ def run(stages: Sequence[Stage], context: Context, display: Display, *, options:
 
 
 def _wait(stages: Sequence[Stage], jobs: dict[str, Any], context: Context, display: Display) -> dict[str, Outcome]:
-    began = time.time()
     outcomes: dict[str, Outcome] = {}
     ended_at: dict[str, float] = {}
     while len(outcomes) < len(stages):
         for stage in stages:
             if stage.key in outcomes:
                 continue
-            outcome = _settled(stage, context, began)
+            outcome = _settled(stage, context)
             if outcome is None and jobs[stage.key].done():
                 first = ended_at.setdefault(stage.key, time.time())
                 if time.time() - first > LOST_AFTER_S:
@@ -95,9 +95,7 @@ def _wait(stages: Sequence[Stage], jobs: dict[str, Any], context: Context, displ
     return outcomes
 
 
-def _settled(stage: Stage, context: Context, began: float) -> Outcome | None:
-    """The stage's outcome since `began`, from its folder."""
+def _settled(stage: Stage, context: Context) -> Outcome | None:
+    """The stage's outcome, from its folder."""
     why = failure(stage, context)
-    if why and why["time"] >= began:
-        return why["status"]
-    return "done" if is_done(stage, context) else None
+    return why["status"] if why else "done" if is_done(stage, context) else None

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 
 from suite import models
 from suite.contract import PruningPlan
-from suite.files import replacing
+from suite.files import write_bytes
 from suite.graph import Graph
 from suite.pack.network import PackedNetwork, pack
 
@@ -25,8 +25,8 @@ def save(
     tensors = {f"weights/{name}": tensor for name, tensor in packed.body.state_dict().items()}
     tensors |= {f"plan/{name}": tensor for name, tensor in packed.plan.to_tensors().items()}
     header = {"model": model, "classes": classes, "input_shape": list(input_shape), **about}
-    with replacing(path) as part:
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, part, {"packed": json.dumps(header)})
+    content = serialise({k: v.contiguous().cpu() for k, v in tensors.items()}, {"packed": json.dumps(header)})
+    write_bytes(path, content)
 
 
 def header(path: str | os.PathLike[str]) -> dict[str, Any]:

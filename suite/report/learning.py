@@ -177,7 +177,8 @@ def _line(axes: Axes, logs: Logs, metric: str, index: int) -> None:
     if by_seed.shape[1] > 1:
         axes.plot(by_seed.index, by_seed, color=look["color"], linewidth=0.6, alpha=0.45)
     name = style.label(str(logs["line"].iloc[0]))
-    axes.plot(by_seed.index, by_seed.mean(axis=1, skipna=False), **look, linewidth=1.6, label=name)
+    marker = "o" if len(by_seed) == 1 else ""  # a single epoch has no line
+    axes.plot(by_seed.index, by_seed.mean(axis=1, skipna=False), **look, linewidth=1.6, marker=marker, label=name)
 
 
 def _label(axes: Axes, logs: Logs, metric: str, *, last_row: bool) -> None:

@@ -184,8 +184,7 @@ def report(path_or_key: str, results: Path) -> list[Path]:
     with torch.device("meta"):
         model = models.build(about["model"], about["classes"])
     graph = Graph(model, tuple(about["input_shape"]))
-    own_folder = path.name == PACKED_NAME and path.resolve().parent.name
-    name = own_folder or path.stem
+    name = path.resolve().parent.name if path.name == PACKED_NAME else path.stem
     caption = _caption(packed.plan, graph, f"{about.get('label', about['model'])}, {name}")
     return write(packed.plan, graph, caption, results / "structure" / words.file_name(name))
 
@@ -204,12 +203,10 @@ def find(path_or_key: str, results: Path) -> Path:
 
 
 def _caption(plan: PruningPlan, graph: Graph, name: str) -> str:
-    cuts = (
-        f"{100 * graph.cut(plan):.2f} % of the network's MACs are gone, {100 * graph.cut(plan, 'prunable'):.2f} % of "
-    )
     removed = [row.removed_filters for row in layers(plan, graph)]
     return (
-        f"{name}: {cuts}the prunable convolutions'; {sum(share > 0 for share in removed)} of {len(removed)} layers lose "
-        "filters. Behind a layer's name: its filters × channels before pruning; grey names: stem and shortcuts. The filled "
-        "area is the share of the layer's MACs that is left; a dot is a filter group, larger with more filters."
+        f"{name}: {100 * graph.cut(plan):.2f} % of the network's MACs are gone, {100 * graph.cut(plan, 'prunable'):.2f} % of "
+        f"the prunable convolutions'; {sum(share > 0 for share in removed)} of {len(removed)} layers lose filters. Behind a "
+        "layer's name: its filters × channels before pruning; grey names: stem and shortcuts. The filled area is the share of "
+        "the layer's MACs that is left; a dot is a filter group, larger with more filters."
     )

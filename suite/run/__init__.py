@@ -9,24 +9,25 @@ import logging
 import os
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from suite import records
 from suite.files import write_json
 from suite.progress import Interrupted, Watch
 from suite.run.common import make_row
-from suite.run.folder import Context, failure, is_done
+from suite.run.folder import Context, check_files, failure, is_done
 from suite.run.pruned_stage import do_pruned
 from suite.run.timed_stage import do_timed
 from suite.run.train_stages import do_base, do_learned
 from suite.stages import Base, Learned, Pruned, Stage, Timed
 from suite.train import Diverged
 
-__all__ = ["Context", "Outcome", "execute", "fail", "failure", "is_done"]
+__all__ = ["Context", "Outcome", "cores", "execute", "fail", "failure", "is_done"]
 
 log = logging.getLogger(__name__)
 
@@ -50,31 +51,63 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
     Two processes with the same stage do it one after the other, and the second finds it done.
     """
     folder = context.folder(stage)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if is_done(stage, context):
-            return "done"
-        watch = watch or Watch(folder / "progress.json", context.max_minutes)
-        handler = _LogFile(folder / "log.txt")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger().addHandler(handler)
-        own = logging.Logger(stage.key)  # for the file alone: a terminal gets the reason, without the traceback
-        own.addHandler(handler)
+    watch = watch or Watch(folder / "progress.json", context.max_minutes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / ".lock", watch):
+            return "done" if is_done(stage, context) else _attempt(stage, context, watch)
+    except Interrupted:  # while waiting for another process with the same stage
+        return "interrupted"
+    except OSError as error:
+        return fail(stage, context, "failed", _reason(error))
+
+
+@contextlib.contextmanager
+def _locked(path: Path, watch: Watch) -> Iterator[None]:
+    """Hold the lock; raises Interrupted when it is time to stop before it is free."""
+    lock = FileLock(path)
+    while True:
         try:
-            (folder / "failed.json").unlink(missing_ok=True)
-            _do(stage, context, watch)
-            return "done"
-        except Interrupted as stop:
-            own.info("%s: %s", stage.label, stop)
-            return "interrupted"
-        except Exception as error:  # here a run becomes a row; nothing that goes wrong in one may stop the others
-            own.error("%s\n%s", stage.label, traceback.format_exc())
-            status: Literal["diverged", "failed"] = "diverged" if isinstance(error, Diverged) else "failed"
-            reason = _reason(error)
-        finally:
-            logging.getLogger().removeHandler(handler)
-            handler.close()
-        return fail(stage, context, status, reason)
+            lock.acquire(timeout=0.5)
+            break
+        except Timeout:
+            watch.report("waiting for another process with this stage")
+            if watch.must_stop:
+                raise Interrupted("stopped while another process does this stage") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _attempt(stage: Stage, context: Context, watch: Watch) -> Outcome:
+    """Do a stage that is not done."""
+    folder = context.folder(stage)
+    records.provenance(
+        context.device
+    )  # read now: the commit is that of the code that runs, whatever is committed meanwhile
+    handler = _LogFile(folder / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    own = logging.Logger(stage.key)  # for the file alone: a terminal gets the reason, without the traceback
+    own.addHandler(handler)
+    try:
+        (folder / "failed.json").unlink(missing_ok=True)
+        _do(stage, context, watch)
+        return "done"
+    except Interrupted as stop:
+        own.info("%s: %s", stage.label, stop)
+        with contextlib.suppress(OSError):
+            write_json(folder / "failed.json", {"status": "interrupted", "reason": str(stop), "time": time.time()})
+        return "interrupted"
+    except Exception as error:  # here a run becomes a row; nothing that goes wrong in one may stop the others
+        own.error("%s\n%s", stage.label, traceback.format_exc())
+        status: Literal["diverged", "failed"] = "diverged" if isinstance(error, Diverged) else "failed"
+        reason = _reason(error)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    return fail(stage, context, status, reason)
 
 
 def _reason(error: Exception) -> str:
@@ -106,9 +139,10 @@ def _do(stage: Stage, context: Context, watch: Watch) -> None:
     _pin_threads(context.folder(stage) / "started.json", context)
     for needed in stage.needs:
         if not is_done(needed, context):
-            why = failure(needed, context)
-            because = f"{why['status']}: {why['reason']}" if why else "which is not done; run it first"
-            raise ValueError(f"needs {needed.key} ({needed.label}), {because}")
+            why = failure(needed, context) or {"status": "missing", "reason": "it is not done; run it first"}
+            kind = {"diverged": Diverged, "interrupted": Interrupted}.get(why["status"], ValueError)
+            raise kind(f"needs {needed.key} ({needed.label}), {why['status']}: {why['reason']}")
+        check_files(needed, context)
     if isinstance(stage, Base):
         do_base(stage, context, watch)
     elif isinstance(stage, Learned):
@@ -124,6 +158,11 @@ def _pin_threads(path: Path, context: Context) -> None:
     try:
         threads = int(json.loads(path.read_text())["threads"])
     except (OSError, ValueError, KeyError, TypeError):
-        threads = context.threads or os.cpu_count() or 1
+        threads = context.threads or cores()
         write_json(path, {"threads": threads})
     torch.set_num_threads(threads)
+
+
+def cores() -> int:
+    """The cores that this process may use: in a SLURM job, those of its task."""
+    return int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) or len(os.sched_getaffinity(0))

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import nn
 
 from suite import data as datasets
 from suite import models, records, weights
 from suite.contract import Batch, Task
-from suite.files import replacing, write_text
+from suite.files import write_bytes, write_text
 from suite.run.folder import Context, is_done, result_of
 from suite.schedule import Schedule
 from suite.stages import Base, Learned, Pruned, Timed, describe, identity
@@ -77,8 +78,7 @@ def load_model(base: Base, context: Context, file: Literal["init", "final"]) -> 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the model's state to `path` (safetensors), atomically."""
-    with replacing(path) as part:
-        save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, part)
+    write_bytes(path, serialise({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
 
 
 def save_history(folder: Path, history: History) -> None:
@@ -134,5 +134,12 @@ def make_row(stage: Pruned | Timed, context: Context, *, status: records.Status,
         "learning_epochs": pruned.learned.schedule.epochs if pruned.learned else 0,
         "finetune_epochs": pruned.finetune.epochs,
     }
-    fairness = "same base weights, budget and learning-rate schedule"
-    return records.PrunedRow(**{**about, "fairness": fairness, "selection": pruned.finetune.keep, **epochs, **columns})
+    fairness = "same base weights, budget, fine-tuning epochs and learning-rate schedule within the grid"
+    return records.PrunedRow(**{**about, "fairness": fairness, "selection": _selection(pruned), **epochs, **columns})
+
+
+def _selection(run: Pruned) -> str:
+    """How the kept epochs were picked: "best_test" when any stage of the run was."""
+    schedules = (run.base.schedule, run.learned.schedule if run.learned else None, run.finetune)
+    kept = {schedule.keep for schedule in schedules if schedule}
+    return next((keep for keep in ("best_test", "best_validation") if keep in kept), "last")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from suite import records
-from suite.files import write_json
+from suite.files import sha256, write_json
 from suite.stages import Stage, identity
 
 log = logging.getLogger(__name__)
@@ -42,18 +42,38 @@ def is_done(stage: Stage, context: Context) -> bool:
     folder = context.folder(stage)
     try:
         done = json.loads((folder / "done.json").read_text())
-        damaged = [n for n, size in done["files"].items() if not _has_size(folder / n, size)]
-        if not damaged and done["row"] and records.read(_row_path(stage, context)) is None:
-            records.write(records.from_dict(done["row"]), context.results)
+        damaged = [name for name, about in done["files"].items() if not _has_size(folder / name, about["bytes"])]
+        if not damaged and done["row"]:
+            row = records.from_dict(done["row"])
+            if records.read(_row_path(stage, context)) != row:
+                records.write(row, context.results)
     except FileNotFoundError:
         return False
     except (ValueError, KeyError, TypeError, AttributeError):
         damaged = ["done.json"]
     if damaged:
-        log.warning("%s: %s is damaged; the stage is done again", folder, ", ".join(damaged))
-        os.replace(folder / "done.json", folder / "done.json.damaged")
+        _set_aside(folder, damaged)
         return False
     return True
+
+
+def check_files(stage: Stage, context: Context) -> None:
+    """Compare the finished stage's files with their checksums, before they are used.
+
+    Raises ValueError naming the damaged ones; the stage is then no longer done.
+    """
+    folder = context.folder(stage)
+    files = json.loads((folder / "done.json").read_text())["files"]
+    if damaged := [name for name, about in files.items() if sha256(folder / name) != about["sha256"]]:
+        _set_aside(folder, damaged)
+        raise ValueError(
+            f"{', '.join(damaged)} of {stage.key} is damaged; run the same command again to redo that stage"
+        )
+
+
+def _set_aside(folder: Path, damaged: list[str]) -> None:
+    log.warning("%s: %s is damaged; the stage is done again", folder, ", ".join(damaged))
+    os.replace(folder / "done.json", folder / "done.json.damaged")
 
 
 def _row_path(stage: Stage, context: Context) -> Path:
@@ -79,8 +99,8 @@ def finish(
     folder = context.folder(stage)
     if row is not None:
         records.write(row, context.results)
-    sizes = {name: (folder / name).stat().st_size for name in files}
-    about = {"stage": identity(stage), "label": stage.label, "files": sizes, "result": dict(result)}
+    whole = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in files}
+    about = {"stage": identity(stage), "label": stage.label, "files": whole, "result": dict(result)}
     write_json(folder / "done.json", {**about, "row": records.to_dict(row) if row else None})
     for leftover in (
         *folder.glob("train*.pt"),

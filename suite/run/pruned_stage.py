@@ -44,7 +44,9 @@ def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
             stage.settings.reconstruct(model, graph, plan, task)
         packed = packing.pack(model, graph, plan)
         judge = common.judge_of(stage.finetune, packed, stage.base, context)
-        trainer = make_trainer(packed, batches, stage.finetune, judge=judge)
+        trainer = make_trainer(
+            packed, batches, stage.finetune, judge=judge, first_epoch=cycle * stage.finetune.cycle_epochs
+        )
         doing = "fine-tuning" + (f" {cycle + 1}/{stage.finetune.cycles}" if stage.finetune.cycles > 1 else "")
         history += fit(trainer, folder / f"train{cycle}.pt", watch, seed=stage.seed + cycle, doing=doing)
         packing.unpack(packed, model)

@@ -30,6 +30,7 @@ def do_timed(stage: Timed, context: Context, watch: Watch) -> None:
             "latency on cuda was asked for, and torch finds no CUDA device here; run it where there is one"
         )
     watch.report("timing", share=0.0)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     packed = packing.load(context.folder(pruned) / "packed.safetensors", timing.device)
     model = common.load_model(pruned.base, dataclasses.replace(context, device=timing.device), "final").eval()
     graph = Graph(model, common.dataset_of(pruned.base, context).input_shape)
@@ -74,6 +75,6 @@ def _leg(
     chosen, milliseconds = latency.fastest(runs, timing.device)
     protocol = latency.protocol(timing.protocol, timing.device)
     comparison = latency.compare(prepare(dense), runs[chosen], timing.device, protocol)
-    deployed = "dense" if comparison.verdict == "slower" else chosen
+    deployed = chosen if comparison.verdict in ("faster", "no difference") else "dense"
     about = {"leg": leg, "execution": chosen, "executions_ms": milliseconds, "deployed": deployed}
     return {**comparison.columns(), **about}
