@@ -202,12 +202,15 @@ class GroupLearner(Learner):
     # ---- what is logged and kept -------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
-        """Numbers of the epoch that ends.
+        """Numbers of the epoch that ends; of groups that are not learned, the penalty alone.
 
         group_entropy_nats   entropy of softmax(logits / temperature), mean over filters
         changed_share        share of filters whose group is another than at the last call
         penalty              sum over layers of c R with hard groups, at the last step
         """
+        penalty = {"penalty": float(self._penalty)}
+        if not self.learning:
+            return penalty
         now = self._assignments()
         changed = sum(int((now[name] != before).sum()) for name, before in self._last_epoch.items())
         entropies = [
@@ -218,7 +221,7 @@ class GroupLearner(Learner):
         return {
             "group_entropy_nats": float(torch.cat(entropies).mean()),
             "changed_share": changed / sum(len(groups) for groups in now.values()),
-            "penalty": float(self._penalty),
+            **penalty,
         }
 
     def _assignments(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import pkgutil
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 import baselines
 from suite.contract import Pruner
@@ -83,7 +83,8 @@ def main() -> int:
         description="List the pruning methods: granularity, whether they train, paper, deviations. Copy "
         "baselines/_template.py to baselines/NAME.py to add one; its presence registers it.",
     ).parse_args()
-    table = Table("method", "granularity", "learns", "settings", "source", "deviations", title="Pruning methods")
+    columns = ("granularity", "learns", "settings", "source", "deviations")
+    table = Table(Column("method", no_wrap=True), *columns, title="Pruning methods")
     broken = []
     for name, method in discover().items():
         if isinstance(method, Broken):

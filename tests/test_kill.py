@@ -126,11 +126,11 @@ def kill_all_kinds(tmp_path: Path, kills: dict[str, int]) -> int:
     context = Context(results=tmp_path / "killed", threads=1)
     total, middles = 0, {}
     for stage in STAGES:
-        delays_s = [moments.uniform(0.1, 0.9) * seconds[stage.key] for _ in range(kills[stage.kind])]
+        delays_s = [moments.uniform(0.03, 0.4) * seconds[stage.key] for _ in range(kills[stage.kind])]
         hits, middles[stage.kind] = disturbed(stage, context, delays_s)
         total += hits
     assert_same(context, reference)
-    if min(kills.values()) > 2:
+    if total > 12:
         assert middles["base"]
         assert middles["learned"]
         assert middles["pruned"]
@@ -144,7 +144,7 @@ def test_killed_a_few_times_it_ends_with_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_many_times_it_ends_with_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kills = kill_all_kinds(tmp_path, {"base": 8, "learned": 8, "pruned": 12, "timed": 4})
+    kills = kill_all_kinds(tmp_path, {"base": 8, "learned": 8, "pruned": 10, "timed": 4})
     with capsys.disabled():
         print(f" [{kills} kills hit a running stage]", end="")
     assert kills >= 12

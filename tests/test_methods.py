@@ -49,7 +49,7 @@ from suite.models import build
 from suite.pack import load, pack
 from suite.run import Context, execute, failure
 from suite.schedule import Schedule
-from suite.select import COARSE, HALVINGS, meet
+from suite.select import COARSE, meet
 from suite.stages import Base, Pruned, describe, in_order
 from suite.train import Trainer, load_checkpoint, save_checkpoint, seed_everything
 
@@ -247,7 +247,7 @@ def test_budgets_are_met_as_closely_as_the_method_can(method: str, network: str)
         assert selection.cut >= share
         assert selection.cut == graph.cut(selection.plan)
         assert selection.coarse == (selection.cut - share > COARSE)
-        assert graph.cut(planner(max(0.0, selection.knob - 2**-HALVINGS))) < share
+        assert graph.cut(planner(selection.knob * (1 - 1e-9))) < share
     assert graph.macs(found[1].plan).total < graph.macs(found[0].plan).total
     assert meet(planner, graph, Budget(share=0)).plan == PruningPlan({})
 
@@ -262,7 +262,6 @@ def test_the_same_seed_gives_the_same_plan(method: str, network: str) -> None:
 
 
 @everywhere
-@torch.no_grad()
 def test_planning_changes_no_weight_and_packed_equals_masked(method: str, network: str) -> None:
     case = learned(method, network)
     before = {key: tensor.clone() for key, tensor in case.model.state_dict().items()}
@@ -278,7 +277,8 @@ def test_planning_changes_no_weight_and_packed_equals_masked(method: str, networ
         for key in (f"{case.graph.convs[name].bn}.weight", f"{case.graph.convs[name].bn}.bias"):
             state[key].mul_(layer.kept_O)
     x = images().samples(4, split="all", device="cpu")[0].double()
-    torch.testing.assert_close(packed(x), model(x), rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), model(x), rtol=1e-10, atol=1e-10)
 
 
 @everywhere
@@ -484,7 +484,7 @@ def test_files_that_are_no_method_stop_only_themselves(
 
 def test_all_methods_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["methods"])
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "60")  # names are never cut
     assert methods.main() == 0
     shown = capsys.readouterr().out
     for name in FOUND:

@@ -171,8 +171,10 @@ def test_packed_equals_masked_in_large_networks(name: str, removed: float) -> No
     check(name, random_plan(prepared(name)[1], "intra_channel", 3, removed, seed=int(100 * removed)))
 
 
-@pytest.mark.parametrize("granularity", ["filter", "channel"])
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [("resnet20_a", "filter"), ("resnet18", "channel"), ("resnet50", "filter"), ("vgg16_bn", "channel")],
+)
 def test_packed_equals_masked_in_large_networks_without_groups(name: str, granularity: str) -> None:
     check(name, random_plan(prepared(name)[1], granularity, 1, 0.6, seed=3))
 
@@ -209,7 +211,7 @@ def test_the_trunk_of_a_residual_network_vanishes(name: str) -> None:
     assert list(packed.convs()) == []
 
 
-@pytest.mark.parametrize("name", [*SMALL, "resnet50", "vgg16_bn"])
+@pytest.mark.parametrize("name", [*SMALL, "vgg16_bn"])
 def test_a_network_without_any_filter_is_its_bias(name: str) -> None:
     model, graph = prepared(name)
     packed = check(name, without(graph, ""))
@@ -251,6 +253,29 @@ def test_an_empty_plan_is_the_dense_network(name: str) -> None:
     assert packed.plan == PruningPlan({})
     assert count_params(packed) == count_params(model)
     assert count_macs(packed, graph.input_shape).macs == count_macs(model, graph.input_shape).macs
+
+
+class ReadAgain(nn.Module):
+    """Where the branch is gone, its sum is the stem's output, which is read again after the ReLU."""
+
+    def __init__(self, relu: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.branch, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), relu
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        z = self.relu(y + self.branch(y))
+        return self.head(torch.flatten(self.pool(z + y), 1))
+
+
+@pytest.mark.parametrize("relu", [nn.ReLU, nn.ReLU6])
+@torch.no_grad()
+def test_nothing_is_changed_in_place(relu: type[nn.ReLU] | type[nn.ReLU6]) -> None:
+    model = ReadAgain(relu(inplace=True)).double().eval()
+    graph = Graph(model, (3, 32, 32))
+    plan = without(graph, "branch")
+    assert_equal(pack(model, graph, plan)(images(2)), masked(model, graph, plan)(images(2)))
 
 
 def test_packing_shares_nothing_with_the_network() -> None:
@@ -322,7 +347,7 @@ def test_masked_and_packed_training_are_equal(name: str, execution: Execution) -
     unpack(packed, trained)
     for key, parameter in model.named_parameters():
         assert_equal(trained.get_parameter(key), parameter, 1e-9)
-    assert float((model.get_parameter("classifier.weight") - start).abs().max()) > 1e-3
+    assert float((model.get_parameter("classifier.weight").detach() - start).abs().max()) > 1e-3
     assert_equal(packed.eval()(images(2)), model.eval()(images(2)), 1e-9)
 
 

@@ -10,6 +10,7 @@ import multiprocessing
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, ClassVar
 import pytest
 import tiny_grid
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from tiny_grid import call, results, run_of, stages
 from torch import Tensor, nn
@@ -211,19 +213,32 @@ def test_a_row_that_can_not_be_restored_is_done_again(copied: Context) -> None:
     assert path.exists()
 
 
-def test_a_learned_state_that_rotted_is_learned_again(copied: Context, finished: Context) -> None:
-    """Its size is right, so it is noticed when it is read."""
-    learned, pruned = the("learned", "dsp"), the("pruned", "dsp")
-    shutil.rmtree(copied.folder(pruned))
-    path = copied.folder(learned) / "state.pt"
+@pytest.mark.parametrize(
+    ("kind", "file", "reader"),
+    [
+        ("learned", "state.pt", "pruned"),
+        ("learned", "final.safetensors", "pruned"),
+        ("base", "final.safetensors", "pruned"),
+        ("pruned", "packed.safetensors", "timed"),
+    ],
+)
+def test_a_file_that_rotted_is_noticed_when_it_is_used(
+    copied: Context, finished: Context, kind: str, file: str, reader: str
+) -> None:
+    """Its size is right: only its checksum tells."""
+    damaged, user = the(kind, "dsp" if kind != "base" else ""), the(reader, "dsp")
+    shutil.rmtree(copied.folder(user))
+    path = copied.folder(damaged) / file
     content = bytearray(path.read_bytes())
-    content[: len(content) // 2] = bytes(len(content) // 2)
+    content[-1] ^= 1
     path.write_bytes(content)
-    assert execute(pruned, copied) == "failed"
-    assert "state.pt was damaged; run the same command again" in row_of(pruned, copied).reason
-    assert not is_done(learned, copied)
-    assert do_all([learned, pruned], copied) == ["done", "done"]
-    assert results(copied, [learned, pruned]) == results(finished, [learned, pruned])
+    assert is_done(damaged, copied), "nobody has read it yet"
+    assert execute(user, copied) == "failed"
+    reason = f"{file} of {damaged.key} is damaged; run the same command again to redo that stage"
+    assert row_of(user, copied).reason == reason
+    assert not is_done(damaged, copied)
+    assert do_all(in_order([user]), copied)[-1] == "done"
+    assert results(copied, in_order([user])) == results(finished, in_order([user]))
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
@@ -333,7 +348,8 @@ def test_diverged_is_a_status(copied: Context) -> None:
     run = with_method(Wild())
     assert run.learned is not None
     assert execute(run.learned, copied) == "diverged"
-    assert execute(run, copied) == "failed"
+    assert execute(run, copied) == "diverged"
+    assert row_of(run, copied).status == "diverged"
     assert f"needs {run.learned.key}" in row_of(run, copied).reason
     assert "diverged: the loss became nan in epoch 1" in row_of(run, copied).reason
 
@@ -356,13 +372,27 @@ def test_a_need_that_failed_or_is_missing_is_named(tmp_path: Path) -> None:
     context = Context(results=tmp_path, threads=1)
     run = run_of("l1_filter")
     assert execute(run, context) == "failed"
-    assert row_of(run, context).reason == f"needs {run.base.key} ({run.base.label}), which is not done; run it first"
+    assert (
+        row_of(run, context).reason == f"needs {run.base.key} ({run.base.label}), missing: it is not done; run it first"
+    )
     bad = dataclasses.replace(run, base=dataclasses.replace(run.base, model="vgg7"))
     assert do_all([bad.base, bad], context) == ["failed", "failed"]
     assert "failed: unknown model 'vgg7' (did you mean vgg6?); choose from: " in row_of(bad, context).reason
     assert do_all([run.base, run], context) == ["done", "done"]
     assert row_of(run, context).status == "done"
     assert failure(run, context) is None
+
+
+def test_what_needs_a_stage_that_was_stopped_is_not_reached(tmp_path: Path) -> None:
+    class Now(Watch):
+        must_stop = True
+
+    context = Context(results=tmp_path, threads=1)
+    run = run_of("l1_filter")
+    assert execute(run.base, context, Now()) == "interrupted"
+    assert execute(run, context) == "interrupted"
+    assert not (tmp_path / "rows").exists(), "nothing failed"
+    assert do_all([run.base, run], context) == ["done", "done"]
 
 
 def test_timing_on_a_gpu_without_one_is_a_failed_row(copied: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,6 +472,20 @@ def test_two_processes_with_one_stage_leave_one_good_output(copied: Context, fin
     assert [outcome for _, outcome in found] == ["done", "done"]
     assert results(copied, [stage]) == results(finished, [stage])
     assert len(log_of(stage, copied)) == 0, "nothing went wrong in either"
+
+
+def test_who_waits_for_another_process_can_be_stopped(copied: Context) -> None:
+    stage = the("pruned", "dsp")
+    (copied.folder(stage) / "done.json").unlink()
+
+    class Now(Watch):
+        must_stop = True
+
+    with FileLock(copied.folder(stage) / ".lock"):
+        began = time.monotonic()
+        assert execute(stage, copied, Now()) == "interrupted"
+        assert time.monotonic() - began < 10
+    assert execute(stage, copied) == "done"
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def test_global_ranking_does_not_see_the_scale_of_a_layer() -> None:
 def test_scores_of_any_sign_and_type_rank(ranking: Ranking) -> None:
     graph = graph_of("vgg6")
     for scores in (
-        {layer: -score - 1 for layer, score in random_scores(graph, 3).items()},
+        {layer: -100 * (score + 1) for layer, score in random_scores(graph, 3).items()},
         {layer: torch.zeros_like(score) for layer, score in random_scores(graph, 3).items()},
         {layer: (100 * score).long() for layer, score in random_scores(graph, 3).items()},
     ):
@@ -215,7 +215,7 @@ def reachable(kind: str, scope: str) -> tuple[Planner, list[float]]:
 
 @pytest.mark.parametrize("scope", ["network", "prunable"])
 @pytest.mark.parametrize("kind", ["global", "raw"])
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.77, 0.9])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 def test_the_smallest_reachable_cut_is_found(kind: str, scope: str, share: float) -> None:
     graph = graph_of("resnet8")
     planner, cuts = reachable(kind, scope)
@@ -229,7 +229,7 @@ def test_the_smallest_reachable_cut_is_found(kind: str, scope: str, share: float
 def test_cuts_that_are_reached_exactly_are_taken_exactly() -> None:
     graph = graph_of("resnet8")
     planner, cuts = reachable("global", "network")
-    for cut in cuts[1::7]:
+    for cut in cuts[1::29]:
         found = meet(planner, graph, Budget(share=cut))
         assert found.cut == cut
         assert not found.coarse
@@ -242,8 +242,7 @@ def test_a_fine_planner_is_met_finely(share: float) -> None:
     found = meet(planner, graph, Budget(share=share))
     assert share <= found.cut <= share + COARSE
     assert not found.coarse
-    just_below = planner(found.knob - 2e-7)
-    assert graph.cut(just_below) < share
+    assert graph.cut(planner(found.knob * (1 - 1e-9))) < share
 
 
 def test_a_coarse_cut_is_marked() -> None:
@@ -278,7 +277,7 @@ def test_a_larger_budget_never_gives_more_macs() -> None:
     graph = graph_of("resnet8")
     for kind in ("global", "channel"):
         planner = reachable(kind, "network")[0]
-        found = [meet(planner, graph, Budget(share=share)) for share in (0.1, 0.2, 0.4, 0.5, 0.7, 0.9)]
+        found = [meet(planner, graph, Budget(share=share)) for share in (0.1, 0.4, 0.5, 0.9)]
         for less, more in itertools.pairwise(found):
             assert graph.macs(more.plan).total <= graph.macs(less.plan).total
             assert (less.plan & more.plan) == more.plan

@@ -125,7 +125,7 @@ def _dry_run(stages: Sequence[Stage], missing: Sequence[Stage], context: Context
     keys = {stage.key for stage in missing}
     for stage in stages:
         why = failure(stage, context) if stage.key in keys else None
-        state = "done" if stage.key not in keys else f"failed before: {why['reason']}" if why else "to do"
+        state = "done" if stage.key not in keys else f"{why['status']} before: {why['reason']}" if why else "to do"
         console.print(f"{stage.key:22} {stage.label}  [{state}]", markup=False, highlight=False)
     kinds = Counter(stage.kind for stage in missing)
     cost = estimate(missing, context)

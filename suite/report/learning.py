@@ -186,7 +186,7 @@ def _label(axes: Axes, logs: Logs, metric: str, *, last_row: bool) -> None:
     if values.min() > 0 and values.max() > LOG_FROM_X * values.min():
         axes.set_yscale("log")
     axes.set_title(words_of(metric), fontsize=8.5, loc="left")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.tick_params(labelsize=7.5, labelbottom=last_row)
     if last_row:
         axes.set_xlabel("epoch", fontsize=8)
