@@ -29,7 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
         part.chmod(0o644)
         os.replace(part, path)
     except OSError as error:
-        error.filename = str(path)
+        if error.errno is not None:
+            error.filename = str(path)
         raise
     finally:
         part.unlink(missing_ok=True)

@@ -440,7 +440,7 @@ LONG = (
 class Launcher:
     """A launcher of its own, with two workers, on the long grid."""
 
-    def __init__(self, folder: Path, *more: object, epochs: int = 60) -> None:
+    def __init__(self, folder: Path, *more: object, epochs: int = 40) -> None:
         self.folder = folder
         self.grid = folder / "mine.py" if (folder / "mine.py").exists() else write_grid(folder, LONG.format(epochs))
         self.context = Context(results=folder / "results", threads=1)
@@ -522,10 +522,9 @@ def test_ctrl_c_stops_at_a_checkpoint(short: Launcher, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_launcher_alone(launcher: Launcher, number: signal.Signals) -> None:
+def test_a_signal_to_the_launcher_alone(launcher: Launcher) -> None:
     launcher.wait_until_busy()
-    launcher.process.send_signal(number)
+    launcher.process.send_signal(signal.SIGINT)
     assert launcher.process.wait(60) == 75, launcher.output
     wait_for(lambda: not members(launcher.process.pid), 10)
     assert launcher.output.count("interrupted") == 2
@@ -533,7 +532,7 @@ def test_a_signal_to_the_launcher_alone(launcher: Launcher, number: signal.Signa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay_s", [0.3, 2.0, 3.5, 5.0, 7.0])
+@pytest.mark.parametrize("delay_s", [0.3, 2.5, 5.0])
 def test_ctrl_c_while_everything_starts(launcher: Launcher, delay_s: float) -> None:
     """Workers that still import something must not die of it, and no stage fails by it."""
     wait_for(lambda: "stages to do" in launcher.output, 120)
@@ -562,11 +561,10 @@ def test_ctrl_c_twice_ends_at_once(launcher: Launcher) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_launcher_takes_its_workers_along(launcher: Launcher, tmp_path: Path) -> None:
+def test_a_killed_launcher_takes_its_workers_along(launcher: Launcher) -> None:
     launcher.wait_until_busy()
     launcher.process.kill()
     wait_for(lambda: not members(launcher.process.pid), 15)
-    finish(launcher, tmp_path)
 
 
 @pytest.mark.slow
@@ -581,11 +579,10 @@ def test_a_killed_worker_fails_its_own_stage_only(launcher: Launcher, tmp_path: 
     assert "3 failed, 0 not reached" in launcher.output
     assert is_done(other, launcher.context)
     for stage in launcher.stages:
-        row = records.read(launcher.context.results / "rows" / f"{stage.key}.json")
-        assert is_done(stage, launcher.context) is (
-            stage is other or other in stage.needs or (row and row.status == "done")
-        )
+        behind = [stage, *stage.needs, *(n for need in stage.needs for n in need.needs)]
+        assert is_done(stage, launcher.context) is (killed not in behind)
         if killed in stage.needs:
+            row = records.read(launcher.context.results / "rows" / f"{stage.key}.json")
             assert row is not None
             assert "its process was killed" in row.reason
     finish(launcher, tmp_path)
@@ -607,7 +604,7 @@ def test_the_time_limit_is_that_of_the_whole_launch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["suite.launch", "suite.run", "suite.report", "suite.methods"])
+@pytest.mark.parametrize("module", ["suite.report", "suite.methods"])
 def test_a_process_of_its_own_says_what_is_wrong(module: str) -> None:
     code = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=120)
     assert code.returncode == 0
