@@ -414,12 +414,19 @@ def test_a_failure_takes_only_its_dependents_along(tmp_path: Path, capsys: pytes
     assert (results_folder / "mine" / "table.md").is_file()
 
 
-def test_at_its_time_limit_the_launcher_stops_and_goes_on(tmp_path: Path, launched: Launched) -> None:
+def test_at_its_time_limit_the_launcher_stops_and_goes_on(
+    tmp_path: Path, launched: Launched, capsys: pytest.CaptureFixture[str]
+) -> None:
     context = Context(results=tmp_path)
     for stops in range(2):
         assert launch(tmp_path, "--max-minutes", 0, "--only", "slimming") == 75
         assert not (tmp_path / "rows").exists(), stops
         assert launch(tmp_path, "--max-minutes", 0.004, "--only", "slimming") == 75
+    capsys.readouterr()
+    assert launch(tmp_path, "--dry-run", "--only", "slimming") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("interrupted before: stopped in epoch") == 1
+    assert "failed" not in shown
     assert launch(tmp_path, "--only", "slimming") == 0
     found = results(context, stages())
     wanted = results(launched.context, stages())

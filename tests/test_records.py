@@ -159,7 +159,10 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -
         part.write_text("new, half")
         assert path.read_text() == "old"
         part.write_text("new")
-    assert path.read_text() == "new"
+    with path.open() as opened:
+        write_text(path, "newer")
+        assert opened.read() == "new", "who had opened it reads on in the old one"
+    assert path.read_text() == "newer"
     assert path.stat().st_mode & 0o777 == 0o644
 
 

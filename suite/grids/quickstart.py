@@ -10,7 +10,7 @@ SEEDS = (0, 1)
 BUDGETS = (0.3, 0.5, 0.7)
 BASE = Schedule(epochs=5, lr=0.1, weight_decay=5e-4, batch=64)
 LEARN = Schedule(epochs=3, lr=0.05, weight_decay=5e-4, batch=64)
-FINETUNE = Schedule(epochs=2, lr=0.05, weight_decay=5e-4, batch=64, epoch_images=960)
+FINETUNE = Schedule(epochs=1, lr=0.05, weight_decay=5e-4, batch=64)
 
 
 def runs() -> list[Pruned]:

@@ -37,7 +37,7 @@ class Protocol:
 def protocol(name: str, device: str) -> Protocol:
     """ "quick": about a second; "full": until the interval is narrow (3 % on a CPU, 1 % on a GPU), at most a minute."""
     if name == "quick":
-        return Protocol(warmup_s=0.1, seconds=0.7, min_blocks=18, precision=None)
+        return Protocol(warmup_s=0.05, seconds=0.6, min_blocks=18, precision=None)
     return Protocol(warmup_s=0.5, seconds=60, min_blocks=30, precision=0.01 if device == "cuda" else 0.03)
 
 
