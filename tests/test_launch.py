@@ -539,7 +539,7 @@ def test_a_signal_to_the_launcher_alone(launcher: Launcher) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay_s", [0.3, 2.5, 5.0])
+@pytest.mark.parametrize("delay_s", [0.3, 4.0])
 def test_ctrl_c_while_everything_starts(launcher: Launcher, delay_s: float) -> None:
     """Workers that still import something must not die of it, and no stage fails by it."""
     wait_for(lambda: "stages to do" in launcher.output, 120)
@@ -597,11 +597,11 @@ def test_a_killed_worker_fails_its_own_stage_only(launcher: Launcher, tmp_path: 
 
 @pytest.mark.slow
 def test_the_time_limit_is_that_of_the_whole_launch(tmp_path: Path) -> None:
-    launcher = Launcher(tmp_path, "--max-minutes", 0.2)
+    launcher = Launcher(tmp_path, "--max-minutes", 0.1, epochs=2000)
     try:
         began = time.monotonic()
         assert launcher.process.wait(120) == 75, launcher.output
-        assert time.monotonic() - began < 100
+        assert time.monotonic() - began < 60
         assert "0 failed, " in launcher.output
         assert not (tmp_path / "results" / "rows").exists() or all(
             json.loads(path.read_text())["status"] == "done" for path in (tmp_path / "results" / "rows").glob("*.json")
