@@ -71,7 +71,6 @@ def _locked(path: Path, watch: Watch) -> Iterator[None]:
             lock.acquire(timeout=0.5)
             break
         except Timeout:
-            watch.report("waiting for another process with this stage")
             if watch.must_stop:
                 raise Interrupted("stopped while another process does this stage") from None
     try:
