@@ -205,11 +205,15 @@ class Task:
 
     train_epoch  epoch -> the seeded, augmented training batches of that epoch
     samples      n -> n training images as evaluated (not augmented) with labels, always the same ones
+    budget       what is to be removed; None while learning what serves all budgets
+    reference    the plan of another run, for methods that follow one (`Pruner.needs_reference`)
     """
 
     train_epoch: Callable[[int], Iterator[Batch]]
     samples: Callable[[int], Batch]
     seed: int
+    budget: Budget | None = None
+    reference: PruningPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -245,6 +249,9 @@ class Learner:
 
     def after_step(self, step: Step) -> None:
         """Called after the optimizer's step."""
+
+    def after_epoch(self, model: nn.Module) -> None:
+        """Called when an epoch's steps are done, before `metrics` and before any accuracy is measured."""
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the training log, once an epoch."""
@@ -294,6 +301,12 @@ class Pruner:
     """The weights that learning starts from: the trained base or its initialisation."""
     learns: ClassVar[bool] = False
     """True when `learner` returns one: the run then has a `learned` stage."""
+    needs_reference: ClassVar[bool] = False
+    """True when it follows another run's plan (`Task.reference`). It then has a field `like`, which names that run's method."""
+    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Hyperparameter -> the values among which tuning chooses; {} when there is nothing to tune."""
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    """Name of a common check that this method cannot pass -> why. The check must then fail."""
 
     @classmethod
     def recipe(cls, data: str, model: str) -> Recipe | OptOut:

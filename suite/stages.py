@@ -92,7 +92,10 @@ class Learned(_Named):
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned(_Named):
-    """One run: a method at a budget, fine-tuned and measured. `learning` is None for methods that do not learn."""
+    """One run: a method at a budget, fine-tuned and measured. `learning` is None for methods that do not learn.
+
+    `reference` is the run whose plan the method follows, for methods that follow one.
+    """
 
     kind: ClassVar[str] = "pruned"
     base: Base
@@ -102,8 +105,17 @@ class Pruned(_Named):
     finetune: Schedule
     seed: int
     smoke: bool = False
+    reference: Pruned | None = None
 
     def __post_init__(self) -> None:
+        if self.settings.needs_reference != (self.reference is not None):
+            verb = "follows another run: give it" if self.settings.needs_reference else "follows no other run: drop"
+            raise ValueError(f"{name_of(self.settings)} {verb} `reference`")
+        if self.reference is not None and (self.reference.base.data, self.reference.base.model) != (
+            self.base.data,
+            self.base.model,
+        ):
+            raise ValueError(f"{name_of(self.settings)} follows a run of another network: {self.reference.label}")
         if self.settings.learns and self.learning is None:
             raise ValueError(f"{name_of(self.settings)} learns before it prunes: give it a `learning` schedule")
         for schedule in (self.base.schedule, self.learning, self.finetune):
@@ -134,7 +146,7 @@ class Pruned(_Named):
     @property
     def needs(self) -> tuple[Stage, ...]:
         """The stages whose outputs this one reads."""
-        return (self.base, self.learned) if self.learned else (self.base,)
+        return tuple(stage for stage in (self.base, self.learned, self.reference) if stage is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

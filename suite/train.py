@@ -131,6 +131,7 @@ class Trainer:
 
     def end_epoch(self) -> None:
         """Put the epoch's numbers into the history. Raises Diverged when the loss is not finite."""
+        self.learner.after_epoch(self.model)
         loss, correct, seen = self.tally.tolist()
         self.tally.zero_()
         if not math.isfinite(loss):

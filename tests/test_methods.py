@@ -91,12 +91,19 @@ def batches(seed: int) -> data.Loader:
     return images().train("all", batch=16, seed=seed, device="cpu", limit=32)
 
 
-def task_of(seed: int) -> Task:
+def task_of(seed: int, budget: Budget | None = None, reference: PruningPlan | None = None) -> Task:
     return Task(
         train_epoch=lambda epoch: batches(seed).epoch(epoch),
         samples=lambda n: images().samples(n, split="all", device="cpu"),
         seed=seed,
+        budget=budget,
+        reference=reference,
     )
+
+
+def reference_plan(model: nn.Module, graph: Graph) -> PruningPlan:
+    """What a method that follows another run is given: half of the MACs gone."""
+    return meet(L1Filter().planner(model, graph, {}, task_of(0)), graph, Budget(share=0.5)).plan
 
 
 class Bottleneck(nn.Module):
@@ -154,8 +161,10 @@ def learn(method: str, network: str, seed: int = 0) -> Learned:
         assert recipe.reason
         pytest.skip(f"{method} opts out: {recipe.reason}")
     settings = kind.for_task("digits", NETWORKS[network])
-    model, task = network_of(network), task_of(seed)
+    model = network_of(network)
     graph = Graph(model, images().input_shape)
+    budget = Budget(share=0.5) if kind.needs_budget else None
+    task = task_of(seed, budget, reference_plan(model, graph) if kind.needs_reference else None)
     seed_everything(seed)
     learner = settings.learner(model, graph, task)
     assert (learner is not None) == settings.learns
@@ -179,6 +188,15 @@ def learned(method: str, network: str) -> Learned:
 # ---- the checks ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _expect_what_the_method_says(request: pytest.FixtureRequest) -> None:
+    """A check that a method says it cannot pass must fail."""
+    kind = FOUND.get(request.node.callspec.params.get("method", "")) if hasattr(request.node, "callspec") else None
+    reasons = {} if kind is None or isinstance(kind, Broken) else kind.expected_failures
+    if (reason := reasons.get(request.node.originalname)) is not None:
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+
+
 @pytest.mark.parametrize("method", sorted(FOUND))
 def test_the_method_can_be_used_and_says_what_it_is(method: str) -> None:
     kind = FOUND[method]
@@ -195,6 +213,16 @@ def test_the_method_can_be_used_and_says_what_it_is(method: str) -> None:
     assert settings.step_cost >= 1
     assert settings.groups >= 1
     assert settings.groups == 1 or kind.granularity == "intra_channel"
+    names = {field.name for field in dataclasses.fields(kind)}
+    assert ("like" in names) == kind.needs_reference
+    for name, choices in kind.search.items():
+        assert name in names
+        assert len(choices) >= 2
+        for value in choices:
+            hash(kind(**{name: value}))
+    for check, reason in kind.expected_failures.items():
+        assert check in globals(), check
+        assert reason.strip()
     for field in dataclasses.fields(kind):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(settings, field.name, getattr(settings, field.name))
@@ -309,15 +337,22 @@ def test_a_small_run_gives_a_good_row(method: str, tmp_path: Path) -> None:
     base = Base(data="digits", model=model, schedule=short, seed=0)
     context = Context(results=tmp_path, threads=1)
     learning = short if kind.learns else None
+    budget = Budget(share=0.5)
+    settings, reference = kind.for_task("digits", model), None
+    if kind.needs_reference:
+        reference = Pruned(
+            base=base, settings=L1Filter(), learning=None, budget=budget, finetune=short, seed=0, smoke=True
+        )
+        settings = kind.for_task("digits", model, like=describe(reference.settings))
     stage = Pruned(
-        base=base, settings=kind.for_task("digits", model), learning=learning, budget=Budget(share=0.5),
-        finetune=short, seed=0, smoke=True,
+        base=base, settings=settings, learning=learning, budget=budget,
+        finetune=short, seed=0, smoke=True, reference=reference,
     )  # fmt: skip
     for each in in_order([stage]):
         assert execute(each, context) == "done", failure(each, context)
-    rows = list(records.rows_folder(tmp_path).glob("pruned-*.json"))
-    assert [path.stem for path in rows] == [stage.key]
-    row = json.loads(rows[0].read_text())
+    rows = {path.stem: path for path in records.rows_folder(tmp_path).glob("pruned-*.json")}
+    assert rows.keys() == {run.key for run in (stage, reference) if run is not None}
+    row = json.loads(rows[stage.key].read_text())
     assert (row["status"], row["method"], row["granularity"]) == ("done", method, kind.granularity)
     assert 50 <= row["macs_cut_pct"] < 100
     assert 0 <= row["pruned_top1_pct"] <= 100

@@ -9,13 +9,12 @@ import runpy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from suite import methods
 from suite.contract import Budget, OptOut, Pruner
 from suite.registry import pick
 from suite.schedule import Schedule
-from suite.stages import Base, Pruned, Stage, Timed, Timing, in_order
+from suite.stages import Base, Pruned, Stage, Timed, Timing, describe, in_order
 
 SMOKE_DATA = "digits"
 SMOKE_IMAGES = 256
@@ -99,26 +98,30 @@ def smoked(runs: Iterable[Pruned]) -> list[Pruned]:
     """The same runs on the embedded data, with one seed, one budget and an epoch of 256 images at most a stage."""
     small: dict[tuple[str, Pruner], Pruned] = {}
     for run in runs:
-        base = Base(
-            data=SMOKE_DATA,
-            model=run.base.model,
-            schedule=_smoked(run.base.schedule or run.finetune),
-            seed=0,
-            split=run.base.split,
-        )
-        learning = _smoked(run.learning) if run.learning else None
-        changes: dict[str, Any] = {
-            "base": base,
-            "learning": learning,
-            "finetune": _smoked(run.finetune),
-            "seed": 0,
-            "smoke": True,
-        }
-        small.setdefault((run.base.model, run.settings), dataclasses.replace(run, **changes))
+        small.setdefault((run.base.model, run.settings), _smoked(run))
     return list(small.values())
 
 
-def _smoked(schedule: Schedule) -> Schedule:
+def _smoked(run: Pruned) -> Pruned:
+    base = Base(
+        data=SMOKE_DATA,
+        model=run.base.model,
+        schedule=_shortened(run.base.schedule or run.finetune),
+        seed=0,
+        split=run.base.split,
+    )
+    return dataclasses.replace(
+        run,
+        base=base,
+        learning=_shortened(run.learning) if run.learning else None,
+        finetune=_shortened(run.finetune),
+        seed=0,
+        smoke=True,
+        reference=_smoked(run.reference) if run.reference else None,
+    )
+
+
+def _shortened(schedule: Schedule) -> Schedule:
     return dataclasses.replace(
         schedule,
         epochs=1,
@@ -163,3 +166,30 @@ def cross(
                     )
                 )
     return runs
+
+
+def follow(
+    references: Iterable[Pruned],
+    method: str,
+    *,
+    finetune: Callable[[Pruned], Schedule] | None = None,
+    **changes: object,
+) -> list[Pruned]:
+    """For each run, a run of `method` that follows its plan: same base, budget and seed.
+
+    finetune  reference -> schedule; None takes the reference's own
+    """
+    kind = methods.get(method)
+    return [
+        Pruned(
+            base=run.base,
+            settings=kind.for_task(run.base.data, run.base.model, like=describe(run.settings), **changes),
+            learning=None,
+            budget=run.budget,
+            finetune=finetune(run) if finetune else run.finetune,
+            seed=run.seed,
+            reference=run,
+        )
+        for run in references
+        if not isinstance(kind.recipe(run.base.data, run.base.model), OptOut)
+    ]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
+from torch import Tensor
 
 from suite import models
 from suite.contract import PruningPlan
@@ -38,6 +39,18 @@ def header(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is no packed network of this suite ({error})") from error
 
 
+def plan_of(path: str | os.PathLike[str]) -> PruningPlan:
+    """The plan of a finished run's packed network, dead channels gone. Raises ValueError when `path` is no such file."""
+    header(path)
+    return PruningPlan.from_tensors(_tensors(path, "plan/"))
+
+
+def _tensors(path: str | os.PathLike[str], prefix: str) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> PackedNetwork:
     """The packed network of a finished run, an ordinary module in eval mode.
 
@@ -45,11 +58,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pa
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; a finished run has its packed network in results/work/KEY/")
-    about = header(path)
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    plan = PruningPlan.from_tensors({k[5:]: v for k, v in tensors.items() if k.startswith("plan/")})
-    weights = {k[8:]: v for k, v in tensors.items() if k.startswith("weights/")}
+    about, plan, weights = header(path), plan_of(path), _tensors(path, "weights/")
     model = models.build(about["model"], about["classes"])
     model.to(next(v.dtype for v in weights.values() if v.is_floating_point()))
     packed = pack(model, Graph(model, tuple(about["input_shape"])), plan)

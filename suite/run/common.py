@@ -15,6 +15,7 @@ from torch import nn
 
 from suite import data as datasets
 from suite import models, records, weights
+from suite import pack as packing
 from suite.contract import Batch, Task
 from suite.files import write_bytes, write_text
 from suite.run.folder import Context, is_done, result_of
@@ -96,7 +97,9 @@ def task_of(stage: Learned | Pruned, context: Context) -> Task:
     def samples(n: int) -> Batch:
         return dataset_of(stage.base, context).samples(n, split=stage.base.split, device=context.device)
 
-    return Task(train_epoch=train_epoch, samples=samples, seed=stage.seed)
+    reference = stage.reference if isinstance(stage, Pruned) else None
+    plan = None if reference is None else packing.plan_of(context.folder(reference) / "packed.safetensors")
+    return Task(train_epoch=train_epoch, samples=samples, seed=stage.seed, budget=stage.budget, reference=plan)
 
 
 def make_row(stage: Pruned | Timed, context: Context, *, status: records.Status, **columns: Any) -> records.Row:
