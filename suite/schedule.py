@@ -25,6 +25,8 @@ class Schedule:
     epoch_images  at most so many images an epoch
     keep          the epoch of each cycle whose weights are kept: the last; the best on the validation part (then training is
                   on the rest); or the best on the test set, which exists only to stand beside a published row of that kind
+                  A cycle starts from the best of all cycles before it; the last one's best is the result, as it alone meets
+                  the budget
     keep_after    the best epoch is looked for after this one
     """
 

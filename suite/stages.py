@@ -23,8 +23,9 @@ from suite.contract import Budget, Pruner
 from suite.methods import name_of
 from suite.schedule import Schedule, check_choices
 
-Split = Literal["all", "tuning"]
-"""What is trained on: all training images, or all but the fixed validation part."""
+Split = Literal["all", "tuning", "held_out"]
+"""What is trained on: all training images, or all but the fixed validation part. Accuracies are on the test set, or ("tuning")
+on that part."""
 
 
 class _Named:
@@ -119,10 +120,10 @@ class Pruned(_Named):
         if self.settings.learns and self.learning is None:
             raise ValueError(f"{name_of(self.settings)} learns before it prunes: give it a `learning` schedule")
         for schedule in (self.base.schedule, self.learning, self.finetune):
-            if schedule and schedule.keep == "best_validation" and self.base.split != "tuning":
-                raise ValueError("keep='best_validation' needs a validation part: give the base split='tuning'")
-            if schedule and schedule.keep == "best_test" and self.base.split == "tuning":
-                raise ValueError("keep='best_test' reads the test set, which split='tuning' never does")
+            if schedule and schedule.keep == "best_validation" and self.base.split == "all":
+                raise ValueError("keep='best_validation' needs a validation part: give the base split='held_out'")
+            if schedule and schedule.keep == "best_test" and self.base.split != "all":
+                raise ValueError("keep='best_test' reads the test set; give the base split='all'")
 
     @property
     def method(self) -> str:

@@ -180,7 +180,7 @@ def test_another_normalization_changes_only_that(dataset: Dataset) -> None:
         ({"batch": 0}, "batch 0 is not positive"),
         ({"limit": 0}, "limit 0 is not positive"),
         ({"seed": -1}, "seed -1 is negative"),
-        ({"split": "test"}, "unknown split 'test'; choose from: all, tuning"),
+        ({"split": "test"}, "unknown split 'test'; choose from: all, tuning, held_out"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:

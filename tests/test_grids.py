@@ -10,7 +10,15 @@ from suite import grids
 from suite.contract import Pruner
 from suite.stages import Learned, Pruned, describe
 
-SEEDS = {"quickstart": 2, "cifar10_short": 3, "cifar10_oneshot": 3, "paper_table1": 5, "paper_table2": 3}
+SEEDS = {
+    "quickstart": 2,
+    "cifar10_short": 3,
+    "cifar10_oneshot": 3,
+    "paper_table1": 5,
+    "paper_table2": 3,
+    "dsp_best_test": 5,
+    "dsp_best_validation": 5,
+}
 """The grids that are no ablations; those have 3."""
 ABLATIONS = {
     "ablation_groups": (60, ("groups", {1, 2, 3, 4, 8})),
@@ -82,6 +90,17 @@ def test_paper_table1_trains_with_the_released_schedules() -> None:
     assert run.base.schedule is not None
     epochs = (run.base.schedule.epochs, run.learned.schedule.epochs, run.finetune.epochs, run.finetune.cycles)
     assert epochs == (164, 120, 400, 5)
+
+
+@pytest.mark.parametrize(("keep", "split"), [("best_test", "all"), ("best_validation", "held_out")])
+def test_the_released_recipe_keeps_the_best_epoch_of_every_stage(keep: str, split: str) -> None:
+    runs = runs_of(f"dsp_{keep}")
+    assert {run.base.split for run in runs} == {split}
+    assert {run.budget.scope for run in runs} == {"prunable"}
+    cuts = {(run.base.model, run.settings.groups): run.budget.share for run in runs}
+    assert (cuts["resnet20", 2], cuts["resnet56", 4]) == (0.6123, 0.6511)
+    assert {s.keep for run in runs for s in (run.base.schedule, run.learning, run.finetune) if s} == {keep}
+    assert {run.learning.keep_after for run in runs if run.learning} == {8}
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 from tiny_grid import call, results, run_of, stages
 from torch import Tensor, nn
 
+from baselines.l1_filter import L1Filter
 from suite import data, models, pack, records
-from suite.contract import Budget, Criterion, Learner, State, Step, Task
+from suite.contract import Budget, Criterion, Learner, Planner, State, Step, Task
 from suite.files import write_text
 from suite.graph import Graph
 from suite.progress import Watch
@@ -102,6 +103,30 @@ def test_learning_leaves_weights_and_the_learners_state(finished: Context) -> No
     folder = finished.folder(the("learned", "dsp"))
     assert (folder / "final.safetensors").is_file()
     assert torch.load(folder / "state.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("later", [10.0, 90.0])
+def test_a_cycle_starts_from_the_best_of_all_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: float
+) -> None:
+    """The first of three cycles reaches 50 %, the second `later`."""
+    accuracies, planned_on = iter([50.0, later, 20.0]), []
+    plan_of = L1Filter.planner
+
+    def planner(self: L1Filter, model: nn.Module, *rest: Any) -> Planner:
+        planned_on.append(model.get_parameter("features.1.weight").detach().clone())
+        return plan_of(self, model, *rest)
+
+    monkeypatch.setattr(L1Filter, "planner", planner)
+    short = Schedule(epochs=3, cycles=3, replan_pp=5.0, keep="best_validation", **tiny_grid.SETTINGS)
+    held_out = dataclasses.replace(tiny_grid.base(), split="held_out")
+    stage, context = run_of("l1_filter", of=held_out, finetune=short), Context(results=tmp_path, threads=1)
+    assert execute(stage.base, context) == "done"
+    monkeypatch.setattr("suite.run.common.judge_of", lambda *_: lambda: next(accuracies))
+    assert execute(stage, context) == "done", failure(stage, context)
+    base, first, second = planned_on
+    assert not torch.equal(base, first)
+    assert torch.equal(second, first) == (later < 50)
 
 
 def test_a_run_leaves_a_packed_network_and_a_row_that_tell_the_same(finished: Context) -> None:

@@ -143,12 +143,21 @@ def test_a_base_is_trained_or_public(schedule: Schedule | None, weights: str) ->
         dataclasses.replace(BASE, schedule=schedule, weights=weights)
 
 
-def test_the_best_epoch_on_validation_needs_a_validation_part() -> None:
-    kept = dataclasses.replace(SHORT, keep="best_validation")
-    with pytest.raises(ValueError, match="split='tuning'"):
-        dataclasses.replace(PRUNED, finetune=kept)
-    tuning = dataclasses.replace(BASE, split="tuning")
-    assert dataclasses.replace(PRUNED, base=tuning, finetune=kept).key != PRUNED.key
+@pytest.mark.parametrize(
+    ("keep", "split"), [("best_validation", "all"), ("best_test", "tuning"), ("best_test", "held_out")]
+)
+def test_the_best_epoch_is_picked_on_a_part_that_the_split_has(keep: Any, split: Any) -> None:
+    base, kept = dataclasses.replace(BASE, split=split), dataclasses.replace(SHORT, keep=keep)
+    with pytest.raises(ValueError, match=f"keep='{keep}'"):
+        dataclasses.replace(PRUNED, base=base, finetune=kept)
+    held_out = dataclasses.replace(BASE, split="held_out")
+    best = dataclasses.replace(SHORT, keep="best_validation")
+    assert dataclasses.replace(PRUNED, base=held_out, finetune=best).key != PRUNED.key
+
+
+def test_only_a_method_that_follows_a_run_has_a_reference() -> None:
+    with pytest.raises(ValueError, match="l1_filter follows no other run: drop `reference`"):
+        dataclasses.replace(PLAIN, reference=PRUNED)
 
 
 def test_describe_and_labels() -> None:

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from torch import Tensor
 from suite.contract import Batch
 
 Indices: TypeAlias = NDArray[np.int64]
-Split = Literal["all", "tuning"]
-"""Which training images are trained on: all of them, or all but the fixed tenth that is held out for validation."""
+Split = Literal["all", "tuning", "held_out"]
+"""Which training images are trained on: all of them, or all but a fixed tenth for validation. Results are then accuracies on
+the test set, or ("tuning") on that tenth, so that no test image is read."""
 Part = Literal["train", "test"]
 
 ORDER, CROP = 0, 1
@@ -86,13 +87,13 @@ class Dataset(ABC):
         return np.random.RandomState(0).permutation(self.size("train")).astype(np.int64)
 
     def train_indices(self, split: Split) -> Indices:
-        """The training images of a split. The last tenth of a fixed permutation is held out by "tuning".
+        """The training images of a split. The last tenth of a fixed permutation is held out but by "all".
 
         Raises ValueError for another split.
         """
-        if split not in ("all", "tuning"):
-            raise ValueError(f"unknown split {split!r}; choose from: all, tuning")
-        held_out = len(self._permutation_N) // 10 if split == "tuning" else 0
+        if split not in get_args(Split):
+            raise ValueError(f"unknown split {split!r}; choose from: {', '.join(get_args(Split))}")
+        held_out = 0 if split == "all" else len(self._permutation_N) // 10
         return self._permutation_N[: len(self._permutation_N) - held_out]
 
     def train_size(self, split: Split) -> int:
@@ -128,11 +129,13 @@ class Dataset(ABC):
         check_positive("batch", batch)
         held_out_N = self._permutation_N[self.train_size(split) :]
         if split == "all":
-            raise ValueError(f"the split 'all' of {self.name} trains on every image; only 'tuning' holds some out")
+            raise ValueError(
+                f"the split 'all' of {self.name} trains on every image; 'tuning' and 'held_out' hold some out"
+            )
         return self.plain("train", held_out_N, batch=batch, device=torch.device(device))
 
     def samples(self, n: int, *, split: Split, device: torch.device | str) -> Batch:
-        """The first `n` training images of a fixed permutation, not augmented; the same ones in both splits.
+        """The first `n` training images of a fixed permutation, not augmented; the same ones in every split.
 
         Raises ValueError when the split has fewer.
         """

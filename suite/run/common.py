@@ -57,7 +57,7 @@ def stream_seed(seed: int, use: int) -> int:
 def held_out_top1_pct(model: nn.Module, base: Base, context: Context) -> float:
     """Accuracy on the test set, or on the validation part when the run is for tuning: then no test image is read."""
     data = dataset_of(base, context)
-    read = data.test if base.split == "all" else data.validation
+    read = data.validation if base.split == "tuning" else data.test
     return top1_pct(model, read(EVAL_BATCH, context.device))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +28,8 @@ from suite.train import History, fit, load_checkpoint, seed_everything
 def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
     """Prune to the budget, fine-tune the packed network, measure it, and write the row.
 
-    A schedule of several cycles plans anew at the start of each, on the weights so far; what is gone stays gone.
+    A schedule of several cycles plans anew at the start of each, on the weights so far; what is gone stays gone. Where the
+    best epoch is kept, the weights so far are the best of all earlier cycles, with their plan.
     """
     folder, data = context.folder(stage), common.dataset_of(stage.base, context)
     watch.report("planning", share=0.0)
@@ -34,7 +37,7 @@ def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
     graph, task = Graph(model, data.input_shape), common.task_of(stage, context)
     batches = common.batches_of(stage.base, stage.finetune, common.stream_seed(stage.seed, common.FINETUNE), context)
     history: History = []
-    seconds, plan = 0.0, PruningPlan({})
+    seconds, plan, best_top1_pct = 0.0, PruningPlan({}), -1.0
     for cycle in range(stage.finetune.cycles):
         seed_everything(stage.seed)
         planner = _within(stage.settings.planner(model, graph, state, task), plan)
@@ -51,6 +54,12 @@ def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
         history += fit(trainer, folder / f"train{cycle}.pt", watch, seed=stage.seed + cycle, doing=doing)
         packing.unpack(packed, model)
         seconds += trainer.seconds
+        top1_pct = trainer.best.get("top1_pct", math.inf)  # without a judge the last cycle is the best
+        if top1_pct >= best_top1_pct:
+            best_top1_pct, best = top1_pct, (copy.deepcopy(model.state_dict()), plan)
+        else:
+            model.load_state_dict(best[0])
+            plan = best[1]
     common.save_history(folder, history)
     watch.report("measuring", share=1.0)
     packing.save(

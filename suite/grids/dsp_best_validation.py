@@ -1,0 +1,10 @@
+"""DSP's released schedules; in every stage the epoch that is best on the validation part, where the authors take the test set.
+
+Networks are trained on the training images that are not in that part; the test set is read once, at the end.
+"""
+
+from __future__ import annotations
+
+from suite.grids import _released
+
+GRID = _released.kept("best_validation", "DSP on CIFAR-10, best epoch on the validation part", __doc__ or "")
