@@ -1,0 +1,27 @@
+"""L2 norm: filters of little energy matter little."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from suite.contract import Criterion, State, Task
+from suite.graph import Graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2Filter(Criterion):
+    """Euclidean norm of the weights of each filter."""
+
+    granularity = "filter"
+    source = "He et al., Soft Filter Pruning for Accelerating Deep CNNs, IJCAI 2018, section 3.2, equation 2 with p = 2"
+    deviations = (
+        "pruned once after training, not softly in every epoch; one order over the network (norms divided by their layer's "
+        "mean) instead of one rate for all layers; residual streams are pruned too, tied filters by the mean of their scores"
+    )
+
+    def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
+        """Layer -> L2 norm of each filter [O]."""
+        return {name: model.get_parameter(f"{name}.weight").square().sum((1, 2, 3)).sqrt() for name in graph.convs}

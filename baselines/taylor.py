@@ -1,0 +1,61 @@
+"""First-order Taylor: filters whose removal would hardly change the loss matter little."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from suite.contract import Criterion, Ranking, State, Task
+from suite.graph import Graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taylor(Criterion):
+    """The squared loss change that the gradient predicts when a filter's output, gated by its batch norm, becomes 0."""
+
+    granularity = "filter"
+    source = "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, equation 8, gates after batch norm"
+    deviations = (
+        "pruned once from training images as evaluated, batch-norm statistics fixed, not a few filters every few batches "
+        "of a fine-tuning; without a batch norm the gate stands on weight and bias of the convolution"
+    )
+    search: ClassVar = {"batches": (10, 40), "ranking": ("raw", "global", "layer")}
+
+    ranking: Ranking = "raw"
+    batches: int = 10
+    """Batches whose squares are averaged."""
+    batch_size: int = 32
+    """Images of a batch, whose loss is averaged before it is squared."""
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"taylor's {name} must be at least 1, got {getattr(self, name)}")
+
+    def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
+        """Layer -> mean over batches of (sum of gradient * parameter)^2 [O]; tied filters are one gate, summed first.
+
+        Costs a forward and a backward pass of `batches * batch_size` images.
+        """
+        images, labels = task.samples(self.batches * self.batch_size)
+        sets = {name: ids.to(images.device) for name, ids in graph.filter_sets.items()}
+        gates = [
+            (name, p) for name, conv in graph.convs.items() for p in model.get_submodule(conv.bn or name).parameters()
+        ]
+        score_S = torch.zeros(
+            1 + max(int(ids.max()) for ids in sets.values()), dtype=torch.float64, device=images.device
+        )
+        training = model.training
+        model.eval()
+        for x, y in zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True):
+            gradients = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), [p for _, p in gates])
+            change_S = torch.zeros_like(score_S)
+            for (name, p), gradient in zip(gates, gradients, strict=True):
+                change_S.index_add_(0, sets[name], (gradient * p.detach()).reshape(len(p), -1).sum(1).double())
+            score_S += change_S.square() / self.batches
+        model.train(training)
+        return {name: score_S[sets[name]] for name in graph.convs}
