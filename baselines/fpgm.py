@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ class FPGM(Criterion):
         "pruned once after training, not softly in every epoch; one order over the network (scores divided by their "
         "layer's mean) instead of one rate for all layers; residual streams are pruned too, tied filters by their mean score"
     )
+    search: ClassVar = {"ranking": ("global", "layer")}
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> sum of Euclidean distances to the layer's filters [O]."""

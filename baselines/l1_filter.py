@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ class L1Filter(Criterion):
         "one order over the network (norms divided by their layer's mean) instead of hand-set rates per layer; residual "
         "streams are pruned too, tied filters by the mean of their scores"
     )
+    search: ClassVar = {"ranking": ("global", "layer")}
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> L1 norm of each filter [O]."""

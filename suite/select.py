@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -27,8 +28,10 @@ def filter_planner(graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranki
     scores   layer name -> float [O] for every layer of `graph`; larger is more important
     ranking  how scores of different layers compare
     Tied filters get the mean of their scores. The best filter of every layer stays, so no layer vanishes.
-    Raises ValueError naming the layer whose scores are missing, of another length or not finite.
+    Raises ValueError naming the layer whose scores are missing, of another length or not finite, or the unknown ranking.
     """
+    if ranking not in get_args(Ranking):
+        raise ValueError(f"ranking {ranking!r} is unknown; choose {', '.join(get_args(Ranking))}")
     sets, values = _set_scores(graph, scores, normalise=ranking == "global")
     count = len(values)
     protected = torch.zeros(count, dtype=torch.bool)

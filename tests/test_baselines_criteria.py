@@ -9,9 +9,12 @@ import torch
 from test_methods import network_of, one_layer, order_of_removal, task_of
 from torch import Tensor, nn
 
+from baselines._directions import directions
+from baselines.centrality import Centrality
 from baselines.hrank import HRank
 from baselines.l1_filter import L1Filter
 from baselines.l2_filter import L2Filter
+from baselines.similarity import Similarity, similarities
 from baselines.taylor import Taylor
 from baselines.uniform_width import UniformWidth
 from suite.contract import Task
@@ -40,6 +43,8 @@ def small_outputs() -> tuple[nn.Sequential, Graph, Tensor, Tensor]:
     model, graph = one_layer([[8.0, 4.0], [4.0, 4.0], [2.0, 1.0], [1.0, 1.0]])
     assert isinstance(model, nn.Sequential)
     norm, head = model[1], model[5]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
     norm.weight.data = torch.tensor([1.0, 2.0, 4.0, 8.0]) * 1e-4
     norm.bias.data = torch.tensor([1.0, -1.0, 2.0, 1.0]) * 1e-4
     norm.running_mean.fill_(0.5)
@@ -142,6 +147,67 @@ def test_hrank_takes_the_map_behind_the_residual_sum() -> None:
     assert bool((scores[stem] > 0).any())
 
 
+# ---- similarity and centrality ----------------------------------------------------------------------------------------
+
+
+def test_the_direction_of_a_filter_is_the_pattern_of_its_best_rank_one_approximation() -> None:
+    pattern, channels = torch.tensor([3.0, 0.0, 0.0, -4.0]), torch.tensor([-2.0, 1.0, 5.0])
+    weight = torch.stack([channels[:, None] * pattern, -channels[:, None] * pattern]).view(2, 3, 2, 2)
+    expected = torch.tensor([[-0.6, 0.0, 0.0, 0.8], [0.6, 0.0, 0.0, -0.8]], dtype=torch.float64)
+    torch.testing.assert_close(directions(weight), expected)
+    noisy = directions(weight + 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    assert float((noisy * expected).sum(1).min()) > 0.99
+    torch.testing.assert_close(directions(weight[:, :, :1, :1])[0], torch.tensor([-2.0, 1.0, 5.0]).double() / 30**0.5)
+
+
+def test_similarity_removes_one_of_two_parallel_filters_first_although_both_are_large() -> None:
+    """Pairs and distances: 0-2 0 and 3-4 0.2 (1 is closest to 3, but 3 to 4), then 1-3 0.4, then 0-1 1 - 0.8 / sqrt(2)."""
+    model, graph = one_layer([[9.0, 9.0, 0.0], [0.0, 0.8, 0.6], [8.0, 8.0, 0.0], [0.0, 0.0, 0.5], [0.6, 0.0, 0.8]])
+    scores = Similarity().score(model, graph, {}, task_of(0))["0"]
+    assert scores.tolist() == pytest.approx([3, 2 + (1 - 0.8 / 2**0.5) / 2, 0, 1.2, 0.1], abs=1e-5)
+    assert order_of_removal(Similarity(), model, graph) == [2, 4, 3, 1, 0]
+    assert order_of_removal(L1Filter(), model, graph)[-2:] == [2, 0]
+
+
+def test_similarity_of_opposite_filters_is_least() -> None:
+    model, graph = one_layer([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    assert similarities(directions(model.get_parameter("0.weight")), None)[0].tolist() == [1, -1, 0]
+    assert order_of_removal(Similarity(), model, graph)[0] == 2
+
+
+@pytest.mark.parametrize("columns", [9, 40, 64])
+def test_nystrom_is_exact_when_its_columns_span_all_directions(columns: int) -> None:
+    """64 columns are all; 9 suffice, because 3x3 patterns have 9 entries."""
+    torch.manual_seed(0)
+    direction = directions(torch.randn(64, 16, 3, 3))
+    torch.testing.assert_close(similarities(direction, columns), similarities(direction, None), rtol=1e-9, atol=1e-9)
+    model = network_of("vgg6")
+    graph = Graph(model, (3, 32, 32))
+    exact, nystrom = (Similarity(columns=c).score(model, graph, {}, task_of(0)) for c in (None, columns))
+    for name in graph.convs:
+        assert torch.equal(exact[name], nystrom[name])
+
+
+def test_nystrom_with_few_columns_is_an_approximation() -> None:
+    direction = directions(torch.randn(64, 16, 3, 3, generator=torch.Generator().manual_seed(0)))
+    exact = similarities(direction, None)
+    errors = [float((similarities(direction, columns) - exact).norm()) for columns in (2, 5, 8, 9)]
+    assert errors[0] > errors[1] > errors[2] > 1 > 1e-6 > errors[3]
+
+
+def test_centrality_removes_the_most_common_filter_first_and_the_most_isolated_last() -> None:
+    """Filter 1 lies between 0 and 2; filter 3 is orthogonal to all. The norms say the opposite."""
+    half = 3**0.5 / 2
+    model, graph = one_layer([[5.0, 0.0, 0.0], [9 * half, 4.5, 0.0], [2.5, 5 * half, 0.0], [0.0, 0.0, 0.1]])
+    scores = Centrality().score(model, graph, {}, task_of(0))["0"]
+    degree = torch.tensor([half + 0.5, 2 * half, half + 0.5, 0.0])
+    torch.testing.assert_close(scores, (1 - degree / 3).double())
+    order = order_of_removal(Centrality(), model, graph)
+    assert (order[0], order[-1]) == (1, 3)
+    norms = order_of_removal(L1Filter(), model, graph)
+    assert (norms[0], norms[-1]) == (3, 1)
+
+
 # ---- uniform width ---------------------------------------------------------------------------------------------------
 
 
@@ -166,3 +232,5 @@ def test_settings_out_of_range_are_refused() -> None:
         Taylor(batch_size=-2)
     with pytest.raises(ValueError, match="hrank's images must be at least 1, got 0"):
         HRank(images=0)
+    with pytest.raises(ValueError, match=r"similarity's columns must be at least 1, or None .* got 0"):
+        Similarity(columns=0)

@@ -175,6 +175,12 @@ def test_scores_that_do_not_fit_are_refused_by_layer(change: Tensor | None, word
     assert "\n" not in str(error.value)
 
 
+def test_an_unknown_ranking_is_refused_with_the_choices() -> None:
+    graph = graph_of("vgg6")
+    with pytest.raises(ValueError, match="ranking 'local' is unknown; choose global, raw, layer"):
+        filter_planner(graph, random_scores(graph, 0), ranking="local")  # type: ignore[arg-type]
+
+
 # ---- the budget ------------------------------------------------------------------------------------------------------
 
 
