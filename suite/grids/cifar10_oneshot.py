@@ -7,13 +7,13 @@ others give the same plan for every seed, so that without fine-tuning one run sa
 from __future__ import annotations
 
 from suite.grids import Grid, cross
+from suite.grids._rivals import CRITERIA
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned
 
 SEEDS = (0, 1, 2)
 BUDGETS = (0.3, 0.5, 0.65, 0.8, 0.9)
 TUNED_BUDGETS = (0.5, 0.65, 0.8)
-CRITERIA = ("l1_filter", "fpgm", "random_filter")
 RANDOM = ("random_filter",)
 NONE = Schedule(epochs=0, lr=0.01, weight_decay=5e-4)
 ONE_EPOCH = Schedule(epochs=1, lr=0.01, weight_decay=5e-4)
