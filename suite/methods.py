@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import baselines
-from suite.contract import Pruner
+from suite.contract import Criterion, Pruner
 from suite.registry import pick
 
 HOMES = ("dsp",)
@@ -58,8 +58,21 @@ def _load(module_name: str) -> type[Pruner] | Broken:
         return Broken(
             file=file, reason=f"it must define exactly one subclass of Pruner or Criterion, found {len(found)}"
         )
-    missing = [name for name in ("granularity", "source") if not hasattr(found[0], name)]
-    return Broken(file=file, reason=f"{found[0].__name__} lacks {' and '.join(missing)}") if missing else found[0]
+    wrong = _unfit(found[0])
+    return Broken(file=file, reason=wrong) if wrong else found[0]
+
+
+def _unfit(kind: type[Pruner]) -> str:
+    """What is wrong with the class of a method; "" if nothing."""
+    if missing := [name for name in ("granularity", "source") if not hasattr(kind, name)]:
+        return f"{kind.__name__} lacks {' and '.join(missing)}"
+    contract = Criterion if issubclass(kind, Criterion) else Pruner
+    for name in ("learner", "planner", "reconstruct", "score"):
+        if hasattr(contract, name):
+            asked, given = (list(inspect.signature(getattr(each, name)).parameters) for each in (contract, kind))
+            if asked != given:
+                return f"{kind.__name__}.{name} takes ({', '.join(given)}); the contract asks for ({', '.join(asked)})"
+    return ""
 
 
 def get(name: str) -> type[Pruner]:

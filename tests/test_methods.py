@@ -465,6 +465,11 @@ BAD = {
         "from suite.contract import Pruner\nclass A(Pruner):\n    granularity = 'filter'\n",
         "A lacks source",
     ),
+    "wrong_signature": (
+        "from suite.contract import Criterion\nclass A(Criterion):\n    granularity, source = 'filter', 'x'\n"
+        "    def score(self, model):\n        pass\n",
+        "A.score takes (self, model); the contract asks for (self, model, graph, state, task)",
+    ),
     "nothing_said": (
         "from suite.contract import Pruner\nclass A(Pruner):\n    pass\n",
         "A lacks granularity and source",
