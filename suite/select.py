@@ -29,7 +29,7 @@ def filter_planner(graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranki
     Tied filters get the mean of their scores. The best filter of every layer stays, so no layer vanishes.
     Raises ValueError naming the layer whose scores are missing, of another length or not finite.
     """
-    sets, values = _set_scores(graph, scores, normalise=ranking == "global")
+    sets, values = set_scores(graph, scores, normalise=ranking == "global")
     count = len(values)
     protected = torch.zeros(count, dtype=torch.bool)
     for ids in sets.values():
@@ -64,7 +64,7 @@ def _fractions(order: Tensor, count: int) -> Tensor:
     return fractions
 
 
-def _set_scores(graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool) -> tuple[dict[str, Tensor], Tensor]:
+def set_scores(graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool) -> tuple[dict[str, Tensor], Tensor]:
     """Filter sets numbered 0..S-1 per layer, and the mean score of each set, float64 [S]."""
     for name, conv in graph.convs.items():
         if name not in scores:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from test_methods import images, network_of, one_layer, task_of
-from torch import nn
+from torch import Tensor, nn
 
 from baselines.sfp import SFP
+from baselines.ssl import SSL
 from suite import methods
-from suite.contract import Budget, Pruner, PruningPlan
+from suite.contract import Budget, Learner, Pruner, PruningPlan, Step
 from suite.graph import Graph
 from suite.schedule import Schedule
 from suite.select import meet
 from suite.train import Trainer
 
 SCHEDULE = Schedule(epochs=4, lr=0.05, weight_decay=1e-4, batch=16, epoch_images=64)
-LEARNING = ("sfp",)
+LEARNING = ("sfp", "ssl")
 
 
 def trainer_of(method: str, settings: Pruner | None = None, schedule: Schedule = SCHEDULE) -> Trainer:
@@ -46,6 +48,39 @@ def train(trainer: Trainer, *, until: int) -> None:
 def filter_norms(model: nn.Module, name: str = "0") -> list[float]:
     norms: list[float] = model.get_parameter(f"{name}.weight").detach().flatten(1).norm(dim=1).tolist()
     return norms
+
+
+def two_layers(first_OI: Tensor, second_OI: Tensor) -> tuple[nn.Module, Graph]:
+    """Two 1x1 convolutions with these weights, each with batch norm, and a classifier."""
+    layers: list[nn.Module] = []
+    for weight_OI in (first_OI, second_OI):
+        conv = nn.Conv2d(weight_OI.shape[1], len(weight_OI), 1, bias=False)
+        conv.weight.data.copy_(weight_OI[:, :, None, None])
+        layers += [conv, nn.BatchNorm2d(len(weight_OI)), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(len(second_OI), 2))
+    return model, Graph(model, (first_OI.shape[1], 4, 4))
+
+
+def descend(
+    model: nn.Module,
+    learner: Learner,
+    loss: Callable[[], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    start: int = 0,
+    total: int = 0,
+) -> None:
+    """Plain gradient descent on `loss` with the learner's hooks."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    nothing = torch.zeros(0)
+    for index in range(start, start + steps):
+        optimizer.zero_grad()
+        loss().backward()
+        step = Step(model, optimizer, nothing, nothing, lr, index, total or steps)
+        learner.before_step(step)
+        optimizer.step()
+        learner.after_step(step)
 
 
 @pytest.mark.parametrize("method", LEARNING)
@@ -99,3 +134,67 @@ def test_sfp_grows_filters_again_while_training_and_ends_at_the_budget() -> None
     plan = meet(settings.planner(trainer.model, graph, {}, task_of(0, budget)), graph, budget).plan
     assert all(bool((scores[name][~layer.kept_O] == 0).all()) for name, layer in plan.items())
     assert budget.share <= graph.cut(plan) < budget.share + 0.1
+
+
+# ---- structured sparsity learning ------------------------------------------------------------------------------------
+
+
+def test_ssl_empties_the_filter_and_the_channel_that_the_loss_does_not_need() -> None:
+    """The loss wants W = target; target has neither filter 2 nor channel 1, and the lasso decides about those alone."""
+    target_OI = torch.tensor([[2.0, 0.0, 1.0], [-1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    model, graph = two_layers(
+        torch.eye(3), target_OI + torch.tensor([[0.0, 0.3, 0.0], [0.0, 0.3, 0.0], [0.3, 0.3, 0.3]])
+    )
+    weight, settings, lr = model.get_parameter("3.weight"), SSL(lam_filters=0.1, lam_channels=0.1), 0.05
+    first = model.get_parameter("0.weight").detach().clone()
+    learner = settings.learner(model, graph, task_of(0))
+
+    def loss() -> Tensor:
+        kept = (target_OI != 0)[:, :, None, None]
+        missing = (weight - target_OI[:, :, None, None])[kept].square().sum() / 2
+        return missing + 0 * model.get_parameter("0.weight").sum()
+
+    descend(model, learner, loss, steps=400, lr=lr)
+    filters, channels = weight.detach().flatten(1).norm(dim=1), weight.detach().transpose(0, 1).flatten(1).norm(dim=1)
+    assert float(filters[2]) <= 2 * lr * 0.2
+    assert float(channels[1]) <= 2 * lr * 0.2
+    assert bool((filters[:2] > 1.9).all())
+    assert bool((channels[[0, 2]] > 1.9).all())
+    assert bool((model.get_parameter("0.weight").detach() <= first).all())  # the same lasso on the first layer
+    plan = settings.planner(model, graph, {}, task_of(0))(0.3)
+    assert plan["3"].kept_O.tolist() == [True, True, False]
+    assert plan["3"].kept_GI.tolist() == [[True, False, True]]
+
+
+def test_ssl_adds_the_gradient_of_its_penalty_and_nothing_where_a_norm_is_zero() -> None:
+    model, graph = two_layers(torch.randn(4, 3), torch.randn(5, 4))
+    weight = model.get_parameter("3.weight")
+    weight.data[1] = 0
+    weight.data[:, 2] = 0
+    learner = SSL(lam_filters=0.3, lam_channels=0.7).learner(model, graph, task_of(0))
+    free = torch.ones(5, 4, dtype=torch.bool)
+    free[1], free[:, 2] = False, False
+    leaf = weight.detach().clone().requires_grad_()
+    filters, channels = leaf.flatten(1), leaf.transpose(0, 1).flatten(1)
+    first = model.get_parameter("0.weight")
+    sum_of_norms = filters.norm(dim=1).sum() + first.flatten(1).norm(dim=1).sum()
+    penalty = float((0.3 * sum_of_norms + 0.7 * channels.norm(dim=1).sum()).detach())
+    rows, columns = [0, 2, 3, 4], [0, 1, 3]
+    (0.3 * filters[rows].norm(dim=1).sum() + 0.7 * channels[columns].norm(dim=1).sum()).backward()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    learner.before_step(Step(model, optimizer, torch.zeros(0), torch.zeros(0), 0.1, 0, 1))
+    assert leaf.grad is not None
+    torch.testing.assert_close(weight.grad, leaf.grad)
+    torch.testing.assert_close(first.grad, 0.3 * first / first.flatten(1).norm(dim=1)[:, None, None, None])
+    assert learner.metrics()["penalty"] == pytest.approx(penalty, rel=1e-5)
+
+
+def test_ssl_leaves_a_path_through_the_network_even_when_all_else_is_gone() -> None:
+    """The second layer's best channel comes from a filter that goes; it keeps the one that it can still read."""
+    model, graph = two_layers(torch.tensor([[1.0, 1.0], [3.0, 3.0]]), torch.tensor([[9.0, 1.0], [9.0, 2.0]]))
+    plan = SSL().planner(model, graph, {}, task_of(0))(1.0)
+    assert plan["0"].mask_OI.tolist() == [[False, False], [True, True]]
+    assert plan["3"].mask_OI.tolist() == [[False, False], [False, True]]
+    assert graph.macs(plan).total == 16 * (2 + 1) + 2
