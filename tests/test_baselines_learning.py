@@ -10,6 +10,7 @@ import torch
 from test_methods import images, network_of, one_layer, task_of
 from torch import Tensor, nn
 
+from baselines.greg import GReg
 from baselines.sfp import SFP
 from baselines.ssl import SSL
 from suite import methods
@@ -20,7 +21,7 @@ from suite.select import meet
 from suite.train import Trainer
 
 SCHEDULE = Schedule(epochs=4, lr=0.05, weight_decay=1e-4, batch=16, epoch_images=64)
-LEARNING = ("sfp", "ssl")
+LEARNING = ("sfp", "ssl", "greg")
 
 
 def trainer_of(method: str, settings: Pruner | None = None, schedule: Schedule = SCHEDULE) -> Trainer:
@@ -198,3 +199,55 @@ def test_ssl_leaves_a_path_through_the_network_even_when_all_else_is_gone() -> N
     assert plan["0"].mask_OI.tolist() == [[False, False], [True, True]]
     assert plan["3"].mask_OI.tolist() == [[False, False], [False, True]]
     assert graph.macs(plan).total == 16 * (2 + 1) + 2
+
+
+# ---- growing regularisation ------------------------------------------------------------------------------------------
+
+
+def test_greg_raises_its_factor_as_scheduled() -> None:
+    settings = GReg(pick_limit=0.02, ceiling=1.02, pick_share=0.2, push_share=0.5)
+    shares = {0.0: 0.0, 0.1: 0.01, 0.2: 0.02, 0.45: 0.52, 0.7: 1.02, 0.9: 1.02}
+    assert {share: settings.factor(share) for share in shares} == pytest.approx(shares)
+
+
+def test_greg_tells_filters_of_equal_norm_apart_by_the_curvature_of_the_loss() -> None:
+    """L = sum_o h_o / 2 |w_o - v_o|^2 holds w_o at v_o h_o / (h_o + factor): the flat filters shrink and are picked."""
+    h_O = torch.tensor([10.0, 0.1, 5.0, 0.2])
+    model, graph = one_layer([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    weight = model.get_parameter("0.weight")
+    start = weight.detach().clone()
+    settings = GReg(pick_limit=0.5, ceiling=20.0, pick_share=0.5, push_share=0.25)
+    learner = settings.learner(model, graph, task_of(0, Budget(share=0.5)))
+
+    def loss() -> Tensor:
+        return (h_O / 2 * (weight - start).square().flatten(1).sum(1)).sum()
+
+    steps = 4000
+    descend(model, learner, loss, steps=steps // 2, lr=0.05, total=steps)
+    assert learner.state_dict()["picked"] == {}
+    assert learner.metrics() == {"factor": pytest.approx(0.5, rel=1e-3), "picked_norm": 1.0}
+    shrunk = weight.detach().flatten(1).norm(dim=1) / 2**0.5
+    torch.testing.assert_close(shrunk[[0, 2]], h_O[[0, 2]] / (h_O[[0, 2]] + 0.5), rtol=1e-2, atol=0)
+    assert bool((shrunk[[1, 3]] < 0.4).all())
+    descend(model, learner, loss, steps=steps // 2, lr=0.05, start=steps // 2, total=steps)
+    state = learner.state_dict()
+    assert state["picked"]["0"].flatten().tolist() == [False, True, False, True]
+    norms = weight.detach().flatten(1).norm(dim=1) / 2**0.5
+    torch.testing.assert_close(norms, torch.where(h_O < 1, h_O / (h_O + 20), 1.0), rtol=1e-3, atol=1e-3)
+    assert learner.metrics()["factor"] == 20
+    planner = settings.planner(model, graph, state, task_of(0))
+    assert meet(planner, graph, Budget(share=0.5)).plan["0"].kept_O.tolist() == [True, False, True, False]
+
+
+def test_greg_removes_the_filters_that_it_picked_although_they_are_large() -> None:
+    model, graph = one_layer([[1.0], [4.0], [3.0], [2.0]])
+    picked = torch.tensor([False, True, True, False])[:, None, None, None]
+    plan = GReg().planner(model, graph, {"picked": {"0": picked}, "factor": 1.0}, task_of(0))(0.6)
+    assert plan["0"].kept_O.tolist() == [True, False, False, True]
+
+
+def test_greg_refuses_a_schedule_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"at most 1 together, got 0\.5 and 0\.6"):
+        GReg(pick_share=0.5, push_share=0.6)
+    with pytest.raises(ValueError, match=r"needs 0 < pick_limit <= ceiling, got 2 and 1\.0"):
+        GReg(pick_limit=2)
