@@ -39,7 +39,7 @@ def filter_planner(graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranki
         rank = _fractions(order[~protected[order]], count)
     else:
         rank = torch.ones(count, dtype=torch.float64)
-        for members in _coupled_sets(sets):
+        for members in coupled_sets(sets):
             order = members[values[members].argsort(stable=True)]
             free = order[~protected[order]]
             rank[free] = _fractions(free, count)[free]
@@ -89,7 +89,7 @@ def set_scores(graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool) -
     return sets, total / members
 
 
-def _coupled_sets(sets: Mapping[str, Tensor]) -> list[Tensor]:
+def coupled_sets(sets: Mapping[str, Tensor]) -> list[Tensor]:
     """The filter sets of layers that share any, each set listed once."""
     families: list[Tensor] = []
     for ids in sets.values():

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_methods import images, network_of, one_layer, task_of
+import torch_pruning as tp
+from test_methods import images, network_of, one_layer, order_of_removal, task_of
 from torch import Tensor, nn
 
+from baselines.depgraph import DepGraph, coupled_weights, group_energies
 from baselines.greg import GReg
 from baselines.sfp import SFP
 from baselines.ssl import SSL
@@ -21,7 +23,7 @@ from suite.select import meet
 from suite.train import Trainer
 
 SCHEDULE = Schedule(epochs=4, lr=0.05, weight_decay=1e-4, batch=16, epoch_images=64)
-LEARNING = ("sfp", "ssl", "greg")
+LEARNING = ("sfp", "ssl", "greg", "depgraph")
 
 
 def trainer_of(method: str, settings: Pruner | None = None, schedule: Schedule = SCHEDULE) -> Trainer:
@@ -60,6 +62,15 @@ def two_layers(first_OI: Tensor, second_OI: Tensor) -> tuple[nn.Module, Graph]:
         layers += [conv, nn.BatchNorm2d(len(weight_OI)), nn.ReLU()]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(len(second_OI), 2))
     return model, Graph(model, (first_OI.shape[1], 4, 4))
+
+
+def zero_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def one_step(model: nn.Module, index: int = 0, total: int = 1) -> Step:
+    return Step(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(0), torch.zeros(0), 0.1, index, total)
 
 
 def descend(
@@ -182,10 +193,8 @@ def test_ssl_adds_the_gradient_of_its_penalty_and_nothing_where_a_norm_is_zero()
     penalty = float((0.3 * sum_of_norms + 0.7 * channels.norm(dim=1).sum()).detach())
     rows, columns = [0, 2, 3, 4], [0, 1, 3]
     (0.3 * filters[rows].norm(dim=1).sum() + 0.7 * channels[columns].norm(dim=1).sum()).backward()
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    learner.before_step(Step(model, optimizer, torch.zeros(0), torch.zeros(0), 0.1, 0, 1))
+    zero_gradients(model)
+    learner.before_step(one_step(model))
     assert leaf.grad is not None
     torch.testing.assert_close(weight.grad, leaf.grad)
     torch.testing.assert_close(first.grad, 0.3 * first / first.flatten(1).norm(dim=1)[:, None, None, None])
@@ -251,3 +260,68 @@ def test_greg_refuses_a_schedule_that_cannot_be() -> None:
         GReg(pick_share=0.5, push_share=0.6)
     with pytest.raises(ValueError, match=r"needs 0 < pick_limit <= ceiling, got 2 and 1\.0"):
         GReg(pick_limit=2)
+
+
+# ---- coupled group norms ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["resnet8", "bottleneck", "vgg6"])
+def test_depgraph_has_the_groups_and_the_penalty_of_torch_pruning(network: str) -> None:
+    """Not with padded shortcuts: Torch-Pruning leaves the padded half of a stream out of its groups."""
+    model = network_of(network)
+    graph = Graph(model, images().input_shape)
+    energy_S = group_energies(coupled_weights(model, graph), len(torch.cat(list(graph.filter_sets.values())).unique()))
+    importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    x = torch.zeros(2, *images().input_shape)
+    pruner = tp.pruner.GroupNormPruner(model, x, importance=importance, reg=0.01, ignored_layers=linear)
+    names = {module: name for name, module in model.named_modules()}
+    seen = []
+    for group in pruner.DG.get_all_groups(ignored_layers=linear):
+        root = names[group[0].dep.target.module]
+        ours = energy_S[graph.filter_sets[root]]
+        torch.testing.assert_close(importance(group), ours / ours.mean(), rtol=1e-5, atol=1e-6)
+        seen.append(graph.filter_sets[root])
+    assert len(torch.cat(seen)) == len(energy_S)
+    other = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    zero_gradients(model)
+    pruner.regularize(model)
+    theirs = {name: parameter.grad for name, parameter in model.named_parameters()}
+    zero_gradients(model)
+    DepGraph(reg=0.01).learner(model, graph, task_of(0)).before_step(one_step(model))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, other[name])
+        torch.testing.assert_close(parameter.grad, theirs[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_depgraph_shrinks_the_group_that_the_loss_does_not_need_in_every_layer() -> None:
+    """Channel 1 of the first layer is small and not used; its filter, scale and reader go together."""
+    model, graph = two_layers(
+        torch.tensor([[2.0, 1.0], [0.3, 0.3], [1.0, 2.0]]), torch.tensor([[2.0, 0.3, 1.0], [1.0, 0.3, 2.0]])
+    )
+    first, second, scale = (model.get_parameter(name) for name in ("0.weight", "3.weight", "1.weight"))
+    start = [weight.detach().clone() for weight in (first, second, scale)]
+    useful = torch.tensor([0, 2])
+    settings = DepGraph(reg=0.02, alpha=4)
+    learner = settings.learner(model, graph, task_of(0))
+
+    def loss() -> Tensor:
+        """Holds what channels 0 and 2 need, and the second layer's filters, where they are."""
+        ties = ((first, 0), (second, 1), (scale, 0))
+        return sum(
+            ((weight - begin).index_select(dim, useful).square().sum() for (weight, dim), begin in zip(ties, start, strict=True)),
+            torch.zeros(()),
+        )  # fmt: skip
+
+    descend(model, learner, loss, steps=300, lr=0.1)
+    assert all(float(weights.detach().norm()) < 0.01 for weights in (first[1], second[:, 1], scale[1]))
+    assert bool((first[useful].flatten(1).norm(dim=1) > 0.8 * start[0][useful].flatten(1).norm(dim=1)).all())
+    assert learner.metrics()["empty_sets"] == pytest.approx(1 / 5)
+    assert settings.planner(model, graph, {}, task_of(0))(0.1)["0"].kept_O.tolist() == [True, False, True]
+
+
+def test_depgraph_counts_what_reads_a_channel() -> None:
+    """By its own weights filter 0 is the largest; nobody reads it."""
+    model, graph = two_layers(torch.tensor([[3.0], [2.0], [2.5]]), torch.tensor([[0.0, 4.0, 4.0], [0.0, 4.0, 4.0]]))
+    assert DepGraph().score(model, graph, {}, task_of(0))["0"].tolist() == [9 + 1, 4 + 1 + 32, 6.25 + 1 + 32]
+    assert order_of_removal(DepGraph(), model, graph)[0] == 0
