@@ -40,7 +40,6 @@ class _Coupled:
 
 def coupled_weights(model: nn.Module, graph: Graph) -> list[_Coupled]:
     """All weights that a filter set takes with it: its filters, their batch-norm scales, and what reads its channels."""
-    count = _count(graph)
     found = []
     for name, ids in graph.filter_sets.items():
         bn = graph.convs[name].bn
@@ -49,7 +48,7 @@ def coupled_weights(model: nn.Module, graph: Graph) -> list[_Coupled]:
             found.append(_Coupled(weight, 0, ids.to(weight.device)))
     for name, ids in graph.input_sets.items():
         weight = model.get_parameter(f"{name}.weight")
-        found.append(_Coupled(weight, 1, torch.where(ids < 0, count, ids).to(weight.device)))
+        found.append(_Coupled(weight, 1, torch.where(ids < 0, graph.set_count, ids).to(weight.device)))
     return found
 
 
@@ -61,10 +60,6 @@ def group_energies(coupled: list[_Coupled], count: int) -> Tensor:
     return total[:count]
 
 
-def _count(graph: Graph) -> int:
-    return int(torch.cat(list(graph.filter_sets.values())).max()) + 1
-
-
 class _GroupPenalty(Learner):
     """Adds reg * gamma_S * W to the gradients, gamma_S from 1 for a family's largest set to 2^alpha for its smallest."""
 
@@ -74,7 +69,7 @@ class _GroupPenalty(Learner):
         self.reg = reg
         self.alpha = alpha
         self.coupled = coupled_weights(model, graph)
-        self.count = _count(graph)
+        self.count = graph.set_count
         families = coupled_sets(graph.filter_sets)
         self.family_S = torch.empty(self.count, dtype=torch.int64)
         for number, ids in enumerate(families):
@@ -141,5 +136,5 @@ class DepGraph(Criterion):
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> squared norm of the group that each filter belongs to [O]."""
-        energy_S = group_energies(coupled_weights(model, graph), _count(graph))
+        energy_S = group_energies(coupled_weights(model, graph), graph.set_count)
         return {name: energy_S[ids.to(energy_S.device)] for name, ids in graph.filter_sets.items()}

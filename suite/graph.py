@@ -131,6 +131,11 @@ class Graph:
         self.filter_sets, self.input_sets = self._channel_sets()
         self.dense_macs = self.macs(PruningPlan({}))
 
+    @property
+    def set_count(self) -> int:
+        """S: filter sets are numbered 0..S-1."""
+        return int(torch.cat(list(self.filter_sets.values())).max()) + 1
+
     # ---- reading the trace -------------------------------------------------------------------------------------------
 
     def _kind(self, node: fx.Node) -> Kind:

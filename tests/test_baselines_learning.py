@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -13,17 +15,18 @@ from torch import Tensor, nn
 
 from baselines.depgraph import DepGraph, coupled_weights, group_energies
 from baselines.greg import GReg
+from baselines.lapp import LAPP, MaskedMacs
 from baselines.sfp import SFP
 from baselines.ssl import SSL
 from suite import methods
-from suite.contract import Budget, Learner, Pruner, PruningPlan, Step
+from suite.contract import Budget, ConvPlan, Learner, Pruner, PruningPlan, Step
 from suite.graph import Graph
 from suite.schedule import Schedule
 from suite.select import meet
 from suite.train import Trainer
 
 SCHEDULE = Schedule(epochs=4, lr=0.05, weight_decay=1e-4, batch=16, epoch_images=64)
-LEARNING = ("sfp", "ssl", "greg", "depgraph")
+LEARNING = ("sfp", "ssl", "greg", "depgraph", "lapp")
 
 
 def trainer_of(method: str, settings: Pruner | None = None, schedule: Schedule = SCHEDULE) -> Trainer:
@@ -270,7 +273,7 @@ def test_depgraph_has_the_groups_and_the_penalty_of_torch_pruning(network: str) 
     """Not with padded shortcuts: Torch-Pruning leaves the padded half of a stream out of its groups."""
     model = network_of(network)
     graph = Graph(model, images().input_shape)
-    energy_S = group_energies(coupled_weights(model, graph), len(torch.cat(list(graph.filter_sets.values())).unique()))
+    energy_S = group_energies(coupled_weights(model, graph), graph.set_count)
     importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     x = torch.zeros(2, *images().input_shape)
@@ -325,3 +328,88 @@ def test_depgraph_counts_what_reads_a_channel() -> None:
     model, graph = two_layers(torch.tensor([[3.0], [2.0], [2.5]]), torch.tensor([[0.0, 4.0, 4.0], [0.0, 4.0, 4.0]]))
     assert DepGraph().score(model, graph, {}, task_of(0))["0"].tolist() == [9 + 1, 4 + 1 + 32, 6.25 + 1 + 32]
     assert order_of_removal(DepGraph(), model, graph)[0] == 0
+
+
+# ---- learned thresholds ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["resnet8", "resnet8_a", "bottleneck", "vgg6"])
+@pytest.mark.parametrize("scope", ["network", "prunable"])
+def test_lapp_counts_the_macs_under_a_mask_and_their_slope(network: str, scope: Literal["network", "prunable"]) -> None:
+    model = network_of(network)
+    graph = Graph(model, images().input_shape)
+    macs = MaskedMacs(model, graph, Budget(share=0.5, scope=scope), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    mask_S = (torch.rand(graph.set_count, generator=generator) < 0.7).float().requires_grad_()
+    kept_S = mask_S.detach().bool()
+    plan = PruningPlan(
+        {
+            name: ConvPlan.of(kept_S[ids][:, None].expand(-1, graph.convs[name].channels))
+            for name, ids in graph.filter_sets.items()
+        }
+    )
+    left, slope_S = macs(mask_S)
+    assert 1 - float(left.detach()) == pytest.approx(graph.cut(plan, scope), abs=1e-6)
+    (expected_S,) = torch.autograd.grad(left, mask_S)
+    torch.testing.assert_close(slope_S, expected_S, rtol=1e-5, atol=1e-8)
+
+
+def test_lapp_lowers_the_threshold_where_the_loss_needs_the_filters_and_raises_it_where_macs_are() -> None:
+    """Loss and MACs move a threshold by hand-computed amounts: straight through the step of the mask."""
+    model, graph = two_layers(torch.eye(2), torch.eye(2))
+    learner = LAPP(threshold_lr=0.1, prune_share=0.5).learner(model, graph, task_of(0, Budget(share=0.5)))
+    state = {**learner.state_dict(), "threshold_L": torch.tensor([0.5, 0.5])}
+    zero_gradients(model)
+    scale = model.get_parameter("1.weight")
+    scale.data.copy_(torch.tensor([2.0, 1.0]))
+    learner.load_state_dict({**state, "unmasked": torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])})
+    scale.grad = torch.tensor([-0.5, 0.2])  # taking the mask from 1 to 0 changes the loss by +1.0 and -0.2
+    learner.before_step(one_step(model, index=0, total=10**9))
+    torch.testing.assert_close(learner.state_dict()["threshold_L"], torch.tensor([0.5 - 0.1 * 0.8, 0.5]))
+    zero_gradients(model)
+    learner.load_state_dict(state)
+    learner.before_step(one_step(model, index=9, total=10))
+    # 16 pixels: the layers cost 64 and 64, the classifier 4; half of it is too much; each of 2 filters is in 2 products
+    excess, slope_L = 0.5, torch.tensor([(64 + 64) / 132, (64 + 4) / 132])
+    torch.testing.assert_close(learner.state_dict()["threshold_L"], 0.5 + 0.1 * 2 * excess * slope_L)
+
+
+def test_lapp_masks_a_filter_and_gives_it_back_as_it_would_be_unmasked() -> None:
+    model, graph = one_layer([[1.0], [2.0], [3.0]])
+    learner = LAPP().learner(model, graph, task_of(0, Budget(share=0.5)))
+    scale, shift = model.get_parameter("1.weight"), model.get_parameter("1.bias")
+    zero_gradients(model)
+    learner.load_state_dict({**learner.state_dict(), "threshold_L": torch.tensor([0.75])})
+    learner.after_step(one_step(model))
+    assert scale.tolist() == [0, 1, 1]
+    with torch.no_grad():
+        scale.add_(torch.tensor([0.25, 0.5, 0.0]))  # what the optimizer does
+        shift.add_(torch.tensor([0.5, 0.0, 0.0]))
+    learner.after_step(one_step(model))
+    assert scale.tolist() == [0, 1.5, 1]
+    assert shift.tolist() == [0, 0, 0]
+    learner.load_state_dict({**learner.state_dict(), "threshold_L": torch.tensor([0.25])})
+    learner.after_step(one_step(model))
+    assert scale.tolist() == [1.25, 1.5, 1]
+    assert shift.tolist() == [0.5, 0, 0]
+
+
+def test_lapp_meets_the_constraint_step_by_step_with_rates_of_its_own_for_each_layer() -> None:
+    schedule = dataclasses.replace(SCHEDULE, epochs=8, epoch_images=96)
+    settings, budget = LAPP(threshold_lr=0.1), Budget(share=0.5)
+    trainer = trainer_of("lapp", settings, schedule)
+    train(trainer, until=trainer.total)
+    left = [entry["macs_left"] for entry in trainer.history]
+    assert left[0] > 0.9
+    assert left[0] > left[2] > left[-1]
+    assert left[-1] <= 1 - budget.share
+    assert trainer.history[-1]["fixed"] == 1
+    graph, state = Graph(trainer.model, images().input_shape), trainer.learner.state_dict()
+    planner = settings.planner(trainer.model, graph, state, task_of(0, budget))
+    plan = meet(planner, graph, budget).plan
+    assert budget.share <= graph.cut(plan) <= 1 - left[-1] + 1e-6
+    for name, layer in plan.items():
+        assert bool((state["mask_S"][graph.filter_sets[name][~layer.kept_O]] == 0).all())
+        assert bool((trainer.model.get_parameter(f"{graph.convs[name].bn}.weight")[~layer.kept_O] == 0).all())
+    rates = {round(float((~layer.kept_O).float().mean()), 2) for layer in plan.values()}
+    assert len(rates) >= 3
