@@ -98,6 +98,8 @@ class Graph:
     convs         layer name -> `Conv`, in the order of execution
     filter_sets   layer name -> int64 [O]: filters with the same number are tied through residual sums and can only
                   disappear from the network together
+    input_sets    layer name -> int64 [I]: the filter set that each input channel of a convolution or linear layer comes
+                  from; -1 for the image and for padding
     Raises ValueError naming the operation when a channel cannot be followed through it, when there is no convolution,
     when the network does not end in one linear layer, or when it does not take images of this shape.
     """
@@ -126,8 +128,13 @@ class Graph:
         self._check_rules(type(model).__name__)
         roles = self._roles()
         self.convs = {name: self._conv(node, roles[node]) for name, node in self.conv_nodes.items()}
-        self.filter_sets = self._filter_sets()
+        self.filter_sets, self.input_sets = self._channel_sets()
         self.dense_macs = self.macs(PruningPlan({}))
+
+    @property
+    def set_count(self) -> int:
+        """S: filter sets are numbered 0..S-1."""
+        return int(torch.cat(list(self.filter_sets.values())).max()) + 1
 
     # ---- reading the trace -------------------------------------------------------------------------------------------
 
@@ -225,18 +232,20 @@ class Graph:
             chain.append(chain[-1].all_input_nodes[0])
         return chain
 
-    def _filter_sets(self) -> dict[str, Tensor]:
-        """Tie the filters that meet in a residual sum."""
+    def _channel_sets(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Tie the filters that meet in a residual sum; then, which of them each layer makes and which it reads."""
         channel_ids: dict[fx.Node, np.ndarray] = {}
         edges: list[np.ndarray] = []
-        first: dict[str, int] = {}
+        made: dict[str, np.ndarray] = {}
+        read: dict[str, np.ndarray] = {}
         count = 0
         for node in self.nodes:
             kind = self.kinds[node]
             ids = [channel_ids[source] for source in node.all_input_nodes]
+            if kind in ("conv", "linear"):
+                read[str(node.target)] = ids[0]
             if kind == "conv":
-                first[str(node.target)] = count
-                channel_ids[node] = np.arange(count, count + self.width[node])
+                channel_ids[node] = made[str(node.target)] = np.arange(count, count + self.width[node])
                 count += self.width[node]
             elif kind == "sum":
                 both = (ids[0] >= 0) & (ids[1] >= 0)
@@ -248,15 +257,18 @@ class Graph:
                 channel_ids[node] = np.pad(ids[0], (module.before, module.after), constant_values=-1)
             elif kind in ("bn", "pass"):
                 channel_ids[node] = ids[0]
+            elif kind == "flatten":
+                channel_ids[node] = ids[0].repeat(self.width[node] // len(ids[0]))
             else:
                 channel_ids[node] = np.full(0 if kind == "output" else self.width[node], -1)
         rows, columns = np.concatenate([*edges, np.zeros((2, 0), int)], axis=1)
         ties = coo_array((np.ones(len(rows)), (rows, columns)), shape=(count, count))
         labels = connected_components(ties, directed=False)[1].astype(np.int64)
-        return {
-            name: torch.from_numpy(labels[start : start + self.width[self.conv_nodes[name]]])
-            for name, start in first.items()
-        }
+        labels = np.append(labels, -1)  # of channel -1
+        filter_sets, input_sets = (
+            {name: torch.from_numpy(labels[ids]) for name, ids in layers.items()} for layers in (made, read)
+        )
+        return filter_sets, input_sets
 
     # ---- what a plan leaves ------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ def filter_planner(graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranki
     """
     if ranking not in get_args(Ranking):
         raise ValueError(f"ranking {ranking!r} is unknown; choose {', '.join(get_args(Ranking))}")
-    sets, values = _set_scores(graph, scores, normalise=ranking == "global")
+    sets, values = set_scores(graph, scores, normalise=ranking == "global")
     count = len(values)
     protected = torch.zeros(count, dtype=torch.bool)
     for ids in sets.values():
@@ -42,7 +42,7 @@ def filter_planner(graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranki
         rank = _fractions(order[~protected[order]], count)
     else:
         rank = torch.ones(count, dtype=torch.float64)
-        for members in _coupled_sets(sets):
+        for members in coupled_sets(sets):
             order = members[values[members].argsort(stable=True)]
             free = order[~protected[order]]
             rank[free] = _fractions(free, count)[free]
@@ -67,7 +67,7 @@ def _fractions(order: Tensor, count: int) -> Tensor:
     return fractions
 
 
-def _set_scores(graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool) -> tuple[dict[str, Tensor], Tensor]:
+def set_scores(graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool) -> tuple[dict[str, Tensor], Tensor]:
     """Filter sets numbered 0..S-1 per layer, and the mean score of each set, float64 [S]."""
     for name, conv in graph.convs.items():
         if name not in scores:
@@ -92,7 +92,7 @@ def _set_scores(graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool) 
     return sets, total / members
 
 
-def _coupled_sets(sets: Mapping[str, Tensor]) -> list[Tensor]:
+def coupled_sets(sets: Mapping[str, Tensor]) -> list[Tensor]:
     """The filter sets of layers that share any, each set listed once."""
     families: list[Tensor] = []
     for ids in sets.values():

@@ -121,6 +121,23 @@ def test_nothing_is_coupled_in_a_chain() -> None:
     assert len(numbers.unique()) == len(numbers) == sum(conv.filters for conv in graph.convs.values())
 
 
+@pytest.mark.parametrize("name", ["resnet8", "resnet8_a", "vgg6", "resnet20"])
+def test_each_input_channel_names_the_filters_that_make_it(name: str) -> None:
+    """Removing one filter set leaves those who read it with just the other channels."""
+    graph = graph_of(name, 32)
+    assert set(graph.input_sets) > set(graph.filter_sets)
+    assert bool((graph.input_sets[next(iter(graph.convs))] == -1).all())
+    for number in (0, 5, int(torch.cat(list(graph.filter_sets.values())).max())):
+        plan = {
+            layer: ConvPlan.full(conv.filters, conv.channels)
+            & ConvPlan.of((ids != number)[:, None].expand(-1, conv.channels))
+            for (layer, conv), ids in zip(graph.convs.items(), graph.filter_sets.values(), strict=True)
+        }
+        live = graph.live(PruningPlan(plan))
+        for layer in graph.convs:
+            assert torch.equal(live.layers[layer].kept_GI.any(0), graph.input_sets[layer] != number), layer
+
+
 # ---- what a plan leaves ----------------------------------------------------------------------------------------------
 
 

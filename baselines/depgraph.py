@@ -1,0 +1,140 @@
+"""DepGraph's group norm: all weights that would go together are judged, and driven to zero, together.
+
+Shapes: O filters, I input channels, S filter sets, F families: the sets that share a layer compete with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from suite.contract import Criterion, Learner, State, Step, Task
+from suite.graph import Graph
+from suite.select import coupled_sets
+
+
+@dataclass(frozen=True)
+class _Coupled:
+    """Weights that belong to filter sets along one dimension: filters, batch-norm scales, or the channels that are read."""
+
+    parameter: nn.Parameter
+    dim: int
+    set_N: Tensor
+    """int64: the set of each entry of that dimension; S for what belongs to none."""
+
+    def energies(self) -> Tensor:
+        """Sum of squares of each entry [N]."""
+        return self.parameter.detach().square().movedim(self.dim, 0).reshape(len(self.set_N), -1).sum(1)
+
+    def spread(self, value_S: Tensor) -> Tensor:
+        """The value of each entry's set, shaped to multiply the weights with."""
+        shape = [1] * self.parameter.dim()
+        shape[self.dim] = -1
+        return value_S[self.set_N].view(shape)
+
+
+def coupled_weights(model: nn.Module, graph: Graph) -> list[_Coupled]:
+    """All weights that a filter set takes with it: its filters, their batch-norm scales, and what reads its channels."""
+    found = []
+    for name, ids in graph.filter_sets.items():
+        bn = graph.convs[name].bn
+        for layer in (name, bn) if bn else (name,):
+            weight = model.get_parameter(f"{layer}.weight")
+            found.append(_Coupled(weight, 0, ids.to(weight.device)))
+    for name, ids in graph.input_sets.items():
+        weight = model.get_parameter(f"{name}.weight")
+        found.append(_Coupled(weight, 1, torch.where(ids < 0, graph.set_count, ids).to(weight.device)))
+    return found
+
+
+def group_energies(coupled: list[_Coupled], count: int) -> Tensor:
+    """Squared norm of each filter set [S], over all its coupled weights."""
+    total = coupled[0].parameter.new_zeros(count + 1)
+    for weights in coupled:
+        total.index_add_(0, weights.set_N, weights.energies())
+    return total[:count]
+
+
+class _GroupPenalty(Learner):
+    """Adds reg * gamma_S * W to the gradients, gamma_S from 1 for a family's largest set to 2^alpha for its smallest."""
+
+    capturable = True
+
+    def __init__(self, model: nn.Module, graph: Graph, reg: float, alpha: float) -> None:
+        self.reg = reg
+        self.alpha = alpha
+        self.coupled = coupled_weights(model, graph)
+        self.count = graph.set_count
+        families = coupled_sets(graph.filter_sets)
+        self.family_S = torch.empty(self.count, dtype=torch.int64)
+        for number, ids in enumerate(families):
+            self.family_S[ids] = number
+        self.family_S = self.family_S.to(self.coupled[0].parameter.device)
+        self.families = len(families)
+
+    @torch.no_grad()
+    def before_step(self, step: Step) -> None:
+        """Put the penalty's gradient on top of the loss's."""
+        rate_S = F.pad(self.reg * self._gamma(), (0, 1))
+        for weights in self.coupled:
+            if weights.parameter.grad is not None:
+                weights.parameter.grad.addcmul_(weights.parameter, weights.spread(rate_S))
+
+    def _gamma(self) -> Tensor:
+        norm_S = group_energies(self.coupled, self.count).sqrt()
+        low_F, high_F = (
+            norm_S.new_zeros(self.families).scatter_reduce_(0, self.family_S, norm_S, reduce, include_self=False)
+            for reduce in ("amin", "amax")
+        )
+        low_S, high_S = low_F[self.family_S], high_F[self.family_S]
+        return torch.exp2(self.alpha * (high_S - norm_S) / (high_S - low_S).clamp(min=torch.finfo(norm_S.dtype).tiny))
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """The penalty as a value, and the share of sets whose norm is below 1 % of the mean."""
+        energy_S = group_energies(self.coupled, self.count)
+        norm_S = energy_S.sqrt()
+        return {
+            "penalty": float(self.reg / 2 * (self._gamma() * energy_S).sum()),
+            "empty_sets": float((norm_S < 0.01 * norm_S.mean()).float().mean()),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepGraph(Criterion):
+    """Norm of all weights coupled to a filter, after training with a penalty on these groups.
+
+    reg    weight of the penalty
+    alpha  the smallest group of a family is penalised 2^alpha times as much as its largest
+    """
+
+    granularity = "channel"
+    source = "Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, section 3.3, equations 4-5; Torch-Pruning 1.6.1"
+    deviations = (
+        "groups come from the suite's own channel graph, which also ties padded shortcuts; as in the authors' code, gamma "
+        "follows the norms, not their squares, and reg is the factor of the gradient; groups are compared by their squared "
+        "norm over their layer's mean, in one order over the network; the best group of every layer stays"
+    )
+    learns = True
+    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"reg": (1e-4, 5e-4, 1e-3), "alpha": (2.0, 4.0)}
+
+    reg: float = 1e-4
+    alpha: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.reg < 0 or self.alpha < 0:
+            raise ValueError(f"depgraph's reg and alpha must be at least 0, got {self.reg} and {self.alpha}")
+
+    def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
+        """The penalty on all coupled weights."""
+        return _GroupPenalty(model, graph, self.reg, self.alpha)
+
+    def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
+        """Layer -> squared norm of the group that each filter belongs to [O]."""
+        energy_S = group_energies(coupled_weights(model, graph), graph.set_count)
+        return {name: energy_S[ids.to(energy_S.device)] for name, ids in graph.filter_sets.items()}

@@ -1,0 +1,137 @@
+"""GReg-2: an L2 penalty that grows shows which filters the loss lets go, and then pushes those to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from suite.contract import Budget, Criterion, Learner, State, Step, Task
+from suite.graph import Graph
+from suite.select import filter_planner, meet
+
+PICKED_FIRST = 1e-6
+"""What the norms of picked filters are multiplied by, so that they go before all others."""
+
+
+class _GrowingPenalty(Learner):
+    """Adds factor * W to the gradients: of all filters until some are picked, of those that were picked afterwards."""
+
+    def __init__(self, settings: GReg, model: nn.Module, graph: Graph, budget: Budget) -> None:
+        self.settings = settings
+        self.graph = graph
+        self.budget = budget
+        self.weights = {name: model.get_parameter(f"{name}.weight") for name in graph.convs}
+        self.picked: dict[str, Tensor] = {}
+        """Layer -> bool [O, 1, 1, 1]; empty until filters are picked."""
+        self.factor = 0.0
+
+    @torch.no_grad()
+    def before_step(self, step: Step) -> None:
+        """Pick when it is time; put the penalty's gradient on top of the loss's."""
+        share = float(step.index) / step.total
+        if not self.picked and share >= self.settings.pick_share:
+            self._pick()
+        self.factor = self.settings.factor(share)
+        gradients = [w.grad for w in self.weights.values() if w.grad is not None]
+        pushed = [w * self.picked[name] if self.picked else w for name, w in self.weights.items() if w.grad is not None]
+        torch._foreach_add_(gradients, pushed, alpha=self.factor)
+
+    def _pick(self) -> None:
+        """The filters with the smallest L1 norms, as many as meet the budget."""
+        planner = filter_planner(self.graph, _l1_norms(self.weights), ranking=self.settings.ranking)
+        plan = meet(planner, self.graph, self.budget).plan
+        for name, w in self.weights.items():
+            kept_O = plan[name].kept_O if name in plan else torch.ones(len(w), dtype=torch.bool)
+            self.picked[name] = ~kept_O.to(w.device)[:, None, None, None]
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """The penalty's factor, and the mean L1 norm of picked filters relative to that of the others."""
+        if not self.picked:
+            return {"factor": self.factor, "picked_norm": 1.0}
+        norms = _l1_norms(self.weights)
+        relative = torch.cat([norms[name] / norms[name].mean() for name in norms])
+        picked = torch.cat([mask.flatten() for mask in self.picked.values()])
+        return {"factor": self.factor, "picked_norm": float(relative[picked].mean() / relative[~picked].mean())}
+
+    def state_dict(self) -> State:
+        """The filters that were picked [O, 1, 1, 1], and the last factor."""
+        return {"picked": dict(self.picked), "factor": self.factor}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what `state_dict` gave."""
+        self.picked = {name: mask.to(self.weights[name].device) for name, mask in state["picked"].items()}
+        self.factor = state["factor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GReg(Criterion):
+    """L1 norm of each filter after a uniformly growing L2 penalty; those picked by it are then pushed to zero.
+
+    pick_limit  the penalty's factor on all filters at which the least are picked
+    ceiling     the factor up to which it then grows on the picked ones
+    pick_share  share of the stage until the pick
+    push_share  share of the stage in which the factor grows to the ceiling; in the rest it stays there
+    ranking     how the norms of different layers compare when filters are picked
+    """
+
+    granularity = "filter"
+    source = "Wang et al., Neural Pruning via Growing Regularization, ICLR 2021, section 3.3, algorithm 1 (GReg-2)"
+    deviations = (
+        "the schedule is a share of the stage, in the proportions of the authors' code (5,000 iterations to the pick, "
+        "50,000 to the ceiling, 40,000 there), and the factor grows in every iteration instead of every fifth; a layer is not "
+        "stopped early when its picked filters are a thousand times smaller; the learning rate is the schedule's; filters are "
+        "picked at the MACs budget in one order over the network (norms divided by their layer's mean) instead of by hand-set "
+        "rates, tied ones by their mean; after the pick the others have the schedule's weight decay only"
+    )
+    learns = True
+    needs_budget = True
+    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "pick_limit": (1e-3, 1e-2, 1e-1),
+        "ceiling": (0.1, 1.0),
+        "pick_share": (0.05, 0.25),
+    }
+
+    pick_limit: float = 0.01
+    ceiling: float = 1.0
+    pick_share: float = 0.05
+    push_share: float = 0.55
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pick_limit <= self.ceiling:
+            raise ValueError(f"greg needs 0 < pick_limit <= ceiling, got {self.pick_limit} and {self.ceiling}")
+        if not (self.pick_share > 0 and self.push_share > 0 and self.pick_share + self.push_share <= 1):
+            raise ValueError(
+                "greg's pick_share and push_share must be above 0 and at most 1 together, got "
+                f"{self.pick_share} and {self.push_share}"
+            )
+
+    def factor(self, share: float) -> float:
+        """The penalty's factor when this share of the stage is done."""
+        if share < self.pick_share:
+            return self.pick_limit * share / self.pick_share
+        pushed = min(1.0, (share - self.pick_share) / self.push_share)
+        return self.pick_limit + (self.ceiling - self.pick_limit) * pushed
+
+    def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
+        """The growing penalty on every convolution."""
+        assert task.budget is not None
+        return _GrowingPenalty(self, model, graph, task.budget)
+
+    def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
+        """Layer -> L1 norm of each filter [O], next to nothing where it was picked."""
+        norms = _l1_norms({name: model.get_parameter(f"{name}.weight") for name in graph.convs})
+        picked = state["picked"]
+        return {
+            name: torch.where(picked[name].flatten().to(norm.device), PICKED_FIRST * norm, norm) if picked else norm
+            for name, norm in norms.items()
+        }
+
+
+def _l1_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Layer -> L1 norm of each filter [O]."""
+    return {name: w.detach().abs().sum((1, 2, 3)) for name, w in weights.items()}

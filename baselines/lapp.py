@@ -1,0 +1,205 @@
+"""LAPP: every layer learns, from scratch, how important a filter must be to stay, under a constraint on the MACs.
+
+Shapes: L layers, O filters, N filters of all layers, S filter sets (tied filters share one mask).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from suite.contract import Budget, Criterion, Learner, Ranking, State, Step, Task
+from suite.graph import Graph
+
+KEPT_LAST = 1e3
+"""What is added to the score of a filter whose mask is 1, so that all whose mask is 0 go before it."""
+
+
+class MaskedMacs:
+    """MACs as a function of the sets' mask, as a share of the dense network's, and its slope.
+
+    A layer costs its kernels' MACs times the filters that it makes times the channels that it reads.
+    """
+
+    def __init__(self, model: nn.Module, graph: Graph, budget: Budget, device: torch.device) -> None:
+        layers, sets = list(graph.input_sets), graph.set_count
+        self.made_LS, self.read_LS = torch.zeros(2, len(layers), sets)
+        self.made_L, self.read_L, self.cost_L = torch.zeros(3, len(layers))
+        for number, name in enumerate(layers):
+            source_I, conv = graph.input_sets[name], graph.convs.get(name)
+            self.read_LS[number] = torch.bincount(source_I[source_I >= 0], minlength=sets)
+            self.read_L[number] = (source_I < 0).sum()
+            if conv is None:
+                self.made_L[number] = len(model.get_parameter(f"{name}.weight"))
+                self.cost_L[number] = budget.scope == "network"
+            else:
+                self.made_LS[number] = torch.bincount(graph.filter_sets[name], minlength=sets)
+                self.cost_L[number] = conv.macs_per_kernel * (budget.scope == "network" or conv.prunable)
+        for name, tensor in list(vars(self).items()):
+            setattr(self, name, tensor.to(device))
+        self.cost_L /= self(torch.ones(sets, device=device))[0]
+
+    def __call__(self, mask_S: Tensor) -> tuple[Tensor, Tensor]:
+        """The share of MACs that is left, and its derivative by the mask [S]."""
+        made_L = self.made_L + self.made_LS @ mask_S
+        read_L = self.read_L + self.read_LS @ mask_S
+        slope_S = (self.cost_L * read_L) @ self.made_LS + (self.cost_L * made_L) @ self.read_LS
+        return self.cost_L @ (made_L * read_L), slope_S
+
+
+class _Thresholds(Learner):
+    """Learns one threshold a layer; filters whose importance is below it output 0.
+
+    The mask multiplies scale and shift of the batch norm behind a filter. Both are kept unmasked too: the optimizer's
+    moves of the masked ones, which the network has, are added to the unmasked ones after every step.
+    """
+
+    def __init__(self, settings: LAPP, model: nn.Module, graph: Graph, budget: Budget) -> None:
+        self.settings = settings
+        self.budget = budget
+        self.weights = [model.get_parameter(f"{name}.weight") for name in graph.convs]
+        device = self.weights[0].device
+        norms = _norms(graph)
+        self.gates: list[Tensor] = [model.get_parameter(f"{bn}.{kind}") for kind in ("weight", "bias") for bn in norms]
+        self.sizes = [len(gate) for gate in self.gates]
+        self.unmasked = torch.cat([gate.detach().clone() for gate in self.gates])
+        self.ids = [ids.to(device) for ids in graph.filter_sets.values()]
+        self.set_N = torch.cat(self.ids)
+        members_SL = torch.stack([torch.bincount(ids, minlength=graph.set_count) for ids in self.ids], 1).float()
+        self.member_SL = members_SL / members_SL.sum(1, keepdim=True)
+        self.macs = MaskedMacs(model, graph, budget, device)
+        self.threshold_L = torch.zeros(len(self.ids), device=device)
+        self.mask_S = torch.ones(graph.set_count, device=device)
+        self.fixed = False
+        """True when the constraint is met for good: thresholds and mask then stay."""
+
+    @torch.no_grad()
+    def before_step(self, step: Step) -> None:
+        """Move the thresholds, by the gradients of the loss and of the excess MACs, straight through the mask."""
+        if self.fixed:
+            return
+        slopes = torch.cat([_gradient(gate) for gate in self.gates]) * self.unmasked
+        loss_S = torch.zeros_like(self.mask_S).index_add_(0, self.set_N.repeat(2), slopes)
+        left, macs_S = self.macs(self.mask_S)
+        allowed = 1 - self.budget.share * min(1.0, float(step.index + 1) / (self.settings.prune_share * step.total))
+        weight = self.settings.macs_weight * len(self.threshold_L) * (left - allowed).clamp(min=0)
+        self.threshold_L += self.settings.threshold_lr * (loss_S + weight * macs_S) @ self.member_SL
+        self.threshold_L.clamp_(min=0)
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        """Take the optimizer's moves over, and put the new mask on."""
+        moved = torch.cat([gate.detach() for gate in self.gates]) - self.unmasked * self._mask_gates()
+        self.unmasked += moved
+        if not self.fixed:
+            self._renew_mask()
+            down = float(step.index + 1) >= self.settings.prune_share * step.total
+            self.fixed = down and float(self.macs(self.mask_S)[0]) <= 1 - self.budget.share
+        torch._foreach_copy_(self.gates, list((self.unmasked * self._mask_gates()).split(self.sizes)))
+
+    def _renew_mask(self) -> None:
+        """1 where the mean importance of a set exceeds the mean threshold of its layers, and for the best of each layer."""
+        margins = [_importance(w) - t for w, t in zip(self.weights, self.threshold_L, strict=True)]
+        members_S = torch.bincount(self.set_N, minlength=len(self.mask_S))
+        margin_S = torch.zeros_like(self.mask_S).index_add_(0, self.set_N, torch.cat(margins)) / members_S
+        self.mask_S = (margin_S > 0).to(margin_S.dtype)
+        for ids in self.ids:
+            self.mask_S[ids[margin_S[ids].argmax()]] = 1
+
+    def _mask_gates(self) -> Tensor:
+        return self.mask_S[self.set_N].repeat(2)
+
+    def metrics(self) -> dict[str, float]:
+        """MACs that the mask leaves, the mean threshold, and whether the structure is fixed."""
+        return {
+            "macs_left": float(self.macs(self.mask_S)[0]),
+            "threshold": float(self.threshold_L.mean()),
+            "fixed": float(self.fixed),
+        }
+
+    def state_dict(self) -> State:
+        """Thresholds [L], mask [S], unmasked scales and shifts, and whether the structure is fixed."""
+        names = ("threshold_L", "mask_S", "unmasked")
+        return {**{name: getattr(self, name).clone() for name in names}, "fixed": self.fixed}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what `state_dict` gave."""
+        for name in ("threshold_L", "mask_S", "unmasked"):
+            setattr(self, name, state[name].to(self.set_N.device, copy=True))
+        self.fixed = state["fixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LAPP(Criterion):
+    """Filters below their layer's learned threshold, from training that begins at the initial weights.
+
+    prune_share   share of the stage in which the allowed MACs fall linearly to the budget
+    threshold_lr  learning rate of the thresholds
+    macs_weight   weight of the squared excess of MACs (as a share of the dense ones, times the number of layers)
+    ranking       "raw": importance minus threshold, in one order over the network
+    """
+
+    granularity = "filter"
+    source = "Zhai et al., LAPP: Layer Adaptive Progressive Pruning for Compressing CNNs from Scratch, arXiv 2309.14157 (2023)"
+    deviations = (
+        "without the bypass of pruned layers; written from the published description, as there is no code: importance is the "
+        "L2 norm of a filter over its layer's mean, thresholds learn straight through the step of the mask, the constraint is "
+        "the squared excess over MACs that fall linearly, and their rates are ours; the mask acts on scale and shift of the "
+        "batch norm; residual streams are pruned too, tied filters by their mean; the best filter of every layer stays; the "
+        "structure is fixed when the budget is first met after prune_share"
+    )
+    learns = True
+    needs_budget = True
+    start = "init"
+    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "prune_share": (0.25, 0.5, 0.75),
+        "threshold_lr": (0.01, 0.05, 0.25),
+    }
+
+    prune_share: float = 0.5
+    threshold_lr: float = 0.05
+    macs_weight: float = 1.0
+    ranking: Ranking = "raw"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.prune_share < 1:
+            raise ValueError(f"lapp's prune_share must lie between 0 and 1, got {self.prune_share}")
+        if self.threshold_lr <= 0 or self.macs_weight <= 0:
+            raise ValueError(
+                f"lapp's threshold_lr and macs_weight must be above 0, got {self.threshold_lr} and {self.macs_weight}"
+            )
+
+    def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
+        """A threshold for every convolution, under the task's budget."""
+        assert task.budget is not None
+        return _Thresholds(self, model, graph, task.budget)
+
+    def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
+        """Layer -> importance minus threshold [O]; masked filters come before all others."""
+        mask_S = state["mask_S"].cpu()
+        return {
+            name: _importance(model.get_parameter(f"{name}.weight")).cpu() - threshold + KEPT_LAST * mask_S[ids]
+            for (name, ids), threshold in zip(graph.filter_sets.items(), state["threshold_L"].cpu(), strict=True)
+        }
+
+
+def _importance(w_OIkk: Tensor) -> Tensor:
+    """L2 norm of each filter over the layer's mean [O]."""
+    norm_O = w_OIkk.detach().flatten(1).norm(dim=1)
+    return norm_O / norm_O.mean().clamp(min=torch.finfo(norm_O.dtype).tiny)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _norms(graph: Graph) -> list[str]:
+    """The batch norm of every layer."""
+    found = {name: conv.bn for name, conv in graph.convs.items()}
+    if missing := [name for name, bn in found.items() if bn is None]:
+        raise ValueError(f"lapp needs a batch norm behind every convolution; {missing[0]} has none")
+    return [bn for bn in found.values() if bn is not None]
