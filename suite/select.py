@@ -1,13 +1,13 @@
 """From scores to plans, and from plans to the budget: what all methods share.
 
-Shapes: O filters, S filter sets (filters tied through residual sums disappear together).
+Shapes: O filters, I input channels, G filter groups, S filter sets (filters tied through residual sums disappear together).
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -48,14 +48,44 @@ def filter_planner(graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranki
             rank[free] = _fractions(free, count)[free]
     rank[protected] = torch.inf
 
+    return lambda knob: without_sets(graph, sets, rank >= knob)
+
+
+def without_sets(graph: Graph, sets: Mapping[str, Tensor], kept_S: Tensor) -> PruningPlan:
+    """The plan that removes whole filters: those of the sets that `kept_S` [S] does not keep.
+
+    sets   layer name -> int64 [O], the set of each filter (`set_scores`)
+    """
+    layers = {}
+    for name, ids in sets.items():
+        conv, kept_O = graph.convs[name], kept_S[ids]
+        if not bool(kept_O.all()):
+            layers[name] = replace(ConvPlan.full(conv.filters, conv.channels), kept_O=kept_O)
+    return PruningPlan(layers)
+
+
+def channel_planner(order_GI: Mapping[str, Tensor], filter_group_O: Mapping[str, Tensor]) -> Planner:
+    """A planner that removes input channels: the same share from every filter group of every layer that is named.
+
+    order_GI        layer name -> int64 [G, I], the channels of each group from the first to go to the last, which stays
+    filter_group_O  layer name -> int64 [O], the group of each filter
+    Layers lose their n-th channels one after the other, so that a budget is met closely.
+    """
+    ranks = {}
+    for place, (name, order) in enumerate(order_GI.items()):
+        steps = torch.arange(order.shape[1], dtype=torch.float64) + place / len(order_GI)
+        steps = steps / max(order.shape[1] - 1, 1)
+        steps[-1] = torch.inf
+        ranks[name] = torch.empty_like(order, dtype=torch.float64).scatter_(1, order, steps.expand(order.shape))
+
     def plan(knob: float) -> PruningPlan:
-        layers = {}
-        for name, ids in sets.items():
-            conv, kept_O = graph.convs[name], rank[ids] >= knob
-            if not bool(kept_O.all()):
-                full = ConvPlan.full(conv.filters, conv.channels)
-                layers[name] = ConvPlan(full.filter_group_O, full.kept_GI, kept_O)
-        return PruningPlan(layers)
+        return PruningPlan(
+            {
+                name: ConvPlan(filter_group_O[name], rank_GI >= knob, torch.ones(len(filter_group_O[name])).bool())
+                for name, rank_GI in ranks.items()
+                if bool((rank_GI < knob).any())
+            }
+        )
 
     return plan
 
@@ -68,7 +98,10 @@ def _fractions(order: Tensor, count: int) -> Tensor:
 
 
 def set_scores(graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Filter sets numbered 0..S-1 per layer, and the mean score of each set, float64 [S]."""
+    """Layer name -> the set of each of its filters, int64 [O], numbered 0..S-1; and the mean score of each set, float64 [S].
+
+    normalise   divide scores by their layer's mean first
+    """
     for name, conv in graph.convs.items():
         if name not in scores:
             raise ValueError(f"no scores for layer {name}; a criterion scores every layer of the graph")

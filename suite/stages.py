@@ -112,11 +112,13 @@ class Pruned(_Named):
         if self.settings.needs_reference != (self.reference is not None):
             verb = "follows another run: give it" if self.settings.needs_reference else "follows no other run: drop"
             raise ValueError(f"{name_of(self.settings)} {verb} `reference`")
-        if self.reference is not None and (self.reference.base.data, self.reference.base.model) != (
-            self.base.data,
-            self.base.model,
-        ):
-            raise ValueError(f"{name_of(self.settings)} follows a run of another network: {self.reference.label}")
+        if self.reference is not None:
+            ours, theirs = ((run.base.data, run.base.model, run.base.split) for run in (self, self.reference))
+            if ours != theirs:
+                raise ValueError(
+                    f"{name_of(self.settings)} on {'/'.join(ours)} follows a run on {'/'.join(theirs)}: "
+                    "give it a `reference` of the same data, model and split"
+                )
         if self.settings.learns and self.learning is None:
             raise ValueError(f"{name_of(self.settings)} learns before it prunes: give it a `learning` schedule")
         for schedule in (self.base.schedule, self.learning, self.finetune):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 
 from suite import grids
 from suite.contract import Pruner
-from suite.stages import Learned, Pruned, describe
+from suite.schedule import Schedule
+from suite.stages import Base, Learned, Pruned, Timed, describe
 
 SEEDS = {
     "quickstart": 2,
     "cifar10_short": 3,
     "cifar10_oneshot": 3,
+    "controls": 3,
+    "cifar10_fair": 5,
+    "tuning": 3,
+    "tuning_digits": 2,
     "paper_table1": 5,
     "paper_table2": 3,
     "dsp_best_test": 5,
@@ -139,3 +144,96 @@ def test_ablations_share_the_runs_that_they_have_in_common() -> None:
 def test_learning_is_done_once_for_all_budgets() -> None:
     stages = grids.stages_of(grids.load("ablation_groups"), runs_of("ablation_groups"))
     assert sum(isinstance(stage, Learned) for stage in stages) == 5 * 2 * 3  # groups, models, seeds
+
+
+# ---- runs that follow others -----------------------------------------------------------------------------------------
+
+
+def references() -> list[Pruned]:
+    short = Schedule(epochs=2, lr=0.05, weight_decay=5e-4)
+    bases = [Base(data="digits", model="resnet8", schedule=short, seed=seed) for seed in (0, 1)]
+    return grids.cross(bases=bases, method="l1_filter", budgets=(0.3, 0.5), finetune=short)
+
+
+def test_a_follower_shares_all_with_its_reference_but_the_method() -> None:
+    followers = grids.follow(references(), "random_rates")
+    assert len({run.key for run in followers}) == 4
+    for run, reference in zip(followers, references(), strict=True):
+        assert run.reference == reference
+        assert (run.base, run.budget, run.finetune, run.seed) == (
+            reference.base,
+            reference.budget,
+            reference.finetune,
+            reference.seed,
+        )
+        assert describe(run.settings) == "random_rates(like=l1_filter)"
+
+
+def test_a_follower_may_have_a_schedule_of_its_own() -> None:
+    longer = Schedule(epochs=9, lr=0.1, weight_decay=0)
+    (run,) = grids.follow(references()[:1], "scratch", finetune=lambda reference: longer)
+    assert run.finetune == longer
+    with pytest.raises(ValueError, match="unknown method 'scrach'"):
+        grids.follow(references(), "scrach")
+
+
+def test_a_method_that_follows_nobody_cannot_be_told_to() -> None:
+    with pytest.raises(TypeError, match="like"):
+        grids.follow(references(), "l1_filter")
+
+
+def test_references_are_done_first_and_once() -> None:
+    """Also those of `--smoke`, and those that the grid does not list."""
+    for smoke in (False, True):
+        grid = grids.Grid(
+            title="followers",
+            about="",
+            runs=lambda: grids.follow(references(), "random_rates") + grids.follow(references(), "scratch"),
+        )
+        runs = grids.runs_of(grid, smoke=smoke)
+        stages = [stage for stage in grids.stages_of(grid, runs, smoke=smoke) if not isinstance(stage, Timed)]
+        keys = [stage.key for stage in stages]
+        assert len(runs) == (2 if smoke else 8)
+        assert len(keys) == len(set(keys)) == (4 if smoke else 2 + 4 + 8)
+        for run in runs:
+            assert run.reference is not None
+            assert keys.index(run.reference.key) < keys.index(run.key)
+            assert run.smoke == run.reference.smoke == smoke
+            assert run.reference.base == run.base
+
+
+def test_controls_follow_runs_of_the_grid() -> None:
+    runs = runs_of("controls")
+    keys = {run.key for run in runs}
+    followers = [run for run in runs if run.reference is not None]
+    assert {run.reference.key for run in followers if run.reference} <= keys
+    counts = Counter((run.method, run.reference.method if run.reference else "") for run in runs)
+    cells = 2 * 3 * 3  # models, budgets, seeds
+    assert counts == {
+        ("dsp", ""): cells,
+        ("l1_filter", ""): cells,
+        ("random_filter", ""): cells,
+        ("random_rates", "dsp"): cells,
+        ("random_rates", "l1_filter"): cells,
+        ("l1_rates", "dsp"): cells,
+        ("scratch", "dsp"): 2 * cells,
+        ("scratch", "l1_filter"): 2 * cells,
+    }
+
+
+def test_scratch_trains_as_many_epochs_as_the_base_or_at_its_cost() -> None:
+    epochs: dict[float, set[int]] = defaultdict(set)
+    for run in runs_of("controls"):
+        if run.method == "scratch":
+            assert run.base.schedule is not None
+            assert (run.finetune.lr, run.finetune.shape) == (run.base.schedule.lr, run.base.schedule.shape)
+            epochs[run.budget.share].add(run.finetune.epochs)
+    assert epochs == {0.5: {164, 328}, 0.65: {164, 469}, 0.8: {164, 820}}
+
+
+def test_smoke_of_controls_follows_runs_of_the_smoke_grid() -> None:
+    runs = runs_of("controls", smoke=True)
+    keys = {run.key for run in runs}
+    followers = [run for run in runs if run.reference is not None]
+    assert len(followers) == 2 * 5
+    assert {run.reference.key for run in followers if run.reference} <= keys

@@ -270,8 +270,8 @@ def test_plans_fit_the_network_and_grow_with_the_knob(method: str, network: str)
 def test_budgets_are_met_as_closely_as_the_method_can(method: str, network: str) -> None:
     case = learned(method, network)
     planner, graph = case.planner(), case.graph
-    found = [meet(planner, graph, Budget(share=share)) for share in (0.3, 0.6)]
-    for share, selection in zip((0.3, 0.6), found, strict=True):
+    found = [meet(planner, graph, Budget(share=share)) for share in (0.3, 0.55)]
+    for share, selection in zip((0.3, 0.55), found, strict=True):
         assert selection.cut >= share
         assert selection.cut == graph.cut(selection.plan)
         assert selection.coarse == (selection.cut - share > COARSE)

@@ -25,7 +25,7 @@ from tiny_grid import call, results, run_of, stages
 from torch import Tensor, nn
 
 from baselines.l1_filter import L1Filter
-from suite import data, models, pack, records
+from suite import data, grids, models, pack, records
 from suite.contract import Budget, Criterion, Learner, Planner, State, Step, Task
 from suite.files import write_text
 from suite.graph import Graph
@@ -406,6 +406,28 @@ def test_a_need_that_failed_or_is_missing_is_named(tmp_path: Path) -> None:
     assert do_all([run.base, run], context) == ["done", "done"]
     assert row_of(run, context).status == "done"
     assert failure(run, context) is None
+
+
+def test_a_run_follows_another_and_is_not_reached_without_it(tmp_path: Path) -> None:
+    """Scratch training of no epoch leaves the initial weights in the shape of the run that it follows."""
+    context = Context(results=tmp_path, threads=1)
+    still = Schedule(epochs=0, lr=0.1, weight_decay=0.0)
+    followed = run_of("l1_filter", finetune=still)
+    (scratch,) = grids.follow([followed], "scratch")
+    assert execute(scratch.base, context) == "done"
+    assert execute(scratch, context) == "failed"
+    assert (
+        row_of(scratch, context).reason
+        == f"needs {followed.key} ({followed.label}), missing: it is not done; run it first"
+    )
+    assert do_all(in_order([scratch]), context) == ["done"] * 3
+    folders = [context.folder(run) / "packed.safetensors" for run in (followed, scratch)]
+    plan = pack.plan_of(folders[0])
+    assert pack.plan_of(folders[1]) == plan
+    initial = models.build("vgg6", 10)
+    initial.load_state_dict(load_file(context.folder(scratch.base) / "init.safetensors"))
+    expected = pack.pack(initial, Graph(initial, DIGITS.input_shape), plan).body.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in pack.load(folders[1]).body.state_dict().items())
 
 
 def test_what_needs_a_stage_that_was_stopped_is_not_reached(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from baselines.l1_filter import L1Filter
+from baselines.random_rates import RandomRates
 from baselines.slimming import Slimming
 from dsp import DSP
 from suite.contract import Budget
@@ -23,6 +24,7 @@ LEARNED = Learned(base=BASE, settings=DSP(), schedule=SHORT, seed=0)
 PRUNED = Pruned(base=BASE, settings=DSP(), learning=SHORT, budget=Budget(share=0.5), finetune=SHORT, seed=0)
 PLAIN = Pruned(base=BASE, settings=L1Filter(), learning=None, budget=Budget(share=0.5), finetune=SHORT, seed=0)
 TIMED = Timed(pruned=PRUNED, timing=Timing())
+FOLLOWING = dataclasses.replace(PLAIN, settings=RandomRates(like="l1_filter"), reference=PLAIN)
 
 GOLDEN: dict[str, Stage] = {
     "base-68162ba243c5": BASE,
@@ -32,6 +34,7 @@ GOLDEN: dict[str, Stage] = {
     "pruned-0b03494eeeca": PLAIN,
     "pruned-c7523f7edc8b": dataclasses.replace(PRUNED, settings=DSP(groups=3), smoke=True),
     "timed-944f55c8967a": TIMED,
+    "pruned-72d7fc7a9979": FOLLOWING,
 }
 """A name may change only when results made under it are no longer valid: a change here orphans every stored row."""
 
@@ -78,7 +81,7 @@ def variants() -> Sequence[Stage]:
     ]
     options += [("cycles", 2), ("replan_pp", 1.0), ("epoch_images", 256), ("keep", "best_test"), ("keep_after", 1)]
     schedules = [dataclasses.replace(SHORT, **{name: value}) for name, value in options]
-    found: list[Stage] = [BASE, PUBLIC, LEARNED, PRUNED, PLAIN, TIMED, *timed, *bases]
+    found: list[Stage] = [BASE, PUBLIC, LEARNED, PRUNED, PLAIN, FOLLOWING, TIMED, *timed, *bases]
     return [
         *found,
         *(dataclasses.replace(BASE, schedule=schedule) for schedule in schedules),
@@ -91,6 +94,7 @@ def variants() -> Sequence[Stage]:
         dataclasses.replace(PRUNED, budget=Budget(share=0.51)),
         dataclasses.replace(PRUNED, settings=DSP(groups=3)),
         dataclasses.replace(PRUNED, settings=Slimming()),
+        dataclasses.replace(FOLLOWING, reference=dataclasses.replace(PLAIN, seed=1)),
         dataclasses.replace(LEARNED, budget=Budget(share=0.5)),
         dataclasses.replace(LEARNED, settings=DSP(lam=1e-2)),
     ]
@@ -135,6 +139,24 @@ def test_budgets_share_what_is_learned_unless_learning_needs_the_budget() -> Non
 def test_a_method_that_learns_needs_a_schedule_for_it() -> None:
     with pytest.raises(ValueError, match="dsp learns before it prunes"):
         dataclasses.replace(PRUNED, learning=None)
+
+
+def test_a_follower_needs_its_reference() -> None:
+    assert FOLLOWING.needs == (BASE, PLAIN)
+    assert [stage.key for stage in in_order([FOLLOWING])] == [BASE.key, PLAIN.key, FOLLOWING.key]
+    with pytest.raises(ValueError, match="random_rates follows another run: give it `reference`"):
+        dataclasses.replace(FOLLOWING, reference=None)
+    with pytest.raises(ValueError, match="l1_filter follows no other run: drop `reference`"):
+        dataclasses.replace(PLAIN, reference=PLAIN)
+
+
+@pytest.mark.parametrize("change", [{"model": "vgg6"}, {"data": "cifar10"}, {"split": "tuning"}])
+def test_a_follower_and_its_reference_have_the_same_network_and_images(change: dict[str, Any]) -> None:
+    other = dataclasses.replace(PLAIN, base=dataclasses.replace(BASE, **change))
+    with pytest.raises(
+        ValueError, match=r"random_rates on digits/resnet8/all follows a run on .*give it a `reference`"
+    ):
+        dataclasses.replace(FOLLOWING, reference=other)
 
 
 @pytest.mark.parametrize(("schedule", "weights"), [(None, ""), (SHORT, "cifar10_resnet20_a")])

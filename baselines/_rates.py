@@ -1,0 +1,60 @@
+"""What the controls with another run's rates share: of every layer, as large a part goes as in the run that is followed.
+
+Shapes: O filters, L layers, S filter sets (filters tied through residual sums disappear together).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from suite.contract import Planner, PruningPlan
+from suite.graph import Graph
+from suite.select import set_scores, without_sets
+
+DEVIATIONS = (
+    "a run that removes whole filters, tied ones together, has its share of removed filters as a layer's rate; any other its "
+    "share of removed kernels, over tied layers together; rates are scaled until the budget is met, since filters that go "
+    "take the next layer's channels with them"
+)
+
+
+def rates_planner(graph: Graph, scores: Mapping[str, Tensor], reference: PruningPlan | None) -> Planner:
+    """A planner that removes the filters with the smallest scores, at the rates of `reference` when the knob is 0.5.
+
+    A smaller knob scales all rates down; a larger one closes the same part of every rate's distance to 1.
+    Raises ValueError when there is no reference.
+    """
+    if reference is None:
+        raise ValueError("rates are those of another run: list this one with suite.grids.follow, which gives its plan")
+    sets, value_S = set_scores(graph, scores, normalise=True)
+    knob_S = torch.full_like(value_S, torch.inf)
+    for members, rate in _rates(graph, sets, reference):
+        order = members[value_S[members].argsort(stable=True)]
+        share = torch.arange(1, len(order) + 1, dtype=torch.float64) / len(order)
+        knob_S[order] = torch.where(share <= rate, share / (2 * rate), 0.5 + (share - rate) / (2 - 2 * rate))
+        if rate < 1:
+            knob_S[order[-1]] = torch.inf
+    return lambda knob: without_sets(graph, sets, knob_S > knob)
+
+
+def _rates(graph: Graph, sets: Mapping[str, Tensor], reference: PruningPlan) -> Iterator[tuple[Tensor, float]]:
+    """(filter sets that lie in the same layers, the share of them to remove)."""
+    lies_LS = torch.zeros(len(sets), int(max(ids.max() for ids in sets.values())) + 1, dtype=torch.bool)
+    kept_S, removed_L, kernels_L = lies_LS[0].clone(), torch.zeros(len(sets)), torch.zeros(len(sets))
+    for index, (name, ids) in enumerate(sets.items()):
+        conv, layer = graph.convs[name], reference.get(name)
+        lies_LS[index, ids] = True
+        kept_S[ids] |= torch.ones(conv.filters).bool() if layer is None else layer.kept_O
+        kernels_L[index] = conv.filters * conv.channels
+        removed_L[index] = 0 if layer is None else (~layer.mask_OI).sum()
+    whole = graph.settle(without_sets(graph, sets, kept_S)) == graph.settle(reference)
+    _, class_S = lies_LS.unique(dim=1, return_inverse=True)
+    for number in range(int(class_S.max()) + 1):
+        members = (class_S == number).nonzero()[:, 0]
+        layers = lies_LS[:, members[0]]
+        filters = int((~kept_S[members]).sum()) / len(members)
+        kernels = float(removed_L[layers].sum() / kernels_L[layers].sum())
+        yield members, filters if whole else kernels
