@@ -37,7 +37,7 @@ class HRank(Criterion):
     """Mean rank of each filter's feature map after its activation."""
 
     granularity = "filter"
-    source = "Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020, section 3.2, equations 4-5"
+    source = "Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020, section 3.2"
     deviations = (
         "one order over the network (ranks divided by their layer's mean) instead of hand-set rates per layer; all layers "
         "pruned at once instead of one by one with fine-tuning between; residual streams are pruned too, tied filters by "

@@ -18,7 +18,7 @@ class Taylor(Criterion):
     """The squared loss change that the gradient predicts when a filter's output, gated by its batch norm, becomes 0."""
 
     granularity = "filter"
-    source = "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, equation 8, gates after batch norm"
+    source = "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, section 3, gates after batch norm"
     deviations = (
         "pruned once from training images as evaluated, batch-norm statistics fixed, not a few filters every few batches "
         "of a fine-tuning; without a batch norm the gate stands on weight and bias of the convolution"
