@@ -41,11 +41,12 @@ def filter_planner(graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranki
         order = values.argsort(stable=True)
         rank = _fractions(order[~protected[order]], count)
     else:
-        rank = torch.ones(count, dtype=torch.float64)
-        for members in coupled_sets(sets):
+        rank, families = torch.ones(count, dtype=torch.float64), coupled_sets(sets)
+        for place, members in enumerate(families):
             order = members[values[members].argsort(stable=True)]
             free = order[~protected[order]]
-            rank[free] = _fractions(free, count)[free]
+            # one set of layers after the other, so that a budget is met closely
+            rank[free] = _fractions(free, count)[free] + place / len(families) / max(len(free), 1)
     rank[protected] = torch.inf
 
     return lambda knob: without_sets(graph, sets, rank >= knob)

@@ -124,7 +124,18 @@ def test_layer_ranking_removes_the_same_share_of_every_set_of_coupled_layers(kno
     )  # what layers are worth beside each other is no matter
     gone = removed(graph, filter_planner(graph, scores, ranking="layer")(knob))
     for layer, filters in gone.items():
-        assert int(filters.sum()) == math.ceil(knob * (len(filters) - 1)), layer
+        assert math.ceil(knob * (len(filters) - 1)) - int(filters.sum()) in (0, 1), layer
+
+
+def test_layer_ranking_takes_from_one_set_of_coupled_layers_of_a_width_after_the_other() -> None:
+    graph = graph_of("resnet8")
+    planner = filter_planner(graph, random_scores(graph, 1), ranking="layer")
+    steps = 1000
+    plans = [removed(graph, planner(step / steps)) for step in range(steps + 1)]
+    for less, more in itertools.pairwise(plans):
+        changed = [layer for layer in more if not torch.equal(less[layer], more[layer])]
+        sets = {int(graph.filter_sets[layer][0]): graph.convs[layer].filters for layer in changed}
+        assert len(set(sets.values())) == len(sets), changed
 
 
 def test_global_ranking_does_not_see_the_scale_of_a_layer() -> None:
