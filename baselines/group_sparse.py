@@ -89,10 +89,11 @@ class GroupSparse(Criterion):
         "Driving, arXiv 2402.05146 (2024)"
     )
     deviations = (
-        "adapted from the fully connected networks of reinforcement learning to classification by CNNs, after the published "
-        "description: a neuron is a filter with the scale and shift of its batch norm; its importance is the norm of that "
-        "group over the largest of its layer, and weighs the lasso by 1 - importance; the threshold is set after every epoch "
-        "by the part of the MACs budget that is due; tied filters go by their mean; lam and prune_share are ours"
+        "adapted from the fully connected networks of reinforcement learning to classification by CNNs, and written from the "
+        "paper's abstract, without its equations or code; ours are the groups (a filter with scale and shift of its batch "
+        "norm), their importance (norm over the largest of the layer) and its weight in the lasso (1 - importance), the rates, "
+        "and that the threshold is set after every epoch by the part of the MACs budget that is due; tied filters go by "
+        "their mean"
     )
     learns = True
     needs_budget = True
