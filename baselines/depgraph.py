@@ -114,7 +114,7 @@ class DepGraph(Criterion):
     """
 
     granularity = "channel"
-    source = "Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, section 3.3, equations 4-5; Torch-Pruning 1.6.1"
+    source = "Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, section 3.3; Torch-Pruning 1.6.1"
     deviations = (
         "groups come from the suite's own channel graph, which also ties padded shortcuts; as in the authors' code, gamma "
         "follows the norms, not their squares, and reg is the factor of the gradient; groups are compared by their squared "

@@ -146,11 +146,11 @@ class LAPP(Criterion):
     granularity = "filter"
     source = "Zhai et al., LAPP: Layer Adaptive Progressive Pruning for Compressing CNNs from Scratch, arXiv 2309.14157 (2023)"
     deviations = (
-        "without the bypass of pruned layers; written from the published description, as there is no code: importance is the "
-        "L2 norm of a filter over its layer's mean, thresholds learn straight through the step of the mask, the constraint is "
-        "the squared excess over MACs that fall linearly, and their rates are ours; the mask acts on scale and shift of the "
-        "batch norm; residual streams are pruned too, tied filters by their mean; the best filter of every layer stays; the "
-        "structure is fixed when the budget is first met after prune_share"
+        "written from the paper's abstract, without its equations or code, and without the bypass of pruned layers; ours are "
+        "the importance (L2 norm of a filter over its layer's mean), the straight-through gradient of the thresholds, the "
+        "constraint (squared excess over allowed MACs that fall linearly), the rates, and that the mask acts on scale and "
+        "shift of the batch norm and is fixed when the budget is first met after prune_share; residual streams are pruned "
+        "too, tied filters by their mean; the best filter of every layer stays"
     )
     learns = True
     needs_budget = True

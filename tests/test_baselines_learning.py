@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from baselines.depgraph import DepGraph, coupled_weights, group_energies
 from baselines.greg import GReg
+from baselines.group_sparse import GroupSparse
 from baselines.lapp import LAPP, MaskedMacs
 from baselines.sfp import SFP
 from baselines.ssl import SSL
@@ -26,7 +28,7 @@ from suite.select import meet
 from suite.train import Trainer
 
 SCHEDULE = Schedule(epochs=4, lr=0.05, weight_decay=1e-4, batch=16, epoch_images=64)
-LEARNING = ("sfp", "ssl", "greg", "depgraph", "lapp")
+LEARNING = ("sfp", "ssl", "greg", "depgraph", "lapp", "group_sparse")
 
 
 def trainer_of(method: str, settings: Pruner | None = None, schedule: Schedule = SCHEDULE) -> Trainer:
@@ -413,3 +415,57 @@ def test_lapp_meets_the_constraint_step_by_step_with_rates_of_its_own_for_each_l
         assert bool((trainer.model.get_parameter(f"{graph.convs[name].bn}.weight")[~layer.kept_O] == 0).all())
     rates = {round(float((~layer.kept_O).float().mean()), 2) for layer in plan.values()}
     assert len(rates) >= 3
+
+
+# ---- dynamic structured pruning --------------------------------------------------------------------------------------
+
+
+def test_group_sparse_penalises_redundant_filters_and_spares_the_most_important() -> None:
+    """lam (1 - norm / largest) times the unit vector of the group: filter, scale and shift."""
+    model, graph = one_layer([[12.0, 0.0], [0.0, 0.0], [2.0, 1.0]])
+    weight, scale, shift = (model.get_parameter(name) for name in ("0.weight", "1.weight", "1.bias"))
+    scale.data.copy_(torch.tensor([3.0, 0.0, 2.0]))
+    shift.data.copy_(torch.tensor([4.0, 0.0, 0.0]))
+    zero_gradients(model)
+    GroupSparse(lam=0.26).learner(model, graph, task_of(0, Budget(share=0.5))).before_step(one_step(model))
+    factor = 0.26 * (1 - 3 / 13) / 3  # the groups' norms are 13, 0 and 3
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad.flatten(1), factor * torch.tensor([[0.0, 0.0], [0.0, 0.0], [2.0, 1.0]]))
+    torch.testing.assert_close(scale.grad, factor * torch.tensor([0.0, 0.0, 2.0]))
+    torch.testing.assert_close(shift.grad, torch.zeros(3))
+
+
+def test_group_sparse_drives_the_filter_that_the_loss_does_not_need_to_zero() -> None:
+    model, graph = one_layer([[2.0, 1.0], [0.5, 0.5], [1.0, 2.0]])
+    parts = [model.get_parameter(name) for name in ("0.weight", "1.weight", "1.bias")]
+    start = [part.detach().clone() for part in parts]
+    learner = GroupSparse(lam=0.1).learner(model, graph, task_of(0, Budget(share=0.3)))
+
+    def loss() -> Tensor:
+        moved = [(part - begin)[[0, 2]].square().sum() for part, begin in zip(parts, start, strict=True)]
+        return torch.stack(moved).sum()
+
+    descend(model, learner, loss, steps=400, lr=0.1)
+    assert filter_norms(model)[1] <= 2 * 0.1 * 0.1
+    assert min(filter_norms(model)[0], filter_norms(model)[2]) > 2.1
+    learner.after_epoch(model)
+    assert filter_norms(model)[1] == 0
+    assert learner.metrics()["masked_share"] == pytest.approx(1 / 3)
+
+
+def test_group_sparse_removes_more_and_more_for_good_until_the_budget_is_met() -> None:
+    trainer, settings, budget = trainer_of("group_sparse"), GroupSparse(), Budget(share=0.5)
+    masks = []
+    for epoch in range(1, 5):
+        train(trainer, until=epoch * trainer.steps_per_epoch)
+        masks.append(torch.cat(list(trainer.learner.state_dict()["mask"].values())).bool())
+    graph = Graph(trainer.model, images().input_shape)
+    kept = [int(mask.sum()) for mask in masks]
+    assert kept[0] > kept[1] > kept[2] == kept[3]
+    assert all(bool((before | ~after).all()) for before, after in itertools.pairwise(masks))
+    plan = meet(settings.planner(trainer.model, graph, {}, task_of(0, budget)), graph, budget).plan
+    scores = settings.score(trainer.model, graph, {}, task_of(0))
+    assert all(bool((scores[name][~layer.kept_O] == 0).all()) for name, layer in plan.items())
+    for name, layer in plan.items():
+        mask = trainer.learner.state_dict()["mask"][name].bool()
+        assert not bool(mask[~layer.kept_O].any())
