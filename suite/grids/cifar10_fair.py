@@ -1,0 +1,48 @@
+"""Every method from the same base networks, at the same budgets, with the same fine-tuning: CIFAR-10, five budgets.
+
+Methods that learn before they prune spend epochs that criteria do not; the fairness column says so. Schedules are ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from suite.grids import Grid, _released, cross
+from suite.grids._rivals import CRITERIA, FROM_SCRATCH, LEARNING, RECONSTRUCTING
+from suite.schedule import Schedule
+from suite.stages import Base, Pruned, Timing
+
+SEEDS = (0, 1, 2, 3, 4)
+BUDGETS = (0.3, 0.5, 0.65, 0.8, 0.9)
+MODELS = ("resnet20", "resnet56", "vgg16")
+LEARN = Schedule(epochs=60, lr=0.05, weight_decay=5e-4)
+FINETUNE = Schedule(epochs=120, lr=0.05, weight_decay=5e-4)
+
+
+def runs() -> list[Pruned]:
+    """DSP with two and with four groups, and all rivals."""
+    variants: list[tuple[str, dict[str, Any]]] = [("dsp", {"groups": 2}), ("dsp", {"groups": 4})]
+    variants += [(method, {}) for method in (*CRITERIA, *RECONSTRUCTING, *LEARNING, *FROM_SCRATCH)]
+    bases = [
+        Base(data="cifar10", model=model, schedule=_released.BASE, seed=seed) for model in MODELS for seed in SEEDS
+    ]
+    return [
+        run
+        for method, changes in variants
+        for run in cross(
+            bases=bases,
+            method=method,
+            budgets=BUDGETS,
+            finetune=FINETUNE,
+            learning=_released.BASE if method in FROM_SCRATCH else LEARN,
+            **changes,
+        )
+    ]
+
+
+GRID = Grid(
+    title="Every method under the same conditions on CIFAR-10",
+    about=__doc__ or "",
+    runs=runs,
+    timings=tuple(Timing(device="cuda", batch=batch) for batch in (1, 32, 128)),
+)

@@ -1,0 +1,87 @@
+"""The best settings of each method in a tuning grid: by the mean accuracy on the validation part over seeds and budgets.
+
+A trial counts when all its runs are done; of equal trials the earlier one wins, so the recipe stays unless it is beaten.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from suite import grids
+from suite.files import write_text
+from suite.report import frames, tables, words
+
+TRIAL = ["data", "model", "method"]
+COLUMNS = [
+    *TRIAL,
+    *("trials", "complete", "settings", "top1_mean_pct", "top1_sd_pp", "n"),
+    *("first_top1_mean_pct", "gain_pp", "commit", "rows"),
+]
+
+
+def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], list[str]]:
+    """Write winners.csv and winners.md of a tuning grid; paths and remarks.
+
+    Raises ValueError when the grid is measured on the test set, or when no trial is complete.
+    """
+    grid = grids.load(name)
+    found = frames.load(grid, results, smoke).runs
+    if set(found["split"]) != {"tuning"}:
+        raise ValueError(f"the grid {name} reads the test set; settings are chosen where split='tuning' only")
+    best = winners(found)
+    if best.empty:
+        raise ValueError(f"no trial of {name} is complete; `python -m suite.launch --grid {name}` goes on with them")
+    folder = results / grids.folder_name(name)
+    paths = [folder / "winners.csv", folder / "winners.md"]
+    write_text(paths[0], tables.csv(best, COLUMNS))
+    write_text(paths[1], _document(grid.title, best))
+    missing = int((best["trials"] - best["complete"]).sum())
+    return paths, [f"{missing} trials are not complete and were left out"] if missing else []
+
+
+def winners(runs: pd.DataFrame) -> pd.DataFrame:
+    """One line a method with a complete trial. `first` is its first trial: the recipe as it is."""
+    runs = runs.assign(done=runs["status"] == "done", commit=runs["commit"].fillna(""))
+    trials = runs.groupby([*TRIAL, "series", "settings"], sort=False).agg(
+        complete=("done", "all"),
+        top1_mean_pct=("pruned_top1_pct", "mean"),
+        top1_sd_pp=("pruned_top1_pct", "std"),
+        n=("pruned_top1_pct", "count"),
+        commit=("commit", lambda values: " ".join(words.different(values))),
+        rows=("key", " ".join),
+    )
+    trials = trials.reset_index()
+    lines = []
+    for _, part in trials.groupby(TRIAL, sort=False):
+        complete = part[part["complete"]]
+        if len(complete):
+            first = part.iloc[0]
+            line = complete.nlargest(1, "top1_mean_pct").assign(trials=len(part), complete=len(complete))
+            lines.append(line.assign(first_top1_mean_pct=first["top1_mean_pct"] if first["complete"] else float("nan")))
+    best = pd.concat(lines) if lines else pd.DataFrame(columns=COLUMNS)
+    return best.assign(gain_pp=best["top1_mean_pct"] - best["first_top1_mean_pct"])[COLUMNS].reset_index(drop=True)
+
+
+def _document(title: str, best: pd.DataFrame) -> str:
+    shown = pd.DataFrame(
+        {
+            "method": best["method"],
+            "trials": best["complete"].astype(str) + " of " + best["trials"].astype(str),
+            "best settings": best["settings"].map(words.markdown),
+            "top-1 %": list(map(words.mean_sd, best["top1_mean_pct"], best["top1_sd_pp"], best["n"])),
+            "recipe's top-1 %": best["first_top1_mean_pct"].map(words.number),
+            "gain pp": best["gain_pp"].map(words.number),
+        }
+    )
+    about = (
+        f"# {words.markdown(title)}: the best settings of each method\n\nBy the mean accuracy on the validation part; no test "
+        "image was read. The gain over the recipe is that of the best of several noisy trials, so it is too large. Rows and "
+        "commits are in winners.csv.\n\n"
+    )
+    sections = [
+        f"## {data}, {model}\n\n" + shown.loc[part.index].to_markdown(index=False, disable_numparse=True)
+        for (data, model), part in best.groupby(["data", "model"], sort=False)
+    ]
+    return about + "\n\n".join(sections) + "\n"
