@@ -163,7 +163,7 @@ def markdown(made: Report) -> str:
 
 def cells_of(text: str) -> list[dict[str, str]]:
     """The first table of a Markdown text: a dict for every line. A table that is not rectangular is refused."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    lines = text[text.index("\n|") + 1 :].split("\n\n", 1)[0].splitlines()
     split = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return [dict(zip(split[0], cells, strict=True)) for cells in split[2:]]
 
@@ -362,7 +362,8 @@ def test_a_timing_without_its_run_is_left_out_and_said(report: Reporter) -> None
 def test_no_rows_at_all(report: Reporter) -> None:
     made = report([run_of(0), run_of(1)], [])
     assert (made.rows, made.done, made.missing) == (0, 0, 2)
-    assert [path.name for path in made.paths] == ["table.csv", "latency.csv", "table.md"]
+    names = ["table.csv", "latency.csv", "comparisons.csv", "table.md", "table_digits_resnet8.tex"]
+    assert [path.name for path in made.paths] == names
     assert made.remarks[0].startswith("no row of example")
     assert "No run is done." in markdown(made)
 
@@ -443,7 +444,7 @@ def test_the_same_rows_give_the_same_bytes(report: Reporter) -> None:
     rows: list[records.Row] = [pruned_row(run, 80 + run.seed) for run in runs]
     rows += [timed_row(run, (1.2, 1.1, 1.3)) for run in runs]
     first = {path: path.read_bytes() for path in report(runs, rows, draw=True).paths}
-    assert len(first) == 7
+    assert len(first) == 9
     assert {path: path.read_bytes() for path in report(runs, [], draw=True).paths} == first
 
 

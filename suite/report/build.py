@@ -13,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from suite import grids
-from suite.files import write_text
-from suite.report import cells, figures, frames, tables, words
+from suite.report import cells, documents, figures, frames, words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +42,11 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
     if not results.is_dir():
         raise ValueError(f"there is no folder {results}; launch the grid first, or name its results with --results")
     found = frames.load(grid, results, smoke)
-    lines, latency, problems = cells.table(found), cells.latency(found), cells.problems(found)
+    lines = cells.table(found)
     folder = results / grids.folder_name(grid_name)
     pictures, drawn = figures.draw_all(lines, folder)
-    texts = {
-        "table.csv": tables.csv(lines, tables.TABLE_COLUMNS),
-        "latency.csv": tables.csv(latency, tables.LATENCY_COLUMNS),
-        "table.md": tables.document(grid, lines, problems, smoke=smoke, pictures=pictures),
-    }
-    for name, text in texts.items():
-        write_text(folder / name, text)
+    texts = documents.of_grid(grid, found, lines, smoke=smoke, pictures=pictures)
+    documents.write(texts, folder)
     statuses = found.runs["status"].value_counts()
     return Report(
         paths=(*(folder / name for name in texts), *drawn),
@@ -72,6 +66,9 @@ def _remarks(grid_name: str, found: frames.Frames, results: Path, smoke: bool) -
         remarks.append(f"no row of {grid_name} is in {results / 'rows'}; `{command}` makes them")
         if not smoke and frames.any_rows(results / "smoke"):
             remarks.append("there are smoke rows; --smoke reports them")
+    if found.unreadable:
+        names = ", ".join(path.name for path in found.unreadable[:3]) + (", ..." if found.unreadable[3:] else "")
+        remarks.append(f"{len(found.unreadable)} row files cannot be read and count as not run: {names}")
     without = frames.timed_without_run(found)
     if without:
         remarks.append(f"{without} latency rows are left out: the runs that they measured have no finished row")
