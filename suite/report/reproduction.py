@@ -86,13 +86,11 @@ def _nearest(row: dict[Any, Any], own: pd.DataFrame) -> tuple[pd.DataFrame, str]
     own = own[own["split"] == "all"]
     if own.empty:
         return none, "ours are measured on the validation part"
-    away = (own[CUT[row["scope"]]] - row["flops_cut_pct"]).abs()
-    near = own[away <= NEAR_PP].assign(away=away)
+    own = own.assign(away=(own[CUT[row["scope"]]] - row["flops_cut_pct"]).abs())
+    near = own[own["away"] <= NEAR_PP]
     if near.empty:
-        return (
-            none,
-            f"no cut within {NEAR_PP:g} point; the nearest is {own.loc[away.idxmin(), CUT[row['scope']]]:.2f} %",
-        )
+        nearest_cut = own.loc[own["away"].idxmin(), CUT[row["scope"]]]
+        return none, f"no cut within {NEAR_PP:g} point; the nearest is {nearest_cut:.2f} %"
     nearest = near.loc[near.groupby(["series", *CONDITIONS], sort=False)["away"].idxmin()]
     wanted = _SELECTION.get(row["selection"], "")
     alike = nearest[(nearest["selection"] == BEST_ON_TEST) == (wanted == BEST_ON_TEST)]
