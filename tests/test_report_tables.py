@@ -18,7 +18,7 @@ from test_report import COMMIT, CPU, HOSTILE, SCHEDULE, pruned_row, run_of
 
 from suite import records
 from suite.grids import Grid
-from suite.report import cells, comparisons, documents, fairness, frames, inference, published, reproduction, words
+from suite.report import cells, documents, fairness, frames, inference, pairs, published, reproduction, words
 from suite.stages import Pruned
 
 TOP1 = {"a": (80.0, 81.0, 82.0), "b": (79.0, 80.5, 80.0)}
@@ -92,14 +92,14 @@ def test_one_method_is_alone_and_a_coarse_one_is_out_of_the_comparison(tmp_path:
     lines = cells.accuracy_lines(found.runs)
     assert lines["fairness"].tolist() == [fairness.ALONE, fairness.COARSE]
     assert lines["fairness_level"].isna().all()
-    assert comparisons.table(found.runs).empty
+    assert pairs.table(found.runs).empty
 
 
 # ---- methods told apart ----------------------------------------------------------------------------------------------
 
 
 def test_a_pair_is_the_paired_t_test_of_its_seeds(tmp_path: Path) -> None:
-    line = comparisons.table(two_methods(tmp_path).runs).iloc[0]
+    line = pairs.table(two_methods(tmp_path).runs).iloc[0]
     a, b = np.array(TOP1["a"]), np.array(TOP1["b"])
     expected = stats.ttest_rel(a, b)
     assert (line["a"], line["b"]) == ("test_report(name=a)", "test_report(name=b)")
@@ -110,11 +110,11 @@ def test_a_pair_is_the_paired_t_test_of_its_seeds(tmp_path: Path) -> None:
     assert line["difference_low_pp"] == pytest.approx((a - b).mean() - half)
     beaten = sum((x > y) + 0.5 * (x == y) for x in a for y in b) / 9
     assert line["probability_of_improvement"] == pytest.approx(beaten)
-    assert line["verdict"] == comparisons.SAME
+    assert line["verdict"] == pairs.SAME
 
 
 def test_other_base_weights_are_not_paired(tmp_path: Path) -> None:
-    line = comparisons.table(two_methods(tmp_path, weights="others").runs).iloc[0]
+    line = pairs.table(two_methods(tmp_path, weights="others").runs).iloc[0]
     assert not line["paired"]
     assert line["p"] == pytest.approx(stats.ttest_ind(TOP1["a"], TOP1["b"], equal_var=False).pvalue)
 
@@ -122,13 +122,13 @@ def test_other_base_weights_are_not_paired(tmp_path: Path) -> None:
 def test_the_order_of_seeds_does_not_matter_and_pairs_are_by_seed(tmp_path: Path) -> None:
     runs = [*(run_of(s, name="a") for s in (2, 0, 1)), *(run_of(s, name="b") for s in (1, 2, 0))]
     rows = [row_of(run, TOP1[run.settings.name][run.seed]) for run in runs]  # type: ignore[attr-defined]
-    mixed = comparisons.table(load(runs, rows, tmp_path / "1").runs)
-    straight = comparisons.table(two_methods(tmp_path / "2").runs)
+    mixed = pairs.table(load(runs, rows, tmp_path / "1").runs)
+    straight = pairs.table(two_methods(tmp_path / "2").runs)
     pd.testing.assert_frame_equal(mixed, straight)
 
 
 def test_rows_of_different_commits_are_never_compared(tmp_path: Path) -> None:
-    assert comparisons.table(two_methods(tmp_path, made={"commit": "f" * 40}).runs).empty
+    assert pairs.table(two_methods(tmp_path, made={"commit": "f" * 40}).runs).empty
 
 
 def test_a_clear_difference_has_a_verdict_and_no_warning(tmp_path: Path) -> None:
@@ -136,30 +136,30 @@ def test_a_clear_difference_has_a_verdict_and_no_warning(tmp_path: Path) -> None
     noise = (0.1, -0.1, 0.05, 0.0, -0.05)
     rows = [row_of(r, (80 if r.settings.name == "a" else 85) + noise[r.seed] * (r.seed + 1)) for r in runs]  # type: ignore[attr-defined]
     rows[0] = dataclasses.replace(rows[0], pruned_top1_pct=80.3)
-    compared = comparisons.table(load(runs, rows, tmp_path).runs)
+    compared = pairs.table(load(runs, rows, tmp_path).runs)
     assert compared["verdict"].tolist() == ["test_report(name=b) is better"]
     assert compared["seeds_needed"].tolist() == [3]
-    assert comparisons.warnings(compared) == []
+    assert pairs.warnings(compared) == []
 
 
 def test_what_n_does_not_carry_is_said(tmp_path: Path) -> None:
-    compared = comparisons.table(two_methods(tmp_path).runs)
-    few, leader = comparisons.warnings(compared)
+    compared = pairs.table(two_methods(tmp_path).runs)
+    few, leader = pairs.warnings(compared)
     assert "have 3 runs" in few
     assert "a claim takes 5" in few
     needed = int(compared["seeds_needed"][0])
     assert f"do not tell it apart from test_report(name=b) (1.17 points apart: {needed} seeds each would)" in leader
     runs = [run_of(seed, name=name) for name in ("a", "b") for seed in (0, 1)]
-    two = comparisons.table(load(runs, [row_of(run, 80 + run.seed) for run in runs], tmp_path / "two").runs)
-    assert "1 of 1 pairs of methods have fewer than 3 runs" in comparisons.warnings(two)[0]
-    assert two["verdict"].tolist() == [comparisons.TOO_FEW]
+    two = pairs.table(load(runs, [row_of(run, 80 + run.seed) for run in runs], tmp_path / "two").runs)
+    assert "1 of 1 pairs of methods have fewer than 3 runs" in pairs.warnings(two)[0]
+    assert two["verdict"].tolist() == [pairs.TOO_FEW]
 
 
 def test_p_values_are_corrected_over_all_pairs_of_a_budget(tmp_path: Path) -> None:
     top1 = {"a": (80, 81, 82), "b": (79, 80.5, 80), "c": (70, 70.5, 72)}
     runs = [run_of(seed, name=name) for name in top1 for seed in range(3)]
     rows = [row_of(run, top1[run.settings.name][run.seed]) for run in runs]  # type: ignore[attr-defined]
-    compared = comparisons.table(load(runs, rows, tmp_path).runs)
+    compared = pairs.table(load(runs, rows, tmp_path).runs)
     p = sorted(compared["p"])
     assert compared.sort_values("p")["p_holm"].tolist() == pytest.approx(
         [min(1, 3 * p[0]), min(1, max(3 * p[0], 2 * p[1])), min(1, max(3 * p[0], 2 * p[1], p[2]))]
@@ -273,7 +273,6 @@ def test_a_median_stands_beside_a_median(tmp_path: Path) -> None:
         ({"flops_cut_pct": 60.0}, {}, "no cut within 1 point; the nearest is 52.00 %"),
         ({"flops_cut_pct": 52.0, "scope": "prunable"}, {}, "the nearest is 54.00 %"),
         ({"flops_cut_pct": math.nan}, {}, "does not state its cut"),
-        ({"groups": 4.0}, {}, "no 4 groups"),
         ({}, {"split": "tuning"}, "validation part"),
         ({}, {"status": "failed", "reason": "no"}, "no run is done"),
     ],
@@ -286,6 +285,14 @@ def test_what_is_not_comparable_is_not_compared(
     assert re.search(reason, line["reason"])
     assert pd.isna(line["ours"])
     assert pd.isna(line["difference_pp"])
+
+
+@pytest.mark.parametrize(
+    "other", [{"groups": 4.0}, {"model": "vgg6"}, {"data": "cifar10"}, {"ours": "another"}, {"top1_pct": math.nan}]
+)
+def test_rows_of_other_networks_and_methods_are_not_this_grids(tmp_path: Path, other: dict[str, Any]) -> None:
+    found = load([run_of()], [row_of(run_of(), 80)], tmp_path)
+    assert reproduction.table(found.runs, cells.accuracy_lines(found.runs), others(**other)).empty
 
 
 def test_best_on_test_stands_beside_best_on_test(tmp_path: Path) -> None:
@@ -305,7 +312,7 @@ def test_lines_of_other_commits_stand_apart(tmp_path: Path) -> None:
 
 
 def texts(found: frames.Frames, runs: list[Pruned], *, smoke: bool = False) -> dict[str, str]:
-    return documents.of_grid(grid_of(runs), found, cells.table(found), smoke=smoke, pictures=())
+    return documents.of_grid(grid_of(runs), found, cells.table(found), cells.latency(found), smoke=smoke, pictures=())
 
 
 def hostile(results: Path) -> dict[str, str]:

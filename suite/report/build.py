@@ -42,10 +42,10 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
     if not results.is_dir():
         raise ValueError(f"there is no folder {results}; launch the grid first, or name its results with --results")
     found = frames.load(grid, results, smoke)
-    lines = cells.table(found)
+    lines, latency = cells.table(found), cells.latency(found)
     folder = results / grids.folder_name(grid_name)
     pictures, drawn = figures.draw_all(lines, folder)
-    texts = documents.of_grid(grid, found, lines, smoke=smoke, pictures=pictures)
+    texts = documents.of_grid(grid, found, lines, latency, smoke=smoke, pictures=pictures)
     documents.write(texts, folder)
     statuses = found.runs["status"].value_counts()
     return Report(

@@ -9,25 +9,31 @@ import pandas as pd
 
 from suite.files import write_text
 from suite.grids import Grid
-from suite.report import cells, comparisons, latex, published, reproduction, tables
+from suite.report import cells, latex, pairs, published, reproduction, tables
 from suite.report.frames import Frames
 
 
 def of_grid(
-    grid: Grid, found: Frames, lines: pd.DataFrame, *, smoke: bool, pictures: Sequence[tuple[str, str, str]]
+    grid: Grid,
+    found: Frames,
+    lines: pd.DataFrame,
+    latency: pd.DataFrame,
+    *,
+    smoke: bool,
+    pictures: Sequence[tuple[str, str, str]],
 ) -> dict[str, str]:
-    """File name -> text. `lines` are `cells.table(found)`; `pictures` are (data, model, file name).
+    """File name -> text. `lines` and `latency` are the tables of `cells`; `pictures` are (data, model, file name).
 
     Smoke runs are compared with no published number. Raises ValueError when the published numbers are damaged.
     """
     once = lines.drop_duplicates("line")
-    compared = comparisons.table(found.runs)
+    compared = pairs.table(found.runs)
     others = published.load()
     reproduced = reproduction.table(found.runs, once, others[:0] if smoke else others)
     return {
         "table.csv": tables.csv(lines, tables.TABLE_COLUMNS),
-        "latency.csv": tables.csv(cells.latency(found), tables.LATENCY_COLUMNS),
-        "comparisons.csv": tables.csv(compared, comparisons.COLUMNS),
+        "latency.csv": tables.csv(latency, tables.LATENCY_COLUMNS),
+        "comparisons.csv": tables.csv(compared, pairs.COLUMNS),
         **({"reproduction.csv": tables.csv(reproduced, reproduction.COLUMNS)} if len(reproduced) else {}),
         "table.md": tables.document(
             grid, lines, cells.problems(found), compared, reproduced, smoke=smoke, pictures=pictures

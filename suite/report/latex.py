@@ -1,4 +1,5 @@
-r"""Tables for papers: one file for every data set and model, to be put in with `\input`; booktabs and graphicx are needed."""
+r"""Tables for papers: one file for every data set and model, to be put in with `\input`; array, booktabs and graphicx
+are needed."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from suite.report.fairness import LEVELS
 
 LEFT_OUT = ("theoretical x", "deployed", "device")
 """Columns that a page has no room for; the notes below the table have the device."""
+WIDE = r">{\raggedright\arraybackslash}p{0.38\textwidth}"
 ONCE = ("method", "granularity", "groups")
 """Columns that are printed on the first line of a method only."""
 
@@ -51,13 +53,15 @@ def _notes(lines: pd.DataFrame) -> str:
     return " ".join(parts)
 
 
-def table(frame: pd.DataFrame, caption: str, label: str, notes: str, *, once: Sequence[str] = ()) -> str:
+def table(
+    frame: pd.DataFrame, caption: str, label: str, notes: str, *, once: Sequence[str] = (), wide: Sequence[str] = ()
+) -> str:
     """A frame of text as a floating table, made smaller where it is wider than the page's text; empty columns are left out.
 
-    What stands in the columns `once` is not repeated from line to line.
+    What stands in the columns `once` is not repeated from line to line; the text of the columns `wide` is broken into lines.
     """
     names = [name for name in frame.columns if (frame[name] != "").any()]
-    alignment = "".join("r" if tables.is_number(name) else "l" for name in names)
+    alignment = "".join(WIDE if name in wide else "r" if tables.is_number(name) else "l" for name in names)
     first = frame[list(once)].ne(frame[list(once)].shift()).any(axis=1)
     body: list[str] = []
     for line, is_first in zip(frame[names].to_dict("records"), first, strict=True):
@@ -65,7 +69,7 @@ def table(frame: pd.DataFrame, caption: str, label: str, notes: str, *, once: Se
         body += [*([r"\addlinespace"] if is_first and body else []), " & ".join(cells) + r" \\"]
     return "\n".join(
         (
-            r"% needs \usepackage{booktabs,graphicx}",
+            r"% needs \usepackage{array,booktabs,graphicx}",
             r"\begin{table}[tbp]",
             r"\centering\footnotesize\setlength{\tabcolsep}{3.5pt}",
             rf"\caption{{{words.latex(caption)}}}",

@@ -40,14 +40,19 @@ COLUMNS = [
 
 
 def table(runs: pd.DataFrame, lines: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """One line for every published row of the grid's methods, data sets and models, and line of ours beside it.
+    """One line for every published row of the grid's methods, data sets, models and groups, and line of ours beside it.
 
     `runs` and `lines` are `Frames.runs` and what `cells.accuracy_lines` makes of them. `difference_pp` is positive where
     ours is better.
     """
-    asked = set(zip(lines["data"], lines["model"], lines["method"], strict=True))
-    known = published.dropna(subset=["top1_pct"])
-    about = [row for row in known.to_dict("records") if (row["data"], row["model"], row["ours"]) in asked]
+    asked = set(zip(lines["data"], lines["model"], lines["method"], lines["groups"], strict=True))
+    every = {key[:3] for key in asked}
+    about = [
+        row
+        for row in published.dropna(subset=["top1_pct"]).to_dict("records")
+        if (key := (row["data"], row["model"], row["ours"])) in every
+        and (pd.isna(row["groups"]) or (*key, row["groups"]) in asked)
+    ]
     done = runs[runs["status"] == "done"].set_index("key")
     found = [line for row in about for line in _beside(row, lines, done)]
     return pd.DataFrame(found, columns=COLUMNS)
@@ -76,8 +81,6 @@ def _beside(row: dict[Any, Any], lines: pd.DataFrame, done: pd.DataFrame) -> Ite
 def _nearest(row: dict[Any, Any], own: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The lines to compare with, the nearest of every series and set of conditions; or none, and why."""
     none = own.iloc[:0]
-    if own.empty:
-        return none, f"the grid has no {row['groups']:.0f} groups"
     if pd.isna(row["flops_cut_pct"]):
         return none, "the source does not state its cut"
     own = own[own["n"] > 0]
@@ -89,7 +92,7 @@ def _nearest(row: dict[Any, Any], own: pd.DataFrame) -> tuple[pd.DataFrame, str]
     own = own.assign(away=(own[CUT[row["scope"]]] - row["flops_cut_pct"]).abs())
     near = own[own["away"] <= NEAR_PP]
     if near.empty:
-        nearest_cut = own.loc[own["away"].idxmin(), CUT[row["scope"]]]
+        nearest_cut = own.sort_values("away")[CUT[row["scope"]]].iloc[0]
         return none, f"no cut within {NEAR_PP:g} point; the nearest is {nearest_cut:.2f} %"
     nearest = near.loc[near.groupby(["series", *CONDITIONS], sort=False)["away"].idxmin()]
     wanted = _SELECTION.get(row["selection"], "")

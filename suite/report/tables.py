@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from suite.grids import Grid
-from suite.report import comparisons, reproduction, words
+from suite.report import pairs, reproduction, words
 from suite.report.fairness import LEVELS
 from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES, TIMED_CONDITIONS, TIMING
 
@@ -145,10 +145,10 @@ def _comparisons(compared: pd.DataFrame) -> list[str]:
     """The warnings that belong under the table, and what the runs tell apart."""
     if compared.empty:
         return []
-    warnings = "\n".join(f"- **{words.markdown(text)}**" for text in comparisons.warnings(compared))
+    warnings = "\n".join(f"- **{words.markdown(text)}**" for text in pairs.warnings(compared))
     what = "### Methods told apart", "The method with the highest mean of each budget against each other one."
-    pairs = comparisons.shown(compared)
-    return [*([warnings] if warnings else []), *([*what, markdown(pairs)] if len(pairs) else [])]
+    told = pairs.shown(compared)
+    return [*([warnings] if warnings else []), *([*what, markdown(told)] if len(told) else [])]
 
 
 def _reproductions(reproduced: pd.DataFrame) -> list[str]:
