@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 from test_report import COMMIT, CPU, HOSTILE, SCHEDULE, pruned_row, run_of
 
 from suite import records
@@ -189,17 +190,24 @@ def test_the_sizing_rule_is_that_of_the_books() -> None:
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_without_spread_nothing_is_certain(paired: bool) -> None:
-    alike = inference.difference([82.0, 82.0], [80.0, 80.0], paired=paired)
-    assert alike.mean == 2
-    assert math.isnan(alike.p)
-    assert math.isnan(alike.effect)
+    alike = inference.differences(np.array([[82.0, 82.0]]), np.array([[80.0, 80.0]]), paired=paired)
+    assert alike.mean_P == 2
+    assert np.isnan([alike.low_P, alike.high_P, alike.p_P, alike.effect_P]).all()
 
 
 def test_absent_p_values_do_not_count_in_the_correction() -> None:
-    corrected = inference.holm([0.01, math.nan, 0.04])
+    corrected = inference.holm(np.array([0.01, math.nan, 0.04]))
     assert (corrected[0], corrected[2]) == pytest.approx((0.02, 0.04))
     assert math.isnan(corrected[1])
-    assert inference.holm([]) == []
+    assert len(inference.holm(np.array([]))) == 0
+
+
+def test_statistics_are_those_of_the_libraries() -> None:
+    draw = np.random.default_rng(0)
+    p = draw.uniform(size=50) ** 3
+    assert inference.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    a, b = draw.integers(0, 5, size=7).astype(float), draw.integers(0, 5, size=4).astype(float)
+    assert inference.probability_of_improvement(a, b) == pytest.approx(stats.mannwhitneyu(a, b).statistic / 28)
 
 
 # ---- published numbers beside ours -----------------------------------------------------------------------------------

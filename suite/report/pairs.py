@@ -11,8 +11,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from suite.report import inference, words
@@ -22,66 +24,104 @@ from suite.report.frames import CONDITIONS
 FEWEST, FOR_A_CLAIM = 3, 5
 """Runs of each method that a comparison and a claim take."""
 SAME, TOO_FEW = "not distinguishable", "too few runs"
+_TESTED = ["difference_pp", "difference_low_pp", "difference_high_pp", "p"]
 COLUMNS = [
     *SET,
     *("a", "b", "n_a", "n_b", "n", "paired", "a_mean_pct", "b_mean_pct"),
-    *("difference_pp", "difference_low_pp", "difference_high_pp", "p", "p_holm"),
-    *("probability_of_improvement", "seeds_needed", "verdict"),
+    *_TESTED,
+    *("p_holm", "probability_of_improvement", "seeds_needed", "verdict"),
 ]
+
+
+@dataclass(frozen=True)
+class _Method:
+    """The runs of a method in a comparison set, ascending by seed."""
+
+    name: str
+    seeds: list[int]
+    weights: list[str]
+    top1_N: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Of the accuracies."""
+        return float(self.top1_N.mean())
+
+
+@dataclass(frozen=True)
+class _Pair:
+    key: tuple[Any, ...]
+    a: _Method
+    b: _Method
+    first_N: np.ndarray
+    second_M: np.ndarray
+    paired: bool
 
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """One line for every pair of methods in a comparison set; `a` has the higher mean. `runs` are `Frames.runs`."""
-    done = comparable(runs[runs["status"] == "done"])
-    lines = [
-        {**dict(zip(SET, key, strict=True)), **line}
-        for key, part in done.groupby(SET, sort=False)
-        for line in _of_set(part)
+    done = comparable(runs[runs["status"] == "done"]).sort_values("seed", kind="stable")
+    pairs = [pair for key, part in done.groupby(SET, sort=False) for pair in _of_set(key, part)]
+    frame = pd.DataFrame([_about(pair) for pair in pairs], columns=COLUMNS)
+    alike: dict[tuple[bool, int, int], list[int]] = {}
+    for index, pair in enumerate(pairs):
+        alike.setdefault((pair.paired, len(pair.first_N), len(pair.second_M)), []).append(index)
+    for (paired, *_), places in alike.items():
+        stacked = (np.stack([getattr(pairs[i], side) for i in places]) for side in ("first_N", "second_M"))
+        found = inference.differences(*stacked, paired=paired)
+        frame.loc[places, _TESTED] = np.stack([found.mean_P, found.low_P, found.high_P, found.p_P], axis=1)
+        seeds = [inference.seeds_needed(effect, paired=paired) for effect in found.effect_P]
+        frame.loc[places, "seeds_needed"] = seeds
+    frame[[*_TESTED, "seeds_needed"]] = frame[[*_TESTED, "seeds_needed"]].astype(float)
+    frame["seeds_needed"] = frame["seeds_needed"].where(frame["n"] >= FEWEST)
+    frame["p_holm"] = frame.groupby(SET, sort=False)["p"].transform(lambda p: inference.holm(p.to_numpy()))
+    frame["verdict"] = [_verdict(line) for line in frame.to_dict("records")]
+    return frame
+
+
+def _of_set(key: tuple[Any, ...], runs: pd.DataFrame) -> Iterator[_Pair]:
+    methods = [
+        _Method(
+            str(name),
+            part["seed"].tolist(),
+            part["base_sha256"].tolist(),
+            part["pruned_top1_pct"].to_numpy(dtype=float),
+        )
+        for name, part in runs.groupby("settings", sort=False)
     ]
-    return pd.DataFrame(lines, columns=COLUMNS)
+    for a, b in itertools.combinations(sorted(methods, key=lambda method: -method.mean), 2):
+        own = dict(zip(zip(a.seeds, a.weights, strict=True), a.top1_N, strict=True))
+        other = dict(zip(zip(b.seeds, b.weights, strict=True), b.top1_N, strict=True))
+        shared = [run for run in own if run in other and run[1] != "unknown"]
+        if shared:
+            yield _Pair(
+                key, a, b, np.array([own[run] for run in shared]), np.array([other[run] for run in shared]), True
+            )
+        else:
+            yield _Pair(key, a, b, a.top1_N, b.top1_N, False)
 
 
-def _of_set(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    methods = {str(name): part.set_index("seed") for name, part in runs.groupby("settings", sort=False)}
-    order = sorted(methods, key=lambda name: -methods[name]["pruned_top1_pct"].mean())
-    lines = [_pair(a, methods[a], b, methods[b]) for a, b in itertools.combinations(order, 2)]
-    corrected = inference.holm([line["p"] for line in lines])
-    return [{**line, "p_holm": p, "verdict": _verdict(line, p)} for line, p in zip(lines, corrected, strict=True)]
-
-
-def _pair(a: str, of_a: pd.DataFrame, b: str, of_b: pd.DataFrame) -> dict[str, Any]:
-    both = of_a.merge(of_b, left_index=True, right_index=True, suffixes=("_a", "_b"))
-    both = both[(both["base_sha256_a"] == both["base_sha256_b"]) & (both["base_sha256_a"] != "unknown")]
-    paired = len(both) > 0
-    first = (both["pruned_top1_pct_a"] if paired else of_a["pruned_top1_pct"]).tolist()
-    second = (both["pruned_top1_pct_b"] if paired else of_b["pruned_top1_pct"]).tolist()
-    found = inference.difference(first, second, paired=paired)
+def _about(pair: _Pair) -> dict[str, Any]:
     return {
-        "a": a,
-        "b": b,
-        "n_a": len(of_a),
-        "n_b": len(of_b),
-        "n": found.n,
-        "paired": paired,
-        "a_mean_pct": of_a["pruned_top1_pct"].mean(),
-        "b_mean_pct": of_b["pruned_top1_pct"].mean(),
-        "difference_pp": found.mean,
-        "difference_low_pp": found.interval[0],
-        "difference_high_pp": found.interval[1],
-        "p": found.p,
-        "probability_of_improvement": inference.probability_of_improvement(
-            of_a["pruned_top1_pct"].tolist(), of_b["pruned_top1_pct"].tolist()
-        ),
-        "seeds_needed": inference.seeds_needed(found.effect, paired=paired) if found.n >= FEWEST else math.nan,
+        **dict(zip(SET, pair.key, strict=True)),
+        "a": pair.a.name,
+        "b": pair.b.name,
+        "n_a": len(pair.a.seeds),
+        "n_b": len(pair.b.seeds),
+        "n": min(len(pair.first_N), len(pair.second_M)),
+        "paired": pair.paired,
+        "a_mean_pct": pair.a.mean,
+        "b_mean_pct": pair.b.mean,
+        "probability_of_improvement": inference.probability_of_improvement(pair.a.top1_N, pair.b.top1_N),
     }
 
 
-def _verdict(line: dict[str, Any], p: float) -> str:
+def _verdict(line: dict[Any, Any]) -> str:
     if line["n"] < FEWEST:
         return TOO_FEW
-    if math.isnan(p) or p >= inference.ALPHA:
+    if math.isnan(line["p_holm"]) or line["p_holm"] >= inference.ALPHA:
         return SAME
-    return str(line["a"] if line["difference_pp"] > 0 else line["b"]) + " is better"
+    return f"{line['a'] if line['difference_pp'] > 0 else line['b']} is better"
 
 
 # ---- in words --------------------------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             "compared": table["statistic"] + " " + table["quantity"],
             "published": table["published"].map(words.number),
             "ours": [_ours(line) for line in table.to_dict("records")],
-            "our run": (table["settings"].fillna("") + letters.reindex(table.index, fill_value="")),
+            "our run": (table["settings"].astype("object").fillna("") + letters.reindex(table.index, fill_value="")),
             "difference pp": table["difference_pp"].map(words.number),
             "verdict": table["verdict"],
             "reason": table["reason"],
