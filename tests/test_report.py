@@ -58,7 +58,7 @@ def run_of(seed: int = 0, budget: float = 0.5, name: str = "plain", *, smoke: bo
 
 def _about(stage: Pruned | Timed, provenance: dict[str, Any]) -> dict[str, Any]:
     run = stage if isinstance(stage, Pruned) else stage.pruned
-    known = {"commit": COMMIT, "dirty": False, "device": CPU, "data_sha256": "d" * 64, "threads": 2}
+    known = {"commit": COMMIT, "dirty": False, "device": CPU, "data_sha256": "d" * 64, "threads": 2, "tf32": False}
     return {
         "key": stage.key,
         "label": stage.label,
@@ -261,6 +261,7 @@ def test_deployed_tells_runs_that_fell_back_to_dense(report: Reporter) -> None:
         ("dirty", True, "commit", ["01234567", "01234567+dirty"]),
         ("device", "NVIDIA H100", "trained on", [CPU, "NVIDIA H100"]),
         ("data_sha256", "e" * 64, "data", ["dddddddd", "eeeeeeee"]),
+        ("tf32", True, "TF32", ["no", "yes"]),
     ],
 )
 def test_rows_of_different_conditions_are_shown_apart(
@@ -393,6 +394,28 @@ def test_a_damaged_row_is_set_aside_and_the_others_count(report: Reporter, tmp_p
     made = report(runs, [])
     assert (made.done, made.missing) == (1, 1)
     assert damaged.with_suffix(".json.damaged").exists()
+
+
+def test_a_row_of_a_later_version_is_left_alone_and_said(report: Reporter, tmp_path: Path) -> None:
+    run = run_of()
+    path = tmp_path / "rows" / f"{run.key}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**records.to_dict(pruned_row(run, 80)), "schema": records.SCHEMA + 1}))
+    made = report([run], [])
+    assert (made.done, made.missing) == (0, 1)
+    assert path.exists()
+    assert f"1 row files cannot be read and count as not run: {path.name}" in made.remarks
+
+
+@pytest.mark.parametrize(
+    ("keep", "note"),
+    [("best_test", "best epoch on test"), ("best_validation", "best epoch on validation"), ("last", "")],
+)
+def test_which_epoch_was_kept_is_said(report: Reporter, keep: str, note: str) -> None:
+    run = run_of()
+    made = report([run], [pruned_row(run, 80, selection=keep)], ())
+    assert cells_of(markdown(made))[0]["note"].replace("not timed", "").strip("; ") == note
+    assert csv(made)["selection"][0] == keep
 
 
 # ---- names, files, figures -------------------------------------------------------------------------------------------

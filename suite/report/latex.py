@@ -66,7 +66,7 @@ def table(
     body: list[str] = []
     for line, is_first in zip(frame[names].to_dict("records"), first, strict=True):
         cells = ("" if name in once and not is_first else words.latex(str(line[name])) for name in names)
-        body += [*([r"\addlinespace"] if is_first and body else []), " & ".join(cells) + r" \\"]
+        body += [*([r"\addlinespace"] if body and (is_first or wide) else []), " & ".join(cells) + r" \\"]
     return "\n".join(
         (
             r"% needs \usepackage{array,booktabs,graphicx}",

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/report.py [--rows 10000] [--limit 5]
 
-The rows are two networks, twenty methods, ten budgets and enough seeds, half of them latencies; their files lie in a temporary
+The rows are two networks, 25 methods, ten budgets and enough seeds, half of them latencies; their files lie in a temporary
 folder. To collect is to read them and to make the table; that must take no longer than `--limit` seconds of this process's own
 time, which a busy machine does not change: the exit status says so. What comes after it (pairs of methods, LaTeX, Markdown)
 is timed too. Figures are not part of it.
@@ -35,7 +35,7 @@ from suite.report import cells, documents, frames
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timed, Timing, describe, identity
 
-MODELS, METHODS, BUDGETS = ("resnet20", "resnet56"), 20, 10
+MODELS, METHODS, BUDGETS = ("resnet20", "resnet56"), 25, 10
 SHORT = Schedule(epochs=2, lr=0.1, weight_decay=0.0)
 CPU = "cpu: Example, 2 cores"
 
