@@ -4,7 +4,11 @@ frames     rows as pandas frames, beside what the grid asks for
 cells      statistics: runs become cells
 words      how numbers and conditions are written
 tables     CSV and Markdown
-figures    Pareto figures; their look is in `style`
+figures    which figures there are; their look is in `style`
+pareto     accuracy over what was saved, beside what others published
+speed      measured speed-up over the theoretical one
+comparison methods against each other: intervals and ranks
+ablation   accuracy over the value of one setting
 structure  a pruned network as a picture, from its plan
 learning   what methods log while they learn, as curves
 """

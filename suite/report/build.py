@@ -45,17 +45,20 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
     found = frames.load(grid, results, smoke)
     lines, latency, problems = cells.table(found), cells.latency(found), cells.problems(found)
     folder = results / grids.folder_name(grid_name)
-    pictures, drawn = figures.draw_all(lines, folder)
+    settings = {run.key: run.settings for run in grids.runs_of(grid, smoke=smoke)}
+    pictures = figures.draw_all(found, lines, latency, settings, folder)
     texts = {
         "table.csv": tables.csv(lines, tables.TABLE_COLUMNS),
         "latency.csv": tables.csv(latency, tables.LATENCY_COLUMNS),
-        "table.md": tables.document(grid, lines, problems, smoke=smoke, pictures=pictures),
+        "table.md": tables.document(
+            grid, lines, problems, smoke=smoke, pictures=[(p.data, p.model, f"{p.name}.png") for p in pictures]
+        ),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
     statuses = found.runs["status"].value_counts()
     return Report(
-        paths=(*(folder / name for name in texts), *drawn),
+        paths=(*(folder / name for name in texts), *(path for picture in pictures for path in picture.paths)),
         rows=found.rows,
         done=int(statuses.get("done", 0)),
         missing=int(statuses.get("missing", 0)),
