@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from test_report import COMMIT, HOSTILE, SCHEDULE, pruned_row, run_of, timed_row
 
 from suite import records
@@ -20,6 +22,7 @@ from suite.grids import Grid
 from suite.report import ablation, cells, comparison, figures, frames, pareto, style
 from suite.stages import Pruned, Timing
 
+SAVE = style.save
 Drawn = Callable[..., dict[str, style.Picture]]
 
 
@@ -33,12 +36,26 @@ class Knobs(Pruner):
     mode: str = "a"
 
 
-@pytest.fixture
-def drawn(tmp_path: Path) -> Drawn:
-    """Draws every figure of these rows; by name."""
+def not_rendered(figure: Figure, path: Path) -> list[Path]:
+    """Empty files instead of a figure's: rendering takes most of the time."""
+    paths = [path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".pdf")]
+    path.parent.mkdir(exist_ok=True)
+    for each in paths:
+        each.touch()
+    return paths
 
-    def make(runs: Iterable[Pruned], rows: Iterable[records.Row], **more: Any) -> dict[str, style.Picture]:
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    """Draws every figure of these rows; by name. Only with `render` are the files more than names."""
+
+    def make(
+        runs: Iterable[Pruned], rows: Iterable[records.Row], *, render: bool = False, **more: Any
+    ) -> dict[str, style.Picture]:
         runs = list(runs)
+        if not render and style.save is SAVE:
+            monkeypatch.setattr(style, "save", not_rendered)
+            monkeypatch.setattr(style, "fit", lambda *_: None)
         for row in rows:
             records.write(row, tmp_path)
         grid = Grid(title="Example", about="An example.", runs=lambda: runs, timings=(Timing(),))
@@ -55,11 +72,10 @@ def drawn(tmp_path: Path) -> Drawn:
 def texts(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """What the figures say, by name: axis labels, names of lines, keys."""
     found: dict[str, list[str]] = {}
-    save = style.save
 
-    def spy(figure: Any, path: Path) -> list[Path]:
-        found[path.name] = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
-        return save(figure, path)
+    def spy(figure: Figure, path: Path) -> list[Path]:
+        found[path.name] = [text.get_text() for text in figure.findobj(Text)]
+        return not_rendered(figure, path)
 
     monkeypatch.setattr(style, "save", spy)
     return found
@@ -81,7 +97,7 @@ def many(methods: int, budgets: Iterable[float], seeds: int) -> tuple[list[Prune
 
 
 def test_every_kind_of_figure_is_written_with_n_device_and_commit_in_its_caption(drawn: Drawn) -> None:
-    made = drawn(*many(3, (0.3, 0.5), 3))
+    made = drawn(*many(3, (0.3, 0.5), 3), render=True)
     kinds = {name.removesuffix("_digits_resnet8") for name in made}
     assert kinds >= {*(f"pareto_{over}" for over in pareto.AXES), "speed", "intervals", "ranks"}
     for picture in made.values():
@@ -248,15 +264,14 @@ def test_labels_keep_their_order_and_do_not_overlap() -> None:
 
 def test_twenty_names_at_five_budgets_lie_apart(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
     boxes: list[list[Any]] = []
-    save = style.save
 
-    def spy(figure: Any, path: Path) -> list[Path]:
+    def spy(figure: Figure, path: Path) -> list[Path]:
         names = [
             text for axes in figure.axes for text in axes.texts if "m" in text.get_text() and "=" in text.get_text()
         ]
         figure.draw_without_rendering()
         boxes.append([text.get_window_extent() for text in names])
-        return save(figure, path)
+        return not_rendered(figure, path)
 
     monkeypatch.setattr(style, "save", spy)
     drawn(*many(20, (0.1, 0.3, 0.5, 0.7, 0.9), 3))

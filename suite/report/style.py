@@ -137,8 +137,9 @@ def legend(figure: Figure, place: str = "outside right upper", **more: Any) -> N
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
     if entries:
-        small: dict[str, Any] = {"fontsize": 7.5, "labelspacing": 0.45} if len(entries) > MANY else {}
-        found = figure.legend(list(entries.values()), list(entries), loc=place, **(small | more))
+        small = {"fontsize": 7.5, "labelspacing": 0.45} if len(entries) > MANY else {}
+        options: Any = small | more
+        found = figure.legend(handles=list(entries.values()), labels=list(entries), loc=place, **options)
         for text in found.get_texts():
             text.set_parse_math(False)
 
@@ -206,9 +207,10 @@ def save(figure: Figure, path: Path) -> list[Path]:
         image = (
             Image.open(drawn)
             .convert("RGB")
-            .quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+            .quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
         )
         image.save(part, format="png", optimize=True, dpi=(DPI, DPI))
+    figure.set_layout_engine("none")  # as it is
     with replacing(paths[1]) as part:
         figure.savefig(part, format="pdf", metadata={"CreationDate": None, "ModDate": None})
     return paths
