@@ -14,7 +14,8 @@ from rich.text import Text
 
 from suite import grids
 from suite.files import write_text
-from suite.report import cells, figures, frames, tables, words
+from suite.report import cells, figures, frames, page, runs, tables, words
+from suite.stages import Timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,8 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
     found = frames.load(grid, results, smoke)
     lines, latency, problems = cells.table(found), cells.latency(found), cells.problems(found)
     folder = results / grids.folder_name(grid_name)
-    settings = {run.key: run.settings for run in grids.runs_of(grid, smoke=smoke)}
-    pictures = figures.draw_all(found, lines, latency, settings, folder)
+    asked = grids.runs_of(grid, smoke=smoke)
+    pictures = figures.draw_all(found, lines, latency, {run.key: run.settings for run in asked}, folder)
     texts = {
         "table.csv": tables.csv(lines, tables.TABLE_COLUMNS),
         "latency.csv": tables.csv(latency, tables.LATENCY_COLUMNS),
@@ -56,9 +57,15 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
     }
     for name, text in texts.items():
         write_text(folder / name, text)
+    drawn = [path for picture in pictures for path in picture.paths]
+    timed = [stage for stage in grids.stages_of(grid, asked, smoke=smoke) if isinstance(stage, Timed)]
+    about = runs.collect(asked, timed, results)
+    pages = page.write(
+        grid, lines, problems, pictures, about, [*(folder / name for name in texts), *drawn], folder, smoke=smoke
+    )
     statuses = found.runs["status"].value_counts()
     return Report(
-        paths=(*(folder / name for name in texts), *(path for picture in pictures for path in picture.paths)),
+        paths=(*pages, *(folder / name for name in texts), *drawn),
         rows=found.rows,
         done=int(statuses.get("done", 0)),
         missing=int(statuses.get("missing", 0)),

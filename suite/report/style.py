@@ -138,8 +138,7 @@ def legend(figure: Figure, place: str = "outside right upper", **more: Any) -> N
             entries.setdefault(name, handle)
     if entries:
         small = {"fontsize": 7.5, "labelspacing": 0.45} if len(entries) > MANY else {}
-        options: Any = small | more
-        found = figure.legend(handles=list(entries.values()), labels=list(entries), loc=place, **options)
+        found = figure.legend(list(entries.values()), list(entries), loc=place, **(small | more))  # type: ignore[call-overload]
         for text in found.get_texts():
             text.set_parse_math(False)
 
