@@ -48,6 +48,7 @@ function filter() {
 }
 const form = words.form;
 form.addEventListener("input", filter);
+form.addEventListener("change", filter);
 form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("reset", () => setTimeout(filter));
 filter();  // a browser may keep what was typed before a reload
