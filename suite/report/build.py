@@ -14,7 +14,7 @@ from rich.text import Text
 
 from suite import grids
 from suite.files import write_text
-from suite.report import cells, figures, frames, page, runs, tables, words
+from suite.report import cells, figures, frames, learning, page, runs, tables, words
 from suite.stages import Timed
 
 
@@ -48,6 +48,7 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
     folder = results / grids.folder_name(grid_name)
     asked = grids.runs_of(grid, smoke=smoke)
     pictures = figures.draw_all(found, lines, latency, {run.key: run.settings for run in asked}, folder)
+    pictures += learning.draw_all(asked, found.runs, results, folder)
     texts = {
         "table.csv": tables.csv(lines, tables.TABLE_COLUMNS),
         "latency.csv": tables.csv(latency, tables.LATENCY_COLUMNS),

@@ -206,7 +206,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
         image = (
             Image.open(drawn)
             .convert("RGB")
-            .quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+            .quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=5000, dither=Image.Dither.NONE)
         )
         image.save(part, format="png", optimize=True, dpi=(DPI, DPI))
     figure.set_layout_engine("none")  # as it is
