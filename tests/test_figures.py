@@ -19,7 +19,7 @@ from test_report import COMMIT, HOSTILE, SCHEDULE, pruned_row, run_of, timed_row
 from suite import records
 from suite.contract import Pruner
 from suite.grids import Grid
-from suite.report import ablation, cells, comparison, figures, frames, pareto, style
+from suite.report import ablation, cells, comparison, figures, frames, learning, pareto, style
 from suite.stages import Pruned, Timing
 
 SAVE = style.save
@@ -333,3 +333,28 @@ def test_settings_that_never_vary_alone_have_no_figure() -> None:
     lines[["budget_scope", *frames.CONDITIONS, *frames.SCHEDULES]] = "network"
     table = pd.DataFrame({"series": [0, 1], "key": [run.key for run in runs]})
     assert list(ablation.find(lines, table, {run.key: run.settings for run in runs})) == []
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+
+
+def test_finetuning_curves_are_drawn_where_the_logs_are(
+    tmp_path: Path, texts: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style, "fit", lambda *_: None)
+    runs = [run_of(seed, 0.5, name) for name in ("a", "b") for seed in (0, 1)]
+    for run in runs:
+        records.write(pruned_row(run, 80), tmp_path)
+    grid = Grid(title="Example", about="An example.", runs=lambda: runs)
+    found = frames.load(grid, tmp_path, smoke=False).runs
+    assert learning.draw_all(runs, found, tmp_path, tmp_path / "out") == []
+    for run in runs[:3]:
+        folder = tmp_path / "work" / run.key
+        folder.mkdir(parents=True)
+        (folder / "done.json").write_text("{}")
+        (folder / "history.jsonl").write_text('{"epoch": 1, "loss": 2.0}\n{"epoch": 2, "loss": 1.0}\n')
+    (made,) = learning.draw_all(runs, found, tmp_path, tmp_path / "out")
+    assert made.name == "finetuning_digits_resnet8_50"
+    assert "n = 1 to 2 seeds" in made.caption
+    assert COMMIT[:8] in made.caption
+    assert {"test_report(name=a)", "test_report(name=b)"} <= set(texts[made.name])

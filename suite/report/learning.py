@@ -171,7 +171,9 @@ def draw_all(asked: Sequence[Pruned], runs: pd.DataFrame, results: Path, folder:
             continue
         for (data, model, method), part in logs.groupby(["data", "model", "method"], sort=False):
             if part["epoch"].nunique() > 1:
-                name = words.file_name(kind, str(data), str(model), str(method).removeprefix("fine-tuning at "))
+                name = words.file_name(kind, str(data), str(model), str(method).removeprefix("fine-tuning at ")).rstrip(
+                    "_"
+                )
                 caption = f"{_caption(part, kind)} T{device[1:]}."
                 paths = tuple(_write(part, folder, name, caption))
                 title = f"{method}: what it learns" if kind == "learning" else f"F{str(method)[1:]}"
