@@ -37,11 +37,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 METHOD_MAY_IMPORT = {"suite.contract", "suite.graph", "suite.select", "torch", "numpy", "scipy", "sklearn"}
 LIBRARIES = (
-    "torch torchvision numpy scipy sklearn pandas matplotlib PIL jinja2 fvcore safetensors rich filelock submitit "
-    "tabulate"
-) @ functools.cache
+    "torch torchvision numpy scipy sklearn pandas matplotlib PIL fvcore safetensors rich filelock submitit tabulate "
+    "jinja2"
+)
 
 
+@functools.cache
 def tree(file: str) -> ast.Module:
     return ast.parse((ROOT / file).read_text(), file)
 

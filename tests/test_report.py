@@ -362,7 +362,7 @@ def test_a_timing_without_its_run_is_left_out_and_said(report: Reporter) -> None
 def test_no_rows_at_all(report: Reporter) -> None:
     made = report([run_of(0), run_of(1)], [])
     assert (made.rows, made.done, made.missing) == (0, 0, 2)
-    assert [path.name for path in made.paths] == ["table.csv", "latency.csv", "table.md"]
+    assert [path.name for path in made.paths] == ["index.html", "runs.html", "table.csv", "latency.csv", "table.md"]
     assert made.remarks[0].startswith("no row of example")
     assert "No run is done." in markdown(made)
 
@@ -443,7 +443,7 @@ def test_the_same_rows_give_the_same_bytes(report: Reporter) -> None:
     rows: list[records.Row] = [pruned_row(run, 80 + run.seed) for run in runs]
     rows += [timed_row(run, (1.2, 1.1, 1.3)) for run in runs]
     first = {path: path.read_bytes() for path in report(runs, rows, draw=True).paths}
-    assert len(first) == 13
+    assert len(first) == 15
     assert {path: path.read_bytes() for path in report(runs, [], draw=True).paths} == first
 
 
