@@ -1,8 +1,20 @@
 """Packed networks: what a plan means, built small. `load(path)` gives that of a finished run as an ordinary module."""
 
-from suite.pack.checkpoint import header, load, save
+from suite.pack.checkpoint import header, load, plan_of, save
 from suite.pack.deploy import deploy
 from suite.pack.layers import Execution
 from suite.pack.network import PackedNetwork, load_full, masks, pack, unpack
 
-__all__ = ["Execution", "PackedNetwork", "deploy", "header", "load", "load_full", "masks", "pack", "save", "unpack"]
+__all__ = [
+    "Execution",
+    "PackedNetwork",
+    "deploy",
+    "header",
+    "load",
+    "load_full",
+    "masks",
+    "pack",
+    "plan_of",
+    "save",
+    "unpack",
+]

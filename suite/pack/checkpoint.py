@@ -38,6 +38,16 @@ def header(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is no packed network of this suite ({error})") from error
 
 
+def plan_of(path: str | os.PathLike[str]) -> PruningPlan:
+    """The plan of a packed network, without its weights. Raises ValueError when `path` is no packed network."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if name.startswith("plan/")]  # noqa: SIM118 (not a dict)
+            return PruningPlan.from_tensors({name[5:]: file.get_tensor(name) for name in names})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no packed network of this suite ({error})") from error
+
+
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> PackedNetwork:
     """The packed network of a finished run, an ordinary module in eval mode.
 
@@ -48,11 +58,10 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pa
     about = header(path)
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    plan = PruningPlan.from_tensors({k[5:]: v for k, v in tensors.items() if k.startswith("plan/")})
     weights = {k[8:]: v for k, v in tensors.items() if k.startswith("weights/")}
     model = models.build(about["model"], about["classes"])
     model.to(next(v.dtype for v in weights.values() if v.is_floating_point()))
-    packed = pack(model, Graph(model, tuple(about["input_shape"])), plan)
+    packed = pack(model, Graph(model, tuple(about["input_shape"])), plan_of(path))
     try:
         packed.body.load_state_dict(weights)
     except RuntimeError as error:

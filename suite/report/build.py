@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from suite import grids
-from suite.report import cells, documents, figures, frames, words
+from suite.report import cells, documents, figures, frames, learning, page, runs, words
+from suite.stages import Timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +45,28 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
     found = frames.load(grid, results, smoke)
     lines, latency = cells.table(found), cells.latency(found)
     folder = results / grids.folder_name(grid_name)
-    pictures, drawn = figures.draw_all(lines, folder)
-    texts = documents.of_grid(grid, found, lines, latency, smoke=smoke, pictures=pictures)
+    asked = grids.runs_of(grid, smoke=smoke)
+    pictures = figures.draw_all(found, lines, latency, {run.key: run.settings for run in asked}, folder)
+    pictures += learning.draw_all(asked, found.runs, results, folder)
+    named = [(picture.data, picture.model, f"{picture.name}.png") for picture in pictures]
+    texts = documents.of_grid(grid, found, lines, latency, smoke=smoke, pictures=named)
     documents.write(texts, folder)
+    drawn = [path for picture in pictures for path in picture.paths]
+    timed = [stage for stage in grids.stages_of(grid, asked, smoke=smoke) if isinstance(stage, Timed)]
+    about = runs.collect(asked, timed, results)
+    pages = page.write(
+        grid,
+        lines,
+        cells.problems(found),
+        pictures,
+        about,
+        [*(folder / name for name in texts), *drawn],
+        folder,
+        smoke=smoke,
+    )
     statuses = found.runs["status"].value_counts()
     return Report(
-        paths=(*(folder / name for name in texts), *drawn),
+        paths=(*pages, *(folder / name for name in texts), *drawn),
         rows=found.rows,
         done=int(statuses.get("done", 0)),
         missing=int(statuses.get("missing", 0)),

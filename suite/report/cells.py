@@ -43,7 +43,7 @@ def table(frames: Frames) -> pd.DataFrame:
     """
     lines = accuracy_lines(frames.runs)
     first = latency_lines(frames, lines)
-    first = first[first["timing"] == 0].drop(columns=["timing", "dense_ms", "packed_ms"])
+    first = first[first["timing"] == 0].drop(columns="timing")
     both = lines.merge(first, on="line", how="left", validate="one_to_many")
     text = [*TIMED_CONDITIONS, "precision", "layout", "protocol", "verdict", "deployed"]
     both[text] = both[text].astype("object").fillna("")
