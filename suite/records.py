@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,9 +25,11 @@ from suite.files import write_json
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of the rows that are written. Rows of every version before it are read: `MIGRATIONS`."""
 Status = Literal["done", "diverged", "failed"]
 Leg = Literal["eager", "graph"]
+DAMAGED = ".json.damaged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,6 @@ class PrunedRow(Row):
     params: int | None = None
     params_cut_pct: float | None = None
     coarse: bool | None = None
-    fairness: str = ""
     selection: str = "last"
     """Which epoch was kept, "last" or "best_validation"; "best_test" is comparable with published rows of that kind only."""
     unsupported_ops: tuple[str, ...] = ()
@@ -235,18 +236,39 @@ def to_dict(row: Row) -> dict[str, Any]:
     return {"schema": SCHEMA, "kind": row.kind, **dataclasses.asdict(row)}
 
 
+def _from_1(value: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 said in every row how fair its comparison is, which no single run can know; it is kept as it was said."""
+    said = {"fairness_said": value["fairness"]} if value.get("fairness") else {}
+    kept = {name: item for name, item in value.items() if name != "fairness"}
+    return {**kept, "provenance": {**value.get("provenance", {}), **said}}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+"""Schema version -> what makes a row of the next version of it. Files are left as they are."""
+
+
+class NewerRowError(ValueError):
+    """A row of a later version than this one reads."""
+
+
 def from_dict(value: Any) -> Row:
-    """The row that `to_dict` gave. Raises ValueError naming what is wrong; fields of a newer version are refused."""
+    """The row that `to_dict` gave, in this version or an earlier one.
+
+    Raises ValueError naming what is wrong; a row of a later version is a NewerRowError.
+    """
     if not isinstance(value, dict) or value.get("kind") not in tuple(ROW_TYPES):
         raise ValueError(f"not a row: its kind is none of {', '.join(ROW_TYPES)}")
-    if value.get("schema") != SCHEMA:
-        raise ValueError(f"schema {value.get('schema')} is not {SCHEMA}, which this version reads")
+    version = value.get("schema")
+    if type(version) is not int or version < 1:
+        raise ValueError(f"schema {version} is none of 1 to {SCHEMA}, which this version reads")
+    if version > SCHEMA:
+        raise NewerRowError(f"schema {version} is later than {SCHEMA}; update the suite to read it")
     kind: type[Row] = ROW_TYPES[value["kind"]]
-    fields: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k not in ("schema", "kind")
-    }
-    known = {f.name for f in dataclasses.fields(kind)}
-    if unknown := fields.keys() - known:
+    fields: dict[str, Any] = {k: v for k, v in value.items() if k not in ("schema", "kind")}
+    for before in range(version, SCHEMA):
+        fields = MIGRATIONS[before](fields)
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    if unknown := fields.keys() - {f.name for f in dataclasses.fields(kind)}:
         raise ValueError(f"unknown fields {sorted(unknown)}")
     try:
         return kind(**fields)
@@ -255,7 +277,10 @@ def from_dict(value: Any) -> Row:
 
 
 def read(path: Path) -> Row | None:
-    """The row in this file; None when there is none. A damaged file is renamed to NAME.damaged and named in the log."""
+    """The row in this file; None when there is none.
+
+    A damaged file is renamed to NAME.damaged, one of a later version stays where it is; the log names both.
+    """
     try:
         row = from_dict(json.loads(path.read_text(encoding="utf-8")))
         if row.key != path.stem:
@@ -263,8 +288,11 @@ def read(path: Path) -> Row | None:
         return row
     except FileNotFoundError:
         return None
+    except NewerRowError as error:
+        log.warning("row %s is left out: %s", path, error)
+        return None
     except (ValueError, UnicodeDecodeError) as error:
-        aside = path.with_suffix(".json.damaged")
+        aside = path.with_suffix(DAMAGED)
         os.replace(path, aside)
         log.warning("row %s cannot be read (%s); set aside as %s", path, error, aside.name)
         return None
@@ -274,3 +302,11 @@ def read_all(results: Path, keys: Iterable[str]) -> list[Row]:
     """The rows of these keys that are there."""
     found = (read(rows_folder(results) / f"{key}.json") for key in keys)
     return [row for row in found if row is not None]
+
+
+def unreadable(results: Path, keys: Iterable[str]) -> list[Path]:
+    """The files of these keys, for which `read` gave nothing, that are there all the same: damaged ones, later ones."""
+    folder = rows_folder(results)
+    there = {path.name for path in folder.glob("*.json*")}
+    names = (name for key in keys for name in (f"{key}.json", f"{key}{DAMAGED}"))
+    return [folder / name for name in names if name in there]

@@ -37,7 +37,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 METHOD_MAY_IMPORT = {"suite.contract", "suite.graph", "suite.select", "torch", "numpy", "scipy", "sklearn"}
 LIBRARIES = (
-    "torch torchvision numpy scipy sklearn pandas matplotlib PIL fvcore safetensors rich filelock submitit tabulate"
+    "torch torchvision numpy scipy statsmodels sklearn pandas matplotlib PIL fvcore safetensors rich filelock submitit "
+    "tabulate jinja2"
 )
 
 

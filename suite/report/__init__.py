@@ -1,12 +1,23 @@
-"""Tables and figures of a grid, rebuilt from its rows alone: `python -m suite.report --grid NAME`.
+"""Tables, figures and the page of a grid, rebuilt from its rows alone: `python -m suite.report --grid NAME`.
 
-frames     rows as pandas frames, beside what the grid asks for
-cells      statistics: runs become cells
-words      how numbers and conditions are written
-tables     CSV and Markdown
-figures    Pareto figures; their look is in `style`
-structure  a pruned network as a picture, from its plan
-learning   what methods log while they learn, as curves
+frames        rows as pandas frames, beside what the grid asks for
+cells         statistics: runs become cells
+fairness      what the methods of a comparison share
+inference     intervals, tests and the number of seeds that they need
+pairs         which methods the runs tell apart
+published     the numbers of others; `reproduction` puts them beside ours
+words         how numbers and conditions are written
+tables        CSV and Markdown; `latex` for papers; `documents` is all of them
+figures       which figures there are; their look is in `style`
+pareto        accuracy over what was saved, beside what others published
+speed         measured speed-up over the theoretical one
+comparison    methods against each other: intervals and ranks
+ablation      accuracy over the value of one setting
+structure     a pruned network as a picture, from its plan
+learning      what methods log while they learn and networks while they are fine-tuned, as curves
+runs          what there is to know of each run
+page          the grid as a web page, from `templates/`
+paper         the counterparts of the paper's results, by name; `claims` is the table of what it claims
 """
 
 from suite.report.build import Report, build, show

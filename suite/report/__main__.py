@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 
-from suite import cli
-from suite.report import build, learning, show, structure
+from suite import cli, grids
+from suite.report import build, frames, learning, paper, show, structure
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,6 +22,13 @@ def parser() -> argparse.ArgumentParser:
     )
     what = result.add_mutually_exclusive_group(required=True)
     what.add_argument("--grid", metavar="NAME", help="a file in suite/grids/, such as quickstart")
+    what.add_argument("--all", action="store_true", help="every grid in suite/grids/ that has rows")
+    what.add_argument(
+        "--paper",
+        metavar="NAME",
+        help="the counterpart of a table or figure of the DSP paper, such as table1, in RESULTS/paper/NAME; `list` says what "
+        "there is, which grid feeds it and what is missing so far",
+    )
     what.add_argument(
         "--structure",
         metavar="FILE",
@@ -40,28 +48,51 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Exit status: 0 written, 2 bad arguments or a folder that cannot be read or written."""
+    """Exit status: 0 written, 2 bad arguments, or something that cannot be read or written."""
     arguments = parser().parse_args()
     cli.configure_logging()
     console = Console()
     try:
-        _report(arguments, console)
+        return _report(arguments, console)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"suite.report: {error}\n")
         return 2
+
+
+def _report(arguments: argparse.Namespace, console: Console) -> int:
+    results, smoke = cli.results_of(arguments), arguments.smoke
+    if arguments.all:
+        return _every_grid(results, console, smoke=smoke)
+    if arguments.grid is not None:
+        show(build(arguments.grid, results, smoke=smoke), console)
+    elif arguments.paper == "list":
+        paper.show_list(results, console, smoke=smoke)
+    elif arguments.paper is not None:
+        _say(*paper.write(arguments.paper, results, smoke=smoke), console)
+    elif arguments.structure is not None:
+        _say(structure.report(arguments.structure, results), [], console)
+    else:
+        _say(*learning.report(arguments.learning, results, smoke=smoke), console)
     return 0
 
 
-def _report(arguments: argparse.Namespace, console: Console) -> None:
-    results = cli.results_of(arguments)
-    if arguments.grid is not None:
-        show(build(arguments.grid, results, smoke=arguments.smoke), console)
-        return
-    paths, remarks = (
-        learning.report(arguments.learning, results, smoke=arguments.smoke)
-        if arguments.structure is None
-        else (structure.report(arguments.structure, results), [])
-    )
+def _every_grid(results: Path, console: Console, *, smoke: bool) -> int:
+    """Report the grids that have rows; one that fails does not stop the others, and the exit status says so."""
+    status = 0
+    for name in grids.names():
+        try:
+            found = frames.load(grids.load(name), results, smoke)
+            if found.rows:
+                show(build(name, results, smoke=smoke), console)
+            else:
+                _say([], [f"{name}: no rows"], console)
+        except (ValueError, OSError) as error:
+            sys.stderr.write(f"suite.report: {name}: {error}\n")
+            status = 2
+    return status
+
+
+def _say(paths: Iterable[Path], remarks: Iterable[str], console: Console) -> None:
     for remark in remarks:
         console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
     for path in paths:

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from suite import grids
-from suite.files import write_text
-from suite.report import cells, figures, frames, tables, words
+from suite.report import cells, documents, figures, frames, learning, page, runs, words
+from suite.stages import Timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +43,30 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
     if not results.is_dir():
         raise ValueError(f"there is no folder {results}; launch the grid first, or name its results with --results")
     found = frames.load(grid, results, smoke)
-    lines, latency, problems = cells.table(found), cells.latency(found), cells.problems(found)
+    lines, latency = cells.table(found), cells.latency(found)
     folder = results / grids.folder_name(grid_name)
-    pictures, drawn = figures.draw_all(lines, folder)
-    texts = {
-        "table.csv": tables.csv(lines, tables.TABLE_COLUMNS),
-        "latency.csv": tables.csv(latency, tables.LATENCY_COLUMNS),
-        "table.md": tables.document(grid, lines, problems, smoke=smoke, pictures=pictures),
-    }
-    for name, text in texts.items():
-        write_text(folder / name, text)
+    asked = grids.runs_of(grid, smoke=smoke)
+    pictures = figures.draw_all(found, lines, latency, {run.key: run.settings for run in asked}, folder)
+    pictures += learning.draw_all(asked, found.runs, results, folder)
+    named = [(picture.data, picture.model, f"{picture.name}.png") for picture in pictures]
+    texts = documents.of_grid(grid, found, lines, latency, smoke=smoke, pictures=named)
+    documents.write(texts, folder)
+    drawn = [path for picture in pictures for path in picture.paths]
+    timed = [stage for stage in grids.stages_of(grid, asked, smoke=smoke) if isinstance(stage, Timed)]
+    about = runs.collect(asked, timed, results)
+    pages = page.write(
+        grid,
+        lines,
+        cells.problems(found),
+        pictures,
+        about,
+        [*(folder / name for name in texts), *drawn],
+        folder,
+        smoke=smoke,
+    )
     statuses = found.runs["status"].value_counts()
     return Report(
-        paths=(*(folder / name for name in texts), *drawn),
+        paths=(*pages, *(folder / name for name in texts), *drawn),
         rows=found.rows,
         done=int(statuses.get("done", 0)),
         missing=int(statuses.get("missing", 0)),
@@ -72,6 +83,9 @@ def _remarks(grid_name: str, found: frames.Frames, results: Path, smoke: bool) -
         remarks.append(f"no row of {grid_name} is in {results / 'rows'}; `{command}` makes them")
         if not smoke and frames.any_rows(results / "smoke"):
             remarks.append("there are smoke rows; --smoke reports them")
+    if found.unreadable:
+        names = ", ".join(path.name for path in found.unreadable[:3]) + (", ..." if found.unreadable[3:] else "")
+        remarks.append(f"{len(found.unreadable)} row files cannot be read and count as not run: {names}")
     without = frames.timed_without_run(found)
     if without:
         remarks.append(f"{without} latency rows are left out: the runs that they measured have no finished row")

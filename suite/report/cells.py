@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from suite.report.frames import CONDITIONS, SCHEDULES, TIMED_CONDITIONS, TIMING, Frames
+from suite.report import fairness
+from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES, TIMED_CONDITIONS, TIMING, Frames
 
 STATUSES = ["done", "diverged", "failed", "missing"]
 SERIES = [
@@ -42,7 +43,7 @@ def table(frames: Frames) -> pd.DataFrame:
     """
     lines = accuracy_lines(frames.runs)
     first = latency_lines(frames, lines)
-    first = first[first["timing"] == 0].drop(columns=["timing", "dense_ms", "packed_ms"])
+    first = first[first["timing"] == 0].drop(columns="timing")
     both = lines.merge(first, on="line", how="left", validate="one_to_many")
     text = [*TIMED_CONDITIONS, "precision", "layout", "protocol", "verdict", "deployed"]
     both[text] = both[text].astype("object").fillna("")
@@ -66,10 +67,14 @@ def accuracy_lines(runs: pd.DataFrame) -> pd.DataFrame:
     counts = runs.groupby(["cell", "status"]).size().unstack(fill_value=0).reindex(columns=STATUSES, fill_value=0)
     counts["runs"] = counts.sum(axis=1)
     lines = cells.merge(counts.drop(columns="done").reset_index(), on="cell")
-    lines = lines.merge(_statistics(runs[runs["status"] == "done"]), on="cell", how="left")
-    lines[CONDITIONS] = lines[CONDITIONS].fillna("")
+    done = runs[runs["status"] == "done"]
+    lines = lines.merge(_statistics(done), on="cell", how="left")
+    lines = lines.merge(fairness.of_sets(done), on=fairness.SET, how="left")
+    lines.loc[lines["coarse"].gt(0), "fairness_level"] = np.nan
+    lines.loc[lines["coarse"].gt(0), "fairness"] = fairness.COARSE
+    text = [*CONDITIONS, "rows", "selection", "fairness"]
+    lines[text] = lines[text].fillna("")
     lines[["n", "coarse", "base_n"]] = lines[["n", "coarse", "base_n"]].fillna(0).astype(int)
-    lines["rows"] = lines["rows"].fillna("")
     lines["line"] = np.arange(len(lines))
     return lines
 
@@ -84,6 +89,7 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
             n=("key", "size"),
             top1_mean_pct=("pruned_top1_pct", "mean"),
             top1_sd_pp=("pruned_top1_pct", "std"),
+            top1_median_pct=("pruned_top1_pct", "median"),
             drop_mean_pp=("drop_pp", "mean"),
             drop_sd_pp=("drop_pp", "std"),
             macs_cut_pct=("macs_cut_pct", "mean"),
@@ -92,6 +98,8 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
             macs=("macs", "mean"),
             params=("params", "mean"),
             coarse=("coarse", "sum"),
+            selection=("selection", "first"),
+            **{name: (name, "mean") for name in EPOCHS},
             rows=("key", " ".join),
         )
     )
@@ -191,6 +199,8 @@ def _notes(lines: pd.DataFrame) -> pd.Series:
         _counted(lines["failed"], lines["runs"], "failed"),
         _counted(lines["diverged"], lines["runs"], "diverged"),
         _counted(lines["coarse"], lines["n"], "coarse"),
+        _when(lines["selection"] == "best_validation", "best epoch on validation"),
+        _when(lines["selection"] == "best_test", "best epoch on test"),
         _when(lines["dirty"] == "yes", "dirty"),
         _when(~none & lines["asked_device"].isna(), "not timed"),
         _counted(lines["timed_missing"], lines["n"], "not timed"),

@@ -20,12 +20,13 @@ from suite.grids import Grid, runs_of, stages_of
 from suite.schedule import Schedule
 from suite.stages import Pruned, Timed, describe
 
-CONDITIONS = ["commit", "dirty", "device", "data_sha256"]
+CONDITIONS = ["commit", "dirty", "device", "tf32", "data_sha256"]
 """Accuracies of rows that differ in one of these are never averaged."""
 TIMED_CONDITIONS = ["timed_device", "threads", "leg", "timed_commit", "timed_dirty"]
 """Nor are latencies of rows that differ in one of these, or in what the grid asks for (`TIMING`)."""
 TIMING = ["batch", "precision", "layout", "protocol"]
 SCHEDULES = ["base_schedule", "learning_schedule", "finetune_schedule"]
+EPOCHS = ["base_epochs", "learning_epochs", "finetune_epochs"]
 
 _PRUNED = [
     "key",
@@ -39,6 +40,8 @@ _PRUNED = [
     "params",
     "params_cut_pct",
     "coarse",
+    "selection",
+    *EPOCHS,
 ]
 _TIMED = [
     "key",
@@ -56,7 +59,7 @@ _TIMED = [
     "null_high_x",
     "deployed",
 ]
-_NUMBERS = [name for name in (*_PRUNED, *_TIMED) if name.endswith(("_pct", "_x", "_ms", "macs", "params"))]
+_NUMBERS = [name for name in (*_PRUNED, *_TIMED) if name.endswith(("_pct", "_x", "_ms", "macs", "params", "_epochs"))]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Frames:
     timings: pd.DataFrame
     rows: int
     """Row files that were read."""
+    unreadable: tuple[Path, ...] = ()
+    """Row files that could not be; their runs count as missing."""
 
 
 def load(grid: Grid, results: Path, smoke: bool) -> Frames:
@@ -76,7 +81,9 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
     """
     runs = runs_of(grid, smoke=smoke)
     timed = [stage for stage in stages_of(grid, runs, smoke=smoke) if isinstance(stage, Timed)]
-    rows = records.read_all(results, [stage.key for stage in (*runs, *timed)])
+    keys = [stage.key for stage in (*runs, *timed)]
+    rows = records.read_all(results, keys)
+    without = set(keys) - {row.key for row in rows}
     if wrong := [row for row in rows if row.smoke != smoke]:
         kind = "smoke" if wrong[0].smoke else "real"
         raise ValueError(
@@ -90,6 +97,7 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
         runs=_joined(runs_frame, _pruned_rows(pruned_rows), ["base_top1_pct", "pruned_top1_pct", "macs_cut_pct"]),
         timings=_joined(timed_frame, _timed_rows(timed_rows), ["speedup_x", "speedup_low_x", "speedup_high_x"]),
         rows=len(rows),
+        unreadable=tuple(records.unreadable(results, [key for key in keys if key in without])),
     )
 
 
@@ -197,14 +205,15 @@ def _timings(timed: Sequence[Timed]) -> pd.DataFrame:
 
 
 def _pruned_rows(rows: Iterable[records.PrunedRow]) -> pd.DataFrame:
+    provenance = [*CONDITIONS, "base_sha256"]
     frame = pd.DataFrame(
         [
-            [*(getattr(row, name) for name in _PRUNED), *(row.provenance.get(name) for name in CONDITIONS)]
+            [*(getattr(row, name) for name in _PRUNED), *(row.provenance.get(name) for name in provenance)]
             for row in rows
         ],
-        columns=[*_PRUNED, *CONDITIONS],
+        columns=[*_PRUNED, *provenance],
     )
-    return _with_conditions(frame, CONDITIONS)
+    return _with_conditions(frame, provenance)
 
 
 def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from suite import grids
 from suite.methods import name_of
 from suite.report import style, words
-from suite.stages import Learned
+from suite.stages import Learned, Pruned, describe
 
 PANEL_IN = (2.55, 1.95)
 LEGEND_IN = 1.9
@@ -33,6 +33,8 @@ ABOUT = ["data", "model", "method", "line", "run"]
 COMMON = ["loss", "train_top1_pct", "held_out_top1_pct"]
 """What the training loop logs for every method; `epoch` is the axis, and `lr` follows from the schedule."""
 UNITS = {"pct": "%", "pp": "points", "nats": "nats", "share": "share", "ms": "ms", "s": "s", "x": "x"}
+
+_WHILE = {"learning": "while the method learns", "finetuning": "while the packed networks are fine-tuned"}
 
 Logs = pd.DataFrame
 """One row an epoch of a learned stage: `ABOUT`, `epoch`, and the log's numbers."""
@@ -97,6 +99,18 @@ def of_stage(key: str, results: Path) -> Logs:
     return _log(folder).assign(**dict(zip(ABOUT, values, strict=True)))
 
 
+def of_finetuning(runs: Sequence[Pruned], results: Path) -> Logs:
+    """The logs of the runs that have finished fine-tuning; a `line` for each method with its settings."""
+    frames = []
+    for run in runs:
+        folder = results / "work" / run.key
+        if (folder / "done.json").is_file():
+            at = words.budget(run.budget.share, run.budget.scope)
+            about = (run.base.data, run.base.model, f"fine-tuning at {at}", describe(run.settings), run.key)
+            frames.append(_log(folder).assign(**dict(zip(ABOUT, about, strict=True))))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
 def _log(folder: Path) -> pd.DataFrame:
     try:
         lines = (folder / "history.jsonl").read_text().splitlines()
@@ -140,6 +154,34 @@ def _settings(stage: Learned) -> dict[str, Any]:
     return {**fields, "budget": f"{stage.budget.share:.2%}" if stage.budget else ""}
 
 
+# ---- the curves of a grid --------------------------------------------------------------------------------------------
+
+
+def draw_all(asked: Sequence[Pruned], runs: pd.DataFrame, results: Path, folder: Path) -> list[style.Picture]:
+    """Write the curves of learning and of fine-tuning of a grid into `folder`, where the logs of two epochs or more are.
+
+    They come from `results`/work, which is not kept under version control: where it is not there, nothing is written and
+    nothing deleted. `runs` are those of `suite.report.frames`, for the captions.
+    """
+    learned = list({run.learned.key: run.learned for run in asked if run.learned}.values())
+    device = words.trained(runs[runs["status"] == "done"])
+    pictures = []
+    for logs, kind in ((of_stages(learned, results)[0], "learning"), (of_finetuning(asked, results), "finetuning")):
+        if logs.empty:
+            continue
+        for (data, model, method), part in logs.groupby(["data", "model", "method"], sort=False):
+            if part["epoch"].nunique() > 1:
+                name = words.file_name(kind, str(data), str(model), str(method).removeprefix("fine-tuning at ")).rstrip(
+                    "_"
+                )
+                caption = f"{_caption(part, kind)} T{device[1:]}."
+                paths = tuple(_write(part, folder, name, caption))
+                title = f"{method}: what it learns" if kind == "learning" else f"F{str(method)[1:]}"
+                picture = {"data": str(data), "model": str(model), "name": name, "title": title}
+                pictures.append(style.Picture(**picture, caption=caption, paths=paths))
+    return pictures
+
+
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +191,7 @@ def metrics(logs: Logs) -> list[str]:
     return [*there, *(name for name in COMMON if name in logs.columns)]
 
 
-def draw(figure: Figure, logs: Logs) -> None:
+def draw(figure: Figure, logs: Logs, caption: str = "") -> None:
     """Fill an empty figure (`style.new_figure`): a panel for each metric, a line for each setting, thin ones for seeds."""
     shown = metrics(logs)
     columns = min(COLUMNS, len(shown))
@@ -167,7 +209,7 @@ def draw(figure: Figure, logs: Logs) -> None:
     if legend:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper")
-    style.caption(figure, _caption(logs))
+    style.caption(figure, caption or _caption(logs))
 
 
 def _line(axes: Axes, logs: Logs, metric: str, index: int) -> None:
@@ -198,18 +240,18 @@ def words_of(metric: str) -> str:
     return f"{name} ({UNITS[unit]})".replace("_", " ") if name and unit in UNITS else metric.replace("_", " ")
 
 
-def _caption(logs: Logs) -> str:
+def _caption(logs: Logs, kind: str = "learning") -> str:
     first, runs = logs.iloc[0], logs.groupby("line")["run"].nunique()
     few, many = runs.min(), runs.max()
     n = f"n = {few}" if few == many else f"n = {few} to {many}"
     name = first["line"] if len(runs) == 1 else first["method"]
-    whose = f"{first['data']}, {first['model']}, {name}: while the method learns, from the runs' own logs"
+    whose = f"{first['data']}, {first['model']}, {name}: {_WHILE[kind]}, from the runs' own logs"
     if many == 1:
         return f"{whose}; n = 1 run." if len(runs) > 1 else f"{whose}; {first['run']}."
     return f"{whose}; thick lines: mean over {n} seeds, thin lines: the seeds."
 
 
-def _write(logs: Logs, folder: Path, name: str) -> list[Path]:
+def _write(logs: Logs, folder: Path, name: str, caption: str = "") -> list[Path]:
     with style.new_figure(entries=0) as figure:
-        draw(figure, logs)
+        draw(figure, logs, caption)
         return style.save(figure, folder / name)

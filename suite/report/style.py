@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image
+from scipy.optimize import isotonic_regression
 
 from suite.files import replacing
 
 DPI = 200
 SIZE_IN = (6.8, 4.3)
-CAPTION_CHARACTERS = 122
-LABEL_CHARACTERS = 24
+CAPTION_CHARACTERS_AN_INCH = 17.5
+LABEL_CHARACTERS = 30
 ENTRY_IN = 0.3
 REFERENCE = "0.35"
 """Grey of reference lines and of the unpruned network."""
+FRONT = "0.82"
+"""Grey of a Pareto front, behind everything."""
+MANY = 8
+"""A figure with more lines than this draws thick only those that matter most in it."""
+LINE_IN = 0.145
+"""Height of a line of text that labels a point."""
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B0578D", "#E69F00", "#56B4E9", "#4D4D4D")
 _MARKERS = (("o", 6.0), ("s", 5.6), ("^", 7.0), ("D", 5.4), ("v", 7.0), ("P", 7.0), ("X", 7.0), ("<", 7.0), (">", 7.0))
@@ -28,6 +41,8 @@ _MARKERS = (("o", 6.0), ("s", 5.6), ("^", 7.0), ("D", 5.4), ("v", 7.0), ("P", 7.
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (5, 1.4, 1.2, 1.4)), (0, (1.2, 1.2)))
 """Okabe and Ito's colours (the purple darkened for white paper). The counts of colours, markers and dashes are coprime, so
 combinations repeat late."""
+
+_HOLLOW = ("o", "s", "^", "D", "v", "p", "h", "<", ">", "8", "d", "*")
 
 _RC: dict[Any, Any] = {
     "figure.dpi": DPI,
@@ -65,28 +80,113 @@ def of_series(index: int) -> dict[str, Any]:
     }
 
 
+def of_source(index: int) -> dict[str, Any]:
+    """Hollow mark of the `index`-th source of published numbers: never to be taken for a measured point."""
+    marker = _HOLLOW[index % len(_HOLLOW)]
+    return {
+        "linestyle": "none",
+        "marker": marker,
+        "markerfacecolor": "none",
+        "markeredgecolor": "0.25",
+        "markersize": 5.2,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure that was written."""
+
+    data: str
+    model: str
+    name: str
+    """Of its files, without the suffix."""
+    title: str
+    caption: str
+    paths: tuple[Path, ...]
+
+
 @contextmanager
 def new_figure(entries: int) -> Iterator[Figure]:
     """An empty figure in this style, as high as `entries` of a legend need; drawn with Agg, apart from pyplot's state."""
     width, height = SIZE_IN
     with matplotlib.rc_context(_RC):
-        figure = Figure((width, max(height, 1.2 + ENTRY_IN * entries)), layout="constrained")
+        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
+        figure = Figure((width, max(height, 1.2 + ENTRY_IN * entries)), layout=layout)
         FigureCanvasAgg(figure)
         yield figure
 
 
 def caption(figure: Figure, text: str) -> None:
     """One small paragraph below the axes; dollar signs in it are dollar signs."""
-    wrapped = "\n".join(textwrap.wrap(text, CAPTION_CHARACTERS))
+    wrapped = "\n".join(textwrap.wrap(text, int(CAPTION_CHARACTERS_AN_INCH * figure.get_figwidth())))
     label = figure.supxlabel(wrapped, x=0.012, ha="left", fontsize=7, color="0.3", linespacing=1.35)
     label.set_parse_math(False)
 
 
-def legend(figure: Figure) -> None:
-    """The legend on the right, outside of the data."""
-    found = figure.legend(loc="outside right upper")
-    for text in found.get_texts():
-        text.set_parse_math(False)
+def fit(figure: Figure, axes: Axes, height_in: float) -> None:
+    """Make the figure as high as it must be for these axes to have this height beside all that stands above and below."""
+    figure.draw_without_rendering()
+    now = axes.get_position().height * figure.get_figheight()
+    figure.set_figheight(figure.get_figheight() + height_in - now)
+
+
+def legend(figure: Figure, place: str = "outside right upper", **more: Any) -> None:
+    """What the figure's labelled artists mean, each label once, outside of the data."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    if entries:
+        small = {"fontsize": 7.5, "labelspacing": 0.45} if len(entries) > MANY else {}
+        found = figure.legend(list(entries.values()), list(entries), loc=place, **(small | more))  # type: ignore[call-overload]
+        for text in found.get_texts():
+            text.set_parse_math(False)
+
+
+@dataclass(frozen=True)
+class End:
+    """A line's last point, in data units, and what the line is called."""
+
+    text: str
+    x: float
+    y: float
+    look: dict[str, Any]
+
+
+def name_ends(figure: Figure, axes: Axes, ends: Sequence[End], height_in: float) -> None:
+    """Names of lines right of the axes, each as near to its last point as the others let it, with its mark and a thin leader.
+
+    Called when all else is drawn. The axes get the height `height_in`, or what the names need.
+    """
+    names = [label(end.text) for end in ends]
+    needed = np.array([LINE_IN * (1 + name.count("\n")) for name in names])
+    height_in = max(height_in, needed.sum())
+    heights = needed / height_in
+    to_axes = axes.transScale + axes.transLimits
+    wanted = np.array([to_axes.transform((end.x, end.y))[1] for end in ends])
+    for end, name, y in zip(ends, names, spread(wanted, heights, -0.03, 1.03), strict=True):
+        colour = end.look["color"]
+        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.55, "shrinkA": 0, "shrinkB": 3}
+        axes.annotate("", (end.x, end.y), (1.022, y), textcoords="axes fraction", arrowprops=leader)
+        mark = {**end.look, "markersize": 0.8 * end.look["markersize"], "linestyle": "none"}
+        axes.plot([1.032], [y], **mark, transform=axes.transAxes, clip_on=False, markeredgecolor="white")
+        where: dict[str, Any] = {"ha": "left", "va": "center", "transform": axes.transAxes}
+        axes.text(1.055, y, name, **where, fontsize=7.5, parse_math=False, color="0.1", linespacing=1.0)
+    fit(figure, axes, height_in)
+
+
+def spread(wanted: np.ndarray, heights: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Places nearest to the `wanted` ones (least squares) at which labels of these heights do not overlap.
+
+    They keep their order and lie between `low` and `high` where there is room.
+    """
+    order = np.argsort(wanted, kind="stable")
+    gaps = (heights[order][1:] + heights[order][:-1]) / 2
+    offsets = np.concatenate([[0.0], np.cumsum(gaps)])
+    starts = np.clip(isotonic_regression(wanted[order] - offsets).x, low, max(low, high - offsets[-1]))
+    placed = np.empty_like(offsets)
+    placed[order] = starts + offsets
+    return placed
 
 
 def label(text: str) -> str:
@@ -96,11 +196,20 @@ def label(text: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write PATH.png and PATH.pdf, without dates, so that the same rows give the same files."""
-    paths = []
-    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "ModDate": None})):
-        target = path.with_name(path.name + suffix)
-        with replacing(target) as part:
-            figure.savefig(part, format=suffix[1:], metadata=metadata)
-        paths.append(target)
+    """Write PATH.png and PATH.pdf, without dates, so that the same rows give the same files.
+
+    PNGs have a palette: a third of the bytes, which are kept under version control, and no visible difference.
+    """
+    paths = [path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".pdf")]
+    with replacing(paths[0]) as part, BytesIO() as drawn:
+        figure.savefig(drawn, format="png")
+        image = (
+            Image.open(drawn)
+            .convert("RGB")
+            .quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=5000, dither=Image.Dither.NONE)
+        )
+        image.save(part, format="png", optimize=True, dpi=(DPI, DPI))
+    figure.set_layout_engine("none")  # as it is
+    with replacing(paths[1]) as part:
+        figure.savefig(part, format="pdf", metadata={"CreationDate": None, "ModDate": None})
     return paths

@@ -18,8 +18,31 @@ SPEEDUP = (
     'it contains 1 there is "no difference"; runs whose null test (dense against dense) failed are left out, and without '
     'any other the cell is "not trusted"'
 )
+REPRODUCTION = (
+    "a drop is compared where the source states its base accuracy, else the accuracy; our median beside a published median. "
+    'The published number is taken as exact. "below" or "above": the 95 % interval of ours (t of the mean, bootstrap of the '
+    'median) misses it; "reproduced": it holds it and reaches half a point at most to either side; "not distinguishable": it '
+    'is wider; "not run": no line of ours lies within one point of its cut, or has the same selection of epochs. A positive '
+    "difference is in our favour"
+)
 
 _MARKDOWN = re.compile(r"([\\`*{}\[\]<>|$~#])")
+_LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "$&#_%{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        '"': "''",
+        "'": r"\textquotesingle{}",
+        "`": r"\textasciigrave{}",
+        "±": r"$\pm$",
+        "—": "---",
+    }
+)
 _EDGE_UNDERSCORE = re.compile(r"(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
 
 
@@ -27,6 +50,12 @@ def markdown(text: str) -> str:
     """`text` so that Markdown shows it as it is, in a table too. An underscore inside a word needs no escape."""
     escaped = _MARKDOWN.sub(r"\\\1", " ".join(text.replace("&", "&amp;").split()))
     return _EDGE_UNDERSCORE.sub(r"\\_", escaped)
+
+
+def latex(text: str) -> str:
+    """`text` so that LaTeX prints it as it is. A sign that pdfTeX's fonts lack is named by its code point."""
+    escaped = " ".join(text.split()).translate(_LATEX)
+    return "".join(sign if ord(sign) < 0x100 and sign.isprintable() else f"[U+{ord(sign):04X}]" for sign in escaped)
 
 
 def file_name(*parts: str) -> str:
@@ -50,6 +79,19 @@ def mean_sd(mean: float, sd: float, n: int | None = None) -> str:
 def budget(share: float, scope: str) -> str:
     """ "60.17 %", with the scope where it is not the whole network."""
     return f"{100 * share:.4g} %" + ("" if scope == "network" else f" of {scope}")
+
+
+def levels(names: Sequence[str]) -> str:
+    """ "0 worst; 1 better; ..." """
+    return "; ".join(f"{number} {name}" for number, name in enumerate(names))
+
+
+def epochs(line: Mapping[Hashable, Any] | pd.Series) -> str:
+    """ "164 + 120 + 400": spent on the base network, on learning and on fine-tuning; "" without a run."""
+    if not line["n"]:
+        return ""
+    spent = (line["base_epochs"], line["learning_epochs"], line["finetune_epochs"])
+    return " + ".join("public" if pd.isna(value) else f"{value:.0f}" for value in spent)
 
 
 def speedup(line: Mapping[Hashable, Any] | pd.Series) -> str:
@@ -109,6 +151,7 @@ def _conditions(line: pd.Series, differing: Sequence[str]) -> str:
         if f"{prefix}commit" in differing or f"{prefix}dirty" in differing:
             parts.append(f"{verb}commit {commit(line[f'{prefix}commit'], line[f'{prefix}dirty'])}")
     parts += [f"trained on {line[name]}" for name in differing if name == "device"]
+    parts += [f"TF32 {line[name]}" for name in differing if name == "tf32"]
     parts += [f"data {line[name][:8]}" for name in differing if name == "data_sha256"]
     parts += [f"timed on {line[name]}" for name in differing if name == "timed_device" and line[name]]
     parts += [f"{line[name]} threads" for name in differing if name == "threads" and line[name]]

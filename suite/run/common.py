@@ -137,8 +137,7 @@ def make_row(stage: Pruned | Timed, context: Context, *, status: records.Status,
         "learning_epochs": pruned.learned.schedule.epochs if pruned.learned else 0,
         "finetune_epochs": pruned.finetune.epochs,
     }
-    fairness = "same base weights, budget, fine-tuning epochs and learning-rate schedule within the grid"
-    return records.PrunedRow(**{**about, "fairness": fairness, "selection": _selection(pruned), **epochs, **columns})
+    return records.PrunedRow(**{**about, "selection": _selection(pruned), **epochs, **columns})
 
 
 def _selection(run: Pruned) -> str:

@@ -1,0 +1,177 @@
+"""The claims under test, with the evidence so far and a verdict: what the abstract and the released rows of a paper say.
+
+The rows are those in `results/published/`: the method whose abstract is among them, and what its authors published of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from suite import grids
+from suite.report import cells, frames, inference, published, reproduction, words
+from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, TIMING
+from suite.report.pairs import FOR_A_CLAIM
+
+NOT_RUN, OPEN, SUPPORTED, CONTRADICTED = "not run", "open", "supported", "contradicted"
+COLUMNS = ["claim", "source", "evidence", "n", "verdict"]
+NOTES = (
+    'Without loss: "supported" when the 95 % interval of the drop lies below 0, or holds it and reaches half a point at most '
+    'to either side; "contradicted" when it lies above 0. Acceleration: "supported" when, at the same budget, batch and '
+    "precision on the same GPU, the method's speed-up lies above that of every method that removes whole channels or filters, "
+    'interval against interval; "contradicted" when it lies below all of them. Released rows: '
+    f'{words.REPRODUCTION}. A claim takes {FOR_A_CLAIM} runs: with fewer, or where lines disagree, the verdict is "open".'
+)
+_ABSTRACT = "abstract"
+WHOLE = ("filter", "channel")
+"""Granularities that remove channels of the whole layer."""
+
+
+def table(results: Path, *, smoke: bool = False) -> pd.DataFrame:
+    """One line a claim, from the rows of all grids in `results`; smoke rows are evidence of nothing."""
+    known = published.load()
+    abstract = known[known["source"].str.startswith(_ABSTRACT)]
+    found = [] if smoke else [frames.load(grid, results, smoke=False) for grid in _grids()]
+    lines = [cells.table(each) for each in found]
+    claims: list[dict[str, Any]] = []
+    for row in abstract.to_dict("records"):
+        claims += [_no_loss(row, found, lines), _acceleration(row, found)]
+    released = known[known["method"].isin(abstract["method"]) & known["top1_pct"].notna()]
+    claims += [_released(row, found, lines) for row in released.to_dict("records")]
+    return pd.DataFrame(claims, columns=COLUMNS)
+
+
+def _grids() -> Iterator[grids.Grid]:
+    for name in grids.names():
+        try:
+            grid = grids.load(name)
+            grids.runs_of(grid)
+        except ValueError:  # a broken grid has no evidence; whoever reports it is told what is wrong
+            continue
+        yield grid
+
+
+# ---- without loss ----------------------------------------------------------------------------------------------------
+
+
+def _no_loss(row: dict[Any, Any], found: Sequence[frames.Frames], lines: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    about = {
+        "claim": f"{row['model']} on {row['data']}: {row['flops_cut_pct']:.2f} % of the FLOPs removed without accuracy loss",
+        "source": row["source"],
+    }
+    cut = reproduction.CUT[row["scope"]]
+    judged = []
+    for each, of_grid in zip(found, lines, strict=True):
+        own = of_grid[of_grid[["data", "model", "method"]].eq([row["data"], row["model"], row["ours"]]).all(axis=1)]
+        own = own[(own["n"] > 0) & (own["split"] == "all")].drop_duplicates("line")
+        near = own[(own[cut] - row["flops_cut_pct"]).abs() <= reproduction.NEAR_PP]
+        runs = each.runs.set_index("key")
+        for line in near.to_dict("records"):
+            part = runs.loc[line["rows"].split()]
+            drop = (part["base_top1_pct"] - part["pruned_top1_pct"]).tolist()
+            interval = inference.t_interval(drop)
+            text = f"{line['settings']}, {line[cut]:.2f} % cut: drop {line['drop_mean_pp']:.2f} points"
+            judged.append((_with(interval, text), len(drop), _loss(interval)))
+    return {**about, **_summed(judged, "no run is done at this cut")}
+
+
+def _loss(interval: inference.Interval) -> str:
+    said = reproduction.verdict(0.0, interval, less_is_better=True)
+    return {"reproduced": SUPPORTED, "above": SUPPORTED, "below": CONTRADICTED}.get(said, OPEN)
+
+
+# ---- acceleration ----------------------------------------------------------------------------------------------------
+
+
+def _acceleration(row: dict[Any, Any], found: Sequence[frames.Frames]) -> dict[str, Any]:
+    about = {
+        "claim": "Better acceleration on a GPU than channel pruning, at the same share of FLOPs removed",
+        "source": "abstract of the paper",
+    }
+    every = pd.concat([_speeds(each, row["ours"]) for each in found] or [pd.DataFrame(columns=_SPEEDS)])
+    compared = every.drop_duplicates()
+    on_gpu = ~compared["timed_device"].astype(str).str.startswith("cpu")
+    evidence = [
+        _counted(part, where) for where, part in (("GPU", compared[on_gpu]), ("CPU", compared[~on_gpu])) if len(part)
+    ]
+    gpu = compared[on_gpu]
+    if gpu.empty:
+        return {**about, "evidence": "; ".join(["nothing timed on a GPU", *evidence]), "n": 0, "verdict": NOT_RUN}
+    said = gpu["said"].unique().tolist()
+    verdict = {"faster": SUPPORTED, "slower": CONTRADICTED}.get(said[0], OPEN) if len(said) == 1 else OPEN
+    n = int(gpu["n"].min())
+    return {**about, "evidence": "; ".join(evidence), "n": n, "verdict": verdict if n >= FOR_A_CLAIM else OPEN}
+
+
+_SPEEDS = ["timed_device", "said", "n", "rows", "rows_other", *TIMING, "leg", "threads"]
+
+
+def _speeds(found: frames.Frames, method: str) -> pd.DataFrame:
+    """The method's speed-up beside that of every one that removes whole channels: "faster", "slower" or "no difference"."""
+    lines = cells.accuracy_lines(found.runs)
+    timed = lines.merge(cells.latency_lines(found, lines), on="line")
+    timed = timed[timed["speedup_x"].notna() & (timed["coarse"] == 0)]
+    keys = ["data", "model", "split", "budget", "budget_scope", *CONDITIONS, *TIMING, *TIMED_CONDITIONS]
+    others = timed[timed["granularity"].isin(WHOLE) & (timed["method"] != method)]
+    both = timed[timed["method"] == method].merge(others, on=keys, suffixes=("", "_other"))
+    said = pd.Series("no difference", index=both.index, dtype="object")
+    said[both["speedup_low_x"] > both["speedup_high_x_other"]] = "faster"
+    said[both["speedup_high_x"] < both["speedup_low_x_other"]] = "slower"
+    return both.assign(said=said, n=both[["speedup_n", "speedup_n_other"]].min(axis=1))[_SPEEDS]
+
+
+def _counted(part: pd.DataFrame, where: str) -> str:
+    counts = ", ".join(f"{number} {said}" for said, number in part["said"].value_counts().items())
+    devices = " and ".join(words.different(part["timed_device"]))
+    return f"on a {where} ({devices}), {len(part)} comparisons with whole-channel methods at the same budget: {counts}"
+
+
+# ---- released rows ---------------------------------------------------------------------------------------------------
+
+
+def _released(row: dict[Any, Any], found: Sequence[frames.Frames], lines: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    groups = f", {row['groups']:.0f} groups" if pd.notna(row["groups"]) else ""
+    scope = " of the prunable convolutions" if row["scope"] == "prunable" else ""
+    about = {
+        "claim": f"{row['model']} on {row['data']}{groups}: {row['top1_pct']:.2f} % with {row['flops_cut_pct']:.2f} % of the "
+        f"FLOPs{scope} removed" + (f" ({row['runs']}, {row['selection']})" if row["runs"] else ""),
+        "source": row["source"],
+    }
+    one = pd.DataFrame([row])
+    beside = [
+        reproduction.table(each.runs, of_grid.drop_duplicates("line"), one)
+        for each, of_grid in zip(found, lines, strict=True)
+    ]
+    every = pd.concat(beside) if beside else pd.DataFrame(columns=reproduction.COLUMNS)
+    every = every[(every["n"] == 0) | ~every.duplicated("rows")]
+    judged = [
+        (
+            _with(
+                (line["ours_low"], line["ours_high"]), f"{line['settings']}, {line['statistic']} {line['ours']:.2f} %"
+            ),
+            int(line["n"]),
+            {"not distinguishable": OPEN}.get(line["verdict"], line["verdict"]),
+        )
+        for line in every[every["n"] > 0].to_dict("records")
+    ]
+    reasons = [reason for reason in words.different(every["reason"]) if reason != "no run is done"]
+    return {**about, **_summed(judged, "; ".join(dict.fromkeys(reasons)) or "no run is done")}
+
+
+# ---- what all share --------------------------------------------------------------------------------------------------
+
+
+def _with(interval: inference.Interval, text: str) -> str:
+    return text if pd.isna(interval[0]) else f"{text} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _summed(judged: Sequence[tuple[str, int, str]], without: str) -> dict[str, Any]:
+    """Evidence, n and verdict of all lines that bear on a claim, each (text, n, verdict): they must say the same."""
+    if not judged:
+        return {"evidence": without, "n": 0, "verdict": NOT_RUN}
+    said = {verdict if n >= FOR_A_CLAIM else OPEN for _, n, verdict in judged}
+    evidence = "; ".join(f"{text} (n = {n})" for text, n, _ in judged)
+    return {"evidence": evidence, "n": min(n for _, n, _ in judged), "verdict": said.pop() if len(said) == 1 else OPEN}

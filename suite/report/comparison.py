@@ -1,0 +1,213 @@
+"""Methods against each other at the same budget: intervals of their accuracy drops, and their order over budgets and seeds.
+
+Rank     1 is the most accurate. Methods are ranked at those budgets, and by those seeds, for which all of them have a run.
+tau      Kendall's rank correlation of two orders: 1 for the same order, 0 for unrelated ones, -1 for the reverse.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.markers import CARETRIGHT
+from scipy import stats
+
+from suite.report import style, words
+from suite.report.cells import t95_half_width
+from suite.report.frames import CONDITIONS
+from suite.report.pareto import farthest, who
+from suite.report.pareto import runs as n_runs
+
+PANELS = 5
+"""Budgets that have a panel; of more, those spread evenly over their range."""
+_LINE = ["series", *CONDITIONS]
+
+
+def compared(runs: pd.DataFrame) -> pd.DataFrame:
+    """Finished runs at budgets at which at least two methods have one, with `name`, `at` (the budget) and `drop_pp`."""
+    if runs.empty:
+        return runs.assign(at="")
+    letters, meanings = words.told_apart(runs, CONDITIONS)
+    about = runs.assign(
+        name=runs["short"] + letters,
+        meanings="; ".join(meanings),
+        at=list(map(words.budget, runs["budget"], runs["budget_scope"])),
+        drop_pp=runs["base_top1_pct"] - runs["pruned_top1_pct"],
+    )
+    return about[about.groupby("at")["name"].transform("nunique") > 1].sort_values("budget", kind="stable")
+
+
+# ---- intervals -------------------------------------------------------------------------------------------------------
+
+
+def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
+    """Write the drops of all methods: a panel for each budget, a row for each method, the best on top."""
+    budgets = _chosen(list(dict.fromkeys(runs["at"])), PANELS)
+    runs = runs[runs["at"].isin(budgets)]
+    mean_rank = runs.groupby(["at", "name"])["drop_pp"].mean().groupby("at").rank().groupby("name").mean()
+    names = mean_rank.sort_values(kind="stable").index.tolist()
+    data, model = runs["data"].iloc[0], runs["model"].iloc[0]
+    with style.new_figure(entries=0) as figure:
+        rows = sum(1 + style.label(name).count("\n") * 0.6 for name in names)
+        figure.set_size_inches(2.0 + max(1.35 * len(budgets), 3.5), 1.15 + 0.21 * rows)
+        panels = figure.subplots(1, len(budgets), squeeze=False, sharey=True)[0]
+        for axes, budget in zip(panels, budgets, strict=True):
+            _intervals(axes, runs[runs["at"] == budget], names)
+            axes.set_title(f"{budget} of MACs cut" if len(budgets) < 4 else budget, fontsize=8.5, loc="left")
+        panels[0].set_yticks(range(len(names)), [style.label(name) for name in names], fontsize=8, parse_math=False)
+        panels[0].set_ylim(len(names) - 0.5, -0.5)
+        middle = panels[len(panels) // 2]
+        middle.set_xlabel("accuracy drop (points; left is better)")
+        text = _caption_intervals(runs)
+        style.caption(figure, text)
+        style.fit(figure, panels[0], 0.21 * rows)
+        name = words.file_name("intervals", str(data), str(model))
+        paths = style.save(figure, folder / name)
+    title = "Accuracy drop of the methods, budget by budget"
+    return style.Picture(data=data, model=model, name=name, title=title, caption=text, paths=tuple(paths))
+
+
+def _intervals(axes: Axes, runs: pd.DataFrame, names: list[str]) -> None:
+    """Runs as thin ticks, their mean as a mark, its t 95 % interval as a bar where there are three runs or more."""
+    best = runs.groupby("name")["drop_pp"].mean()
+    limit = best.min() + farthest(best - best.min())
+    for y, name in enumerate(names):
+        own = runs[runs["name"] == name]
+        if own.empty:
+            continue
+        if best[name] > limit:
+            _far(axes, y, best[name], style.of_series(int(own["look"].iloc[0]))["color"])
+            continue
+        look, drop = style.of_series(int(own["look"].iloc[0])), own["drop_pp"]
+        axes.scatter(drop, [y] * len(drop), marker="|", s=28, color=look["color"], alpha=0.7, linewidths=0.9)
+        half = t95_half_width(pd.Series([drop.std()]), pd.Series([len(drop)])).iloc[0] if len(drop) >= 3 else np.nan
+        if not np.isnan(half):
+            axes.plot([drop.mean() - half, drop.mean() + half], [y, y], color=look["color"], linewidth=2.2, alpha=0.45)
+        mark: dict[str, Any] = {name: look[name] for name in ("color", "marker", "markersize")}
+        axes.plot([drop.mean()], [y], **mark, markeredgecolor="white", markeredgewidth=0.7)
+    axes.axvline(0, color=style.REFERENCE, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+    axes.axvline(best.min(), color=style.FRONT, linewidth=1.2, zorder=0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=7.5)
+    axes.spines["left"].set_visible(False)
+
+
+def _far(axes: Axes, y: int, drop: float, colour: str) -> None:
+    """An arrow and a number at the right edge for a method so much worse that it would squeeze the others."""
+    where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": colour}
+    axes.plot([0.985], [y], marker=CARETRIGHT, markersize=5, **where)
+    axes.text(0.94, y, f"{drop:.1f}", ha="right", va="center", fontsize=7, **where)
+
+
+def _caption_intervals(runs: pd.DataFrame) -> str:
+    n = runs.groupby(["name", "at"]).size()
+    bars = "bars: t 95 % intervals of the mean" if n.min() >= 3 else "no interval is drawn for fewer than three runs"
+    sentences = [
+        f"{who(runs)}: mean over {n_runs(n)} (mark) of base minus pruned accuracy; ticks: the runs; {bars}",
+        "Dotted line: no drop; grey line: the best mean; arrow: too far for the axis. Methods in the order of their mean rank",
+        f"T{words.trained(runs)[1:]}",
+        *([runs["meanings"].iloc[0]] if runs["meanings"].iloc[0] else []),
+    ]
+    return ". ".join(sentences) + "."
+
+
+# ---- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def ranked(runs: pd.DataFrame) -> pd.DataFrame:
+    """Ranks `rank` (of the mean) and `seed_rank` (by seed), for methods that have all budgets; empty with nothing to rank.
+
+    There is something where two methods share two budgets, or two seeds of one.
+    """
+    if runs.empty:
+        return runs
+    every = runs["at"].nunique()
+    runs = runs[runs.groupby("name")["at"].transform("nunique") == every]
+    seeds = runs.groupby("seed").size()
+    complete = seeds[seeds == runs["name"].nunique() * every].index
+    if runs["name"].nunique() < 2 or (every < 2 and len(complete) < 2):
+        return runs.iloc[:0]
+    means = runs.groupby(["at", "name"])["drop_pp"].transform("mean")
+    rank = means.groupby(runs["at"]).rank(method="dense")
+    by_seed = runs["drop_pp"].where(runs["seed"].isin(complete)).groupby([runs["at"], runs["seed"]]).rank()
+    return runs.assign(rank=rank, seed_rank=by_seed)
+
+
+def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
+    """Write the order of the methods over the budgets: of the means (lines), and of single seeds (dots)."""
+    budgets = _chosen(list(dict.fromkeys(runs["at"])), 2 * PANELS)
+    names = runs[runs["at"] == budgets[-1]].groupby("name")["rank"].first().sort_values(kind="stable").index
+    data, model = runs["data"].iloc[0], runs["model"].iloc[0]
+    with style.new_figure(entries=0) as figure:
+        figure.set_size_inches(2.6 + min(0.6 + 1.1 * len(budgets), 5.2), 3.0)
+        axes = figure.add_subplot()
+        axes.set_xlim(-0.3, len(budgets) - 0.7)
+        axes.set_ylim(len(names) + 0.6, 0.4)
+        ends = [_ranks(axes, runs[runs["name"] == name], budgets, len(names)) for name in names]
+        axes.set_xticks(range(len(budgets)), budgets)
+        axes.set_yticks(range(1, len(names) + 1))
+        axes.set(xlabel="share of MACs to cut", ylabel="rank by accuracy (1 is best)")
+        axes.grid(visible=False)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.tick_params(length=0)
+        text = _caption_ranks(runs)
+        style.caption(figure, text)
+        style.name_ends(figure, axes, ends, max(1.9, 0.24 * len(names)))
+        name = words.file_name("ranks", str(data), str(model))
+        paths = style.save(figure, folder / name)
+    title = "Does the order of the methods hold?"
+    return style.Picture(data=data, model=model, name=name, title=title, caption=text, paths=tuple(paths))
+
+
+def _ranks(axes: Axes, runs: pd.DataFrame, budgets: list[str], count: int) -> style.End:
+    look = style.of_series(int(runs["look"].iloc[0]))
+    mean = runs.groupby("at")["rank"].first().reindex(budgets)
+    places = range(len(budgets))
+    shift = 0.16 * (runs["look"].iloc[0] % 7 - 3) / 3
+    for x, budget in zip(places, budgets, strict=True):
+        seeds = runs.loc[runs["at"] == budget, "seed_rank"].dropna()
+        if len(seeds) > 1:
+            axes.plot(
+                [x + shift] * 2, [seeds.min(), seeds.max()], color=look["color"], linewidth=1.0, alpha=0.35, zorder=1
+            )
+    thick = 2.0 if count <= style.MANY else 1.3
+    axes.plot(places, mean, **{**look, "linewidth": thick}, markeredgecolor="white", markeredgewidth=0.7)
+    return style.End(str(runs["name"].iloc[0]), len(budgets) - 1, float(mean.iloc[-1]), look)
+
+
+def _caption_ranks(runs: pd.DataFrame) -> str:
+    by_budget = runs.pivot_table(index="name", columns="at", values="rank", aggfunc="first")
+    by_seed = runs.dropna(subset=["seed_rank"]).pivot_table(index="name", columns=["at", "seed"], values="seed_rank")
+    between_seeds = [
+        tau for budget in dict.fromkeys(runs["at"]) if budget in by_seed for tau in _taus(by_seed[budget].to_numpy().T)
+    ]
+    agreement = [
+        *([f"between seeds {np.mean(between_seeds):.2f}"] if between_seeds else []),
+        *([f"between budgets {np.mean(taus):.2f}"] if (taus := _taus(by_budget.to_numpy().T)) else []),
+    ]
+    sentences = [
+        f"{who(runs)}: rank of the mean over {n_runs(runs.groupby(['name', 'at']).size())}; thin bars: the range of the "
+        "ranks by single seeds",
+        *([f"Agreement of two orders, Kendall's tau, on average: {', '.join(agreement)}"] if agreement else []),
+        f"T{words.trained(runs)[1:]}",
+        *([runs["meanings"].iloc[0]] if runs["meanings"].iloc[0] else []),
+    ]
+    return ". ".join(sentences) + "."
+
+
+def _taus(orders: Iterable[np.ndarray]) -> list[float]:
+    """Kendall's tau of every pair of orders that have one."""
+    pairs = itertools.combinations(orders, 2)
+    found = (float(stats.kendalltau(a, b).statistic) for a, b in pairs)
+    return [tau for tau in found if not np.isnan(tau)]
+
+
+def _chosen(budgets: list[str], most: int) -> list[str]:
+    """All, or of many those spread evenly, the first and the last among them."""
+    places = np.linspace(0, len(budgets) - 1, min(most, len(budgets))).round().astype(int)
+    return [budgets[place] for place in places]

@@ -1,0 +1,208 @@
+"""The grid as a web page that opens from the disk: `index.html`, and `runs.html` with every run.
+
+Two files a grid, however many runs it has: they are kept under version control. `runs.html` holds the rows as data and shows
+the run that its address names (`runs.html#pruned-0123456789ab`). What comes from `results/work` (curves, structures, logs) is in
+it when the page is made where that folder is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from suite.files import write_text
+from suite.grids import Grid
+from suite.report import words
+from suite.report.frames import CONDITIONS, TIMED_CONDITIONS
+from suite.report.style import Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of the page's table: what it shows, and by what it is sorted."""
+
+    heading: str
+    show: Callable[[Mapping[Any, Any]], str]
+    sort: str = ""
+    """The column of the table that it is sorted by, as a number; "" for its text."""
+    about: str = ""
+
+
+def _number(name: str) -> Callable[[Mapping[Any, Any]], str]:
+    return lambda line: words.number(line[name])
+
+
+def _text(name: str) -> Callable[[Mapping[Any, Any]], str]:
+    return lambda line: str(line[name])
+
+
+def _mean(prefix: str, spread: str) -> Callable[[Mapping[Any, Any]], str]:
+    return lambda line: words.mean_sd(line[prefix], line[spread])
+
+
+COLUMNS = (
+    Column(heading="method", show=_text("name")),
+    Column(heading="network", show=lambda line: f"{line['data']}, {line['model']}"),
+    Column(heading="budget", show=lambda line: words.budget(line["budget"], line["budget_scope"]), sort="budget"),
+    Column(heading="FLOPs cut %", show=_number("macs_cut_pct"), sort="macs_cut_pct", about="of the whole network"),
+    Column(heading="top-1 %", show=_mean("top1_mean_pct", "top1_sd_pp"), sort="top1_mean_pct", about="after pruning"),
+    Column(
+        heading="drop", show=_mean("drop_mean_pp", "drop_sd_pp"), sort="drop_mean_pp", about="base minus pruned, points"
+    ),
+    Column(heading="n", show=_text("n"), sort="n", about="runs"),
+    Column(heading="speed-up ×", show=words.speedup, sort="speedup_x", about="measured: dense time / packed time"),
+    Column(
+        heading="MACs ×", show=_number("theoretical_x"), sort="theoretical_x", about="dense / packed; not a speed-up"
+    ),
+    Column(heading="params cut %", show=_number("params_cut_pct"), sort="params_cut_pct"),
+    Column(
+        heading="convs cut %",
+        show=_number("prunable_macs_cut_pct"),
+        sort="prunable_macs_cut_pct",
+        about="FLOPs of the prunable convolutions: all but the stem and the shortcuts",
+    ),
+    Column(heading="base top-1 %", show=_mean("base_top1_mean_pct", "base_top1_sd_pp"), sort="base_top1_mean_pct"),
+    Column(heading="granularity", show=_text("granularity")),
+    Column(heading="groups", show=_text("groups"), sort="groups"),
+    Column(heading="deployed", show=_text("deployed")),
+    Column(heading="note", show=_text("note")),
+)
+FILTERS = ("network", "method", "budget", "granularity")
+"""Columns with a menu that chooses one of their values."""
+
+
+def write(
+    grid: Grid,
+    lines: pd.DataFrame,
+    problems: pd.DataFrame,
+    pictures: Sequence[Picture],
+    runs: Mapping[str, Any],
+    downloads: Iterable[Path],
+    folder: Path,
+    *,
+    smoke: bool,
+) -> list[Path]:
+    """Write `index.html` and `runs.html` into `folder`.
+
+    `lines` and `problems` are those of `suite.report.cells`, `runs` the data of `suite.report.runs`.
+    """
+    labels = {run["key"]: run["seed"] for run in runs["runs"]}
+    letters, meanings = words.told_apart(lines, [*CONDITIONS, *TIMED_CONDITIONS])
+    lines = lines.assign(name=lines["settings"] + letters)
+    table = [_line(line, labels) for line in lines.to_dict("records")]
+    index = (
+        _environment()
+        .get_template("index.html")
+        .render(
+            grid=grid,
+            smoke=smoke,
+            tiles=_tiles(lines),
+            counts=words.counts(lines),
+            networks=_networks(lines),
+            columns=COLUMNS,
+            filters=[(COLUMNS_BY_NAME[name], _values(table, name)) for name in FILTERS],
+            lines=table,
+            meanings=meanings,
+            sections=_sections(lines, pictures),
+            problems=problems.to_dict("records"),
+            downloads=sorted({path.name for path in downloads if path.parent == folder}),
+            few=int(lines.loc[lines["n"] > 0, "n"].min()) if lines["n"].any() else 0,
+            flops=words.FLOPS,
+            speedup=words.SPEEDUP,
+        )
+    )
+    page = _environment().get_template("runs.html").render(grid=grid, smoke=smoke, runs=runs)
+    written = [folder / "index.html", folder / "runs.html"]
+    for path, text in zip(written, (index, page), strict=True):
+        write_text(path, text)
+    return written
+
+
+@functools.cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("suite.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+COLUMNS_BY_NAME = {column.heading: number for number, column in enumerate(COLUMNS)}
+
+
+def _line(line: Mapping[Any, Any], seeds: Mapping[str, int]) -> dict[str, Any]:
+    """A line of the table: its cells as (text, number to sort by or ""), and its runs as (key, seed)."""
+    cells = []
+    for column in COLUMNS:
+        value = line[column.sort] if column.sort else ""
+        cells.append((column.show(line), "" if value == "" or pd.isna(value) else f"{value:.8g}"))
+    return {"cells": cells, "runs": [(key, seeds[key]) for key in str(line["rows"]).split() if key in seeds]}
+
+
+def _values(table: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """The values of a column, in the order of the table."""
+    return list(dict.fromkeys(line["cells"][COLUMNS_BY_NAME[name]][0] for line in table))
+
+
+def _tiles(lines: pd.DataFrame) -> list[tuple[str, str]]:
+    """The grid in a few numbers, as (number, of what)."""
+    done = int(lines["n"].sum())
+    cells = lines.drop_duplicates("cell")
+    return [
+        (f"{done} of {int(cells['runs'].sum())}", "runs done"),
+        (str(lines["method"].nunique()), "methods"),
+        (str(len(lines.drop_duplicates(["data", "model"]))), "networks"),
+        (str(lines["budget"].nunique()), "budgets"),
+    ]
+
+
+def _networks(lines: pd.DataFrame) -> list[dict[str, str]]:
+    """What is said of every data set and model: accuracy before pruning, and where the numbers come from."""
+    found = []
+    for (data, model), part in lines.groupby(["data", "model"], sort=False):
+        done = part[part["n"] > 0]
+        most = done.iloc[int(done["base_n"].argmax())] if len(done) else None
+        base = (
+            words.mean_sd(most["base_top1_mean_pct"], most["base_top1_sd_pp"], most["base_n"])
+            if most is not None
+            else ""
+        )
+        trained = words.trained(done) if len(done) else "no run is done"
+        found.append(
+            {
+                "name": f"{data}, {model}",
+                "base": base,
+                "trained": trained,
+                "measured": words.measured(done) or "not measured",
+            }
+        )
+    return found
+
+
+def _sections(lines: pd.DataFrame, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+    """The figures of every data set and model, with the size of each in pixels."""
+    networks = list(dict.fromkeys(zip(lines["data"], lines["model"], strict=True)))
+    sections = []
+    for data, model in networks:
+        own = [
+            {"picture": picture, "size": _size(picture)}
+            for picture in pictures
+            if (picture.data, picture.model) == (data, model)
+        ]
+        if own:
+            sections.append({"name": f"{data}, {model}", "figures": own})
+    return sections
+
+
+def _size(picture: Picture) -> tuple[int, int]:
+    with Image.open(picture.paths[0]) as image:
+        return image.size

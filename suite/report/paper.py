@@ -1,0 +1,164 @@
+"""The counterparts of the DSP paper's tables and figures, by name: `python -m suite.report --paper NAME`.
+
+Each is a choice among what a grid's report has, written to `results/paper/NAME/` with an `about.md` that says what it shows,
+which grid feeds it and what is missing so far. The paper's own table numbers could not be checked: `table1` and `table2` follow
+the usual order of tables, and stand beside the rows that its authors publish with their code.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from suite import grids
+from suite.files import replacing, write_text
+from suite.registry import pick
+from suite.report import claims, frames, latex, structure, tables, words
+from suite.report.build import build
+
+TABLES = ("table.csv", "table_*.tex", "reproduction*", "comparisons.csv")
+ABLATION = "ablation_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A table or figure of the paper, and where its counterpart comes from."""
+
+    shows: str
+    grids: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    """Patterns of the files of a grid's report that make it."""
+    make: Callable[[Sequence[str], Path, bool, Path], list[str]] | None = None
+    """What writes it, where it is no choice of files: (grids, results, smoke, folder) -> remarks."""
+
+
+def entries() -> dict[str, Entry]:
+    """Name -> counterpart; every ablation grid is one."""
+    both = ("paper_table1", "paper_table2")
+    paper = {
+        "table1": Entry(shows="CIFAR-10: accuracy, cuts and speed of all methods", grids=both[:1], files=TABLES),
+        "table2": Entry(shows="ImageNet: accuracy, cuts and speed of all methods", grids=both[1:], files=TABLES),
+        "fig_pareto": Entry(shows="Accuracy over the cut, all methods", grids=both, files=("pareto_*",)),
+        "fig_speed": Entry(
+            shows="Measured speed-up, beside the cut in MACs",
+            grids=both,
+            files=("speed_*", "pareto_speedup_*", "pareto_latency_*", "latency.csv"),
+        ),
+        "fig_structure": Entry(
+            shows="Learned structure: filter groups and the channels they keep", grids=both, make=_structures
+        ),
+        "claims": Entry(shows="Claims under test, evidence so far, verdict", grids=both, make=_claims),
+    }
+    ablations = {
+        name: Entry(shows=grids.load(name).title, grids=(name,), files=(*TABLES, "ablation_*", "pareto_*"))
+        for name in grids.names()
+        if name.startswith(ABLATION)
+    }
+    return {**paper, **ablations}
+
+
+def write(name: str, results: Path, *, smoke: bool = False) -> tuple[list[Path], list[str]]:
+    """Write the counterpart into `results`/paper/`name`, and nothing of an earlier one stays: its files, and remarks.
+
+    Raises ValueError with the valid names when there is none of this name.
+    """
+    entry = pick("counterpart", name, entries())
+    folder = results / "paper" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    make = entry.make
+    remarks = make(entry.grids, results, smoke, folder) if make else list(_chosen(entry, results, smoke, folder))
+    missing = [line for grid in entry.grids if (line := missing_of(grid, results, smoke=smoke))]
+    write_text(folder / "about.md", _about(name, entry, missing, folder))
+    return sorted(folder.iterdir()), [*(f"missing in {line}" for line in missing), *remarks]
+
+
+def missing_of(grid_name: str, results: Path, *, smoke: bool = False) -> str:
+    """ "paper_table1: 255 of 255 runs, 765 of 765 timings"; "" when nothing is missing."""
+    try:
+        found = frames.load(grids.load(grid_name), results, smoke)
+    except ValueError as error:
+        return f"{grid_name}: {error}"
+    parts = []
+    for what, frame in (("runs", found.runs), ("timings", found.timings)):
+        without = int((frame["status"] != "done").sum())
+        if without:
+            parts.append(f"{without} of {len(frame)} {what}")
+    return f"{grid_name}: {', '.join(parts)}" if parts else ""
+
+
+def show_list(results: Path, console: Console, *, smoke: bool = False) -> None:
+    """Print every counterpart: what it shows, which grid feeds it, what is missing so far."""
+    table = Table("name", "shows", "grid: what is missing so far", box=box.SIMPLE, pad_edge=False)
+    known: dict[str, str] = {}
+    for name, entry in entries().items():
+        for grid in entry.grids:
+            known.setdefault(grid, missing_of(grid, results, smoke=smoke) or f"{grid}: nothing")
+        table.add_row(*(Text(text) for text in (name, entry.shows, "\n".join(known[grid] for grid in entry.grids))))
+    console.print(table)
+
+
+def _about(name: str, entry: Entry, missing: Sequence[str], folder: Path) -> str:
+    files = sorted(path.name for path in folder.iterdir())
+    lines = [
+        f"# {name}",
+        f"{entry.shows}. Made from the rows of {' and '.join(f'`{grid}`' for grid in entry.grids)} by "
+        f"`python -m suite.report --paper {name}`.",
+        "Missing so far: " + (words.markdown("; ".join(missing)) + "." if missing else "nothing."),
+        *(f"![{words.markdown(file)}]({file})" for file in files if file.endswith(".png")),
+        "\n".join(f"- [{words.markdown(file)}]({file})" for file in files if not file.endswith(".png")),
+    ]
+    return "\n\n".join(line for line in lines if line) + "\n"
+
+
+# ---- what makes them -------------------------------------------------------------------------------------------------
+
+
+def _chosen(entry: Entry, results: Path, smoke: bool, folder: Path) -> Iterator[str]:
+    """Copy the files of the grids' fresh reports, under the grid's name where there are several."""
+    for grid in entry.grids:
+        report = build(grid, results, smoke)
+        prefix = f"{grids.folder_name(grid)}_" if len(entry.grids) > 1 else ""
+        for path in report.paths:
+            if any(path.match(pattern) for pattern in entry.files):
+                with replacing(folder / f"{prefix}{path.name}") as part:
+                    shutil.copyfile(path, part)
+        yield from report.remarks
+
+
+def _structures(names: Sequence[str], results: Path, smoke: bool, folder: Path) -> list[str]:
+    """The structure of the first seed of every finished run with filter groups, where its packed network is there."""
+    remarks = []
+    for name in names:
+        runs = frames.load(grids.load(name), results, smoke).runs
+        grouped = runs[(runs["status"] == "done") & (runs["granularity"] == "intra_channel")]
+        for key in grouped.sort_values("seed", kind="stable").drop_duplicates("cell")["key"]:
+            try:
+                drawn = structure.report(str(key), results)
+            except ValueError as error:
+                remarks.append(str(error))
+                continue
+            for path in drawn:
+                shutil.copyfile(path, folder / path.name)
+    return remarks
+
+
+def _claims(names: Sequence[str], results: Path, smoke: bool, folder: Path) -> list[str]:
+    found = claims.table(results, smoke=smoke)
+    text = found.astype({"n": "str"})
+    write_text(folder / "claims.csv", tables.csv(found, claims.COLUMNS))
+    write_text(
+        folder / "claims.md", f"# Claims under test\n\n{tables.markdown(text)}\n\n{words.markdown(claims.NOTES)}\n"
+    )
+    write_text(
+        folder / "claims.tex",
+        latex.table(text, "Claims under test", "tab:claims", claims.NOTES, wide=("claim", "evidence")),
+    )
+    return []

@@ -1,0 +1,333 @@
+"""Pareto figures: accuracy over the cut in MACs, the cut in parameters, the measured speed-up and the latency.
+
+Front    the measured points (means) and the unpruned network that no other one beats on both axes. It is a staircase: at each
+         place the best accuracy of what lies there or further. Spread and published points have no part in it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.markers import CARETDOWN
+
+from suite.report import style, words
+from suite.report.cells import t95_half_width
+from suite.report.frames import CONDITIONS, TIMED_CONDITIONS
+
+Over = Literal["macs", "params", "speedup", "latency"]
+Spread = Literal["t95", "sd", "none"]
+SPREAD_WORDS: dict[Spread, str] = {
+    "t95": "vertical bars: t 95 % intervals of the mean",
+    "sd": "vertical bars: sample standard deviation",
+    "none": "no spread",
+}
+
+NARROW = 0.25
+"""Points whose cuts differ by less than this share of the largest have an axis of their own."""
+FLOOR = 4.0
+"""Points below the best by more than this many times the third quartile of that distance are marked at the lower edge."""
+KEY_CHARACTERS = 62
+AXES_IN = 3.2
+"""About the height of the axes in a figure of the usual size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What a Pareto figure has on its horizontal axis."""
+
+    title: str
+    column: str
+    label: str
+    timed: bool = False
+    less_is_better: bool = False
+    published: str = ""
+    """The column of published numbers that it is compared with."""
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Columns that keep lines apart."""
+        return (*CONDITIONS, *TIMED_CONDITIONS) if self.timed else tuple(CONDITIONS)
+
+    def dense(self, points: pd.DataFrame) -> float:
+        """Where the unpruned network stands."""
+        return {"speedup_x": 1.0, "packed_ms": points["dense_ms"].median()}.get(self.column, 0.0)
+
+
+AXES: dict[Over, Axis] = {
+    "macs": Axis(
+        title="Accuracy over MACs cut",
+        column="macs_cut_pct",
+        label="MACs cut (% of the whole network)",
+        published="flops_cut_pct",
+    ),
+    "params": Axis(
+        title="Accuracy over parameters cut",
+        column="params_cut_pct",
+        label="parameters cut (%)",
+        published="params_cut_pct",
+    ),
+    "speedup": Axis(
+        title="Accuracy over measured speed-up",
+        column="speedup_x",
+        label="measured speed-up (dense time / packed time)",
+        timed=True,
+    ),
+    "latency": Axis(
+        title="Accuracy over latency",
+        column="packed_ms",
+        label="latency of the packed network (ms a batch)",
+        timed=True,
+        less_is_better=True,
+    ),
+}
+
+
+def points_of(lines: pd.DataFrame, over: Over) -> pd.DataFrame:
+    """The lines of the table that have a place in the figure, each once."""
+    axis = AXES[over]
+    there = lines.dropna(subset=["top1_mean_pct", axis.column])
+    return there.drop_duplicates(["cell", *axis.conditions])
+
+
+def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path) -> style.Picture:
+    """Write one figure as PNG and PDF. `published` are the numbers of others for this data set and model."""
+    axis, spread = AXES[over], spread_of(points)
+    letters, meanings = words.told_apart(points, axis.conditions)
+    points = points.assign(name=points["short"] + letters)
+    known = published.dropna(subset=[axis.published]) if axis.published else published.iloc[:0]
+    keys = ["series", *axis.conditions]
+    data, model = str(points["data"].iloc[0]), str(points["model"].iloc[0])
+    count = points.groupby(keys).ngroups
+    with style.new_figure(entries=0) as figure:
+        axes = figure.add_subplot()
+        axes.margins(x=0.05, y=0.07)
+        shown = pd.concat([points[axis.column], known[axis.published]]) if axis.published else points[axis.column]
+        cut = not axis.timed and _is_narrow(shown)
+        front = _front(points, axis) if not meanings else None
+        ends = [
+            _line(axes, line, axis, spread, style.of_series(int(line["look"].iloc[0])), _weight(line, front, count))
+            for _, line in points.groupby(keys, sort=False)
+        ]
+        _reference(axes, points, axis, spread, cut)
+        _published(axes, known, axis.published)
+        if front is not None and len(front) > 1:
+            _draw_front(axes, front)
+        axes.set(xlabel=axis.label, ylabel="top-1 accuracy (%)")
+        if axis.timed:
+            _no_gain(axes, axis.dense(points))
+        if cut:
+            axes.set_xlim(*_window(shown))
+        below = _lift(axes, points)
+        if below is not None:
+            _mark_below(axes, points, axis, below, [end.look for end in ends], keys)
+        style.legend(figure, "outside upper left", ncols=2, fontsize=7, handlelength=2, columnspacing=1.2)
+        text = _caption(points, known, over, spread, front, cut=cut, below=below)
+        text = f"{text} {'; '.join(meanings)}." if meanings else text
+        style.caption(figure, text)
+        style.name_ends(figure, axes, ends, AXES_IN)
+        name = words.file_name("pareto", over, data, model)
+        paths = style.save(figure, folder / name)
+    return style.Picture(data=data, model=model, name=name, title=axis.title, caption=text, paths=tuple(paths))
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------
+
+
+def _line(axes: Axes, line: pd.DataFrame, axis: Axis, spread: Spread, look: dict[str, Any], weight: float) -> style.End:
+    """One method: its points in the order of their budgets. Hollow markers have no difference in speed."""
+    line = line.sort_values("macs_cut_pct")
+    x, y = line[axis.column], line["top1_mean_pct"]
+    bars: dict[str, Any] = {"yerr": _half_width(line, spread)} if spread != "none" else {}
+    if axis.column == "speedup_x":
+        bars["xerr"] = [x - line["speedup_low_x"], line["speedup_high_x"] - x]
+    if bars and weight == 1:
+        axes.errorbar(x, y, **bars, fmt="none", ecolor=look["color"], elinewidth=0.8, capsize=1.8, alpha=0.5)
+    light: dict[str, Any] = {"linewidth": 1.4 if weight == 1 else 0.8, "alpha": 1 if weight == 1 else 0.6}
+    look = {**look, "markersize": look["markersize"] * (1 if weight == 1 else 0.7)}
+    axes.plot(x, y, **look, **light, markeredgecolor="white", markeredgewidth=0.7)
+    hollow = (line["verdict"] == "no difference") & axis.timed
+    marker = {"marker": look["marker"], "markersize": look["markersize"], "markeredgecolor": look["color"]}
+    axes.plot(x[hollow], y[hollow], **marker, linestyle="none", markerfacecolor="white", markeredgewidth=1.2)
+    end = line.iloc[int(x.argmax())]
+    return style.End(str(line["name"].iloc[0]), end[axis.column], end["top1_mean_pct"], look)
+
+
+def _reference(axes: Axes, points: pd.DataFrame, axis: Axis, spread: Spread, cut: bool) -> None:
+    """The unpruned network: a star with its spread and a line at its accuracy. One for every set of conditions.
+
+    Where the axis is `cut` the star stands at its left end.
+    """
+    most = points.loc[points.groupby(CONDITIONS, sort=False)["base_n"].idxmax()]
+    half = t95_half_width(most["base_top1_sd_pp"], most["base_n"]) if spread == "t95" else most["base_top1_sd_pp"]
+    x, transform = (0.025, axes.get_yaxis_transform()) if cut else (axis.dense(points), axes.transData)
+    look: dict[str, Any] = {"color": style.REFERENCE, "linewidth": 0.8, "linestyle": (0, (1, 2))}
+    for index, (accuracy, bar) in enumerate(zip(most["base_top1_mean_pct"], half, strict=True)):
+        axes.axhline(accuracy, **look, zorder=1)
+        label = "unpruned network" if index == 0 else None
+        axes.plot([x], [accuracy], **look, marker="*", markersize=11, label=label, zorder=2.5, transform=transform)
+        if spread != "none" and pd.notna(bar):
+            bars: dict[str, Any] = {"fmt": "none", "ecolor": style.REFERENCE, "capsize": 2}
+            axes.errorbar([x], [accuracy], yerr=[bar], **bars, transform=transform)
+
+
+def _front(points: pd.DataFrame, axis: Axis) -> pd.DataFrame:
+    """The corners of the front as `x`, `y` and `cell`, the unpruned network (cell -1) first where it is one of them."""
+    dense = {"x": axis.dense(points), "y": points["base_top1_mean_pct"].mean(), "cell": -1}
+    own = points[[axis.column, "top1_mean_pct", "cell"]].set_axis(["x", "y", "cell"], axis=1)
+    every = pd.concat([pd.DataFrame([dense]), own], ignore_index=True)
+    best_first = every.sort_values(["x", "y"], ascending=[axis.less_is_better, False], kind="stable")
+    above = best_first["y"] > best_first["y"].cummax().shift(fill_value=-np.inf)
+    return best_first[above].iloc[::-1]
+
+
+def _draw_front(axes: Axes, front: pd.DataFrame) -> None:
+    look: dict[str, Any] = {"color": style.FRONT, "linewidth": 4, "solid_joinstyle": "miter", "zorder": 0.9}
+    axes.plot(front["x"], front["y"], **look, drawstyle="steps-pre", label="Pareto front of what is measured")
+
+
+def _weight(line: pd.DataFrame, front: pd.DataFrame | None, count: int) -> float:
+    """1 for a line that is drawn with its full weight: all of a few, of many those that reach the front."""
+    if count <= style.MANY or front is None or line["cell"].isin(front["cell"]).any():
+        return 1
+    return 0.5
+
+
+# ---- what others published -------------------------------------------------------------------------------------------
+
+
+def _published(axes: Axes, known: pd.DataFrame, column: str) -> None:
+    """Hollow marks, a shape for each source, with the number of the method in the key."""
+    number = 0
+    for index, (source, part) in enumerate(known.groupby("source", sort=False)):
+        names = []
+        for method, same in part.groupby("method", sort=False):
+            number += 1
+            names.append(f"{number} {method}")
+            for x, y in zip(same[column], same["top1_pct"], strict=True):
+                offset: dict[str, Any] = {"xytext": (3, 2.5), "textcoords": "offset points"}
+                axes.annotate(str(number), (x, y), **offset, fontsize=5.5, color="0.25")
+        text = f"published, {source}: {', '.join(names)}"
+        label = "\n".join(textwrap.wrap(text, KEY_CHARACTERS))
+        axes.plot(part[column], part["top1_pct"], **style.of_source(index), zorder=1.8, label=label)
+
+
+# ---- axes ------------------------------------------------------------------------------------------------------------
+
+
+def _lift(axes: Axes, points: pd.DataFrame) -> float | None:
+    """Cut the vertical axis above points so far below that they would squeeze the others; where, or None for no need."""
+    accuracy = points["top1_mean_pct"]
+    top = max(accuracy.max(), points["base_top1_mean_pct"].max())
+    floor = top - farthest(top - accuracy)
+    if accuracy.min() >= floor:
+        return None
+    lowest = accuracy[accuracy >= floor].min()
+    bottom = lowest - max(0.12 * (top - lowest), 0.1)
+    axes.set_ylim(bottom, top + 0.07 * (top - bottom))
+    return float(bottom)
+
+
+def farthest(distances: pd.Series) -> float:
+    """How far from the best a point may lie and still be drawn at its place."""
+    return max(1.0, FLOOR * float(distances.quantile(0.75)))
+
+
+def _mark_below(
+    axes: Axes, points: pd.DataFrame, axis: Axis, bottom: float, looks: list[dict[str, Any]], keys: list[str]
+) -> None:
+    """An arrow at the lower edge for every point that is below it."""
+    for look, (_, line) in zip(looks, points.groupby(keys, sort=False), strict=True):
+        x = line.loc[line["top1_mean_pct"] < bottom, axis.column]
+        mark: dict[str, Any] = {"color": look["color"], "linestyle": "none", "markersize": 5}
+        axes.plot(x, [0.012] * len(x), marker=CARETDOWN, transform=axes.get_xaxis_transform(), **mark)
+
+
+def _is_narrow(values: pd.Series) -> bool:
+    """Do all points lie together, far from 0? An axis from 0 would then squeeze them into a column."""
+    return bool(values.max() - values.min() < NARROW * values.max())
+
+
+def _window(values: pd.Series) -> tuple[float, float]:
+    """Limits around the points, with room for the star and for at least four points of cut."""
+    room = max(2.0, 0.12 * (values.max() - values.min()))
+    return values.min() - room, values.max() + room
+
+
+def _no_gain(axes: Axes, x: float) -> None:
+    axes.axvline(x, color=style.REFERENCE, linewidth=0.8, zorder=1)
+    where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (0, 2)}
+    axes.annotate("no gain", (x, 1), **where, ha="center", va="bottom", fontsize=7.5, color=style.REFERENCE)
+
+
+def spread_of(points: pd.DataFrame) -> Spread:
+    """One meaning of the bars for the whole figure."""
+    return "t95" if points["n"].min() >= 3 else "sd" if points["n"].max() >= 2 else "none"
+
+
+def _half_width(line: pd.DataFrame, spread: Spread) -> pd.Series:
+    return line["top1_t95_pp"] if spread == "t95" else line["top1_sd_pp"]
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def _caption(
+    points: pd.DataFrame,
+    known: pd.DataFrame,
+    over: Over,
+    spread: Spread,
+    front: pd.DataFrame | None,
+    *,
+    cut: bool,
+    below: float | None,
+) -> str:
+    """What is shown: data, model, n, bars, device, commit, and what a reader could take for something else."""
+    axis = AXES[over]
+    about = [f"{who(points)}: mean over {runs(points['n'])}", SPREAD_WORDS[spread]]
+    if over == "speedup":
+        about.append("horizontal bars: the range of the runs' 95 % intervals around the median speed-up")
+    if axis.timed:
+        about.append("hollow: the range of the speed-up contains 1")
+    sentences = ["; ".join(about)]
+    thin = points["series"].nunique() > style.MANY
+    sentences += (
+        ["Thick, with bars: methods that reach the front; thin: the others"] if thin and front is not None else []
+    )
+    sentences += ["No front is drawn through points of different conditions"] if front is None else []
+    sentences += [f"Arrows at the lower edge: points below {below:.1f} %"] if below is not None else []
+    sentences += ["The horizontal axis does not start at 0, where the star belongs"] if cut else []
+    sentences += [f"Time {words.measured(points)}"] if axis.timed else []
+    shared = over == "latency" and points["timed_device"].str.startswith("cpu").any()
+    sentences += ["A time on a CPU that others use says little: compare speed-ups instead"] if shared else []
+    sentences += [f"T{words.trained(points)[1:]}"]
+    return ". ".join([*sentences, *_about_published(known)]) + "."
+
+
+def _about_published(known: pd.DataFrame) -> list[str]:
+    """What is different about the hollow marks."""
+    if known.empty:
+        return []
+    text = "Published numbers are as stated, from other base networks and schedules"
+    scopes = known.loc[known["flops_scope"] == "prunable convs", "source"].unique()
+    if len(scopes):
+        text += f"; cuts of {' and '.join(scopes)} count the prunable convolutions only"
+    if (known["selection"] == "best epoch on test").any():
+        text += ", and its epoch is the best on the test set"
+    return [text]
+
+
+def who(points: pd.DataFrame) -> str:
+    """ "digits, resnet8": the data set and model of these lines."""
+    return f"{points['data'].iloc[0]}, {points['model'].iloc[0]}"
+
+
+def runs(n: pd.Series) -> str:
+    """ "n = 3 runs", "n = 2 to 5 runs"."""
+    few, many = n.min(), n.max()
+    return f"n = {few} run{'s' if many > 1 else ''}" if few == many else f"n = {few} to {many} runs"

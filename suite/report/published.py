@@ -1,0 +1,90 @@
+"""The numbers that others published, from `results/published/`: every row was read in the source that it names.
+
+They stand beside ours and never among them. What a source did not state is absent, never filled in. `names.csv` there says
+which of the suite's methods is meant where a source calls it otherwise.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+HOME = Path(__file__).resolve().parents[2] / "results" / "published"
+NAMES = "names.csv"
+TEXTS = ("data", "model", "method", "variant", "flops_scope", "runs", "selection", "derived", "seen", "source")
+NUMBERS = ("groups", "base_top1_pct", "top1_pct", "flops_cut_pct", "params_cut_pct")
+COLUMNS = (*TEXTS, *NUMBERS, "ours", "scope")
+"""Of the frame: what the files have; the suite's name of the method; "network" or "prunable", what its FLOPs count."""
+SEEN = ("primary", "rerun", "quoted")
+SCOPES = {"": "network", "prunable convs": "prunable"}
+_NEEDED = ("data", "model", "method", "seen", "source")
+
+
+def load(home: Path = HOME) -> pd.DataFrame:
+    """All published rows, with `COLUMNS`; none when the folder is not there, as in an installed package.
+
+    Raises ValueError naming file, line, bad value and what is allowed.
+    """
+    names = _names(home / NAMES)
+    rows = [row for path in sorted(home.glob("*.csv")) if path.name != NAMES for row in _rows(path)]
+    frame = pd.DataFrame(rows, columns=[*TEXTS, *NUMBERS])
+    frame[list(NUMBERS)] = frame[list(NUMBERS)].astype(float)
+    frame["ours"] = [names.get(method, method) for method in frame["method"]]
+    frame["scope"] = frame["flops_scope"].map(SCOPES)
+    return frame
+
+
+def _names(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    return {row["published"]: row["suite"] for _, row in _lines(path, ("published", "suite"))}
+
+
+def _rows(path: Path) -> Iterator[dict[str, str | float]]:
+    for where, raw in _lines(path, ()):
+        row: dict[str, str | float] = {("data" if name == "dataset" else name): value for name, value in raw.items()}
+        if unknown := row.keys() - {*TEXTS, *NUMBERS}:
+            raise ValueError(f"{where}: unknown columns {sorted(unknown)}; there are {', '.join((*TEXTS, *NUMBERS))}")
+        if missing := [name for name in _NEEDED if row.get(name, "") == ""]:
+            raise ValueError(f"{where}: {', '.join(missing)} must be given")
+        if row["seen"] not in SEEN:
+            raise ValueError(f"{where}: seen = {row['seen']!r}; choose from: {', '.join(SEEN)}")
+        if row.get("flops_scope", "") not in SCOPES:
+            raise ValueError(f"{where}: flops_scope = {row['flops_scope']!r}; it is empty or 'prunable convs'")
+        numbers = {name: _number(str(row.get(name, "")), f"{where}: {name}") for name in NUMBERS}
+        yield {**dict.fromkeys(TEXTS, ""), **row, **numbers}
+
+
+def _lines(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where it stands and what it says, of every line below the header."""
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
+        lines = [(f"{path}, line {reader.line_num}", row) for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
+    if missing := set(needed) - set(reader.fieldnames or ()):
+        raise ValueError(f"{path}: the columns {', '.join(sorted(missing))} are missing")
+    for where, row in lines:
+        if None in row or None in row.values():
+            raise ValueError(f"{where}: it has not as many values as there are columns")
+        yield where, {name: value.strip() for name, value in row.items()}
+
+
+def _number(text: str, where: str) -> float:
+    """A count of groups or a percentage; nan when it was not stated."""
+    if not text:
+        return math.nan
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise ValueError(
+            f"{where} = {text!r} is no number from 0 to 100; leave it empty when the source does not state it"
+        )
+    return value

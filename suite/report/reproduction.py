@@ -1,0 +1,171 @@
+"""Published numbers beside ours: published | ours | difference | verdict.
+
+Which line    the method, data set, model and number of groups of the published row, all training images, and the cut that lies
+              next to the published one, at most a point away, counted in the scope that the source counts in
+What          the drop where the source states its base accuracy (bases differ), else the accuracy itself. Our median stands
+              beside a published median, else our mean
+Selection     a number of the epoch that was best on the test set stands beside such a one only
+Verdict       from the 95 % interval of ours (t of the mean, bootstrap of the median) around the published number, which is
+              taken as exact: "below" or "above" when the interval misses it; when it holds it, "reproduced" if it reaches no
+              further than half a point, else "not distinguishable"; "not run" without a line, with the reason
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from suite.report import inference, words
+from suite.report.frames import CONDITIONS
+
+NEAR_PP = 1.0
+"""Points of cut between a published row and what is compared with it, at most."""
+MARGIN_PP = 0.5
+"""Half-width of the interval, at most, with which a number counts as reproduced."""
+CUT = {"network": "macs_cut_pct", "prunable": "prunable_macs_cut_pct"}
+_SCOPE_WORDS = {"network": "", "prunable": " of convs"}
+BEST_ON_TEST = "best_test"
+_SELECTION = {"best epoch on test": BEST_ON_TEST}
+_KEPT = {"last": "the last epoch", "best_validation": "the best epoch on validation", BEST_ON_TEST: "the best on test"}
+_ABOUT = ["data", "model", "method", "variant", "groups", "flops_cut_pct", "scope", "selection", "seen", "source"]
+COLUMNS = [
+    *_ABOUT,
+    *("settings", "budget", "our_cut_pct", "our_selection", "n"),
+    *("quantity", "statistic", "published", "ours", "ours_low", "ours_high", "difference_pp", "verdict", "reason"),
+    *CONDITIONS,
+    "rows",
+]
+
+
+def table(runs: pd.DataFrame, lines: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """One line for every published row of the grid's methods, data sets, models and groups, and line of ours beside it.
+
+    `runs` and `lines` are `Frames.runs` and what `cells.accuracy_lines` makes of them. `difference_pp` is positive where
+    ours is better.
+    """
+    asked = set(zip(lines["data"], lines["model"], lines["method"], lines["groups"], strict=True))
+    every = {key[:3] for key in asked}
+    about = [
+        row
+        for row in published.dropna(subset=["top1_pct"]).to_dict("records")
+        if (key := (row["data"], row["model"], row["ours"])) in every
+        and (pd.isna(row["groups"]) or (*key, row["groups"]) in asked)
+    ]
+    done = runs[runs["status"] == "done"].set_index("key")
+    found = [line for row in about for line in _beside(row, lines, done)]
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def _beside(row: dict[Any, Any], lines: pd.DataFrame, done: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    drop = pd.notna(row["base_top1_pct"])
+    start = {
+        **{name: row[name] for name in _ABOUT},
+        "n": 0,
+        "quantity": "drop pp" if drop else "top-1 %",
+        "statistic": "median" if row["runs"].startswith("median") else "mean",
+        "published": row["base_top1_pct"] - row["top1_pct"] if drop else row["top1_pct"],
+        "verdict": "not run",
+    }
+    own = lines[lines[["data", "model", "method"]].eq([row["data"], row["model"], row["ours"]]).all(axis=1)]
+    if pd.notna(row["groups"]):
+        own = own[own["groups"] == row["groups"]]
+    near, reason = _nearest(row, own)
+    if reason:
+        yield {**start, "reason": reason}
+    for line in near.to_dict("records"):
+        yield {**start, **_compared(start, line, done.loc[line["rows"].split()])}
+
+
+def _nearest(row: dict[Any, Any], own: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The lines to compare with, the nearest of every series and set of conditions; or none, and why."""
+    none = own.iloc[:0]
+    if pd.isna(row["flops_cut_pct"]):
+        return none, "the source does not state its cut"
+    own = own[own["n"] > 0]
+    if own.empty:
+        return none, "no run is done"
+    own = own[own["split"] == "all"]
+    if own.empty:
+        return none, "ours are measured on the validation part"
+    own = own.assign(away=(own[CUT[row["scope"]]] - row["flops_cut_pct"]).abs())
+    near = own[own["away"] <= NEAR_PP]
+    if near.empty:
+        nearest_cut = own.sort_values("away")[CUT[row["scope"]]].iloc[0]
+        return none, f"no cut within {NEAR_PP:g} point; the nearest is {nearest_cut:.2f} %"
+    nearest = near.loc[near.groupby(["series", *CONDITIONS], sort=False)["away"].idxmin()]
+    wanted = _SELECTION.get(row["selection"], "")
+    alike = nearest[(nearest["selection"] == BEST_ON_TEST) == (wanted == BEST_ON_TEST)]
+    if alike.empty:
+        return none, _other_selection(nearest.iloc[0], wanted)
+    return alike, ""
+
+
+def _other_selection(line: pd.Series, wanted: str) -> str:
+    ours = f"{line['top1_mean_pct']:.2f} % (n = {line['n']})"
+    theirs = "is of the best epoch on test" if wanted == BEST_ON_TEST else "is not"
+    return f"the published row {theirs}; ours, {ours}, is of {_KEPT.get(line['selection'], line['selection'])}"
+
+
+def _compared(start: dict[str, Any], line: dict[Any, Any], runs: pd.DataFrame) -> dict[str, Any]:
+    drop, median = start["quantity"] == "drop pp", start["statistic"] == "median"
+    values = (runs["base_top1_pct"] - runs["pruned_top1_pct"] if drop else runs["pruned_top1_pct"]).tolist()
+    ours = float(pd.Series(values).median() if median else pd.Series(values).mean())
+    interval = inference.bootstrap_median_interval(values) if median else inference.t_interval(values)
+    return {
+        **{name: line[name] for name in ("settings", "budget", "n", "rows", *CONDITIONS)},
+        "our_selection": line["selection"],
+        "our_cut_pct": line[CUT[start["scope"]]],
+        "ours": ours,
+        "ours_low": interval[0],
+        "ours_high": interval[1],
+        "difference_pp": (start["published"] - ours) if drop else (ours - start["published"]),
+        "verdict": verdict(start["published"], interval, less_is_better=drop),
+        "reason": "one or two runs have no interval" if pd.isna(interval[0]) else "",
+    }
+
+
+def verdict(published: float, interval: inference.Interval, *, less_is_better: bool = False) -> str:
+    """What the interval of ours says of a published number; "below" is worse than published."""
+    low, high = interval
+    if high < published:
+        return "above" if less_is_better else "below"
+    if low > published:
+        return "below" if less_is_better else "above"
+    return "reproduced" if (high - low) / 2 <= MARGIN_PP else "not distinguishable"
+
+
+def medians(table: pd.DataFrame) -> set[tuple[str, str]]:
+    """(data, model) of which a median was published."""
+    of_median = table[table["statistic"] == "median"]
+    return set(zip(of_median["data"], of_median["model"], strict=True))
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as text."""
+    letters, _ = words.told_apart(table[table["n"] > 0], CONDITIONS)
+    groups = table["groups"].map(lambda value: f", {value:.0f} groups" if pd.notna(value) else "")
+    variant = table["variant"].map(lambda value: f", {value}" if value else "")
+    return pd.DataFrame(
+        {
+            "published by": table["source"] + table["seen"].map(lambda seen: f" ({seen})"),
+            "method": table["method"] + groups + variant,
+            "FLOPs cut %": table["flops_cut_pct"].map(words.number)
+            + table["scope"].map({"prunable": " of convs", "network": ""}),
+            "compared": table["statistic"] + " " + table["quantity"],
+            "published": table["published"].map(words.number),
+            "ours": [_ours(line) for line in table.to_dict("records")],
+            "our run": (table["settings"].astype("object").fillna("") + letters.reindex(table.index, fill_value="")),
+            "difference pp": table["difference_pp"].map(words.number),
+            "verdict": table["verdict"],
+            "reason": table["reason"],
+        }
+    )
+
+
+def _ours(line: dict[Any, Any]) -> str:
+    if pd.isna(line["ours"]):
+        return ""
+    interval = "" if pd.isna(line["ours_low"]) else f" [{line['ours_low']:.2f}, {line['ours_high']:.2f}]"
+    return f"{line['ours']:.2f}{interval} ({line['n']:.0f})"

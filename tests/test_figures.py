@@ -1,0 +1,351 @@
+"""Figures: what is drawn is what the rows say, nothing is drawn from nothing, and many methods stay readable."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from test_report import COMMIT, HOSTILE, SCHEDULE, pruned_row, run_of, timed_row
+
+from suite import records
+from suite.contract import Pruner
+from suite.grids import Grid
+from suite.report import ablation, cells, comparison, figures, frames, learning, pareto, style
+from suite.stages import Pruned, Timing
+
+SAVE = style.save
+Drawn = Callable[..., dict[str, style.Picture]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Knobs(Pruner):
+    """A method with settings to vary; only named, never run."""
+
+    granularity = "filter"
+    source = "none"
+    lam: float = 1.0
+    mode: str = "a"
+
+
+def not_rendered(figure: Figure, path: Path) -> list[Path]:
+    """Empty files instead of a figure's: rendering takes most of the time."""
+    paths = [path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".pdf")]
+    path.parent.mkdir(exist_ok=True)
+    for each in paths:
+        each.touch()
+    return paths
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    """Draws every figure of these rows; by name. Only with `render` are the files more than names."""
+
+    def make(
+        runs: Iterable[Pruned], rows: Iterable[records.Row], *, render: bool = False, **more: Any
+    ) -> dict[str, style.Picture]:
+        runs = list(runs)
+        if not render and style.save is SAVE:
+            monkeypatch.setattr(style, "save", not_rendered)
+            monkeypatch.setattr(style, "fit", lambda *_: None)
+        for row in rows:
+            records.write(row, tmp_path)
+        grid = Grid(title="Example", about="An example.", runs=lambda: runs, timings=(Timing(),))
+        found = frames.load(grid, tmp_path, smoke=False)
+        settings = {run.key: run.settings for run in runs}
+        lines = cells.table(found)
+        made = figures.draw_all(found, lines, cells.latency(found), settings, tmp_path / "out", **more)
+        return {picture.name: picture for picture in made}
+
+    return make
+
+
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What the figures say, by name: axis labels, names of lines, keys."""
+    found: dict[str, list[str]] = {}
+
+    def spy(figure: Figure, path: Path) -> list[Path]:
+        found[path.name] = [text.get_text() for text in figure.findobj(Text)]
+        return not_rendered(figure, path)
+
+    monkeypatch.setattr(style, "save", spy)
+    return found
+
+
+def many(methods: int, budgets: Iterable[float], seeds: int) -> tuple[list[Pruned], list[records.Row]]:
+    """Runs and rows in which method 0 is the best everywhere, and each next one a little worse."""
+    runs = [run_of(s, b, f"m{m:02}") for m in range(methods) for b in budgets for s in range(seeds)]
+    rows: list[records.Row] = []
+    for run in runs:
+        worse = int(run.settings.name[1:])  # type: ignore[attr-defined]
+        top1 = 90 - (1 + worse) * run.budget.share + 0.01 * run.seed
+        rows.append(pruned_row(run, top1, macs_cut_pct=100 * run.budget.share))
+        rows.append(timed_row(run, (1 + run.budget.share, 1.01, 2.0)))
+    return runs, rows
+
+
+# ---- which there are -------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_figure_is_written_with_n_device_and_commit_in_its_caption(drawn: Drawn) -> None:
+    made = drawn(*many(3, (0.3, 0.5), 3), render=True)
+    kinds = {name.removesuffix("_digits_resnet8") for name in made}
+    assert kinds >= {*(f"pareto_{over}" for over in pareto.AXES), "speed", "intervals", "ranks"}
+    for picture in made.values():
+        assert "n = 3 runs" in picture.caption
+        assert "cpu: Example, 2 cores" in picture.caption
+        assert COMMIT[:8] in picture.caption
+        assert [path.suffix for path in picture.paths] == [".png", ".pdf"]
+        pdf = picture.paths[1].read_bytes()
+        assert b"/Type3" not in pdf
+        assert b"/FontFile2" in pdf
+
+
+def test_figures_with_nothing_to_show_are_not_written(drawn: Drawn, tmp_path: Path) -> None:
+    runs = [run_of(), run_of(1)]
+    assert drawn(runs, []) == {}
+    assert list(tmp_path.glob("out/*")) == []
+    one = drawn(runs, [pruned_row(runs[0], 80)])
+    assert set(one) == {"pareto_macs_digits_resnet8", "pareto_params_digits_resnet8"}
+
+
+def test_a_figure_that_has_nothing_to_show_any_more_is_deleted(drawn: Drawn, tmp_path: Path) -> None:
+    runs, rows = many(2, (0.3, 0.5), 2)
+    drawn(runs, rows)
+    for path in tmp_path.glob("rows/timed-*.json"):
+        path.unlink()
+    made = drawn(runs, [])
+    left = {path.stem for path in (tmp_path / "out").iterdir()}
+    assert left == set(made)
+    assert not any("speed" in name for name in left)
+
+
+def test_numbers_that_are_no_numbers_are_left_out(drawn: Drawn) -> None:
+    runs, rows = many(2, (0.3, 0.5), 2)
+    nothing: dict[str, Any] = {"status": "failed", "reason": "nan", "pruned_top1_pct": None, "drop_pp": None}
+    rows[0] = pruned_row(runs[0], 0, **nothing)
+    rows[1] = timed_row(runs[0], (1.0, 1.0, 1.0), status="failed", reason="nan")
+    rows[2] = pruned_row(runs[1], 80, params_cut_pct=None)
+    assert "n = 1 to 2 runs" in drawn(runs, rows)["pareto_macs_digits_resnet8"].caption
+
+
+def test_a_hostile_name_is_drawn_as_it_is(drawn: Drawn, texts: dict[str, list[str]]) -> None:
+    runs = [run_of(seed, budget, name) for seed in (0, 1) for budget in (0.3, 0.5) for name in (HOSTILE, "_b$")]
+    made = drawn(runs, [*(pruned_row(run, 80) for run in runs), *(timed_row(run, (1.2, 1.1, 1.3)) for run in runs)])
+    assert len(made) == 8
+    for name in made:
+        shown = "".join(texts[name]).replace("\n", "").replace("\u200b", "").replace(" ", "")
+        assert HOSTILE.replace(" ", "") in shown, name
+
+
+def test_a_method_looks_the_same_in_all_figures(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where an earlier one is absent: it was not timed."""
+    asked: list[int] = []
+    of_series = style.of_series
+
+    def spy(index: int) -> dict[str, Any]:
+        asked.append(index)
+        return of_series(index)
+
+    monkeypatch.setattr(style, "of_series", spy)
+    runs, rows = many(2, (0.3, 0.5), 1)
+    timed = [row for row in rows if not (isinstance(row, records.TimedRow) and "m00" in row.settings)]
+    made = drawn(runs, timed, others=Path("none"))
+    assert "pareto_speedup_digits_resnet8" in made
+    assert asked[:4] == [0, 1, 0, 1]
+    assert asked[4:6] == [1, 1]  # over speed-up and latency
+
+
+# ---- Pareto ----------------------------------------------------------------------------------------------------------
+
+
+def front_of(x: list[float], y: list[float], *, less: bool) -> list[tuple[float, float]]:
+    over: pareto.Over = "latency" if less else "macs"
+    column = pareto.AXES[over].column
+    points = pd.DataFrame({column: x, "top1_mean_pct": y, "cell": range(len(x)), "base_top1_mean_pct": 90.0})
+    points["dense_ms"] = 10.0
+    return list(pareto._front(points, pareto.AXES[over])[["x", "y"]].itertuples(index=False, name=None))
+
+
+def test_the_front_is_what_nothing_beats_on_both_axes() -> None:
+    assert front_of([30, 50, 50, 70, 60], [88, 87, 80, 70, 60], less=False) == [(0, 90), (30, 88), (50, 87), (70, 70)]
+    assert front_of([9, 8, 7, 6], [80, 85, 84, 84], less=True) == [(10, 90), (8, 85), (6, 84)]
+    assert front_of([30, 50], [91, 92], less=False) == [(50, 92)]
+
+
+def test_the_front_agrees_with_its_definition_on_random_points() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        x, y = rng.integers(1, 9, 12).astype(float), rng.integers(70, 95, 12).astype(float)
+        every = {(0.0, 90.0), *zip(x, y, strict=True)}
+        best = {(a, b) for a, b in every if not any((c >= a and d >= b) and (c, d) != (a, b) for c, d in every)}
+        assert set(front_of(list(x), list(y), less=False)) == best
+
+
+def test_no_front_is_drawn_across_conditions(drawn: Drawn, texts: dict[str, list[str]]) -> None:
+    runs = [run_of(0, budget) for budget in (0.3, 0.5)]
+    rows = [pruned_row(runs[0], 80), pruned_row(runs[1], 70, made={"commit": "f" * 40})]
+    made = drawn(runs, rows)["pareto_macs_digits_resnet8"]
+    assert "No front is drawn" in made.caption
+    assert not any(text.startswith("Pareto front") for text in texts[made.name])
+    assert "[A] commit 01234567; [B] commit ffffffff" in made.caption
+
+
+def test_published_numbers_are_marked_with_their_source(
+    drawn: Drawn, texts: dict[str, list[str]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "published"
+    folder.mkdir()
+    head = "dataset,model,method,top1_pct,flops_cut_pct,flops_scope,selection,source,seen\n"
+    (folder / "some.csv").write_text(
+        head + "digits,resnet8,theirs,89,55,prunable convs,best epoch on test,their page,primary\n"
+        "digits,resnet8,nothing,,55,,,a page without an accuracy,primary\n"
+        "digits,vgg6,other,89,55,,,another model,primary\n"
+    )
+    runs = [run_of()]
+    made = drawn(runs, [pruned_row(runs[0], 80)], others=folder)
+    shown = " ".join(texts["pareto_macs_digits_resnet8"])
+    assert "published, their page: 1 theirs" in shown
+    assert "another model" not in shown
+    assert "without an accuracy" not in shown
+    caption = made["pareto_macs_digits_resnet8"].caption
+    assert (
+        "cuts of their page count the prunable convolutions only, and its epoch is the best on the test set" in caption
+    )
+    assert "published" not in " ".join(texts["pareto_params_digits_resnet8"])
+
+
+def test_a_collapsed_method_does_not_squeeze_the_others(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[float, float]] = []
+    name_ends = style.name_ends
+
+    def spy(figure: Any, axes: Axes, *rest: Any) -> None:
+        limits.append(axes.get_ylim())
+        name_ends(figure, axes, *rest)
+
+    monkeypatch.setattr(style, "name_ends", spy)
+    runs = [run_of(0, 0.5, f"m{i}") for i in range(8)]
+    made = drawn(runs, [pruned_row(run, 10 if i == 7 else 89 - 0.1 * i) for i, run in enumerate(runs)])
+    assert limits[0][0] > 85
+    assert "Arrows at the lower edge: points below" in made["pareto_macs_digits_resnet8"].caption
+
+
+# ---- labels ----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_keep_their_order_and_do_not_overlap() -> None:
+    wanted = np.array([0.5, 0.5, 0.52, 0.1, 0.99])
+    heights = np.array([0.1, 0.1, 0.2, 0.1, 0.1])
+    placed = style.spread(wanted, heights, 0.0, 1.0)
+    order = np.argsort(wanted, kind="stable")
+    assert (np.diff(placed[order]) >= (heights[order][1:] + heights[order][:-1]) / 2 - 1e-12).all()
+    assert placed[3] == pytest.approx(0.1)
+    assert placed.min() >= 0
+    assert placed.max() <= 1
+
+
+def test_twenty_names_at_five_budgets_lie_apart(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes: list[list[Any]] = []
+
+    def spy(figure: Figure, path: Path) -> list[Path]:
+        names = [
+            text for axes in figure.axes for text in axes.texts if "m" in text.get_text() and "=" in text.get_text()
+        ]
+        figure.draw_without_rendering()
+        boxes.append([text.get_window_extent() for text in names])
+        return not_rendered(figure, path)
+
+    monkeypatch.setattr(style, "save", spy)
+    drawn(*many(20, (0.1, 0.3, 0.5, 0.7, 0.9), 3))
+    assert max(map(len, boxes)) == 20
+    for found in boxes:
+        in_order = sorted(found, key=lambda box: box.y0)
+        assert all(low.y1 <= high.y0 + 3 for low, high in itertools.pairwise(in_order))
+
+
+# ---- methods against each other --------------------------------------------------------------------------------------
+
+
+def test_agreement_is_one_for_the_same_order_and_less_when_it_turns(drawn: Drawn) -> None:
+    runs, rows = many(4, (0.3, 0.5), 3)
+    same = drawn(runs, rows)["ranks_digits_resnet8"].caption
+    assert "between seeds 1.00, between budgets 1.00" in same
+    turned = [
+        dataclasses.replace(row, pruned_top1_pct=180 - row.pruned_top1_pct)
+        if isinstance(row, records.PrunedRow) and row.budget == 0.5 and row.pruned_top1_pct is not None
+        else row
+        for row in rows
+    ]
+    assert "between budgets -1.00" in drawn(runs, turned)["ranks_digits_resnet8"].caption
+
+
+def test_budgets_of_one_method_are_not_compared(drawn: Drawn) -> None:
+    runs = [run_of(0, 0.3, "a"), run_of(0, 0.5, "b")]
+    assert not any(name.startswith(("intervals", "ranks")) for name in drawn(runs, [pruned_row(r, 80) for r in runs]))
+
+
+def test_ranks_need_every_budget() -> None:
+    budgets = [f"{share} %" for share in range(10, 90, 10)]
+    assert comparison._chosen(budgets, 5)[0] == "10 %"
+    assert comparison._chosen(budgets, 5)[-1] == "80 %"
+    assert comparison._chosen(budgets[:2], 5) == budgets[:2]
+
+
+# ---- ablations -------------------------------------------------------------------------------------------------------
+
+
+def knob_run(seed: int = 0, **settings: Any) -> Pruned:
+    return dataclasses.replace(run_of(seed), settings=Knobs(**settings), finetune=SCHEDULE)
+
+
+def test_a_setting_is_drawn_over_its_values_with_all_else_equal(drawn: Drawn, texts: dict[str, list[str]]) -> None:
+    settings: list[dict[str, Any]] = [{"lam": lam} for lam in (0.1, 1.0, 10.0)] + [{"mode": "b"}]
+    runs = [knob_run(seed, **changes) for changes in settings for seed in range(3)]
+    made = drawn(runs, [pruned_row(run, 80 + run.seed) for run in runs])
+    over = {name: picture for name, picture in made.items() if name.startswith("ablation")}
+    assert set(over) == {f"ablation_digits_resnet8_test_figures_{name}" for name in ("lam", "mode")}
+    assert {"0.1", "1", "10"} <= set(texts["ablation_digits_resnet8_test_figures_lam"])
+    assert {"a", "b"} <= set(texts["ablation_digits_resnet8_test_figures_mode"])
+    assert "n = 3 runs" in over["ablation_digits_resnet8_test_figures_lam"].caption
+
+
+def test_settings_that_never_vary_alone_have_no_figure() -> None:
+    runs = [knob_run(lam=1.0, mode="a"), knob_run(lam=2.0, mode="b")]
+    lines = pd.DataFrame({"method": "m", "series": [0, 1], "cell": [0, 1], "top1_mean_pct": 80.0, "budget": 0.5})
+    lines[["budget_scope", *frames.CONDITIONS, *frames.SCHEDULES]] = "network"
+    table = pd.DataFrame({"series": [0, 1], "key": [run.key for run in runs]})
+    assert list(ablation.find(lines, table, {run.key: run.settings for run in runs})) == []
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+
+
+def test_finetuning_curves_are_drawn_where_the_logs_are(
+    tmp_path: Path, texts: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style, "fit", lambda *_: None)
+    runs = [run_of(seed, 0.5, name) for name in ("a", "b") for seed in (0, 1)]
+    for run in runs:
+        records.write(pruned_row(run, 80), tmp_path)
+    grid = Grid(title="Example", about="An example.", runs=lambda: runs)
+    found = frames.load(grid, tmp_path, smoke=False).runs
+    assert learning.draw_all(runs, found, tmp_path, tmp_path / "out") == []
+    for run in runs[:3]:
+        folder = tmp_path / "work" / run.key
+        folder.mkdir(parents=True)
+        (folder / "done.json").write_text("{}")
+        (folder / "history.jsonl").write_text('{"epoch": 1, "loss": 2.0}\n{"epoch": 2, "loss": 1.0}\n')
+    (made,) = learning.draw_all(runs, found, tmp_path, tmp_path / "out")
+    assert made.name == "finetuning_digits_resnet8_50"
+    assert "n = 1 to 2 seeds" in made.caption
+    assert COMMIT[:8] in made.caption
+    assert {"test_report(name=a)", "test_report(name=b)"} <= set(texts[made.name])

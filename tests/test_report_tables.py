@@ -1,0 +1,379 @@
+"""What tables claim: fairness, methods told apart, published numbers beside ours, and LaTeX that LaTeX takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from test_report import COMMIT, CPU, HOSTILE, SCHEDULE, pruned_row, run_of
+
+from suite import records
+from suite.grids import Grid
+from suite.report import cells, documents, fairness, frames, inference, pairs, published, reproduction, words
+from suite.stages import Pruned
+
+TOP1 = {"a": (80.0, 81.0, 82.0), "b": (79.0, 80.5, 80.0)}
+
+
+def load(runs: list[Pruned], rows: list[records.PrunedRow], results: Path) -> frames.Frames:
+    for row in rows:
+        records.write(row, results)
+    return frames.load(grid_of(runs), results, smoke=False)
+
+
+def grid_of(runs: list[Pruned]) -> Grid:
+    return Grid(title="Example", about="An example.", runs=lambda: list(runs), timings=())
+
+
+def row_of(run: Pruned, top1: float, weights: str = "", **changes: Any) -> records.PrunedRow:
+    """A finished row; its base weights are those of the seed unless given."""
+    spent = {"base_epochs": 2, "learning_epochs": 0, "finetune_epochs": run.finetune.epochs}
+    made = {"base_sha256": weights or f"seed {run.seed}", **changes.pop("made", {})}
+    return pruned_row(run, top1, **{**spent, "made": made, **changes})
+
+
+def two_methods(results: Path, **changes: Any) -> frames.Frames:
+    """Methods a and b with the seeds of `TOP1`; `changes` go over the rows of b."""
+    runs = [run_of(seed, name=name) for name in TOP1 for seed in range(3)]
+    rows = [
+        row_of(run, TOP1[run.settings.name][run.seed], **(changes if run.settings.name == "b" else {}))  # type: ignore[attr-defined]
+        for run in runs
+    ]
+    return load(runs, rows, results)
+
+
+# ---- fairness --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "level"),
+    [
+        ({}, 4),
+        ({"learning_epochs": 9}, 3),
+        ({"base_epochs": 9}, 3),
+        ({"finetune_epochs": 9}, 1),
+        ({"weights": "others"}, 0),
+        ({"made": {"base_sha256": ""}}, 0),
+    ],
+)
+def test_fairness_is_what_the_rows_share(tmp_path: Path, changes: dict[str, Any], level: int) -> None:
+    lines = cells.accuracy_lines(two_methods(tmp_path, **changes).runs)
+    assert lines["fairness_level"].tolist() == [level, level]
+    assert set(lines["fairness"]) == {fairness.LEVELS[level]}
+
+
+def test_another_learning_rate_is_level_two(tmp_path: Path) -> None:
+    runs = [run_of(seed, name=name) for name in ("a", "b") for seed in (0, 1)]
+    faster = dataclasses.replace(SCHEDULE, lr=0.5)
+    runs[2:] = [dataclasses.replace(run, finetune=faster) for run in runs[2:]]
+    lines = cells.accuracy_lines(load(runs, [row_of(run, 80) for run in runs], tmp_path).runs)
+    assert set(lines["fairness_level"]) == {2}
+
+
+def test_methods_without_a_seed_in_common_are_not_said_to_share_their_base(tmp_path: Path) -> None:
+    runs = [run_of(0, name="a"), run_of(1, name="b")]
+    lines = cells.accuracy_lines(load(runs, [row_of(run, 80) for run in runs], tmp_path).runs)
+    assert set(lines["fairness_level"]) == {0}
+
+
+def test_one_method_is_alone_and_a_coarse_one_is_out_of_the_comparison(tmp_path: Path) -> None:
+    runs = [run_of(seed, name=name) for name in ("a", "b") for seed in (0, 1)]
+    rows = [row_of(run, 80, coarse=run.settings.name == "b") for run in runs]  # type: ignore[attr-defined]
+    found = load(runs, rows, tmp_path)
+    lines = cells.accuracy_lines(found.runs)
+    assert lines["fairness"].tolist() == [fairness.ALONE, fairness.COARSE]
+    assert lines["fairness_level"].isna().all()
+    assert pairs.table(found.runs).empty
+
+
+# ---- methods told apart ----------------------------------------------------------------------------------------------
+
+
+def test_a_pair_is_the_paired_t_test_of_its_seeds(tmp_path: Path) -> None:
+    line = pairs.table(two_methods(tmp_path).runs).iloc[0]
+    a, b = np.array(TOP1["a"]), np.array(TOP1["b"])
+    expected = stats.ttest_rel(a, b)
+    assert (line["a"], line["b"]) == ("test_report(name=a)", "test_report(name=b)")
+    assert (line["n"], line["paired"]) == (3, True)
+    assert line["difference_pp"] == pytest.approx((a - b).mean())
+    assert line["p"] == line["p_holm"] == pytest.approx(expected.pvalue)
+    half = 4.302652730 * (a - b).std(ddof=1) / math.sqrt(3)
+    assert line["difference_low_pp"] == pytest.approx((a - b).mean() - half)
+    beaten = sum((x > y) + 0.5 * (x == y) for x in a for y in b) / 9
+    assert line["probability_of_improvement"] == pytest.approx(beaten)
+    assert line["verdict"] == pairs.SAME
+
+
+def test_other_base_weights_are_not_paired(tmp_path: Path) -> None:
+    line = pairs.table(two_methods(tmp_path, weights="others").runs).iloc[0]
+    assert not line["paired"]
+    assert line["p"] == pytest.approx(stats.ttest_ind(TOP1["a"], TOP1["b"], equal_var=False).pvalue)
+
+
+def test_the_order_of_seeds_does_not_matter_and_pairs_are_by_seed(tmp_path: Path) -> None:
+    runs = [*(run_of(s, name="a") for s in (2, 0, 1)), *(run_of(s, name="b") for s in (1, 2, 0))]
+    rows = [row_of(run, TOP1[run.settings.name][run.seed]) for run in runs]  # type: ignore[attr-defined]
+    mixed = pairs.table(load(runs, rows, tmp_path / "1").runs)
+    straight = pairs.table(two_methods(tmp_path / "2").runs)
+    pd.testing.assert_frame_equal(mixed, straight)
+
+
+def test_rows_of_different_commits_are_never_compared(tmp_path: Path) -> None:
+    assert pairs.table(two_methods(tmp_path, made={"commit": "f" * 40}).runs).empty
+
+
+def test_a_clear_difference_has_a_verdict_and_no_warning(tmp_path: Path) -> None:
+    runs = [run_of(seed, name=name) for name in ("a", "b") for seed in range(5)]
+    noise = (0.1, -0.1, 0.05, 0.0, -0.05)
+    rows = [row_of(r, (80 if r.settings.name == "a" else 85) + noise[r.seed] * (r.seed + 1)) for r in runs]  # type: ignore[attr-defined]
+    rows[0] = dataclasses.replace(rows[0], pruned_top1_pct=80.3)
+    compared = pairs.table(load(runs, rows, tmp_path).runs)
+    assert compared["verdict"].tolist() == ["test_report(name=b) is better"]
+    assert compared["seeds_needed"].tolist() == [3]
+    assert pairs.warnings(compared) == []
+
+
+def test_what_n_does_not_carry_is_said(tmp_path: Path) -> None:
+    compared = pairs.table(two_methods(tmp_path).runs)
+    few, leader = pairs.warnings(compared)
+    assert "have 3 runs" in few
+    assert "a claim takes 5" in few
+    needed = int(compared["seeds_needed"][0])
+    assert f"do not tell it apart from test_report(name=b) (1.17 points apart: {needed} seeds each would)" in leader
+    runs = [run_of(seed, name=name) for name in ("a", "b") for seed in (0, 1)]
+    two = pairs.table(load(runs, [row_of(run, 80 + run.seed) for run in runs], tmp_path / "two").runs)
+    assert "1 of 1 pairs of methods have fewer than 3 runs" in pairs.warnings(two)[0]
+    assert two["verdict"].tolist() == [pairs.TOO_FEW]
+
+
+def test_p_values_are_corrected_over_all_pairs_of_a_budget(tmp_path: Path) -> None:
+    top1 = {"a": (80, 81, 82), "b": (79, 80.5, 80), "c": (70, 70.5, 72)}
+    runs = [run_of(seed, name=name) for name in top1 for seed in range(3)]
+    rows = [row_of(run, top1[run.settings.name][run.seed]) for run in runs]  # type: ignore[attr-defined]
+    compared = pairs.table(load(runs, rows, tmp_path).runs)
+    p = sorted(compared["p"])
+    assert compared.sort_values("p")["p_holm"].tolist() == pytest.approx(
+        [min(1, 3 * p[0]), min(1, max(3 * p[0], 2 * p[1])), min(1, max(3 * p[0], 2 * p[1], p[2]))]
+    )
+
+
+# ---- inference -------------------------------------------------------------------------------------------------------
+
+
+def test_intervals_are_those_worked_out_by_hand() -> None:
+    half = 4.302652730 * 1 / math.sqrt(3)
+    assert inference.t_interval([1, 2, 3]) == pytest.approx((2 - half, 2 + half))
+    assert inference.bootstrap_median_interval([5, 1, 4, 2, 3]) == (1, 5)
+    assert inference.bootstrap_median_interval([7, 7, 7]) == (7, 7)
+    for too_few in ([], [1.0]):
+        assert all(math.isnan(end) for end in inference.t_interval(too_few))
+
+
+def test_the_sizing_rule_is_that_of_the_books() -> None:
+    """Two methods one standard deviation apart take 17 seeds each, or 10 pairs."""
+    assert inference.seeds_needed(1.0, paired=False) == 17
+    assert inference.seeds_needed(-1.0, paired=True) == 10
+    assert inference.seeds_needed(50.0, paired=True) == 3
+    assert math.isnan(inference.seeds_needed(0.0, paired=True))
+    assert math.isnan(inference.seeds_needed(math.nan, paired=True))
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_without_spread_nothing_is_certain(paired: bool) -> None:
+    alike = inference.differences(np.array([[82.0, 82.0]]), np.array([[80.0, 80.0]]), paired=paired)
+    assert alike.mean_P == 2
+    assert np.isnan([alike.low_P, alike.high_P, alike.p_P, alike.effect_P]).all()
+
+
+def test_absent_p_values_do_not_count_in_the_correction() -> None:
+    corrected = inference.holm(np.array([0.01, math.nan, 0.04]))
+    assert (corrected[0], corrected[2]) == pytest.approx((0.02, 0.04))
+    assert math.isnan(corrected[1])
+    assert len(inference.holm(np.array([]))) == 0
+
+
+def test_statistics_are_those_of_the_libraries() -> None:
+    draw = np.random.default_rng(0)
+    p = draw.uniform(size=50) ** 3
+    assert inference.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    a, b = draw.integers(0, 5, size=7).astype(float), draw.integers(0, 5, size=4).astype(float)
+    assert inference.probability_of_improvement(a, b) == pytest.approx(stats.mannwhitneyu(a, b).statistic / 28)
+
+
+# ---- published numbers beside ours -----------------------------------------------------------------------------------
+
+
+def others(**changes: Any) -> pd.DataFrame:
+    """A published row of the example method that is beside `run_of()`."""
+    texts = dict.fromkeys(published.TEXTS, "")
+    row = {
+        **texts,
+        **dict.fromkeys(published.NUMBERS, math.nan),
+        **{"data": "digits", "model": "resnet8", "method": "theirs", "ours": "test_report", "source": "a paper"},
+        **{"seen": "primary", "scope": "network", "top1_pct": 80.0, "flops_cut_pct": 52.5, "groups": 1.0},
+        **changes,
+    }
+    return pd.DataFrame([row])
+
+
+def beside(results: Path, top1: tuple[float, ...], published_rows: pd.DataFrame, **changes: Any) -> dict[str, Any]:
+    split = changes.pop("split", "all")
+    runs = [run_of(seed, split=split) for seed in range(len(top1))]
+    found = load(runs, [row_of(run, value, **changes) for run, value in zip(runs, top1, strict=True)], results)
+    table = reproduction.table(found.runs, cells.accuracy_lines(found.runs), published_rows)
+    assert len(table) == 1
+    return {str(name): value for name, value in table.iloc[0].to_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("top1", "expected"),
+    [
+        ((80.0, 80.1, 79.9, 80.05, 79.95), "reproduced"),
+        ((79.0, 79.1, 78.9), "below"),
+        ((81.0, 81.1, 80.9), "above"),
+        ((79.0, 81.0, 80.5), "not distinguishable"),
+        ((80.0,), "not distinguishable"),
+    ],
+)
+def test_the_verdict_follows_from_the_interval(tmp_path: Path, top1: tuple[float, ...], expected: str) -> None:
+    line = beside(tmp_path, top1, others())
+    assert line["verdict"] == expected
+    assert line["ours"] == pytest.approx(np.mean(top1))
+    assert line["difference_pp"] == pytest.approx(np.mean(top1) - 80)
+    assert (line["n"], line["statistic"], line["quantity"]) == (len(top1), "mean", "top-1 %")
+    assert ("no interval" in line["reason"]) == (len(top1) == 1)
+
+
+def test_a_drop_is_compared_where_the_base_accuracy_is_known(tmp_path: Path) -> None:
+    line = beside(tmp_path, (88.9, 89.0, 89.1), others(base_top1_pct=82.0))
+    assert (line["quantity"], line["published"]) == ("drop pp", 2)
+    assert line["ours"] == pytest.approx(1)
+    assert line["difference_pp"] == pytest.approx(1)
+    assert line["verdict"] == "above", "ours loses less"
+
+
+def test_a_median_stands_beside_a_median(tmp_path: Path) -> None:
+    line = beside(tmp_path, (80.0, 80.1, 80.2, 79.9, 50.0), others(runs="median of 5"))
+    assert (line["statistic"], line["ours"]) == ("median", 80.0)
+    assert (line["ours_low"], line["ours_high"]) == (50.0, 80.2)
+    assert line["verdict"] == "not distinguishable"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "reason"),
+    [
+        (
+            {"selection": "best epoch on test"},
+            {},
+            "best epoch on test; ours, 80.00 % \\(n = 3\\), is of the last epoch",
+        ),
+        ({}, {"selection": "best_test"}, "ours, 80.00 % \\(n = 3\\), is of the best on test"),
+        ({"flops_cut_pct": 60.0}, {}, "no cut within 1 point; the nearest is 52.00 %"),
+        ({"flops_cut_pct": 52.0, "scope": "prunable"}, {}, "the nearest is 54.00 %"),
+        ({"flops_cut_pct": math.nan}, {}, "does not state its cut"),
+        ({}, {"split": "tuning"}, "validation part"),
+        ({}, {"status": "failed", "reason": "no"}, "no run is done"),
+    ],
+)
+def test_what_is_not_comparable_is_not_compared(
+    tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any], reason: str
+) -> None:
+    line = beside(tmp_path, (79.9, 80.0, 80.1), others(**theirs), **ours)
+    assert line["verdict"] == "not run"
+    assert re.search(reason, line["reason"])
+    assert pd.isna(line["ours"])
+    assert pd.isna(line["difference_pp"])
+
+
+@pytest.mark.parametrize(
+    "other", [{"groups": 4.0}, {"model": "vgg6"}, {"data": "cifar10"}, {"ours": "another"}, {"top1_pct": math.nan}]
+)
+def test_rows_of_other_networks_and_methods_are_not_this_grids(tmp_path: Path, other: dict[str, Any]) -> None:
+    found = load([run_of()], [row_of(run_of(), 80)], tmp_path)
+    assert reproduction.table(found.runs, cells.accuracy_lines(found.runs), others(**other)).empty
+
+
+def test_best_on_test_stands_beside_best_on_test(tmp_path: Path) -> None:
+    theirs = others(selection="best epoch on test")
+    assert beside(tmp_path, (79.9, 80.0, 80.1), theirs, selection="best_test")["verdict"] == "reproduced"
+
+
+def test_lines_of_other_commits_stand_apart(tmp_path: Path) -> None:
+    runs = [run_of(seed) for seed in range(4)]
+    rows = [row_of(run, 80 + run.seed, made={"commit": COMMIT if run.seed < 2 else "f" * 40}) for run in runs]
+    found = load(runs, rows, tmp_path)
+    table = reproduction.table(found.runs, cells.accuracy_lines(found.runs), others())
+    assert table[["n", "ours"]].values.tolist() == [[2, 80.5], [2, 82.5]]
+
+
+# ---- LaTeX -----------------------------------------------------------------------------------------------------------
+
+
+def texts(found: frames.Frames, runs: list[Pruned], *, smoke: bool = False) -> dict[str, str]:
+    return documents.of_grid(grid_of(runs), found, cells.table(found), cells.latency(found), smoke=smoke, pictures=())
+
+
+def hostile(results: Path) -> dict[str, str]:
+    runs = [run_of(seed, name=name) for name in (HOSTILE, "}\\end{table}\"'^λ") for seed in (0, 1)]
+    made = {"device": f"{CPU} {HOSTILE}"}
+    return texts(load(runs, [row_of(run, 80 + run.seed, made=made) for run in runs], results), runs)
+
+
+def test_every_special_character_is_escaped(tmp_path: Path) -> None:
+    text = hostile(tmp_path)["table_digits_resnet8.tex"]
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    columns = {len(re.findall(r"(?<!\\)&", row)) for row in rows}
+    assert len(columns) == 1, "the table is rectangular"
+    assert text.count(r"\end{table}") == 1
+    assert "[U+03BB]" in text
+    assert words.latex("a_b & 5 % {x}") == r"a\_b \& 5 \% \{x\}"
+    assert words.latex("a\\b\n\tc") == r"a\textbackslash{}b c"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_takes_it(tmp_path: Path) -> None:
+    text = hostile(tmp_path)["table_digits_resnet8.tex"]
+    page = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}" + text + r"\end{document}"
+    (tmp_path / "page.tex").write_text(page, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "page.pdf").stat().st_size > 10_000
+
+
+def test_numbers_are_the_same_in_all_three_forms(tmp_path: Path) -> None:
+    runs = [run_of(seed, name=name) for name in TOP1 for seed in range(3)]
+    found = two_methods(tmp_path)
+    made = texts(found, runs)
+    for name in TOP1:
+        mean, sd = np.mean(TOP1[name]), np.std(TOP1[name], ddof=1)
+        assert f"{mean:.2f} ± {sd:.2f} (3)" in made["table.md"]
+        assert rf"{mean:.2f} $\pm$ {sd:.2f} (3)" in made["table_digits_resnet8.tex"]
+        assert f"{mean:.10g},{sd:.10g}" in made["table.csv"]
+
+
+def test_smoke_rows_stand_beside_no_published_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "load", others)
+    runs = [run_of(seed) for seed in range(3)]
+    found = load(runs, [row_of(run, 80) for run in runs], tmp_path)
+    assert "reproduction.csv" in texts(found, runs)
+    smoke = texts(found, runs, smoke=True)
+    assert "reproduction.csv" not in smoke
+    assert "numbers mean nothing" in smoke["table_digits_resnet8.tex"]
+
+
+def test_tables_of_an_earlier_report_are_deleted(tmp_path: Path) -> None:
+    documents.write({"table.csv": "1", "table_old.tex": "2", "reproduction.csv": "3"}, tmp_path)
+    documents.write({"table.csv": "1"}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
