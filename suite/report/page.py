@@ -47,6 +47,11 @@ def _mean(prefix: str, spread: str) -> Callable[[Mapping[Any, Any]], str]:
     return lambda line: words.mean_sd(line[prefix], line[spread])
 
 
+def _fairness(line: Mapping[Any, Any]) -> str:
+    """The level, or why there is none."""
+    return str(line["fairness"]) if pd.isna(line["fairness_level"]) else f"{line['fairness_level']:.0f}"
+
+
 COLUMNS = (
     Column(heading="method", show=_text("name")),
     Column(heading="network", show=lambda line: f"{line['data']}, {line['model']}"),
@@ -72,6 +77,8 @@ COLUMNS = (
     Column(heading="granularity", show=_text("granularity")),
     Column(heading="groups", show=_text("groups"), sort="groups"),
     Column(heading="deployed", show=_text("deployed")),
+    Column(heading="epochs", show=words.epochs, about="before pruning + learning + fine-tuning"),
+    Column(heading="fairness", show=_fairness, about="what the methods at this budget share"),
     Column(heading="note", show=_text("note")),
 )
 FILTERS = ("network", "method", "budget", "granularity")
