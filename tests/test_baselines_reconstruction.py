@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from baselines._samples import channel_products, read, sampled_products, walk
 from baselines.lasso_channels import LassoChannels, lasso_order
+from baselines.leanflex_gkp import LeanFlexGKP, equal_groups, kernel_scores
 from baselines.thinet import ThiNet, greedy_order, rescaled, sole_readers
 from suite.contract import Budget, ConvPlan, Pruner, PruningPlan, Task
 from suite.graph import Graph
@@ -181,7 +182,7 @@ def test_thinet_scales_channels_by_least_squares() -> None:
 def test_thinet_doubles_a_channel_whose_twin_is_gone() -> None:
     one = torch.ones(3, 1, 1, dtype=torch.float64)
     xx, xy = torch.tensor([[7.0]]).double(), torch.tensor([[7.0, 7.0]]).double()
-    torch.testing.assert_close(rescaled(one, one.expand(3, 2, 1), xx, xy), 2 * one)
+    torch.testing.assert_close(rescaled(one, one.expand(3, 2, 1), xx, xy), 2 * one, rtol=1e-5, atol=0)
 
 
 def test_thinet_prunes_only_what_one_layer_reads() -> None:
@@ -215,3 +216,58 @@ def test_reconstruction_brings_the_whole_network_nearer_to_what_it_was(settings:
 def test_nothing_to_look_at_is_refused(kind: type[Pruner], name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         kind(**{name: 0})
+
+
+# ---- grouped kernel pruning ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("filters", "most", "expected"), [(8, 4, 4), (6, 4, 3), (7, 4, 1), (4, 8, 4), (5, 1, 1)])
+def test_groups_are_of_equal_size_even_where_clusters_are_not(filters: int, most: int, expected: int) -> None:
+    """All filters but one are alike, so k-means alone would leave them together."""
+    torch.manual_seed(0)
+    w = 0.01 * torch.randn(filters, 5, dtype=torch.float64)
+    w[0] += 10
+    sizes = equal_groups(w, most, seed=0).bincount()
+    assert sizes.tolist() == [filters // expected] * expected
+
+
+def test_groups_are_clusters_where_these_are_equal() -> None:
+    centres = torch.eye(4, dtype=torch.float64)
+    wanted = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
+    got = equal_groups(centres[wanted] + 0.01 * torch.arange(8)[:, None], 4, seed=1)
+    assert torch.equal(got[:, None] == got, wanted[:, None] == wanted)
+
+
+def test_kernels_that_are_small_and_like_others_have_low_scores() -> None:
+    """Two groups of one filter. In the first, channels 0 and 1 are alike, and 2 is smaller, but alone.
+
+    Norms 2, 2, 1 with mean 5/3; mean distances 3/2, 3/2, 3 with mean 2: scores 1.95, 1.95, 2.1. In the second, norms
+    3, 1, 2 with mean 2 and distances 3/2, 3/2, 1 with mean 4/3: scores 2.625, 1.625, 1.75.
+    """
+    w = torch.tensor([[[2.0], [2.0], [-1.0]], [[3.0], [1.0], [2.0]]], dtype=torch.float64)
+    scores = kernel_scores(w, torch.tensor([0, 1]))
+    expected = torch.tensor([[1.95, 1.95, 2.1], [2.625, 1.625, 1.75]], dtype=torch.float64)
+    torch.testing.assert_close(scores, expected)
+
+
+@pytest.mark.parametrize("network", ["resnet8", "vgg6"])
+def test_every_group_of_a_layer_keeps_as_many_channels(network: str) -> None:
+    model = network_of(network)
+    graph = Graph(model, images().input_shape)
+    planner = LeanFlexGKP(groups=4).planner(model, graph, {}, task_of(0))
+    for knob in (0.2, 0.5, 0.8, 1.0):
+        shares = []
+        for name, layer in planner(knob).items():
+            assert layer.filter_group_O.bincount().tolist() == [graph.convs[name].filters // 4] * 4
+            (kept,) = set(layer.kept_GI.sum(1).tolist())
+            shares.append((kept - 1) / (graph.convs[name].channels - 1))
+            assert kept >= 1
+            assert abs(shares[-1] - (1 - knob)) <= 1 / (graph.convs[name].channels - 1)
+        assert len(shares) == sum(conv.prunable for conv in graph.convs.values())
+    different = planner(0.5)
+    assert any(len(layer.canonical().kept_GI) == 4 for layer in different.values())
+
+
+def test_no_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="groups must be at least 1, got 0"):
+        LeanFlexGKP(groups=0)

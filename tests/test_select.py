@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from suite.contract import Budget, ConvPlan, Planner, PruningPlan, Ranking
 from suite.graph import Graph
 from suite.models import build
-from suite.select import COARSE, filter_planner, meet
+from suite.select import COARSE, channel_planner, filter_planner, meet
 
 NETWORKS = ("resnet8", "resnet8_a", "vgg6")
 RANKINGS = get_args(Ranking)
@@ -195,7 +195,7 @@ def test_an_unknown_ranking_is_refused_with_the_choices() -> None:
 # ---- the budget ------------------------------------------------------------------------------------------------------
 
 
-def channel_planner(graph: Graph, seed: int) -> Planner:
+def threshold_planner(graph: Graph, seed: int) -> Planner:
     """Every channel of every layer has a threshold of its own."""
     generator = torch.Generator().manual_seed(seed)
     thresholds = {
@@ -222,7 +222,7 @@ def reachable(kind: str, scope: str) -> tuple[Planner, list[float]]:
     """A planner for ResNet-8, and the cuts that it reaches at all of its thresholds."""
     graph = graph_of("resnet8")
     if kind == "channel":
-        planner, steps = channel_planner(graph, 0), 1200
+        planner, steps = threshold_planner(graph, 0), 1200
     else:
         planner = filter_planner(graph, random_scores(graph, 0), ranking=kind)  # type: ignore[arg-type]
         steps = len(torch.cat(list(graph.filter_sets.values())).unique())
@@ -255,7 +255,7 @@ def test_cuts_that_are_reached_exactly_are_taken_exactly() -> None:
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.95])
 def test_a_fine_planner_is_met_finely(share: float) -> None:
     graph = graph_of("resnet8")
-    planner = channel_planner(graph, 0)
+    planner = threshold_planner(graph, 0)
     found = meet(planner, graph, Budget(share=share))
     assert share <= found.cut <= share + COARSE
     assert not found.coarse
@@ -298,3 +298,21 @@ def test_a_larger_budget_never_gives_more_macs() -> None:
         for less, more in itertools.pairwise(found):
             assert graph.macs(more.plan).total <= graph.macs(less.plan).total
             assert (less.plan & more.plan) == more.plan
+
+
+# ---- channels --------------------------------------------------------------------------------------------------------
+
+
+def test_channels_go_in_their_order_from_every_group_and_layers_take_turns() -> None:
+    order = torch.tensor([[2, 0, 1], [1, 2, 0]])
+    planner = channel_planner({"a": order, "b": order}, {name: torch.tensor([0, 1, 1, 0]) for name in "ab"})
+
+    def kept(knob: float) -> list[list[list[int]]]:
+        plan = planner(knob)
+        full = ConvPlan.full(4, 3).kept_GI.expand(2, 3)
+        return [(plan[name].kept_GI if name in plan else full).int().tolist() for name in "ab"]
+
+    whole, one, two = [[1, 1, 1], [1, 1, 1]], [[1, 1, 0], [1, 0, 1]], [[0, 1, 0], [1, 0, 0]]
+    assert [kept(knob) for knob in (0.0, 0.25, 0.5, 0.75, 1.0)] == [
+        [whole, whole], [one, whole], [one, one], [two, one], [two, two],
+    ]  # fmt: skip

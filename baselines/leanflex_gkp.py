@@ -1,0 +1,74 @@
+"""Grouped kernel pruning: similar filters form groups of equal size, and every group of a layer keeps as many channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from suite.contract import Planner, Pruner, State, Task
+from suite.graph import Graph
+from suite.select import channel_planner
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeanFlexGKP(Pruner):
+    """Static groups by k-means; in each, the grouped kernels that are small and like others go."""
+
+    granularity = "intra_channel"
+    source = (
+        "Zhang et al., Flexible Group Count Enables Hassle-Free Structured Pruning (LeanFlex-GKP), CVPR 2025; after Zhong et "
+        "al., Revisit Kernel Pruning with Lottery Regulated Grouped Convolutions (TMI-GKP), ICLR 2022, section 3"
+    )
+    deviations = (
+        "the number of groups is given, not chosen per layer (a layer whose filters it does not divide gets its largest "
+        "divisor below); k-means clusters are made equal by an optimal assignment of filters to their centres; a grouped "
+        "kernel's score is our sum of its norm and its mean distance to the others, each divided by its mean in the group; "
+        "layers lose their n-th channels one after the other, so rates differ by one channel at most; no permutation is "
+        "needed, since packing keeps filters where they are; stem and shortcut convolutions are left"
+    )
+    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"groups": (2, 4, 8)}
+
+    groups: int = 8
+    """Filter groups of a layer, at most."""
+
+    def __post_init__(self) -> None:
+        if self.groups < 1:
+            raise ValueError(f"leanflex_gkp's groups must be at least 1, got {self.groups}")
+
+    def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
+        """Knob: the share of channels that each group of each layer drops."""
+        orders, groups = {}, {}
+        for name, conv in graph.convs.items():
+            if conv.prunable:
+                w_OIK = model.get_parameter(f"{name}.weight").detach().flatten(2).cpu().double()
+                groups[name] = equal_groups(w_OIK.flatten(1), self.groups, task.seed)
+                orders[name] = kernel_scores(w_OIK, groups[name]).argsort(dim=1, stable=True)
+        return channel_planner(orders, groups)
+
+
+def equal_groups(w_OK: Tensor, most: int, seed: int) -> Tensor:
+    """int64 [O]: `most` groups of equal size, or as many below as divide the filters, each near its k-means centre."""
+    filters = len(w_OK)
+    count = max(number for number in range(1, min(most, filters) + 1) if filters % number == 0)
+    centres = KMeans(count, n_init=10, random_state=seed).fit(w_OK.numpy()).cluster_centers_
+    distance_OG = cdist(w_OK.numpy(), centres, "sqeuclidean")
+    _, seats = linear_sum_assignment(np.repeat(distance_OG, filters // count, axis=1))
+    return torch.from_numpy(seats // (filters // count)).long()
+
+
+def kernel_scores(w_OIK: Tensor, group_O: Tensor) -> Tensor:
+    """[G, I]: norm of the grouped kernel w[group, i] and its mean distance to the group's others, relative to their means."""
+    scores = []
+    for g in range(int(group_O.max()) + 1):
+        w_I = w_OIK[group_O == g].transpose(0, 1).flatten(1)
+        parts = w_I.norm(dim=1), torch.cdist(w_I, w_I).sum(1) / max(len(w_I) - 1, 1)
+        scores.append(sum(part / part.mean().clamp(min=torch.finfo(part.dtype).tiny) for part in parts))
+    return torch.stack([torch.as_tensor(score) for score in scores])
