@@ -213,6 +213,7 @@ def test_controls_follow_runs_of_the_grid() -> None:
         ("dsp", ""): cells,
         ("l1_filter", ""): cells,
         ("random_filter", ""): cells,
+        ("uniform_width", ""): cells,
         ("random_rates", "dsp"): cells,
         ("random_rates", "l1_filter"): cells,
         ("l1_rates", "dsp"): cells,

@@ -1,4 +1,4 @@
-"""The controls that reviewers ask for, beside DSP and L1: random filters, other methods' rates, training from scratch.
+"""The controls that reviewers ask for, beside DSP and L1: random filters, a uniform width, others' rates, training from scratch.
 
 `random_rates` and `l1_rates` remove as large a part of every layer as the run that they follow; `scratch` trains that run's
 architecture from the base network's initial weights, with the base network's schedule: for as many epochs (E), and for as
@@ -41,9 +41,9 @@ def _every(method: str, **changes: Any) -> list[Pruned]:
 
 
 def runs() -> list[Pruned]:
-    """The two methods that are followed, random filters, and the followers."""
+    """The two methods that are followed, random filters, a uniform width, and the followers."""
     dsp, l1 = _every("dsp", groups=GROUPS), _every("l1_filter")
-    found = [*dsp, *l1, *_every("random_filter")]
+    found = [*dsp, *l1, *_every("random_filter"), *_every("uniform_width")]
     found += [*follow([*dsp, *l1], "random_rates"), *follow(dsp, "l1_rates")]
     for schedule in (same_epochs, same_compute):
         found += follow(dsp, "scratch", finetune=schedule, groups=GROUPS)
