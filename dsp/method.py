@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
@@ -46,6 +46,11 @@ class DSP(Pruner):
     )
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = RECIPES
     learns: ClassVar[bool] = True
+    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "lam": (5e-4, 2e-3, 8e-3),
+        "temperature": (0.25, 0.5, 1.0),
+        "penalty_scale": ("activations", "size"),
+    }
 
     groups: int = 2
     lam: float = 2e-3

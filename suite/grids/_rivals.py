@@ -10,10 +10,10 @@ CRITERIA = (
     "hrank",
     "similarity",
     "centrality",
-    "uniform_width",
-    "random_filter",
 )
-"""One score per filter of the base network; `random_filter` draws it."""
+"""One score per filter of the base network."""
+CONTROLS = ("random_filter", "uniform_width")
+"""What every criterion has to beat."""
 RECONSTRUCTING = ("lasso_channels", "thinet", "leanflex_gkp")
 """They need no training either, but choose channels or kernels, or change the weights that they leave."""
 LEARNING = ("slimming", "ssl", "sfp", "greg", "depgraph", "group_sparse")

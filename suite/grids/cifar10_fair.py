@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from suite.grids import Grid, _released, cross
-from suite.grids._rivals import CRITERIA, FROM_SCRATCH, LEARNING, RECONSTRUCTING
+from suite.grids._rivals import CONTROLS, CRITERIA, FROM_SCRATCH, LEARNING, RECONSTRUCTING
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timing
 
@@ -22,7 +22,7 @@ FINETUNE = Schedule(epochs=120, lr=0.05, weight_decay=5e-4)
 def runs() -> list[Pruned]:
     """DSP with two and with four groups, and all rivals."""
     variants: list[tuple[str, dict[str, Any]]] = [("dsp", {"groups": 2}), ("dsp", {"groups": 4})]
-    variants += [(method, {}) for method in (*CRITERIA, *RECONSTRUCTING, *LEARNING, *FROM_SCRATCH)]
+    variants += [(method, {}) for method in (*CRITERIA, *CONTROLS, *RECONSTRUCTING, *LEARNING, *FROM_SCRATCH)]
     bases = [
         Base(data="cifar10", model=model, schedule=_released.BASE, seed=seed) for model in MODELS for seed in SEEDS
     ]

@@ -1,31 +1,32 @@
 """A public CIFAR-10 ResNet-20 pruned at once by criteria that need no training: as it is then, and after one epoch.
 
 Criteria are told apart best before fine-tuning repairs what they broke. Random filters have three seeds everywhere; the
-others give the same plan for every seed, so that without fine-tuning one run says all.
+others give the same plan for every seed, so that without fine-tuning one run says all. A uniform width is not fine-tuned.
 """
 
 from __future__ import annotations
 
 from suite.grids import Grid, cross
-from suite.grids._rivals import CRITERIA
+from suite.grids._rivals import CONTROLS, CRITERIA
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned
 
 SEEDS = (0, 1, 2)
 BUDGETS = (0.3, 0.5, 0.65, 0.8, 0.9)
 TUNED_BUDGETS = (0.5, 0.65, 0.8)
-RANDOM = ("random_filter",)
+RANDOM = "random_filter"
 NONE = Schedule(epochs=0, lr=0.01, weight_decay=5e-4)
 ONE_EPOCH = Schedule(epochs=1, lr=0.01, weight_decay=5e-4)
 
 
 def runs() -> list[Pruned]:
-    """Every criterion at five budgets without, and at three of them with an epoch of fine-tuning."""
+    """All at five budgets without fine-tuning, criteria and random filters at three of them with an epoch of it."""
     bases = [Base(data="cifar10", model="resnet20_a", schedule=None, weights="cifar10_resnet20_a", seed=0)]
     found: list[Pruned] = []
-    for method in CRITERIA:
-        seeds = SEEDS if method in RANDOM else SEEDS[:1]
+    for method in (*CRITERIA, *CONTROLS):
+        seeds = SEEDS if method == RANDOM else SEEDS[:1]
         found += cross(bases=bases, method=method, budgets=BUDGETS, finetune=NONE, seeds=seeds)
+    for method in (*CRITERIA, RANDOM):
         found += cross(bases=bases, method=method, budgets=TUNED_BUDGETS, finetune=ONE_EPOCH, seeds=SEEDS)
     return found
 

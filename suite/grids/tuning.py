@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from suite import methods
 from suite.grids import Grid, _released, cross
-from suite.grids._rivals import CRITERIA, FROM_SCRATCH, LEARNING, RECONSTRUCTING
+from suite.grids._rivals import CONTROLS, CRITERIA, FROM_SCRATCH, LEARNING, RECONSTRUCTING
 from suite.grids._tuning import trials
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned
@@ -23,7 +23,7 @@ def runs() -> list[Pruned]:
     base = Base(data="cifar10", model=MODEL, schedule=_released.BASE, seed=0, split="tuning")
     return [
         run
-        for method in ("dsp", *CRITERIA, *RECONSTRUCTING, *LEARNING, *FROM_SCRATCH)
+        for method in ("dsp", *CRITERIA, *CONTROLS, *RECONSTRUCTING, *LEARNING, *FROM_SCRATCH)
         for trial in trials(methods.get(method), "cifar10", MODEL, TRIALS)
         for run in cross(
             bases=[base],

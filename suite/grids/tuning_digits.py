@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from suite import methods
 from suite.grids import Grid, cross
-from suite.grids._rivals import CRITERIA, FROM_SCRATCH, LEARNING, RECONSTRUCTING
+from suite.grids._rivals import CONTROLS, CRITERIA, FROM_SCRATCH, LEARNING, RECONSTRUCTING
 from suite.grids._tuning import trials
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned
@@ -22,7 +22,7 @@ def runs() -> list[Pruned]:
     bases = [Base(data="digits", model=MODEL, schedule=BASE, seed=seed, split="tuning") for seed in (0, 1)]
     return [
         run
-        for method in ("dsp", *CRITERIA, *RECONSTRUCTING, *LEARNING, *FROM_SCRATCH)
+        for method in ("dsp", *CRITERIA, *CONTROLS, *RECONSTRUCTING, *LEARNING, *FROM_SCRATCH)
         for trial in trials(methods.get(method), "digits", MODEL, TRIALS)
         for run in cross(
             bases=bases,

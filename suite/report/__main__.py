@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from suite import cli, grids
-from suite.report import build, frames, learning, paper, show, structure
+from suite.report import build, frames, learning, paper, show, structure, winners
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +39,11 @@ def parser() -> argparse.ArgumentParser:
         "--learning",
         metavar="NAME",
         help="a grid, or the key of a learned stage: curves of all that the log has, in RESULTS/NAME or RESULTS/learning",
+    )
+    what.add_argument(
+        "--winners",
+        metavar="NAME",
+        help="the best settings of each method in a tuning grid, on the validation part, in RESULTS/NAME",
     )
     result.add_argument(
         "--results", type=Path, default=Path("results"), metavar="DIR", help="where rows/ lies (default: results)"
@@ -69,6 +74,8 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
         paper.show_list(results, console, smoke=smoke)
     elif arguments.paper is not None:
         _say(*paper.write(arguments.paper, results, smoke=smoke), console)
+    elif arguments.winners is not None:
+        _say(*winners.report(arguments.winners, results, smoke=smoke), console)
     elif arguments.structure is not None:
         _say(structure.report(arguments.structure, results), [], console)
     else:
