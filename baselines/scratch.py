@@ -29,10 +29,14 @@ class Scratch(Pruner):
     """The method whose run is followed."""
     groups: int = 1
     """The filter groups of that method."""
+    same: Literal["epochs", "compute"] = "epochs"
+    """What the grid's schedule has in common with the base network's: Scratch-E or Scratch-B. It only names the row."""
 
     def __post_init__(self) -> None:
         if self.groups < 1:
             raise ValueError(f"scratch's groups must be at least 1, got {self.groups}")
+        if self.same not in ("epochs", "compute"):
+            raise ValueError(f"scratch's same = {self.same!r} is unknown; choose from: epochs, compute")
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
         """The followed run's plan for every knob above 0. Raises ValueError when there is none, or it has more groups."""

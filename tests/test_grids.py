@@ -236,5 +236,5 @@ def test_smoke_of_controls_follows_runs_of_the_smoke_grid() -> None:
     runs = runs_of("controls", smoke=True)
     keys = {run.key for run in runs}
     followers = [run for run in runs if run.reference is not None]
-    assert len(followers) == 2 * 5
+    assert len(followers) == 2 * 7
     assert {run.reference.key for run in followers if run.reference} <= keys
