@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -16,12 +17,25 @@ from suite.graph import Graph
 
 @dataclass(frozen=True, kw_only=True)
 class Template(Criterion):
-    """Keeps the filters whose largest weight is largest. The fields of this class are its hyperparameters."""
+    """Keeps the filters with the largest mean of |weight|^power.
+
+    The fields of this class are its hyperparameters: a grid sets them by `cross(..., power=2.0)`, and they are part of a run's
+    identity. `ranking`, which every criterion has, says how scores of different layers compare: "global" divides them by their
+    layer's mean, "raw" takes them as they are, "layer" removes the same share everywhere.
+    """
 
     granularity = "filter"
     source = "Author et al., Title, Venue Year, section 3, equation 4"
     deviations = ""
+    search: ClassVar = {"power": (1.0, 2.0)}  # the values that tuning tries
+
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.power > 0:
+            raise ValueError(f"template's power must be positive, got {self.power}")
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> float [O], larger is more important. `task.samples(n)` gives training images where they are needed."""
-        return {name: model.get_parameter(f"{name}.weight").abs().amax((1, 2, 3)) for name in graph.convs}
+        weights = {name: model.get_parameter(f"{name}.weight") for name in graph.convs}
+        return {name: w.abs().pow(self.power).mean((1, 2, 3)) for name, w in weights.items()}

@@ -42,7 +42,11 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)"
     )
     parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="CPU threads of a stage (default: all cores)"
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPU threads of a stage (default: all cores); latency is measured alone, with all of them",
     )
     parser.add_argument(
         "--max-minutes", type=float, metavar="M", help="stop at a checkpoint after M minutes; run again to go on"

@@ -8,6 +8,7 @@ stores, the same for all. A plan knows nothing of training, and a method never s
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -320,11 +321,14 @@ class Pruner:
     def for_task(cls, data: str, model: str, **changes: Any) -> Pruner:
         """The method with its recipe for this data set and model.
 
-        Raises ValueError with the reason when the method opts out.
+        Raises ValueError with the reason when the method opts out, or with its settings when it has none of this name.
         """
         found = cls.recipe(data, model)
         if isinstance(found, OptOut):
             raise ValueError(f"{cls.__name__} does not run on {model} with {data}: {found.reason}")
+        names = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted({*found.settings, *changes} - {*names}):
+            raise ValueError(f"{cls.__name__} has no setting {unknown[0]!r}; it has: {', '.join(names) or 'none'}")
         return cls(**{**found.settings, **changes})
 
     @property

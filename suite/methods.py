@@ -12,17 +12,22 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import sys
 from dataclasses import dataclass
+from typing import get_args
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 import baselines
-from suite.contract import Criterion, Pruner
+from suite.contract import Criterion, Granularity, OptOut, Pruner, Recipe
 from suite.registry import pick
 
 HOMES = ("dsp",)
 """Packages that are one method each."""
+WIDTH = 180
+"""Columns of the table where there is no terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +69,24 @@ def _load(module_name: str) -> type[Pruner] | Broken:
 
 def _unfit(kind: type[Pruner]) -> str:
     """What is wrong with the class of a method; "" if nothing."""
-    if missing := [name for name in ("granularity", "source") if not hasattr(kind, name)]:
-        return f"{kind.__name__} lacks {' and '.join(missing)}"
-    contract = Criterion if issubclass(kind, Criterion) else Pruner
-    for name in ("learner", "planner", "reconstruct", "score"):
-        if hasattr(contract, name):
-            asked, given = (list(inspect.signature(getattr(each, name)).parameters) for each in (contract, kind))
+    name, contract = kind.__name__, Criterion if issubclass(kind, Criterion) else Pruner
+    if missing := [each for each in ("granularity", "source") if not hasattr(kind, each)]:
+        return f"{name} lacks {' and '.join(missing)}"
+    if kind.granularity not in get_args(Granularity):
+        return f"{name}.granularity is {kind.granularity!r}; choose from: {', '.join(get_args(Granularity))}"
+    if "__dataclass_params__" not in vars(kind):
+        return f"{name} needs @dataclass(frozen=True, kw_only=True) above it"
+    fields = [field.name for field in dataclasses.fields(kind)]
+    if unknown := [each for each in kind.search if each not in fields]:
+        return f"{name}.search names {unknown[0]!r}, which is no setting; it has: {', '.join(fields) or 'none'}"
+    asks = "score" if contract is Criterion else "planner"
+    if getattr(kind, asks) is getattr(contract, asks) and kind.planner is contract.planner:
+        return f"{name} does not define {asks}"
+    for hook in ("learner", "planner", "reconstruct", "score"):
+        if hasattr(contract, hook):
+            asked, given = (list(inspect.signature(getattr(each, hook)).parameters) for each in (contract, kind))
             if asked != given:
-                return f"{kind.__name__}.{name} takes ({', '.join(given)}); the contract asks for ({', '.join(asked)})"
+                return f"{name}.{hook} takes ({', '.join(given)}); the contract asks for ({', '.join(asked)})"
     return ""
 
 
@@ -90,27 +105,79 @@ def name_of(settings: Pruner) -> str:
 
 
 def main() -> int:
-    """List the methods; the exit status is 1 when a file is broken."""
-    argparse.ArgumentParser(
+    """List the methods, or describe one; the exit status is 1 when a file is broken, 2 for an unknown name."""
+    parser = argparse.ArgumentParser(
         prog="python -m suite.methods",
-        description="List the pruning methods: granularity, whether they train, paper, deviations. Copy "
+        description="List the pruning methods: granularity, training needed, paper, deviations. Copy "
         "baselines/_template.py to baselines/NAME.py to add one; its presence registers it.",
-    ).parse_args()
-    columns = ("granularity", "learns", "settings", "source", "deviations")
-    table = Table(Column("method", no_wrap=True), *columns, title="Pruning methods")
-    broken = []
+    )
+    parser.add_argument("method", nargs="?", help="describe this one: its settings, what tuning tries, its recipes")
+    arguments = parser.parse_args()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    if arguments.method is not None:
+        try:
+            _describe(arguments.method, console)
+        except ValueError as error:
+            sys.stderr.write(f"suite.methods: {error}\n")
+            return 2
+        return 0
+    table = Table(Column("method", no_wrap=True), "granularity", "training", "paper", "deviations", show_lines=True)
+    usable, broken = [], []
     for name, method in discover().items():
         if isinstance(method, Broken):
             broken.append(method)
-            continue
-        learns = "per budget" if method.learns and method.needs_budget else "once" if method.learns else "no"
-        fields = "\n".join(f"{field.name}={field.default}" for field in dataclasses.fields(method))
-        table.add_row(name, method.granularity, learns, fields, method.source, method.deviations or "none")
-    console = Console()
+        else:
+            usable.append(name)
+            table.add_row(
+                name, method.granularity, _training(method), escape(method.source), escape(_deviations(method))
+            )
     console.print(table)
+    console.print(f"{len(usable)} methods; `python -m suite.methods NAME` describes one", highlight=False)
     for item in broken:
-        console.print(f"[red]not usable:[/] {item.file}: {item.reason}", highlight=False)
+        console.print(f"[red]not usable:[/] {item.file}: {escape(item.reason)}", highlight=False)
     return 1 if broken else 0
+
+
+def _training(method: type[Pruner]) -> str:
+    """What has to be trained before a plan can be made."""
+    start = "from scratch, " if method.start == "init" else ""
+    if method.needs_reference:
+        return start + "another run"
+    if not method.learns:
+        return "none"
+    return start + ("for each budget" if method.needs_budget else "once for all budgets")
+
+
+def _deviations(method: type[Pruner]) -> str:
+    return method.deviations or "none"
+
+
+def _describe(name: str, console: Console) -> None:
+    """Everything that a method says of itself."""
+    method = get(name)
+    table = Table(show_header=False, box=None)
+    settings = [f"{field.name} = {field.default!r}" for field in dataclasses.fields(method)]
+    about = {
+        "method": name,
+        "": inspect.cleandoc(method.__doc__ or ""),
+        "granularity": method.granularity,
+        "training": _training(method),
+        "paper": method.source,
+        "deviations": _deviations(method),
+        "settings": "\n".join(settings) or "none",
+        "tuning tries": "\n".join(f"{field}: {', '.join(map(str, values))}" for field, values in method.search.items()),
+        "recipes": "\n".join(f"{'/'.join(where)}: {_recipe(recipe)}" for where, recipe in method.recipes.items()),
+    }
+    for heading, text in about.items():
+        if text:
+            table.add_row(heading, escape(text))
+    console.print(table)
+
+
+def _recipe(recipe: Recipe | OptOut) -> str:
+    if isinstance(recipe, OptOut):
+        return f"does not run: {recipe.reason}"
+    return f"{', '.join(f'{name}={value}' for name, value in recipe.settings.items())} ({recipe.source})"
 
 
 if __name__ == "__main__":

@@ -103,9 +103,13 @@ def set_scores(graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool) -
 
     normalise   divide scores by their layer's mean first
     """
+    if not isinstance(scores, Mapping):
+        raise ValueError(f"scores are layer name -> tensor [O], not {type(scores).__name__}")
     for name, conv in graph.convs.items():
         if name not in scores:
             raise ValueError(f"no scores for layer {name}; a criterion scores every layer of the graph")
+        if not isinstance(scores[name], Tensor):
+            raise ValueError(f"scores of {name} must be a tensor, got {type(scores[name]).__name__}")
         if scores[name].shape != (conv.filters,) or not bool(scores[name].isfinite().all()):
             raise ValueError(
                 f"scores of {name} must be {conv.filters} finite numbers, one a filter; got shape {list(scores[name].shape)}"
@@ -150,7 +154,8 @@ class Selection:
 def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
     """The smallest reachable cut that is not below the budget, by bisection of the knob.
 
-    Raises ValueError when even knob = 1 removes too little.
+    Raises ValueError when even knob = 1 removes too little, when what meets the budget cuts the network in two, or when the
+    planner gives no plan.
     """
     if budget.share == 0:
         return Selection(plan=PruningPlan({}), knob=0.0, cut=0.0, coarse=False)
@@ -167,6 +172,11 @@ def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
             high, best, cut = middle, plan, middle_cut
         else:
             low = middle
+    if graph.macs(best).total == 0:
+        empty = next((name for name, layer in best.items() if not bool(layer.mask_OI.any())), "the network")
+        raise ValueError(
+            f"the plan that meets a budget of {budget.share:.2%} leaves no way through: all of {empty} is removed"
+        )
     return Selection(plan=graph.settle(best), knob=_from_bits(high), cut=cut, coarse=cut - budget.share > COARSE)
 
 
@@ -181,4 +191,6 @@ def _from_bits(bits: int) -> float:
 
 def _at(planner: Planner, graph: Graph, budget: Budget, knob: float) -> tuple[PruningPlan, float]:
     plan = planner(knob)
+    if not isinstance(plan, PruningPlan):
+        raise ValueError(f"a planner gives a PruningPlan, not {type(plan).__name__}")
     return plan, graph.cut(plan, budget.scope)

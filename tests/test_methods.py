@@ -466,9 +466,29 @@ BAD = {
         "A lacks source",
     ),
     "wrong_signature": (
-        "from suite.contract import Criterion\nclass A(Criterion):\n    granularity, source = 'filter', 'x'\n"
-        "    def score(self, model):\n        pass\n",
+        "from dataclasses import dataclass\nfrom suite.contract import Criterion\n@dataclass(frozen=True, kw_only=True)\n"
+        "class A(Criterion):\n    granularity, source = 'filter', 'x'\n    def score(self, model):\n        pass\n",
         "A.score takes (self, model); the contract asks for (self, model, graph, state, task)",
+    ),
+    "brackets": ("raise ValueError('want [O], not [/oops]')\n", "want [O], not [/oops]"),
+    "no_dataclass": (
+        "from suite.contract import Criterion\nclass A(Criterion):\n    granularity, source = 'filter', 'x'\n"
+        "    power: float = 1\n    def score(self, model, graph, state, task):\n        pass\n",
+        "A needs @dataclass(frozen=True, kw_only=True) above it",
+    ),
+    "unknown_granularity": (
+        "from suite.contract import Criterion\nclass A(Criterion):\n    granularity, source = 'filtre', 'x'\n",
+        "A.granularity is 'filtre'; choose from: filter, channel, intra_channel",
+    ),
+    "no_score": (
+        "from dataclasses import dataclass\nfrom suite.contract import Criterion\n@dataclass(frozen=True, kw_only=True)\n"
+        "class A(Criterion):\n    granularity, source = 'filter', 'x'\n",
+        "A does not define score",
+    ),
+    "unknown_search": (
+        "from dataclasses import dataclass\nfrom suite.contract import Criterion\n@dataclass(frozen=True, kw_only=True)\n"
+        "class A(Criterion):\n    granularity, source, search = 'filter', 'x', {'pwr': (1, 2)}\n",
+        "A.search names 'pwr', which is no setting; it has: ranking",
     ),
     "nothing_said": (
         "from suite.contract import Pruner\nclass A(Pruner):\n    pass\n",
@@ -542,6 +562,23 @@ def test_a_copy_of_the_template_is_a_method(more_methods: Callable[[str, str], N
     assert methods.name_of(settings) == "my_own"
     model, graph = one_layer([[3.0, -1.0], [0.0, 5.0], [1.0, -1.0]])
     assert order_of_removal(settings, model, graph) == [2, 0, 1]
+
+
+@pytest.mark.parametrize("method", USABLE)
+def test_a_method_describes_itself(
+    method: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["methods", method])
+    assert methods.main() == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert methods.get(method).granularity in shown
+    for field in dataclasses.fields(methods.get(method)):
+        assert f"{field.name} = {field.default!r}" in shown
+
+
+def test_an_unknown_setting_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="L1Filter has no setting 'power'; it has: ranking"):
+        methods.get("l1_filter").for_task("digits", "vgg6", power=2)
 
 
 def test_an_unknown_method_is_refused_with_the_choices() -> None:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import re
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -316,3 +317,25 @@ def test_channels_go_in_their_order_from_every_group_and_layers_take_turns() -> 
     assert [kept(knob) for knob in (0.0, 0.25, 0.5, 0.75, 1.0)] == [
         [whole, whole], [one, whole], [one, one], [two, one], [two, two],
     ]  # fmt: skip
+
+
+def test_a_plan_that_leaves_no_way_through_is_refused_with_a_layer() -> None:
+    graph = graph_of("vgg6")
+    first = next(iter(graph.convs.values()))
+    nothing = replace(ConvPlan.full(first.filters, first.channels), kept_O=torch.zeros(first.filters, dtype=torch.bool))
+    with pytest.raises(ValueError, match=f"leaves no way through: all of {first.name} is removed"):
+        meet(lambda knob: PruningPlan({first.name: nothing} if knob else {}), graph, Budget(share=0.5))
+
+
+@pytest.mark.parametrize("plan", [None, {}])
+def test_a_planner_that_gives_no_plan_is_refused(plan: object) -> None:
+    with pytest.raises(ValueError, match="a planner gives a PruningPlan, not"):
+        meet(lambda knob: plan, graph_of("vgg6"), Budget(share=0.5))  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"), [(None, "not NoneType"), ({"features.1": [1.0]}, "must be a tensor, got list")]
+)
+def test_scores_that_are_no_tensors_are_refused(scores: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        filter_planner(graph_of("vgg6"), scores, ranking="raw")  # type: ignore[arg-type]

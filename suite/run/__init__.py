@@ -31,6 +31,8 @@ __all__ = ["Context", "Outcome", "cores", "execute", "fail", "failure", "is_done
 
 log = logging.getLogger(__name__)
 
+ROOT = Path(__file__).resolve().parents[2]
+
 Outcome = Literal["done", "diverged", "failed", "interrupted"]
 
 
@@ -110,11 +112,19 @@ def _attempt(stage: Stage, context: Context, watch: Watch) -> Outcome:
 
 
 def _reason(error: Exception) -> str:
-    """One line for people."""
+    """One line for people. An error that nobody meant to show says where it happened: the last line of our own code."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no room on the disk for {error.filename or 'a file'}; make room and run the same command again"
     text = " ".join(str(error).split()) or "no message"
-    return text if isinstance(error, (Diverged, ValueError, OSError)) else f"{type(error).__name__}: {text}"
+    if isinstance(error, (Diverged, ValueError, OSError)):
+        return text
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(ROOT)]
+    where = (
+        f" ({Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}; all of it in the stage's log.txt)"
+        if ours
+        else ""
+    )
+    return f"{type(error).__name__}: {text}{where}"
 
 
 def fail(stage: Stage, context: Context, status: Literal["diverged", "failed"], reason: str) -> Outcome:
