@@ -1,4 +1,4 @@
-"""Pareto figures: accuracy over the cut in MACs, the cut in parameters, the measured speed-up and the latency.
+"""Pareto figures: accuracy over the cut in MACs, the cut in parameters, the measured speed-up and, on a GPU, the latency.
 
 Front    the measured points (means) and the unpruned network that no other one beats on both axes. It is a staircase: at each
          place the best accuracy of what lies there or further. Spread and published points have no part in it.
@@ -89,9 +89,14 @@ AXES: dict[Over, Axis] = {
 
 
 def points_of(lines: pd.DataFrame, over: Over) -> pd.DataFrame:
-    """The lines of the table that have a place in the figure, each once."""
+    """The lines of the table that have a place in the figure, each once.
+
+    An absolute time means something on a named GPU only: what was timed on a CPU has its speed-up, not its latency.
+    """
     axis = AXES[over]
     there = lines.dropna(subset=["top1_mean_pct", axis.column])
+    if over == "latency":
+        there = there[~there["timed_device"].str.startswith("cpu")]
     return there.drop_duplicates(["cell", *axis.conditions])
 
 
@@ -303,8 +308,6 @@ def _caption(
     sentences += [f"Arrows at the lower edge: points below {below:.1f} %"] if below is not None else []
     sentences += ["The horizontal axis does not start at 0, where the star belongs"] if cut else []
     sentences += [f"Time {words.measured(points)}"] if axis.timed else []
-    shared = over == "latency" and points["timed_device"].str.startswith("cpu").any()
-    sentences += ["A time on a CPU that others use says little: compare speed-ups instead"] if shared else []
     sentences += [f"T{words.trained(points)[1:]}"]
     return ". ".join([*sentences, *_about_published(known)]) + "."
 
