@@ -63,6 +63,19 @@ def test_a_cut_without_loss_follows_from_the_interval_of_the_drop(
     assert f"drop {sum(drops) / len(drops):.2f} points" in line["evidence"] if drops else "no run" in line["evidence"]
 
 
+@pytest.mark.parametrize(("selection", "expected"), [("last", "supported"), ("best_test", "not run")])
+def test_epochs_that_the_test_set_chose_are_no_evidence_of_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: str, expected: str
+) -> None:
+    runs = [run_of(seed) for seed in range(5)]
+    with_grid(monkeypatch, runs)
+    monkeypatch.setattr(grids, "names", lambda: ["example", "again"])  # two grids share the runs, which count once
+    rows: list[records.Row] = [pruned_row(run, 90 + run.seed / 20, selection=selection) for run in runs]
+    line = verdicts(tmp_path, monkeypatch, rows).loc["no loss"]
+    assert line["verdict"] == expected
+    assert str(line["evidence"]).count("drop -0.10 points") == (expected == "supported")
+
+
 def test_a_released_row_has_the_verdict_of_its_reproduction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [run_of(seed) for seed in range(5)]
     with_grid(monkeypatch, runs)

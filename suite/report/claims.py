@@ -64,7 +64,8 @@ def _no_loss(row: dict[Any, Any], found: Sequence[frames.Frames], lines: Sequenc
         "source": row["source"],
     }
     cut = reproduction.CUT[row["scope"]]
-    judged, seen = [], set()
+    judged: list[tuple[str, int, str]] = []
+    seen: set[str] = set()
     for each, of_grid in zip(found, lines, strict=True):
         own = of_grid[of_grid[["data", "model", "method"]].eq([row["data"], row["model"], row["ours"]]).all(axis=1)]
         own = own[(own["n"] > 0) & (own["split"] == "all") & (own["selection"] != reproduction.BEST_ON_TEST)]

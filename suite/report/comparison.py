@@ -21,8 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.markers import CARETRIGHT
 from scipy import stats
 
-from suite.report import fairness, style, words
-from suite.report.cells import t95_half_width
+from suite.report import fairness, inference, style, words
 from suite.report.frames import CONDITIONS
 from suite.report.pareto import farthest, who
 from suite.report.pareto import runs as n_runs
@@ -92,9 +91,8 @@ def _intervals(axes: Axes, runs: pd.DataFrame, names: list[str]) -> None:
             continue
         look, drop = style.of_series(int(own["look"].iloc[0])), own["drop_pp"]
         axes.scatter(drop, [y] * len(drop), marker="|", s=28, color=look["color"], alpha=0.7, linewidths=0.9)
-        half = t95_half_width(pd.Series([drop.std()]), pd.Series([len(drop)])).iloc[0] if len(drop) >= 3 else np.nan
-        if not np.isnan(half):
-            axes.plot([drop.mean() - half, drop.mean() + half], [y, y], color=look["color"], linewidth=2.2, alpha=0.45)
+        if len(drop) >= 3:
+            axes.plot(inference.t_interval(drop.tolist()), [y, y], color=look["color"], linewidth=2.2, alpha=0.45)
         mark: dict[str, Any] = {name: look[name] for name in ("color", "marker", "markersize")}
         axes.plot([drop.mean()], [y], **mark, markeredgecolor="white", markeredgewidth=0.7)
     axes.axvline(0, color=style.REFERENCE, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.markers import CARETDOWN
+from matplotlib.ticker import MaxNLocator
 
-from suite.report import style, words
-from suite.report.cells import t95_half_width
+from suite.report import inference, style, words
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS
 
 Over = Literal["macs", "params", "speedup", "latency"]
@@ -32,6 +32,8 @@ NARROW = 0.25
 """Points whose cuts differ by less than this share of the largest have an axis of their own."""
 FLOOR = 4.0
 """Points below the best by more than this many times the third quartile of that distance are marked at the lower edge."""
+STAR = 0.03
+"""Where the star stands on an axis that is broken, as a share of its length."""
 KEY_CHARACTERS = 62
 AXES_IN = 3.2
 """About the height of the axes in a figure of the usual size."""
@@ -127,7 +129,7 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
         if axis.timed:
             _no_gain(axes, axis.dense(points))
         if cut:
-            axes.set_xlim(*_window(shown))
+            _break(axes, *_window(shown))
         below = _lift(axes, points)
         if below is not None:
             _mark_below(axes, points, axis, below, [end.look for end in ends], keys)
@@ -166,11 +168,13 @@ def _line(axes: Axes, line: pd.DataFrame, axis: Axis, spread: Spread, look: dict
 def _reference(axes: Axes, points: pd.DataFrame, axis: Axis, spread: Spread, cut: bool) -> None:
     """The unpruned network: a star with its spread and a line at its accuracy. One for every set of conditions.
 
-    Where the axis is `cut` the star stands at its left end.
+    Where the axis is `cut` the star stands at its left end, before the break.
     """
     most = points.loc[points.groupby(CONDITIONS, sort=False)["base_n"].idxmax()]
-    half = t95_half_width(most["base_top1_sd_pp"], most["base_n"]) if spread == "t95" else most["base_top1_sd_pp"]
-    x, transform = (0.025, axes.get_yaxis_transform()) if cut else (axis.dense(points), axes.transData)
+    half = (
+        inference.t_half_width(most["base_top1_sd_pp"], most["base_n"]) if spread == "t95" else most["base_top1_sd_pp"]
+    )
+    x, transform = (STAR, axes.get_yaxis_transform()) if cut else (axis.dense(points), axes.transData)
     look: dict[str, Any] = {"color": style.REFERENCE, "linewidth": 0.8, "linestyle": (0, (1, 2))}
     for index, (accuracy, bar) in enumerate(zip(most["base_top1_mean_pct"], half, strict=True)):
         axes.axhline(accuracy, **look, zorder=1)
@@ -231,11 +235,19 @@ def _lift(axes: Axes, points: pd.DataFrame) -> float | None:
     top = max(accuracy.max(), points["base_top1_mean_pct"].max())
     floor = top - farthest(top - accuracy)
     if accuracy.min() >= floor:
+        _bound(axes, accuracy.min(), top)
         return None
     lowest = accuracy[accuracy >= floor].min()
     bottom = lowest - max(0.12 * (top - lowest), 0.1)
     axes.set_ylim(bottom, top + 0.07 * (top - bottom))
     return float(bottom)
+
+
+def _bound(axes: Axes, lowest: float, top: float) -> None:
+    """Bars that are long beside the distances of the points run out of the axes instead of squeezing the points."""
+    low, high = axes.get_ylim()
+    room = max(0.3 * (top - lowest), 1.0)
+    axes.set_ylim(max(low, lowest - room), min(high, top + room))
 
 
 def farthest(distances: pd.Series) -> float:
@@ -262,6 +274,17 @@ def _window(values: pd.Series) -> tuple[float, float]:
     """Limits around the points, with room for the star and for at least four points of cut."""
     room = max(2.0, 0.12 * (values.max() - values.min()))
     return values.min() - room, values.max() + room
+
+
+def _break(axes: Axes, low: float, high: float) -> None:
+    """An axis from `low` to `high` whose left end, where the star stands, is 0: with a mark where it is broken."""
+    axes.set_xlim(low, high)
+    start = low + STAR * (high - low)
+    ticks = [tick for tick in MaxNLocator(6).tick_values(low, high) if low + 2.5 * STAR * (high - low) < tick <= high]
+    axes.set_xticks([start, *ticks], ["0", *(f"{tick:g}" for tick in ticks)])
+    where: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center", "clip_on": False, "zorder": 4}
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    axes.text(2.1 * STAR, 0, "//", **where, fontsize=8, color="0.3", bbox=box)
 
 
 def _no_gain(axes: Axes, x: float) -> None:
@@ -306,7 +329,7 @@ def _caption(
     )
     sentences += ["No front is drawn through points of different conditions"] if front is None else []
     sentences += [f"Arrows at the lower edge: points below {below:.1f} %"] if below is not None else []
-    sentences += ["The horizontal axis does not start at 0, where the star belongs"] if cut else []
+    sentences += ["The horizontal axis is broken between the star, at 0, and the points"] if cut else []
     sentences += [f"Time {words.measured(points)}"] if axis.timed else []
     sentences += [f"T{words.trained(points)[1:]}"]
     return ". ".join([*sentences, *_about_published(known)]) + "."

@@ -140,7 +140,7 @@ def told_apart(lines: pd.DataFrame, conditions: Sequence[str]) -> tuple[pd.Serie
     differing = [column for column in conditions if len(different(lines[column])) > 1]
     if not differing:
         return letters, []
-    there = lines[lines[differing].fillna("").ne("").any(axis=1)]
+    there = lines[lines[differing].fillna("").astype(bool).any(axis=1)]
     number = there.groupby(differing, sort=False, dropna=False).ngroup()
     letters[there.index] = " [" + number.map(_letter) + "]"
     firsts = there.loc[~number.duplicated()]
