@@ -11,6 +11,7 @@ words         how numbers and conditions are written
 tables        CSV and Markdown; `latex` for papers; `documents` is all of them
 figures       which figures there are; their look is in `style`
 pareto        accuracy over what was saved, beside what others published
+extent        how far its axes reach
 speed         measured speed-up over the theoretical one
 comparison    methods against each other: intervals and ranks
 ablation      accuracy over the value of one setting

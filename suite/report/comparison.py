@@ -22,9 +22,10 @@ from matplotlib.markers import CARETRIGHT
 from scipy import stats
 
 from suite.report import fairness, inference, style, words
+from suite.report.extent import farthest
 from suite.report.frames import CONDITIONS
-from suite.report.pareto import farthest, who
 from suite.report.pareto import runs as n_runs
+from suite.report.pareto import who
 
 PANELS = 5
 """Budgets that have a panel; of more, those spread evenly over their range."""

@@ -14,10 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.markers import CARETDOWN
-from matplotlib.ticker import MaxNLocator
 
-from suite.report import inference, style, words
+from suite.report import extent, inference, style, words
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS
 
 Over = Literal["macs", "params", "speedup", "latency"]
@@ -28,12 +26,6 @@ SPREAD_WORDS: dict[Spread, str] = {
     "none": "no spread",
 }
 
-NARROW = 0.25
-"""Points whose cuts differ by less than this share of the largest have an axis of their own."""
-FLOOR = 4.0
-"""Points below the best by more than this many times the third quartile of that distance are marked at the lower edge."""
-STAR = 0.03
-"""Where the star stands on an axis that is broken, as a share of its length."""
 KEY_CHARACTERS = 62
 AXES_IN = 3.2
 """About the height of the axes in a figure of the usual size."""
@@ -115,7 +107,7 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
         axes = figure.add_subplot()
         axes.margins(x=0.05, y=0.07)
         shown = pd.concat([points[axis.column], known[axis.published]]) if axis.published else points[axis.column]
-        cut = not axis.timed and _is_narrow(shown)
+        cut = not axis.timed and extent.is_narrow(shown)
         front = _front(points, axis) if not meanings else None
         ends = [
             _line(axes, line, axis, spread, style.of_series(int(line["look"].iloc[0])), _weight(line, front, count))
@@ -127,12 +119,12 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
             _draw_front(axes, front)
         axes.set(xlabel=axis.label, ylabel="top-1 accuracy (%)")
         if axis.timed:
-            _no_gain(axes, axis.dense(points))
+            extent.no_gain(axes, axis.dense(points))
         if cut:
-            _break(axes, *_window(shown))
-        below = _lift(axes, points)
+            extent.broken(axes, *extent.window(shown))
+        below = extent.lift(axes, points, known["top1_pct"])
         if below is not None:
-            _mark_below(axes, points, axis, below, [end.look for end in ends], keys)
+            extent.mark_below(axes, points, axis.column, below, [end.look for end in ends], keys)
         style.legend(figure, "outside upper left", ncols=2, fontsize=7, handlelength=2, columnspacing=1.2)
         text = _caption(points, known, over, spread, front, cut=cut, below=below)
         text = f"{text} {'; '.join(meanings)}." if meanings else text
@@ -174,7 +166,7 @@ def _reference(axes: Axes, points: pd.DataFrame, axis: Axis, spread: Spread, cut
     half = (
         inference.t_half_width(most["base_top1_sd_pp"], most["base_n"]) if spread == "t95" else most["base_top1_sd_pp"]
     )
-    x, transform = (STAR, axes.get_yaxis_transform()) if cut else (axis.dense(points), axes.transData)
+    x, transform = (extent.STAR, axes.get_yaxis_transform()) if cut else (axis.dense(points), axes.transData)
     look: dict[str, Any] = {"color": style.REFERENCE, "linewidth": 0.8, "linestyle": (0, (1, 2))}
     for index, (accuracy, bar) in enumerate(zip(most["base_top1_mean_pct"], half, strict=True)):
         axes.axhline(accuracy, **look, zorder=1)
@@ -224,73 +216,6 @@ def _published(axes: Axes, known: pd.DataFrame, column: str) -> None:
         text = f"published, {source}: {', '.join(names)}"
         label = "\n".join(textwrap.wrap(text, KEY_CHARACTERS))
         axes.plot(part[column], part["top1_pct"], **style.of_source(index), zorder=1.8, label=label)
-
-
-# ---- axes ------------------------------------------------------------------------------------------------------------
-
-
-def _lift(axes: Axes, points: pd.DataFrame) -> float | None:
-    """Cut the vertical axis above points so far below that they would squeeze the others; where, or None for no need."""
-    accuracy = points["top1_mean_pct"]
-    top = max(accuracy.max(), points["base_top1_mean_pct"].max())
-    floor = top - farthest(top - accuracy)
-    if accuracy.min() >= floor:
-        _bound(axes, accuracy.min(), top)
-        return None
-    lowest = accuracy[accuracy >= floor].min()
-    bottom = lowest - max(0.12 * (top - lowest), 0.1)
-    axes.set_ylim(bottom, top + 0.07 * (top - bottom))
-    return float(bottom)
-
-
-def _bound(axes: Axes, lowest: float, top: float) -> None:
-    """Bars that are long beside the distances of the points run out of the axes instead of squeezing the points."""
-    low, high = axes.get_ylim()
-    room = max(0.3 * (top - lowest), 1.0)
-    axes.set_ylim(max(low, lowest - room), min(high, top + room))
-
-
-def farthest(distances: pd.Series) -> float:
-    """How far from the best a point may lie and still be drawn at its place."""
-    return max(1.0, FLOOR * float(distances.quantile(0.75)))
-
-
-def _mark_below(
-    axes: Axes, points: pd.DataFrame, axis: Axis, bottom: float, looks: list[dict[str, Any]], keys: list[str]
-) -> None:
-    """An arrow at the lower edge for every point that is below it."""
-    for look, (_, line) in zip(looks, points.groupby(keys, sort=False), strict=True):
-        x = line.loc[line["top1_mean_pct"] < bottom, axis.column]
-        mark: dict[str, Any] = {"color": look["color"], "linestyle": "none", "markersize": 5}
-        axes.plot(x, [0.012] * len(x), marker=CARETDOWN, transform=axes.get_xaxis_transform(), **mark)
-
-
-def _is_narrow(values: pd.Series) -> bool:
-    """Do all points lie together, far from 0? An axis from 0 would then squeeze them into a column."""
-    return bool(values.max() - values.min() < NARROW * values.max())
-
-
-def _window(values: pd.Series) -> tuple[float, float]:
-    """Limits around the points, with room for the star and for at least four points of cut."""
-    room = max(2.0, 0.12 * (values.max() - values.min()))
-    return values.min() - room, values.max() + room
-
-
-def _break(axes: Axes, low: float, high: float) -> None:
-    """An axis from `low` to `high` whose left end, where the star stands, is 0: with a mark where it is broken."""
-    axes.set_xlim(low, high)
-    start = low + STAR * (high - low)
-    ticks = [tick for tick in MaxNLocator(6).tick_values(low, high) if low + 2.5 * STAR * (high - low) < tick <= high]
-    axes.set_xticks([start, *ticks], ["0", *(f"{tick:g}" for tick in ticks)])
-    where: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center", "clip_on": False, "zorder": 4}
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-    axes.text(2.1 * STAR, 0, "//", **where, fontsize=8, color="0.3", bbox=box)
-
-
-def _no_gain(axes: Axes, x: float) -> None:
-    axes.axvline(x, color=style.REFERENCE, linewidth=0.8, zorder=1)
-    where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (0, 2)}
-    axes.annotate("no gain", (x, 1), **where, ha="center", va="bottom", fontsize=7.5, color=style.REFERENCE)
 
 
 def spread_of(points: pd.DataFrame) -> Spread:
