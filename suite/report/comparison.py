@@ -154,7 +154,11 @@ def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
         axes = figure.add_subplot()
         axes.set_xlim(-0.3, len(budgets) - 0.7)
         axes.set_ylim(len(names) + 0.6, 0.4)
-        ends = [_ranks(axes, runs[runs["name"] == name], budgets, len(names)) for name in names]
+        beside = np.linspace(-0.12, 0.12, len(names))
+        ends = [
+            _ranks(axes, runs[runs["name"] == name], budgets, len(names), shift)
+            for name, shift in zip(names, beside, strict=True)
+        ]
         axes.set_xticks(range(len(budgets)), budgets)
         axes.set_yticks(range(1, len(names) + 1))
         axes.set(xlabel="share of MACs to cut", ylabel="rank by accuracy (1 is best)")
@@ -170,17 +174,18 @@ def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
     return style.Picture(data=data, model=model, name=name, title=title, caption=text, paths=tuple(paths))
 
 
-def _ranks(axes: Axes, runs: pd.DataFrame, budgets: list[str], count: int) -> style.End:
+def _ranks(axes: Axes, runs: pd.DataFrame, budgets: list[str], count: int, shift: float) -> style.End:
+    """One method, moved aside by `shift` so that equal ranks and the bars of seeds lie beside each other."""
     look = style.of_series(int(runs["look"].iloc[0]))
     mean = runs.groupby("at")["rank"].first().reindex(budgets)
-    places = range(len(budgets))
+    places = np.arange(len(budgets)) + shift
     for x, budget in zip(places, budgets, strict=True):
         seeds = runs.loc[runs["at"] == budget, "seed_rank"].dropna()
         if len(seeds) > 1:
-            axes.plot([x] * 2, [seeds.min(), seeds.max()], color=look["color"], linewidth=3.0, alpha=0.45, zorder=1)
+            axes.plot([x] * 2, [seeds.min(), seeds.max()], color=look["color"], linewidth=2.0, alpha=0.5, zorder=1)
     thick = 2.0 if count <= style.MANY else 1.3
     axes.plot(places, mean, **{**look, "linewidth": thick}, markeredgecolor="white", markeredgewidth=0.7)
-    return style.End(str(runs["name"].iloc[0]), len(budgets) - 1, float(mean.iloc[-1]), look)
+    return style.End(str(runs["name"].iloc[0]), places[-1], float(mean.iloc[-1]), look)
 
 
 def _caption_ranks(runs: pd.DataFrame) -> str:
