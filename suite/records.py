@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
@@ -263,6 +263,10 @@ def from_dict(value: Any) -> Row:
         raise ValueError(f"schema {version} is none of 1 to {SCHEMA}, which this version reads")
     if version > SCHEMA:
         raise NewerRowError(f"schema {version} is later than {SCHEMA}; update the suite to read it")
+    if not isinstance(value.get("provenance", {}), dict):
+        raise ValueError(f"provenance = {value['provenance']!r} is no object of names and values")
+    if value.get("status") not in get_args(Status):
+        raise ValueError(f"status = {value.get('status')!r} is none of {', '.join(get_args(Status))}")
     kind: type[Row] = ROW_TYPES[value["kind"]]
     fields: dict[str, Any] = {k: v for k, v in value.items() if k not in ("schema", "kind")}
     for before in range(version, SCHEMA):

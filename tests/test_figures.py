@@ -81,7 +81,9 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return found
 
 
-def many(methods: int, budgets: Iterable[float], seeds: int) -> tuple[list[Pruned], list[records.Row]]:
+def many(
+    methods: int, budgets: Iterable[float], seeds: int, device: str = "NVIDIA Example"
+) -> tuple[list[Pruned], list[records.Row]]:
     """Runs and rows in which method 0 is the best everywhere, and each next one a little worse."""
     runs = [run_of(s, b, f"m{m:02}") for m in range(methods) for b in budgets for s in range(seeds)]
     rows: list[records.Row] = []
@@ -89,7 +91,7 @@ def many(methods: int, budgets: Iterable[float], seeds: int) -> tuple[list[Prune
         worse = int(run.settings.name[1:])  # type: ignore[attr-defined]
         top1 = 90 - (1 + worse) * run.budget.share + 0.01 * run.seed
         rows.append(pruned_row(run, top1, macs_cut_pct=100 * run.budget.share))
-        rows.append(timed_row(run, (1 + run.budget.share, 1.01, 2.0)))
+        rows.append(timed_row(run, (1 + run.budget.share, 1.01, 2.0), device=device))
     return runs, rows
 
 
@@ -102,7 +104,8 @@ def test_every_kind_of_figure_is_written_with_n_device_and_commit_in_its_caption
     assert kinds >= {*(f"pareto_{over}" for over in pareto.AXES), "speed", "intervals", "ranks"}
     for picture in made.values():
         assert "n = 3 runs" in picture.caption
-        assert "cpu: Example, 2 cores" in picture.caption
+        device = "NVIDIA Example" if picture.name.startswith("speed") else "cpu: Example, 2 cores"
+        assert device in picture.caption
         assert COMMIT[:8] in picture.caption
         assert [path.suffix for path in picture.paths] == [".png", ".pdf"]
         pdf = picture.paths[1].read_bytes()
@@ -141,7 +144,7 @@ def test_numbers_that_are_no_numbers_are_left_out(drawn: Drawn) -> None:
 def test_a_hostile_name_is_drawn_as_it_is(drawn: Drawn, texts: dict[str, list[str]]) -> None:
     runs = [run_of(seed, budget, name) for seed in (0, 1) for budget in (0.3, 0.5) for name in (HOSTILE, "_b$")]
     made = drawn(runs, [*(pruned_row(run, 80) for run in runs), *(timed_row(run, (1.2, 1.1, 1.3)) for run in runs)])
-    assert len(made) == 8
+    assert len(made) == 7
     for name in made:
         shown = "".join(texts[name]).replace("\n", "").replace("\u200b", "").replace(" ", "")
         assert HOSTILE.replace(" ", "") in shown, name
@@ -162,7 +165,32 @@ def test_a_method_looks_the_same_in_all_figures(drawn: Drawn, monkeypatch: pytes
     made = drawn(runs, timed, others=Path("none"))
     assert "pareto_speedup_digits_resnet8" in made
     assert asked[:4] == [0, 1, 0, 1]
-    assert asked[4:6] == [1, 1]  # over speed-up and latency
+    assert asked[4:6] == [1, 1]  # over the measured and over the theoretical speed-up
+
+
+def test_a_methods_colour_does_not_depend_on_what_is_missing(tmp_path: Path) -> None:
+    """Nor on the conditions of others: what is made at another commit comes after all methods."""
+    runs = [run_of(0, budget, name) for name in ("a", "b", "c") for budget in (0.3, 0.5)]
+    grid = Grid(title="Example", about="An example.", runs=lambda: runs, timings=(Timing(),))
+
+    def looks() -> list[int]:
+        return figures._looks(cells.table(frames.load(grid, tmp_path, smoke=False))).tolist()
+
+    for run in (runs[0], runs[2]):
+        records.write(pruned_row(run, 80), tmp_path)
+    records.write(timed_row(runs[0], (1.2, 1.1, 1.3)), tmp_path)
+    assert looks() == [0, 0, 1, 1, 2, 2]
+    records.write(pruned_row(runs[1], 80, made={"commit": "f" * 40}), tmp_path)
+    assert looks() == [0, 3, 1, 1, 2, 2]
+    for run in runs:
+        records.write(pruned_row(run, 80), tmp_path)
+    assert looks() == [0, 0, 1, 1, 2, 2]
+
+
+def test_an_absolute_time_is_drawn_for_a_gpu_only(drawn: Drawn) -> None:
+    made = drawn(*many(2, (0.3,), 1, device="cpu: Example, 2 cores"))
+    assert "pareto_speedup_digits_resnet8" in made
+    assert not any("latency" in name for name in made)
 
 
 # ---- Pareto ----------------------------------------------------------------------------------------------------------
@@ -293,6 +321,30 @@ def test_budgets_of_one_method_are_not_compared(drawn: Drawn) -> None:
     assert not any(name.startswith(("intervals", "ranks")) for name in drawn(runs, [pruned_row(r, 80) for r in runs]))
 
 
+def test_coarse_runs_take_no_part(drawn: Drawn, texts: dict[str, list[str]]) -> None:
+    runs, rows = many(3, (0.3, 0.5), 2)
+    coarse = [
+        dataclasses.replace(row, coarse=True) if isinstance(row, records.PrunedRow) and "m02" in row.settings else row
+        for row in rows
+    ]
+    made = drawn(runs, coarse)
+    assert "4 coarse runs are left out" in made["intervals_digits_resnet8"].caption
+    assert not any("m02" in text for text in texts["intervals_digits_resnet8"])
+
+
+def test_there_are_no_ranks_across_conditions(drawn: Drawn, texts: dict[str, list[str]]) -> None:
+    runs, rows = many(2, (0.3, 0.5), 2)
+    assert "ranks_digits_resnet8" in drawn(runs, rows)
+    other = {"commit": "f" * 40}
+    moved = [
+        dataclasses.replace(row, provenance={**row.provenance, **other}) if row.budget == 0.5 else row for row in rows
+    ]
+    made = drawn(runs, moved)
+    assert "ranks_digits_resnet8" not in made
+    assert {"MACs cut: 30 % [A]", "MACs cut: 50 % [B]"} <= set(texts["intervals_digits_resnet8"])
+    assert "[A] commit 01234567; [B] commit ffffffff" in made["intervals_digits_resnet8"].caption
+
+
 def test_ranks_need_every_budget() -> None:
     budgets = [f"{share} %" for share in range(10, 90, 10)]
     assert comparison._chosen(budgets, 5)[0] == "10 %"
@@ -349,3 +401,23 @@ def test_finetuning_curves_are_drawn_where_the_logs_are(
     assert "n = 1 to 2 seeds" in made.caption
     assert COMMIT[:8] in made.caption
     assert {"test_report(name=a)", "test_report(name=b)"} <= set(texts[made.name])
+
+
+def test_curves_of_other_schedules_and_commits_are_lines_of_their_own(
+    tmp_path: Path, texts: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style, "fit", lambda *_: None)
+    longer = dataclasses.replace(SCHEDULE, epochs=9)
+    runs = [run_of(0), dataclasses.replace(run_of(0), finetune=longer), run_of(1)]
+    for run, commit in zip(runs, (COMMIT, COMMIT, "f" * 40), strict=True):
+        records.write(pruned_row(run, 80, made={"commit": commit}), tmp_path)
+        folder = tmp_path / "work" / run.key
+        folder.mkdir(parents=True)
+        (folder / "done.json").write_text("{}")
+        (folder / "history.jsonl").write_text('{"epoch": 1, "loss": 2.0}\n{"epoch": 2, "loss": 1.0}\n')
+    found = frames.load(Grid(title="Example", about="An example.", runs=lambda: runs), tmp_path, smoke=False).runs
+    (made,) = learning.draw_all(runs, found, tmp_path, tmp_path / "out")
+    assert "n = 1 run" in made.caption
+    assert "[A] commit 01234567; [B] commit ffffffff" in made.caption
+    names = [f"test_report [schedule {number}] [{letter}]" for number, letter in ((1, "A"), (2, "A"), (1, "B"))]
+    assert set(names) <= {" ".join(text.split()) for text in texts[made.name]}

@@ -17,11 +17,12 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from test_report import HOSTILE, failed_row, pruned_row, run_of, timed_row
+from test_report import CPU, HOSTILE, failed_row, pruned_row, run_of, timed_row
+from test_report_tables import others
 
 from suite import grids, records
 from suite.grids import Grid
-from suite.report import build, figures
+from suite.report import build, figures, published
 from suite.report import runs as run_data
 from suite.stages import Pruned, Timing
 
@@ -96,7 +97,7 @@ def test_numbers_that_are_no_numbers_are_empty_cells(tmp_path: Path) -> None:
     run = run_of()
     row = pruned_row(run, 80, params_cut_pct=None, prunable_macs_cut_pct=None)
     text = (written(tmp_path, [run], [row]) / "index.html").read_text()
-    assert "nan" not in text.lower().replace("nanmean", "")
+    assert "nan" not in text.lower()
     assert 'data-v=""' in text
 
 
@@ -172,7 +173,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work.mkdir(parents=True)
     (work / "history.jsonl").write_text("".join(f'{{"epoch": {e}, "loss": {1 / e}}}\n' for e in range(1, 9)))
     (work / "log.txt").write_text(f"the end of the log {SCRIPT}")
-    return written(results, runs, rows, pictures=2)
+    (results / "paper" / "claims").mkdir(parents=True)
+    (results / "paper" / "claims" / "claims.md").write_text("# Claims")
+    theirs = others(base_top1_pct=82.0, flops_cut_pct=50.0, source=f"a paper {SCRIPT}", runs="median of 5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(published, "load", lambda *_: theirs)
+        return written(results, runs, rows, pictures=2)
 
 
 def errors(driver: webdriver.Chrome) -> list[Any]:
@@ -213,6 +219,39 @@ def test_headers_sort_by_number_and_by_text_and_empty_cells_come_last(driver: we
 
 
 @pytest.mark.slow
+def test_comparisons_warnings_published_numbers_and_claims_are_on_the_page(
+    driver: webdriver.Chrome, folder: Path
+) -> None:
+    driver.get((folder / "index.html").as_uri())
+    bar = [link.text for link in driver.find_elements(By.CSS_SELECTOR, ".bar a")]
+    assert {"Told apart", "Published", "Claims"} <= set(bar)
+    said = [node.text for node in driver.find_elements(By.CSS_SELECTOR, "#compared ~ .warning")]
+    assert any("fewer than 3 runs to compare" in text for text in said)
+    (table,) = driver.find_elements(By.CSS_SELECTOR, "[aria-label='Published numbers: digits, resnet8'] table")
+    heads = [cell.text for cell in table.find_elements(By.TAG_NAME, "th")]
+    assert {"published", "ours", "difference pp", "verdict"} <= set(heads)
+    assert f"a paper {SCRIPT}" in table.text
+    assert "median drop pp" in table.text
+    assert set(column(driver, "device")) == {CPU, ""}
+    medians = column(driver, "median %")
+    assert medians[0] == "79.50"
+    assert "claims.md" in str(driver.find_element(By.LINK_TEXT, "The claims under test").get_attribute("href"))
+    assert errors(driver) == []
+
+
+@pytest.mark.slow
+def test_what_the_runs_tell_apart_is_on_the_page(driver: webdriver.Chrome, tmp_path: Path) -> None:
+    runs = [run_of(seed, name=name) for name in ("a", "b") for seed in range(5)]
+    noise = (0.1, -0.1, 0.05, 0.0, -0.05)
+    rows = [pruned_row(run, (85 if run in runs[5:] else 80 + run.seed / 9) + noise[run.seed]) for run in runs]
+    driver.get((written(tmp_path, runs, rows) / "index.html").as_uri())
+    (table,) = driver.find_elements(By.CSS_SELECTOR, "[aria-label='Methods told apart: digits, resnet8'] table")
+    assert "test_report(name=b) is better" in table.text
+    assert driver.find_elements(By.ID, "published") == []
+    assert driver.find_elements(By.LINK_TEXT, "The claims under test") == []
+
+
+@pytest.mark.slow
 def test_words_and_menus_filter_together(driver: webdriver.Chrome, folder: Path) -> None:
     driver.get((folder / "index.html").as_uri())
     assert len(column(driver, "method")) == 6
@@ -243,7 +282,6 @@ def test_nothing_is_wider_than_the_screen(driver: webdriver.Chrome, folder: Path
 @pytest.mark.slow
 def test_every_link_and_picture_is_there(driver: webdriver.Chrome, folder: Path) -> None:
     driver.get((folder / "index.html").as_uri())
-    driver.execute_script("document.querySelectorAll('img').forEach((image) => { image.loading = 'eager'; })")
     driver.execute_async_script(
         "Promise.all([...document.images].map((image) => image.decode())).then(() => arguments[0](), () => arguments[0]())"
     )

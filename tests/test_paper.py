@@ -63,6 +63,19 @@ def test_a_cut_without_loss_follows_from_the_interval_of_the_drop(
     assert f"drop {sum(drops) / len(drops):.2f} points" in line["evidence"] if drops else "no run" in line["evidence"]
 
 
+@pytest.mark.parametrize(("selection", "expected"), [("last", "supported"), ("best_test", "not run")])
+def test_epochs_that_the_test_set_chose_are_no_evidence_of_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: str, expected: str
+) -> None:
+    runs = [run_of(seed) for seed in range(5)]
+    with_grid(monkeypatch, runs)
+    monkeypatch.setattr(grids, "names", lambda: ["example", "again"])  # two grids share the runs, which count once
+    rows: list[records.Row] = [pruned_row(run, 90 + run.seed / 20, selection=selection) for run in runs]
+    line = verdicts(tmp_path, monkeypatch, rows).loc["no loss"]
+    assert line["verdict"] == expected
+    assert str(line["evidence"]).count("drop -0.10 points") == (expected == "supported")
+
+
 def test_a_released_row_has_the_verdict_of_its_reproduction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [run_of(seed) for seed in range(5)]
     with_grid(monkeypatch, runs)
@@ -112,6 +125,8 @@ def test_every_counterpart_names_grids_that_there_are() -> None:
     found = paper.entries()
     assert {"table1", "table2", "fig_structure", "fig_pareto", "fig_speed", "claims"} <= set(found)
     assert {name for name in grids.names() if name.startswith("ablation_")} <= set(found)
+    assert {"paper_table1", "dsp_best_test", "dsp_best_validation"} == set(found["table1"].grids)
+    assert "dsp_best_test" in found["claims"].grids
     for name, entry in found.items():
         assert set(entry.grids) <= set(grids.names()), name
         assert bool(entry.files) != (entry.make is not None), name
@@ -126,11 +141,33 @@ def test_a_counterpart_says_what_it_shows_and_what_is_missing(
     assert call(__main__.main, "--paper", "table1", "--results", tmp_path) == 0
     assert not old.exists()
     about = (old.parent / "about.md").read_text()
-    runs = len(grids.runs_of(grids.load("paper_table1")))
-    assert f"{runs} of {runs} runs" in about
-    assert "`paper_table1`" in about
-    assert "[table\\_cifar10" in about or "[table_cifar10" in about
-    assert "missing in paper_table1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for name in ("paper_table1", "dsp_best_test", "dsp_best_validation"):
+        runs = len(grids.runs_of(grids.load(name)))
+        assert f"{name}: {runs} of {runs} runs" in about
+        assert f"`{name}`" in about
+        assert f"]({name}_reproduction.csv)" in about
+        assert f"missing in {name}" in shown
+
+
+def test_a_counterpart_that_cannot_be_made_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "paper" / "table2" / "about.md"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    known, broken = grids.load("quickstart"), {"paper_table2", "ablation_digits"}
+
+    def load(name: str) -> grids.Grid:
+        if name in broken:
+            raise ValueError(f"{name} is broken")
+        return known
+
+    monkeypatch.setattr(grids, "load", load)
+    assert paper.entries()["ablation_digits"].shows == "ablation_digits is broken"
+    with pytest.raises(ValueError, match="paper_table2 is broken"):
+        paper.write("table2", tmp_path)
+    assert list((tmp_path / "paper").rglob("*")) == [old.parent, old]
 
 
 def test_the_claims_are_written_in_three_forms(tmp_path: Path) -> None:

@@ -92,6 +92,10 @@ def broken() -> dict[str, tuple[Any, str]]:
         "a list": ([good], "not a row"),
         "null": (None, "not a row"),
         "unknown field": ({**good, "flops": 1}, "unknown fields.*flops"),
+        "a provenance in words": ({**good, "provenance": "here"}, "provenance = 'here' is no object"),
+        "an old row without provenance": ({**good, "schema": 1, "provenance": None}, "provenance = None is no object"),
+        "unknown status": ({**good, "status": "finished"}, "status = 'finished' is none of done, diverged, failed"),
+        "no status": ({k: v for k, v in good.items() if k != "status"}, "status = None is none of"),
         "missing field": (without_seed, "seed"),
         "another row": ({**good, "key": "pruned-ffffffffffff"}, "it holds the row pruned-ffffffffffff"),
     }

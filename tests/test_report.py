@@ -475,7 +475,7 @@ def test_the_same_rows_give_the_same_bytes(report: Reporter) -> None:
     rows: list[records.Row] = [pruned_row(run, 80 + run.seed) for run in runs]
     rows += [timed_row(run, (1.2, 1.1, 1.3)) for run in runs]
     first = {path: path.read_bytes() for path in report(runs, rows, draw=True).paths}
-    assert len(first) == 17
+    assert len(first) == 15
     assert {path: path.read_bytes() for path in report(runs, [], draw=True).paths} == first
 
 

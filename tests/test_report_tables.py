@@ -19,7 +19,7 @@ from test_report import COMMIT, CPU, HOSTILE, SCHEDULE, pruned_row, run_of
 
 from suite import records
 from suite.grids import Grid
-from suite.report import cells, documents, fairness, frames, inference, pairs, published, reproduction, words
+from suite.report import cells, content, documents, fairness, frames, inference, pairs, published, reproduction, words
 from suite.stages import Pruned
 
 TOP1 = {"a": (80.0, 81.0, 82.0), "b": (79.0, 80.5, 80.0)}
@@ -282,6 +282,7 @@ def test_a_median_stands_beside_a_median(tmp_path: Path) -> None:
         ({"flops_cut_pct": 52.0, "scope": "prunable"}, {}, "the nearest is 54.00 %"),
         ({"flops_cut_pct": math.nan}, {}, "does not state its cut"),
         ({}, {"split": "tuning"}, "validation part"),
+        ({"variant": "mix 40 % from scratch"}, {}, "the source trains from scratch"),
         ({}, {"status": "failed", "reason": "no"}, "no run is done"),
     ],
 )
@@ -320,7 +321,7 @@ def test_lines_of_other_commits_stand_apart(tmp_path: Path) -> None:
 
 
 def texts(found: frames.Frames, runs: list[Pruned], *, smoke: bool = False) -> dict[str, str]:
-    return documents.of_grid(grid_of(runs), found, cells.table(found), cells.latency(found), smoke=smoke, pictures=())
+    return documents.of_grid(content.of_grid(grid_of(runs), found, smoke=smoke), ())
 
 
 def hostile(results: Path) -> dict[str, str]:
@@ -334,7 +335,7 @@ def test_every_special_character_is_escaped(tmp_path: Path) -> None:
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     columns = {len(re.findall(r"(?<!\\)&", row)) for row in rows}
     assert len(columns) == 1, "the table is rectangular"
-    assert text.count(r"\end{table}") == 1
+    assert text.count(r"\end{table}") + text.count(r"\end{sidewaystable}") == 1
     assert "[U+03BB]" in text
     assert words.latex("a_b & 5 % {x}") == r"a\_b \& 5 \% \{x\}"
     assert words.latex("a\\b\n\tc") == r"a\textbackslash{}b c"
@@ -344,7 +345,11 @@ def test_every_special_character_is_escaped(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_latex_takes_it(tmp_path: Path) -> None:
     text = hostile(tmp_path)["table_digits_resnet8.tex"]
-    page = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}" + text + r"\end{document}"
+    page = (
+        r"\documentclass{article}\usepackage{array,booktabs,graphicx,rotating}\begin{document}"
+        + text
+        + r"\end{document}"
+    )
     (tmp_path / "page.tex").write_text(page, encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_rgba
@@ -19,6 +20,7 @@ from suite.files import write_json
 from suite.graph import Graph
 from suite.grids import Grid, cross, runs_of
 from suite.report import __main__, learning, structure, style
+from suite.report.frames import CONDITIONS
 from suite.schedule import Schedule
 from suite.stages import Base, Learned, identity
 
@@ -142,6 +144,25 @@ def test_a_run_is_drawn_by_key_and_by_file(
         figure = tmp_path / "structure" / "pruned-0123456789ab.png"
         assert str(figure) in capsys.readouterr().out
         figure.unlink()
+
+
+def test_a_grid_has_the_structure_of_its_first_grouped_run_that_can_be_read(
+    packed_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = tmp_path / "work" / "pruned-00000000000d" / "packed.safetensors"
+    damaged.parent.mkdir()
+    damaged.write_text("no tensors")
+    shared = {"data": "digits", "model": "resnet8", "status": "done", "label": "a run", "short": "a method"}
+    made = dict.fromkeys(CONDITIONS, "same")
+    about = {**shared, **made, "budget": 0.5, "budget_scope": "network", "granularity": "intra_channel", "seed": 1}
+    whole = {**about, "key": "pruned-0000000000ff", "granularity": "filter", "seed": 0}
+    runs = [whole, {**about, "key": damaged.parent.name, "seed": 0}, {**about, "key": packed_run.parent.name}]
+    (picture,) = structure.draw_all(pd.DataFrame(runs), tmp_path, tmp_path / "grid")
+    assert [path.name for path in picture.paths] == ["structure_digits_resnet8.png", "structure_digits_resnet8.pdf"]
+    assert "a run, pruned-0123456789ab" in picture.caption
+    assert "n = 1 run" in picture.caption
+    assert f"no structure of {damaged.parent.name} is drawn" in caplog.text
+    assert structure.draw_all(pd.DataFrame(runs).assign(status="failed"), tmp_path, tmp_path / "grid") == []
 
 
 def test_bad_input_is_one_line(packed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_report import pruned_row
+from tiny_grid import call
 
-from suite import grids, methods
+from suite import grids, methods, records
 from suite.grids._tuning import trials
-from suite.report import winners
+from suite.report import __main__, winners
+from suite.report.frames import CONDITIONS
 from suite.stages import Pruned
 
 
@@ -47,7 +51,8 @@ def runs(**top1: list[float | None]) -> pd.DataFrame:
             {
                 **{"data": "d", "model": "m", "method": "x", "series": number, "settings": settings},
                 **{"status": "missing" if value is None else "done", "pruned_top1_pct": value},
-                **{"commit": "c", "key": f"{settings}{seed}"},
+                **dict.fromkeys(CONDITIONS, "same"),
+                "key": f"{settings}{seed}",
             }
             for number, (settings, values) in enumerate(top1.items())
             for seed, value in enumerate(values)
@@ -62,6 +67,31 @@ def test_the_best_complete_trial_wins_and_the_recipe_stays_when_it_is_as_good() 
     (line,) = winners.winners(runs(recipe=[80.0, 80.0], b=[79.0, 81.0])).to_dict("records")
     assert (line["settings"], line["gain_pp"]) == ("recipe", 0)
     assert winners.winners(runs(recipe=[None])).empty
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("place", [1, 2])
+def test_trials_of_different_conditions_are_never_compared(condition: str, place: int) -> None:
+    mixed = runs(recipe=[80.0, 82.0], b=[83.0, 85.0], c=[99.0, None])
+    mixed.loc[4, condition] = "of a run that does not count"
+    assert winners.winners(mixed)["settings"].tolist() == ["b"]
+    mixed.loc[place, condition] = "another"
+    with pytest.raises(ValueError, match=f"under different conditions .{condition} same and another"):
+        winners.winners(mixed)
+
+
+def test_winners_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, *others = grids.runs_of(grids.load("tuning_digits"))
+    trial = [run for run in (first, *others) if run.settings == first.settings and run.base.model == first.base.model]
+    for run in trial:
+        records.write(dataclasses.replace(pruned_row(run, 80 + run.seed), settings=run.method), tmp_path)
+    assert call(__main__.main, "--winners", "tuning_digits", "--results", tmp_path) == 0
+    assert "trials are not complete and were left out" in capsys.readouterr().out
+    (line,) = pd.read_csv(tmp_path / "tuning_digits" / "winners.csv").to_dict("records")
+    assert (line["method"], line["n"], line["complete"]) == (first.method, len(trial), 1)
+    assert f"## {first.base.data}, {first.base.model}" in (tmp_path / "tuning_digits" / "winners.md").read_text()
+    assert call(__main__.main, "--winners", "quickstart", "--results", tmp_path) == 2
+    assert "settings are chosen where split='tuning' only" in capsys.readouterr().err
 
 
 def test_settings_are_not_chosen_on_the_test_set(tmp_path: Path) -> None:

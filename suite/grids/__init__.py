@@ -46,10 +46,17 @@ def load(name: str) -> Grid:
         found = _run(Path(name)).get("GRID")
     else:
         pick("grid", name, dict.fromkeys(names()))
-        found = getattr(importlib.import_module(f"{__name__}.{name}"), "GRID", None)
+        found = _imported(name).get("GRID")
     if not isinstance(found, Grid):
         raise ValueError(f"the grid file {name} must define GRID = Grid(...), as suite/grids/quickstart.py does")
     return found
+
+
+def _imported(name: str) -> dict[str, object]:
+    try:
+        return vars(importlib.import_module(f"{__name__}.{name}"))
+    except Exception as error:  # somebody's file may fail in any way, and stops no other grid
+        raise ValueError(f"grid file suite/grids/{name}.py cannot be run: {type(error).__name__}: {error}") from error
 
 
 def _run(path: Path) -> dict[str, object]:

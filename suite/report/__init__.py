@@ -6,10 +6,12 @@ fairness      what the methods of a comparison share
 inference     intervals, tests and the number of seeds that they need
 pairs         which methods the runs tell apart
 published     the numbers of others; `reproduction` puts them beside ours
+content       all of that for one grid
 words         how numbers and conditions are written
 tables        CSV and Markdown; `latex` for papers; `documents` is all of them
 figures       which figures there are; their look is in `style`
 pareto        accuracy over what was saved, beside what others published
+extent        how far its axes reach
 speed         measured speed-up over the theoretical one
 comparison    methods against each other: intervals and ranks
 ablation      accuracy over the value of one setting

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from suite import grids
-from suite.report import cells, documents, figures, frames, learning, page, runs, words
+from suite.report import content, documents, figures, frames, learning, page, runs, structure, words
 from suite.stages import Timed
 
 
@@ -43,36 +43,28 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
     if not results.is_dir():
         raise ValueError(f"there is no folder {results}; launch the grid first, or name its results with --results")
     found = frames.load(grid, results, smoke)
-    lines, latency = cells.table(found), cells.latency(found)
+    said = content.of_grid(grid, found, smoke=smoke)
     folder = results / grids.folder_name(grid_name)
     asked = grids.runs_of(grid, smoke=smoke)
-    pictures = figures.draw_all(found, lines, latency, {run.key: run.settings for run in asked}, folder)
+    pictures = figures.draw_all(found, said.lines, said.latency, {run.key: run.settings for run in asked}, folder)
     pictures += learning.draw_all(asked, found.runs, results, folder)
+    pictures += structure.draw_all(found.runs, results, folder)
     named = [(picture.data, picture.model, f"{picture.name}.png") for picture in pictures]
-    texts = documents.of_grid(grid, found, lines, latency, smoke=smoke, pictures=named)
+    texts = documents.of_grid(said, named)
     documents.write(texts, folder)
     drawn = [path for picture in pictures for path in picture.paths]
     timed = [stage for stage in grids.stages_of(grid, asked, smoke=smoke) if isinstance(stage, Timed)]
-    about = runs.collect(asked, timed, results)
-    pages = page.write(
-        grid,
-        lines,
-        cells.problems(found),
-        pictures,
-        about,
-        [*(folder / name for name in texts), *drawn],
-        folder,
-        smoke=smoke,
-    )
+    about = runs.collect(asked, timed, found.rows, results)
+    pages = page.write(said, pictures, about, [*texts, *(path.name for path in drawn)], folder)
     statuses = found.runs["status"].value_counts()
     return Report(
         paths=(*pages, *(folder / name for name in texts), *drawn),
-        rows=found.rows,
+        rows=len(found.rows),
         done=int(statuses.get("done", 0)),
         missing=int(statuses.get("missing", 0)),
         failed=int(statuses.get("failed", 0) + statuses.get("diverged", 0)),
         remarks=tuple(_remarks(grid_name, found, results, smoke)),
-        lines=lines,
+        lines=said.lines,
     )
 
 
@@ -110,6 +102,7 @@ def _short_table(lines: pd.DataFrame, title: str) -> Table:
     """Columns that fit into 80 characters."""
     headings = ("method", "budget", "top-1 %", "drop pp", "speed-up", "note")
     table = Table(*headings, title=Text(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.columns[0].overflow, table.columns[0].min_width = "fold", 16
     for column in table.columns[1:5]:
         column.justify, column.no_wrap = "right", True
     letters, meanings = words.told_apart(lines, [*frames.CONDITIONS, *frames.TIMED_CONDITIONS])

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from suite.report import fairness
+from suite.report import fairness, inference
 from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES, TIMED_CONDITIONS, TIMING, Frames
 
 STATUSES = ["done", "diverged", "failed", "missing"]
@@ -105,13 +104,8 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
     )
     base = done.drop_duplicates([*_LINE, "base_key"]).groupby(_LINE, sort=False)["base_top1_pct"]
     result = result.join(base.agg(base_n="size", base_top1_mean_pct="mean", base_top1_sd_pp="std"))
-    result["top1_t95_pp"] = t95_half_width(result["top1_sd_pp"], result["n"])
+    result["top1_t95_pp"] = inference.t_half_width(result["top1_sd_pp"], result["n"])
     return result.reset_index()
-
-
-def t95_half_width(sd: pd.Series, n: pd.Series) -> pd.Series:
-    """Half-width of the t 95 % interval of a mean; absent for n = 1."""
-    return sd * stats.t.ppf(0.975, n - 1) / np.sqrt(n)
 
 
 # ---- latency ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ NOT_RUN, OPEN, SUPPORTED, CONTRADICTED = "not run", "open", "supported", "contra
 COLUMNS = ["claim", "source", "evidence", "n", "verdict"]
 NOTES = (
     'Without loss: "supported" when the 95 % interval of the drop lies below 0, or holds it and reaches half a point at most '
-    'to either side; "contradicted" when it lies above 0. Acceleration: "supported" when, at the same budget, batch and '
+    'to either side; "contradicted" when it lies above 0; epochs that the test set has chosen do not '
+    'count. Acceleration: "supported" when, at the same budget, batch and '
     "precision on the same GPU, the method's speed-up lies above that of every method that removes whole channels or filters, "
     'interval against interval; "contradicted" when it lies below all of them. Released rows: '
     f'{words.REPRODUCTION}. A claim takes {FOR_A_CLAIM} runs: with fewer, or where lines disagree, the verdict is "open".'
@@ -63,10 +64,13 @@ def _no_loss(row: dict[Any, Any], found: Sequence[frames.Frames], lines: Sequenc
         "source": row["source"],
     }
     cut = reproduction.CUT[row["scope"]]
-    judged = []
+    judged: list[tuple[str, int, str]] = []
+    seen: set[str] = set()
     for each, of_grid in zip(found, lines, strict=True):
         own = of_grid[of_grid[["data", "model", "method"]].eq([row["data"], row["model"], row["ours"]]).all(axis=1)]
-        own = own[(own["n"] > 0) & (own["split"] == "all")].drop_duplicates("line")
+        own = own[(own["n"] > 0) & (own["split"] == "all") & (own["selection"] != reproduction.BEST_ON_TEST)]
+        own = own[~own["rows"].isin(seen)].drop_duplicates("line")
+        seen |= set(own["rows"])
         near = own[(own[cut] - row["flops_cut_pct"]).abs() <= reproduction.NEAR_PP]
         runs = each.runs.set_index("key")
         for line in near.to_dict("records"):
@@ -150,7 +154,9 @@ def _released(row: dict[Any, Any], found: Sequence[frames.Frames], lines: Sequen
     judged = [
         (
             _with(
-                (line["ours_low"], line["ours_high"]), f"{line['settings']}, {line['statistic']} {line['ours']:.2f} %"
+                (line["ours_low"], line["ours_high"]),
+                f"{line['settings']}, {line['statistic']} {line['quantity'].removesuffix(' %').removesuffix(' pp')} "
+                f"{line['ours']:.2f} {'points' if line['quantity'].endswith('pp') else '%'}",
             ),
             int(line["n"]),
             {"not distinguishable": OPEN}.get(line["verdict"], line["verdict"]),

@@ -1,6 +1,10 @@
 """Methods against each other at the same budget: intervals of their accuracy drops, and their order over budgets and seeds.
 
-Rank     1 is the most accurate. Methods are ranked at those budgets, and by those seeds, for which all of them have a run.
+Only runs of one comparison set (`suite.report.fairness`) stand against each other: same budget, split and conditions, and
+none that cuts too much.
+
+Rank     1 is the most accurate; equals share their mean rank. Methods are ranked at those budgets, and by those seeds, for
+         which all of them have a run, and only where all budgets have the same conditions.
 tau      Kendall's rank correlation of two orders: 1 for the same order, 0 for unrelated ones, -1 for the reverse.
 """
 
@@ -17,26 +21,29 @@ from matplotlib.axes import Axes
 from matplotlib.markers import CARETRIGHT
 from scipy import stats
 
-from suite.report import style, words
-from suite.report.cells import t95_half_width
+from suite.report import fairness, inference, style, words
+from suite.report.extent import farthest
 from suite.report.frames import CONDITIONS
-from suite.report.pareto import farthest, who
 from suite.report.pareto import runs as n_runs
+from suite.report.pareto import who
 
 PANELS = 5
 """Budgets that have a panel; of more, those spread evenly over their range."""
-_LINE = ["series", *CONDITIONS]
 
 
 def compared(runs: pd.DataFrame) -> pd.DataFrame:
-    """Finished runs at budgets at which at least two methods have one, with `name`, `at` (the budget) and `drop_pp`."""
+    """Finished runs of the comparison sets that have two methods at least, with `name`, `at` (the set) and `drop_pp`."""
+    coarse = len(runs) - len(runs := fairness.comparable(runs))
     if runs.empty:
         return runs.assign(at="")
-    letters, meanings = words.told_apart(runs, CONDITIONS)
+    letters, meanings = words.told_apart(runs, ["split", *CONDITIONS])
+    at = pd.Series(list(map(words.budget, runs["budget"], runs["budget_scope"])), index=runs.index) + letters
     about = runs.assign(
-        name=runs["short"] + letters,
-        meanings="; ".join(meanings),
-        at=list(map(words.budget, runs["budget"], runs["budget_scope"])),
+        name=runs["short"],
+        remarks=". ".join(
+            [f"{coarse} coarse runs are left out"] * (coarse > 0) + ["; ".join(meanings)] * bool(meanings)
+        ),
+        at=at,
         drop_pp=runs["base_top1_pct"] - runs["pruned_top1_pct"],
     )
     return about[about.groupby("at")["name"].transform("nunique") > 1].sort_values("budget", kind="stable")
@@ -58,7 +65,7 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
         panels = figure.subplots(1, len(budgets), squeeze=False, sharey=True)[0]
         for axes, budget in zip(panels, budgets, strict=True):
             _intervals(axes, runs[runs["at"] == budget], names)
-            axes.set_title(f"{budget} of MACs cut" if len(budgets) < 4 else budget, fontsize=8.5, loc="left")
+            axes.set_title(f"MACs cut: {budget}" if len(budgets) < 4 else budget, fontsize=8.5, loc="left")
         panels[0].set_yticks(range(len(names)), [style.label(name) for name in names], fontsize=8, parse_math=False)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         middle = panels[len(panels) // 2]
@@ -85,9 +92,8 @@ def _intervals(axes: Axes, runs: pd.DataFrame, names: list[str]) -> None:
             continue
         look, drop = style.of_series(int(own["look"].iloc[0])), own["drop_pp"]
         axes.scatter(drop, [y] * len(drop), marker="|", s=28, color=look["color"], alpha=0.7, linewidths=0.9)
-        half = t95_half_width(pd.Series([drop.std()]), pd.Series([len(drop)])).iloc[0] if len(drop) >= 3 else np.nan
-        if not np.isnan(half):
-            axes.plot([drop.mean() - half, drop.mean() + half], [y, y], color=look["color"], linewidth=2.2, alpha=0.45)
+        if len(drop) >= 3:
+            axes.plot(inference.t_interval(drop.tolist()), [y, y], color=look["color"], linewidth=2.2, alpha=0.45)
         mark: dict[str, Any] = {name: look[name] for name in ("color", "marker", "markersize")}
         axes.plot([drop.mean()], [y], **mark, markeredgecolor="white", markeredgewidth=0.7)
     axes.axvline(0, color=style.REFERENCE, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
@@ -111,7 +117,7 @@ def _caption_intervals(runs: pd.DataFrame) -> str:
         f"{who(runs)}: mean over {n_runs(n)} (mark) of base minus pruned accuracy; ticks: the runs; {bars}",
         "Dotted line: no drop; grey line: the best mean; arrow: too far for the axis. Methods in the order of their mean rank",
         f"T{words.trained(runs)[1:]}",
-        *([runs["meanings"].iloc[0]] if runs["meanings"].iloc[0] else []),
+        *([runs["remarks"].iloc[0]] if runs["remarks"].iloc[0] else []),
     ]
     return ". ".join(sentences) + "."
 
@@ -122,18 +128,18 @@ def _caption_intervals(runs: pd.DataFrame) -> str:
 def ranked(runs: pd.DataFrame) -> pd.DataFrame:
     """Ranks `rank` (of the mean) and `seed_rank` (by seed), for methods that have all budgets; empty with nothing to rank.
 
-    There is something where two methods share two budgets, or two seeds of one.
+    There is something where two methods share two budgets, or two seeds of one, under the same conditions.
     """
-    if runs.empty:
-        return runs
+    if runs.empty or len(runs.drop_duplicates(["split", *CONDITIONS])) > 1:
+        return runs.iloc[:0]
     every = runs["at"].nunique()
     runs = runs[runs.groupby("name")["at"].transform("nunique") == every]
     seeds = runs.groupby("seed").size()
     complete = seeds[seeds == runs["name"].nunique() * every].index
     if runs["name"].nunique() < 2 or (every < 2 and len(complete) < 2):
         return runs.iloc[:0]
-    means = runs.groupby(["at", "name"])["drop_pp"].transform("mean")
-    rank = means.groupby(runs["at"]).rank(method="dense")
+    means = runs.groupby(["at", "name"])["drop_pp"].mean()
+    rank = runs[["at", "name"]].merge(means.groupby("at").rank().rename("rank").reset_index(), how="left")["rank"].array
     by_seed = runs["drop_pp"].where(runs["seed"].isin(complete)).groupby([runs["at"], runs["seed"]]).rank()
     return runs.assign(rank=rank, seed_rank=by_seed)
 
@@ -148,7 +154,11 @@ def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
         axes = figure.add_subplot()
         axes.set_xlim(-0.3, len(budgets) - 0.7)
         axes.set_ylim(len(names) + 0.6, 0.4)
-        ends = [_ranks(axes, runs[runs["name"] == name], budgets, len(names)) for name in names]
+        beside = np.linspace(-0.12, 0.12, len(names))
+        ends = [
+            _ranks(axes, runs[runs["name"] == name], budgets, len(names), shift)
+            for name, shift in zip(names, beside, strict=True)
+        ]
         axes.set_xticks(range(len(budgets)), budgets)
         axes.set_yticks(range(1, len(names) + 1))
         axes.set(xlabel="share of MACs to cut", ylabel="rank by accuracy (1 is best)")
@@ -164,20 +174,18 @@ def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
     return style.Picture(data=data, model=model, name=name, title=title, caption=text, paths=tuple(paths))
 
 
-def _ranks(axes: Axes, runs: pd.DataFrame, budgets: list[str], count: int) -> style.End:
+def _ranks(axes: Axes, runs: pd.DataFrame, budgets: list[str], count: int, shift: float) -> style.End:
+    """One method, moved aside by `shift` so that equal ranks and the bars of seeds lie beside each other."""
     look = style.of_series(int(runs["look"].iloc[0]))
     mean = runs.groupby("at")["rank"].first().reindex(budgets)
-    places = range(len(budgets))
-    shift = 0.16 * (runs["look"].iloc[0] % 7 - 3) / 3
+    places = np.arange(len(budgets)) + shift
     for x, budget in zip(places, budgets, strict=True):
         seeds = runs.loc[runs["at"] == budget, "seed_rank"].dropna()
         if len(seeds) > 1:
-            axes.plot(
-                [x + shift] * 2, [seeds.min(), seeds.max()], color=look["color"], linewidth=1.0, alpha=0.35, zorder=1
-            )
+            axes.plot([x] * 2, [seeds.min(), seeds.max()], color=look["color"], linewidth=2.0, alpha=0.5, zorder=1)
     thick = 2.0 if count <= style.MANY else 1.3
     axes.plot(places, mean, **{**look, "linewidth": thick}, markeredgecolor="white", markeredgewidth=0.7)
-    return style.End(str(runs["name"].iloc[0]), len(budgets) - 1, float(mean.iloc[-1]), look)
+    return style.End(str(runs["name"].iloc[0]), places[-1], float(mean.iloc[-1]), look)
 
 
 def _caption_ranks(runs: pd.DataFrame) -> str:
@@ -191,11 +199,10 @@ def _caption_ranks(runs: pd.DataFrame) -> str:
         *([f"between budgets {np.mean(taus):.2f}"] if (taus := _taus(by_budget.to_numpy().T)) else []),
     ]
     sentences = [
-        f"{who(runs)}: rank of the mean over {n_runs(runs.groupby(['name', 'at']).size())}; thin bars: the range of the "
+        f"{who(runs)}: rank of the mean over {n_runs(runs.groupby(['name', 'at']).size())}; bars: the range of the "
         "ranks by single seeds",
         *([f"Agreement of two orders, Kendall's tau, on average: {', '.join(agreement)}"] if agreement else []),
         f"T{words.trained(runs)[1:]}",
-        *([runs["meanings"].iloc[0]] if runs["meanings"].iloc[0] else []),
     ]
     return ". ".join(sentences) + "."
 

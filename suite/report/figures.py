@@ -76,10 +76,27 @@ def _of_model(
 
 
 def _looks(lines: pd.DataFrame) -> pd.Series:
-    """For every line the number of its colour and marker: the same in all figures of a data set and model."""
-    keys = ["series", *CONDITIONS, *TIMED_CONDITIONS]
-    numbers = lines.groupby(keys, sort=False, dropna=False).ngroup()
-    return numbers.groupby([lines["data"], lines["model"]]).transform(lambda part: pd.factorize(part)[0])
+    """For every line the number of its colour and marker, the same in all figures of a data set and model.
+
+    It is the place of its series in the grid, whatever was run of it; what a series has under further conditions comes after
+    all series.
+    """
+    trained = _further(lines[lines["n"] > 0], ["series"], CONDITIONS)
+    timed = _further(lines[lines["timed_device"] != ""], ["series", *CONDITIONS], TIMED_CONDITIONS)
+    about = lines[["data", "model", "series"]].assign(trained=trained, timed=timed).fillna({"trained": 0, "timed": 0})
+    looks = pd.Series(0, index=lines.index)
+    for _, part in about.groupby(["data", "model"], sort=False):
+        first = (part["trained"] == 0) & (part["timed"] == 0)
+        looks[part.index] = pd.factorize(part["series"])[0]
+        more = part[~first].groupby(["series", "trained", "timed"], sort=False).ngroup()
+        looks[more.index] = part["series"].nunique() + more
+    return looks
+
+
+def _further(lines: pd.DataFrame, within: list[str], conditions: list[str]) -> pd.Series:
+    """0 for the first set of conditions that there is within each group of lines, 1 for the second, ..."""
+    sets = lines.groupby([*within, *conditions], sort=False).ngroup()
+    return sets.groupby([lines[name] for name in within]).transform(lambda part: pd.factorize(part)[0])
 
 
 def _own(frame: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ with its settings, schedules. A *cell* is a series at a budget; its runs differ 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,8 @@ class Frames:
 
     runs: pd.DataFrame
     timings: pd.DataFrame
-    rows: int
-    """Row files that were read."""
+    rows: Mapping[str, records.Row]
+    """The rows that were read, by key."""
     unreadable: tuple[Path, ...] = ()
     """Row files that could not be; their runs count as missing."""
 
@@ -96,7 +96,7 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
     return Frames(
         runs=_joined(runs_frame, _pruned_rows(pruned_rows), ["base_top1_pct", "pruned_top1_pct", "macs_cut_pct"]),
         timings=_joined(timed_frame, _timed_rows(timed_rows), ["speedup_x", "speedup_low_x", "speedup_high_x"]),
-        rows=len(rows),
+        rows={row.key: row for row in rows},
         unreadable=tuple(records.unreadable(results, [key for key in keys if key in without])),
     )
 

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -31,9 +32,13 @@ def t_interval(values: Sequence[float]) -> Interval:
     """The t interval of the mean."""
     if len(values) < 2:
         return NO_INTERVAL
-    mean, error = float(np.mean(values)), float(stats.sem(values))
-    half = float(stats.t.ppf(1 - ALPHA / 2, len(values) - 1)) * error
+    mean, half = float(np.mean(values)), float(t_half_width(np.std(values, ddof=1), len(values)))
     return mean - half, mean + half
+
+
+def t_half_width(sd: Any, n: Any) -> Any:
+    """Half the width of the t interval of a mean, from standard deviations and numbers of runs; nan for n = 1."""
+    return sd * stats.t.ppf(1 - ALPHA / 2, n - 1) / np.sqrt(n)
 
 
 def bootstrap_median_interval(values: Sequence[float]) -> Interval:

@@ -1,5 +1,5 @@
-r"""Tables for papers: one file for every data set and model, to be put in with `\input`; array, booktabs and graphicx
-are needed."""
+r"""Tables for papers: one file for every data set and model, to be put in with `\input`; array, booktabs,
+graphicx and rotating are needed."""
 
 from __future__ import annotations
 
@@ -7,28 +7,34 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from suite.grids import Grid
 from suite.report import reproduction, tables, words
+from suite.report.content import Content
 from suite.report.fairness import LEVELS
 
 LEFT_OUT = ("theoretical x", "deployed", "device")
 """Columns that a page has no room for; the notes below the table have the device."""
 WIDE = r">{\raggedright\arraybackslash}p{0.38\textwidth}"
+KEPT = ("method", "budget", "pruned top-1 %", "note")
+"""Columns that stay when all lines have the same value."""
+SIDEWAYS = 10
+"""A table with more columns than this is turned: on an upright page it would be too small to read."""
 ONCE = ("method", "granularity", "groups")
 """Columns that are printed on the first line of a method only."""
 
 
-def files(grid: Grid, lines: pd.DataFrame, reproduced: pd.DataFrame, *, smoke: bool) -> dict[str, str]:
+def files(content: Content) -> dict[str, str]:
     """File name -> LaTeX: `table_DATA_MODEL.tex`, and `reproduction_DATA_MODEL.tex` where there are published numbers."""
+    reproduced = content.reproduced
     found, medians = {}, reproduction.medians(reproduced)
-    for (data, model), part in lines.groupby(["data", "model"], sort=False):
+    smoke = "Smoke runs, whose numbers mean nothing: " if content.smoke else ""
+    for (data, model), part in content.lines.groupby(["data", "model"], sort=False):
         name = words.file_name(str(data), str(model))
-        title = (
-            f"{'Smoke runs, whose numbers mean nothing: ' if smoke else ''}{grid.title.rstrip('.')}: {data}, {model}"
-        )
+        title = f"{smoke}{content.grid.title.rstrip('.')}: {data}, {model}"
         shown = tables.shown(part, median=(data, model) in medians).drop(columns=list(LEFT_OUT))
         shown["speed-up x"] = shown["speed-up x"].str.replace(", no difference", "*")
-        found[f"table_{name}.tex"] = table(shown, title, f"tab:{name}", _notes(part), once=ONCE)
+        shown, alike = _without_alike(shown)
+        notes = f"{_notes(part)} {alike}".strip()
+        found[f"table_{name}.tex"] = table(shown, title, f"tab:{name}", notes, once=[n for n in ONCE if n in shown])
         if len(beside := reproduced[(reproduced["data"] == data) & (reproduced["model"] == model)]):
             text = reproduction.shown(beside)
             notes = f"Published numbers: {words.REPRODUCTION}."
@@ -36,6 +42,19 @@ def files(grid: Grid, lines: pd.DataFrame, reproduced: pd.DataFrame, *, smoke: b
                 text, f"{title}, published numbers beside ours", f"tab:reproduction_{name}", notes
             )
     return found
+
+
+def _without_alike(shown: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Without the columns that say the same in all lines, and what they say. A line without a result may say nothing."""
+    done = shown["pruned top-1 %"] != ""
+    alike = {
+        name: values.iloc[0]
+        for name, column in shown.items()
+        if name not in KEPT and done.sum() > 1 and column[done].ne("").all()
+        if (values := column[column != ""]).nunique() == 1
+    }
+    said = "; ".join(f"{name} {value}" for name, value in alike.items())
+    return shown.drop(columns=list(alike)), f"In all lines: {said}." if alike else ""
 
 
 def _notes(lines: pd.DataFrame) -> str:
@@ -67,10 +86,11 @@ def table(
     for line, is_first in zip(frame[names].to_dict("records"), first, strict=True):
         cells = ("" if name in once and not is_first else words.latex(str(line[name])) for name in names)
         body += [*([r"\addlinespace"] if body and (is_first or wide) else []), " & ".join(cells) + r" \\"]
+    kind, place = ("sidewaystable", "") if len(names) > SIDEWAYS else ("table", "[tbp]")
     return "\n".join(
         (
-            r"% needs \usepackage{array,booktabs,graphicx}",
-            r"\begin{table}[tbp]",
+            r"% needs \usepackage{array,booktabs,graphicx,rotating}",
+            rf"\begin{{{kind}}}{place}",
             r"\centering\footnotesize\setlength{\tabcolsep}{3.5pt}",
             rf"\caption{{{words.latex(caption)}}}",
             rf"\label{{{label}}}",
@@ -84,7 +104,7 @@ def table(
             r"\end{tabular}%",
             "}",
             rf"\par\smallskip\parbox{{\textwidth}}{{\scriptsize {words.latex(notes)}}}",
-            r"\end{table}",
+            rf"\end{{{kind}}}",
             "",
         )
     )

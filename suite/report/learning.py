@@ -21,7 +21,8 @@ from matplotlib.ticker import MaxNLocator
 from suite import grids
 from suite.methods import name_of
 from suite.report import style, words
-from suite.stages import Learned, Pruned, describe
+from suite.report.frames import CONDITIONS
+from suite.stages import Learned, Pruned
 
 PANEL_IN = (2.55, 1.95)
 LEGEND_IN = 1.9
@@ -99,16 +100,16 @@ def of_stage(key: str, results: Path) -> Logs:
     return _log(folder).assign(**dict(zip(ABOUT, values, strict=True)))
 
 
-def of_finetuning(runs: Sequence[Pruned], results: Path) -> Logs:
-    """The logs of the runs that have finished fine-tuning; a `line` for each method with its settings."""
-    frames = []
-    for run in runs:
-        folder = results / "work" / run.key
+def of_finetuning(runs: pd.DataFrame, results: Path) -> Logs:
+    """The logs of the runs that have finished fine-tuning; a `line` for each series. `runs` are those of `frames`."""
+    found = []
+    for run in runs.to_dict("records"):
+        folder = results / "work" / run["key"]
         if (folder / "done.json").is_file():
-            at = words.budget(run.budget.share, run.budget.scope)
-            about = (run.base.data, run.base.model, f"fine-tuning at {at}", describe(run.settings), run.key)
-            frames.append(_log(folder).assign(**dict(zip(ABOUT, about, strict=True))))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+            at = words.budget(run["budget"], run["budget_scope"])
+            about = (run["data"], run["model"], f"fine-tuning at {at}", run["short"], run["key"])
+            found.append(_log(folder).assign(**dict(zip(ABOUT, about, strict=True))))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def _log(folder: Path) -> pd.DataFrame:
@@ -161,25 +162,38 @@ def draw_all(asked: Sequence[Pruned], runs: pd.DataFrame, results: Path, folder:
     """Write the curves of learning and of fine-tuning of a grid into `folder`, where the logs of two epochs or more are.
 
     They come from `results`/work, which is not kept under version control: where it is not there, nothing is written and
-    nothing deleted. `runs` are those of `suite.report.frames`, for the captions.
+    nothing deleted. `runs` are those of `suite.report.frames`: only logs of runs with a finished row are drawn, those of
+    different conditions as lines of their own.
     """
-    learned = list({run.learned.key: run.learned for run in asked if run.learned}.values())
-    device = words.trained(runs[runs["status"] == "done"])
+    done = runs[runs["status"] == "done"].set_index("key", drop=False)
+    learned = {run.learned.key: run.learned for run in asked if run.learned and run.key in done.index}
+    of_stage = {run.learned.key: run.key for run in asked if run.learned and run.key in done.index}
     pictures = []
-    for logs, kind in ((of_stages(learned, results)[0], "learning"), (of_finetuning(asked, results), "finetuning")):
+    for logs, kind in (
+        (of_stages(list(learned.values()), results)[0], "learning"),
+        (of_finetuning(done, results), "finetuning"),
+    ):
         if logs.empty:
             continue
         for (data, model, method), part in logs.groupby(["data", "model", "method"], sort=False):
             if part["epoch"].nunique() > 1:
-                name = words.file_name(kind, str(data), str(model), str(method).removeprefix("fine-tuning at ")).rstrip(
-                    "_"
+                rows = done.loc[[of_stage.get(key, key) for key in part["run"]]].set_index(part.index)
+                letters, meanings = words.told_apart(rows, CONDITIONS)
+                part = part.assign(line=part["line"] + letters)
+                at = str(method).removeprefix("fine-tuning at ")
+                name = words.file_name(kind, str(data), str(model), at).rstrip("_")
+                caption = " ".join(
+                    [_caption(part, kind), *(f"{m}." for m in ("; ".join(meanings), _trained(rows)) if m)]
                 )
-                caption = f"{_caption(part, kind)} T{device[1:]}."
                 paths = tuple(_write(part, folder, name, caption))
                 title = f"{method}: what it learns" if kind == "learning" else f"F{str(method)[1:]}"
                 picture = {"data": str(data), "model": str(model), "name": name, "title": title}
                 pictures.append(style.Picture(**picture, caption=caption, paths=paths))
     return pictures
+
+
+def _trained(rows: pd.DataFrame) -> str:
+    return f"T{words.trained(rows)[1:]}"
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------

@@ -18,10 +18,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from suite.files import write_text
-from suite.grids import Grid
-from suite.report import words
+from suite.report import pairs, reproduction, words
+from suite.report.content import Content
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS
 from suite.report.style import Picture
+from suite.report.tables import is_number
+
+CLAIMS = Path("paper", "claims", "claims.md")
+"""Where `--paper claims` writes, beside the grids' folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +56,25 @@ def _fairness(line: Mapping[Any, Any]) -> str:
     return str(line["fairness"]) if pd.isna(line["fairness_level"]) else f"{line['fairness_level']:.0f}"
 
 
+def _device(line: Mapping[Any, Any]) -> str:
+    """Where it was timed, or else trained."""
+    return str(line["timed_device"] or line["device"])
+
+
+MEDIAN = Column(heading="median %", show=_number("top1_median_pct"), sort="top1_median_pct", about="after pruning")
+"""Only where a median was published."""
 COLUMNS = (
     Column(heading="method", show=_text("name")),
     Column(heading="network", show=lambda line: f"{line['data']}, {line['model']}"),
     Column(heading="budget", show=lambda line: words.budget(line["budget"], line["budget_scope"]), sort="budget"),
     Column(heading="FLOPs cut %", show=_number("macs_cut_pct"), sort="macs_cut_pct", about="of the whole network"),
     Column(heading="top-1 %", show=_mean("top1_mean_pct", "top1_sd_pp"), sort="top1_mean_pct", about="after pruning"),
+    MEDIAN,
     Column(
         heading="drop", show=_mean("drop_mean_pp", "drop_sd_pp"), sort="drop_mean_pp", about="base minus pruned, points"
     ),
     Column(heading="n", show=_text("n"), sort="n", about="runs"),
+    Column(heading="note", show=_text("note")),
     Column(heading="speed-up ×", show=words.speedup, sort="speedup_x", about="measured: dense time / packed time"),
     Column(
         heading="MACs ×", show=_number("theoretical_x"), sort="theoretical_x", about="dense / packed; not a speed-up"
@@ -79,31 +92,26 @@ COLUMNS = (
     Column(heading="deployed", show=_text("deployed")),
     Column(heading="epochs", show=words.epochs, about="before pruning + learning + fine-tuning"),
     Column(heading="fairness", show=_fairness, about="what the methods at this budget share"),
-    Column(heading="note", show=_text("note")),
+    Column(heading="device", show=_device, about="where it was timed, or trained if it was not timed"),
 )
 FILTERS = ("network", "method", "budget", "granularity")
 """Columns with a menu that chooses one of their values."""
 
 
 def write(
-    grid: Grid,
-    lines: pd.DataFrame,
-    problems: pd.DataFrame,
-    pictures: Sequence[Picture],
-    runs: Mapping[str, Any],
-    downloads: Iterable[Path],
-    folder: Path,
-    *,
-    smoke: bool,
+    content: Content, pictures: Sequence[Picture], runs: Mapping[str, Any], downloads: Iterable[str], folder: Path
 ) -> list[Path]:
     """Write `index.html` and `runs.html` into `folder`.
 
-    `lines` and `problems` are those of `suite.report.cells`, `runs` the data of `suite.report.runs`.
+    `runs` is the data of `suite.report.runs`, `downloads` are names of files in `folder`.
     """
-    labels = {run["key"]: run["seed"] for run in runs["runs"]}
-    letters, meanings = words.told_apart(lines, [*CONDITIONS, *TIMED_CONDITIONS])
-    lines = lines.assign(name=lines["settings"] + letters)
-    table = [_line(line, labels) for line in lines.to_dict("records")]
+    grid, smoke = content.grid, content.smoke
+    seeds = {run["key"]: run["seed"] for run in runs["runs"]}
+    letters, meanings = words.told_apart(content.lines, [*CONDITIONS, *TIMED_CONDITIONS])
+    lines = content.lines.assign(name=content.lines["settings"] + letters)
+    columns = [column for column in COLUMNS if column is not MEDIAN or reproduction.medians(content.reproduced)]
+    table = [_line(line, columns, seeds) for line in lines.to_dict("records")]
+    claims = folder.parent / CLAIMS
     index = (
         _environment()
         .get_template("index.html")
@@ -113,16 +121,20 @@ def write(
             tiles=_tiles(lines),
             counts=words.counts(lines),
             networks=_networks(lines),
-            columns=COLUMNS,
-            filters=[(COLUMNS_BY_NAME[name], _values(table, name)) for name in FILTERS],
+            columns=columns,
+            filters=_filters(table, columns),
             lines=table,
             meanings=meanings,
+            compared=_of_networks(content.compared, _compared),
+            reproduced=_of_networks(content.reproduced, lambda part: {"table": _frame(reproduction.shown(part))}),
+            claims=f"../{CLAIMS}" if claims.is_file() else "",
             sections=_sections(lines, pictures),
-            problems=problems.to_dict("records"),
-            downloads=sorted({path.name for path in downloads if path.parent == folder}),
+            problems=content.problems.to_dict("records"),
+            downloads=sorted(set(downloads)),
             few=int(lines.loc[lines["n"] > 0, "n"].min()) if lines["n"].any() else 0,
             flops=words.FLOPS,
             speedup=words.SPEEDUP,
+            reproduction=words.REPRODUCTION,
         )
     )
     page = _environment().get_template("runs.html").render(grid=grid, smoke=smoke, runs=runs)
@@ -143,21 +155,35 @@ def _environment() -> Environment:
     )
 
 
-COLUMNS_BY_NAME = {column.heading: number for number, column in enumerate(COLUMNS)}
-
-
-def _line(line: Mapping[Any, Any], seeds: Mapping[str, int]) -> dict[str, Any]:
+def _line(line: Mapping[Any, Any], columns: Sequence[Column], seeds: Mapping[str, int]) -> dict[str, Any]:
     """A line of the table: its cells as (text, number to sort by or ""), and its runs as (key, seed)."""
     cells = []
-    for column in COLUMNS:
+    for column in columns:
         value = line[column.sort] if column.sort else ""
         cells.append((column.show(line), "" if value == "" or pd.isna(value) else f"{value:.8g}"))
     return {"cells": cells, "runs": [(key, seeds[key]) for key in str(line["rows"]).split() if key in seeds]}
 
 
-def _values(table: Sequence[Mapping[str, Any]], name: str) -> list[str]:
-    """The values of a column, in the order of the table."""
-    return list(dict.fromkeys(line["cells"][COLUMNS_BY_NAME[name]][0] for line in table))
+def _filters(table: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[tuple[int, list[str]]]:
+    """The columns with a menu by their number, with their values in the order of the table."""
+    numbers = {column.heading: number for number, column in enumerate(columns)}
+    return [(numbers[name], list(dict.fromkeys(line["cells"][numbers[name]][0] for line in table))) for name in FILTERS]
+
+
+def _of_networks(frame: pd.DataFrame, say: Callable[[pd.DataFrame], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What there is to say of every data set and model in the frame."""
+    groups = frame.groupby(["data", "model"], sort=False)
+    return [{"name": f"{data}, {model}", **say(part)} for (data, model), part in groups]
+
+
+def _compared(compared: pd.DataFrame) -> dict[str, Any]:
+    return {"warnings": pairs.warnings(compared), "table": _frame(pairs.shown(compared))}
+
+
+def _frame(frame: pd.DataFrame) -> dict[str, Any]:
+    """A frame of text: headings, each with whether its column holds numbers, and lines; columns without any text are left out."""
+    names = [name for name in frame.columns if frame[name].ne("").any()]
+    return {"columns": [(name, is_number(name)) for name in names], "lines": frame[names].to_numpy().tolist()}
 
 
 def _tiles(lines: pd.DataFrame) -> list[tuple[str, str]]:

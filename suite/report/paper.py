@@ -8,9 +8,10 @@ the usual order of tables, and stand beside the rows that its authors publish wi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich import box
 from rich.console import Console
@@ -35,15 +36,20 @@ class Entry:
     grids: tuple[str, ...]
     files: tuple[str, ...] = ()
     """Patterns of the files of a grid's report that make it."""
-    make: Callable[[Sequence[str], Path, bool, Path], list[str]] | None = None
-    """What writes it, where it is no choice of files: (grids, results, smoke, folder) -> remarks."""
+    make: Callable[[Entry, Path, bool, Path], list[str]] | None = None
+    """What writes it, where it is no choice of files: (this, results, smoke, folder) -> remarks."""
 
 
 def entries() -> dict[str, Entry]:
     """Name -> counterpart; every ablation grid is one."""
     both = ("paper_table1", "paper_table2")
+    released = ("dsp_best_test", "dsp_best_validation")
     paper = {
-        "table1": Entry(shows="CIFAR-10: accuracy, cuts and speed of all methods", grids=both[:1], files=TABLES),
+        "table1": Entry(
+            shows="CIFAR-10: accuracy, cuts and speed of all methods; DSP as released, best on test and on validation",
+            grids=(*both[:1], *released),
+            files=TABLES,
+        ),
         "table2": Entry(shows="ImageNet: accuracy, cuts and speed of all methods", grids=both[1:], files=TABLES),
         "fig_pareto": Entry(shows="Accuracy over the cut, all methods", grids=both, files=("pareto_*",)),
         "fig_speed": Entry(
@@ -54,29 +60,42 @@ def entries() -> dict[str, Entry]:
         "fig_structure": Entry(
             shows="Learned structure: filter groups and the channels they keep", grids=both, make=_structures
         ),
-        "claims": Entry(shows="Claims under test, evidence so far, verdict", grids=both, make=_claims),
+        "claims": Entry(
+            shows="Claims under test, evidence so far, verdict", grids=(*both, *released[:1]), make=_claims
+        ),
     }
     ablations = {
-        name: Entry(shows=grids.load(name).title, grids=(name,), files=(*TABLES, "ablation_*", "pareto_*"))
+        name: Entry(shows=_title(name), grids=(name,), files=(*TABLES, "ablation_*", "pareto_*"))
         for name in grids.names()
         if name.startswith(ABLATION)
     }
     return {**paper, **ablations}
 
 
+def _title(grid_name: str) -> str:
+    """The grid's title, or what is wrong with its file: a broken one stops none of the others."""
+    try:
+        return grids.load(grid_name).title
+    except ValueError as error:
+        return str(error)
+
+
 def write(name: str, results: Path, *, smoke: bool = False) -> tuple[list[Path], list[str]]:
     """Write the counterpart into `results`/paper/`name`, and nothing of an earlier one stays: its files, and remarks.
 
-    Raises ValueError with the valid names when there is none of this name.
+    What fails leaves the earlier one as it was. Raises ValueError with the valid names when there is none of this name.
     """
     entry = pick("counterpart", name, entries())
     folder = results / "paper" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    make = entry.make
-    remarks = make(entry.grids, results, smoke, folder) if make else list(_chosen(entry, results, smoke, folder))
-    missing = [line for grid in entry.grids if (line := missing_of(grid, results, smoke=smoke))]
-    write_text(folder / "about.md", _about(name, entry, missing, folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as made:
+        new = Path(made) / name
+        new.mkdir()
+        remarks = (entry.make or _chosen)(entry, results, smoke, new)
+        missing = [line for grid in entry.grids if (line := missing_of(grid, results, smoke=smoke))]
+        write_text(new / "about.md", _about(name, entry, missing, new))
+        shutil.rmtree(folder, ignore_errors=True)
+        new.replace(folder)
     return sorted(folder.iterdir()), [*(f"missing in {line}" for line in missing), *remarks]
 
 
@@ -121,8 +140,9 @@ def _about(name: str, entry: Entry, missing: Sequence[str], folder: Path) -> str
 # ---- what makes them -------------------------------------------------------------------------------------------------
 
 
-def _chosen(entry: Entry, results: Path, smoke: bool, folder: Path) -> Iterator[str]:
+def _chosen(entry: Entry, results: Path, smoke: bool, folder: Path) -> list[str]:
     """Copy the files of the grids' fresh reports, under the grid's name where there are several."""
+    remarks: list[str] = []
     for grid in entry.grids:
         report = build(grid, results, smoke)
         prefix = f"{grids.folder_name(grid)}_" if len(entry.grids) > 1 else ""
@@ -130,13 +150,14 @@ def _chosen(entry: Entry, results: Path, smoke: bool, folder: Path) -> Iterator[
             if any(path.match(pattern) for pattern in entry.files):
                 with replacing(folder / f"{prefix}{path.name}") as part:
                     shutil.copyfile(path, part)
-        yield from report.remarks
+        remarks += report.remarks
+    return remarks
 
 
-def _structures(names: Sequence[str], results: Path, smoke: bool, folder: Path) -> list[str]:
+def _structures(entry: Entry, results: Path, smoke: bool, folder: Path) -> list[str]:
     """The structure of the first seed of every finished run with filter groups, where its packed network is there."""
     remarks = []
-    for name in names:
+    for name in entry.grids:
         runs = frames.load(grids.load(name), results, smoke).runs
         grouped = runs[(runs["status"] == "done") & (runs["granularity"] == "intra_channel")]
         for key in grouped.sort_values("seed", kind="stable").drop_duplicates("cell")["key"]:
@@ -150,7 +171,7 @@ def _structures(names: Sequence[str], results: Path, smoke: bool, folder: Path) 
     return remarks
 
 
-def _claims(names: Sequence[str], results: Path, smoke: bool, folder: Path) -> list[str]:
+def _claims(_: Entry, results: Path, smoke: bool, folder: Path) -> list[str]:
     found = claims.table(results, smoke=smoke)
     text = found.astype({"n": "str"})
     write_text(folder / "claims.csv", tables.csv(found, claims.COLUMNS))

@@ -1,4 +1,4 @@
-"""Pareto figures: accuracy over the cut in MACs, the cut in parameters, the measured speed-up and the latency.
+"""Pareto figures: accuracy over the cut in MACs, the cut in parameters, the measured speed-up and, on a GPU, the latency.
 
 Front    the measured points (means) and the unpruned network that no other one beats on both axes. It is a staircase: at each
          place the best accuracy of what lies there or further. Spread and published points have no part in it.
@@ -14,10 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.markers import CARETDOWN
 
-from suite.report import style, words
-from suite.report.cells import t95_half_width
+from suite.report import extent, inference, style, words
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS
 
 Over = Literal["macs", "params", "speedup", "latency"]
@@ -28,10 +26,6 @@ SPREAD_WORDS: dict[Spread, str] = {
     "none": "no spread",
 }
 
-NARROW = 0.25
-"""Points whose cuts differ by less than this share of the largest have an axis of their own."""
-FLOOR = 4.0
-"""Points below the best by more than this many times the third quartile of that distance are marked at the lower edge."""
 KEY_CHARACTERS = 62
 AXES_IN = 3.2
 """About the height of the axes in a figure of the usual size."""
@@ -89,9 +83,14 @@ AXES: dict[Over, Axis] = {
 
 
 def points_of(lines: pd.DataFrame, over: Over) -> pd.DataFrame:
-    """The lines of the table that have a place in the figure, each once."""
+    """The lines of the table that have a place in the figure, each once.
+
+    An absolute time means something on a named GPU only: what was timed on a CPU has its speed-up, not its latency.
+    """
     axis = AXES[over]
     there = lines.dropna(subset=["top1_mean_pct", axis.column])
+    if over == "latency":
+        there = there[~there["timed_device"].str.startswith("cpu")]
     return there.drop_duplicates(["cell", *axis.conditions])
 
 
@@ -108,7 +107,7 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
         axes = figure.add_subplot()
         axes.margins(x=0.05, y=0.07)
         shown = pd.concat([points[axis.column], known[axis.published]]) if axis.published else points[axis.column]
-        cut = not axis.timed and _is_narrow(shown)
+        cut = not axis.timed and extent.is_narrow(shown)
         front = _front(points, axis) if not meanings else None
         ends = [
             _line(axes, line, axis, spread, style.of_series(int(line["look"].iloc[0])), _weight(line, front, count))
@@ -120,12 +119,12 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
             _draw_front(axes, front)
         axes.set(xlabel=axis.label, ylabel="top-1 accuracy (%)")
         if axis.timed:
-            _no_gain(axes, axis.dense(points))
+            extent.no_gain(axes, axis.dense(points))
         if cut:
-            axes.set_xlim(*_window(shown))
-        below = _lift(axes, points)
+            extent.broken(axes, *extent.window(shown))
+        below = extent.lift(axes, points, known["top1_pct"])
         if below is not None:
-            _mark_below(axes, points, axis, below, [end.look for end in ends], keys)
+            extent.mark_below(axes, points, axis.column, below, [end.look for end in ends], keys)
         style.legend(figure, "outside upper left", ncols=2, fontsize=7, handlelength=2, columnspacing=1.2)
         text = _caption(points, known, over, spread, front, cut=cut, below=below)
         text = f"{text} {'; '.join(meanings)}." if meanings else text
@@ -161,11 +160,13 @@ def _line(axes: Axes, line: pd.DataFrame, axis: Axis, spread: Spread, look: dict
 def _reference(axes: Axes, points: pd.DataFrame, axis: Axis, spread: Spread, cut: bool) -> None:
     """The unpruned network: a star with its spread and a line at its accuracy. One for every set of conditions.
 
-    Where the axis is `cut` the star stands at its left end.
+    Where the axis is `cut` the star stands at its left end, before the break.
     """
     most = points.loc[points.groupby(CONDITIONS, sort=False)["base_n"].idxmax()]
-    half = t95_half_width(most["base_top1_sd_pp"], most["base_n"]) if spread == "t95" else most["base_top1_sd_pp"]
-    x, transform = (0.025, axes.get_yaxis_transform()) if cut else (axis.dense(points), axes.transData)
+    half = (
+        inference.t_half_width(most["base_top1_sd_pp"], most["base_n"]) if spread == "t95" else most["base_top1_sd_pp"]
+    )
+    x, transform = (extent.STAR, axes.get_yaxis_transform()) if cut else (axis.dense(points), axes.transData)
     look: dict[str, Any] = {"color": style.REFERENCE, "linewidth": 0.8, "linestyle": (0, (1, 2))}
     for index, (accuracy, bar) in enumerate(zip(most["base_top1_mean_pct"], half, strict=True)):
         axes.axhline(accuracy, **look, zorder=1)
@@ -217,54 +218,6 @@ def _published(axes: Axes, known: pd.DataFrame, column: str) -> None:
         axes.plot(part[column], part["top1_pct"], **style.of_source(index), zorder=1.8, label=label)
 
 
-# ---- axes ------------------------------------------------------------------------------------------------------------
-
-
-def _lift(axes: Axes, points: pd.DataFrame) -> float | None:
-    """Cut the vertical axis above points so far below that they would squeeze the others; where, or None for no need."""
-    accuracy = points["top1_mean_pct"]
-    top = max(accuracy.max(), points["base_top1_mean_pct"].max())
-    floor = top - farthest(top - accuracy)
-    if accuracy.min() >= floor:
-        return None
-    lowest = accuracy[accuracy >= floor].min()
-    bottom = lowest - max(0.12 * (top - lowest), 0.1)
-    axes.set_ylim(bottom, top + 0.07 * (top - bottom))
-    return float(bottom)
-
-
-def farthest(distances: pd.Series) -> float:
-    """How far from the best a point may lie and still be drawn at its place."""
-    return max(1.0, FLOOR * float(distances.quantile(0.75)))
-
-
-def _mark_below(
-    axes: Axes, points: pd.DataFrame, axis: Axis, bottom: float, looks: list[dict[str, Any]], keys: list[str]
-) -> None:
-    """An arrow at the lower edge for every point that is below it."""
-    for look, (_, line) in zip(looks, points.groupby(keys, sort=False), strict=True):
-        x = line.loc[line["top1_mean_pct"] < bottom, axis.column]
-        mark: dict[str, Any] = {"color": look["color"], "linestyle": "none", "markersize": 5}
-        axes.plot(x, [0.012] * len(x), marker=CARETDOWN, transform=axes.get_xaxis_transform(), **mark)
-
-
-def _is_narrow(values: pd.Series) -> bool:
-    """Do all points lie together, far from 0? An axis from 0 would then squeeze them into a column."""
-    return bool(values.max() - values.min() < NARROW * values.max())
-
-
-def _window(values: pd.Series) -> tuple[float, float]:
-    """Limits around the points, with room for the star and for at least four points of cut."""
-    room = max(2.0, 0.12 * (values.max() - values.min()))
-    return values.min() - room, values.max() + room
-
-
-def _no_gain(axes: Axes, x: float) -> None:
-    axes.axvline(x, color=style.REFERENCE, linewidth=0.8, zorder=1)
-    where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (0, 2)}
-    axes.annotate("no gain", (x, 1), **where, ha="center", va="bottom", fontsize=7.5, color=style.REFERENCE)
-
-
 def spread_of(points: pd.DataFrame) -> Spread:
     """One meaning of the bars for the whole figure."""
     return "t95" if points["n"].min() >= 3 else "sd" if points["n"].max() >= 2 else "none"
@@ -301,10 +254,8 @@ def _caption(
     )
     sentences += ["No front is drawn through points of different conditions"] if front is None else []
     sentences += [f"Arrows at the lower edge: points below {below:.1f} %"] if below is not None else []
-    sentences += ["The horizontal axis does not start at 0, where the star belongs"] if cut else []
+    sentences += ["The horizontal axis is broken between the star, at 0, and the points"] if cut else []
     sentences += [f"Time {words.measured(points)}"] if axis.timed else []
-    shared = over == "latency" and points["timed_device"].str.startswith("cpu").any()
-    sentences += ["A time on a CPU that others use says little: compare speed-ups instead"] if shared else []
     sentences += [f"T{words.trained(points)[1:]}"]
     return ". ".join([*sentences, *_about_published(known)]) + "."
 

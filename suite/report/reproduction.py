@@ -4,6 +4,7 @@ Which line    the method, data set, model and number of groups of the published 
               next to the published one, at most a point away, counted in the scope that the source counts in
 What          the drop where the source states its base accuracy (bases differ), else the accuracy itself. Our median stands
               beside a published median, else our mean
+Training      a number of a network that was trained from scratch stands beside none: ours start from trained weights
 Selection     a number of the epoch that was best on the test set stands beside such a one only
 Verdict       from the 95 % interval of ours (t of the mean, bootstrap of the median) around the published number, which is
               taken as exact: "below" or "above" when the interval misses it; when it holds it, "reproduced" if it reaches no
@@ -18,21 +19,22 @@ from typing import Any
 import pandas as pd
 
 from suite.report import inference, words
-from suite.report.frames import CONDITIONS
+from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES
 
 NEAR_PP = 1.0
 """Points of cut between a published row and what is compared with it, at most."""
 MARGIN_PP = 0.5
 """Half-width of the interval, at most, with which a number counts as reproduced."""
 CUT = {"network": "macs_cut_pct", "prunable": "prunable_macs_cut_pct"}
-_SCOPE_WORDS = {"network": "", "prunable": " of convs"}
+FROM_SCRATCH = "from scratch"
+"""In the variant of a published row."""
 BEST_ON_TEST = "best_test"
 _SELECTION = {"best epoch on test": BEST_ON_TEST}
 _KEPT = {"last": "the last epoch", "best_validation": "the best epoch on validation", BEST_ON_TEST: "the best on test"}
 _ABOUT = ["data", "model", "method", "variant", "groups", "flops_cut_pct", "scope", "selection", "seen", "source"]
 COLUMNS = [
     *_ABOUT,
-    *("settings", "budget", "our_cut_pct", "our_selection", "n"),
+    *("settings", "budget", "our_cut_pct", "our_selection", "n", *EPOCHS, *SCHEDULES),
     *("quantity", "statistic", "published", "ours", "ours_low", "ours_high", "difference_pp", "verdict", "reason"),
     *CONDITIONS,
     "rows",
@@ -81,6 +83,8 @@ def _beside(row: dict[Any, Any], lines: pd.DataFrame, done: pd.DataFrame) -> Ite
 def _nearest(row: dict[Any, Any], own: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The lines to compare with, the nearest of every series and set of conditions; or none, and why."""
     none = own.iloc[:0]
+    if FROM_SCRATCH in row["variant"]:
+        return none, "the source trains from scratch, ours start from trained weights"
     if pd.isna(row["flops_cut_pct"]):
         return none, "the source does not state its cut"
     own = own[own["n"] > 0]
@@ -114,7 +118,7 @@ def _compared(start: dict[str, Any], line: dict[Any, Any], runs: pd.DataFrame) -
     ours = float(pd.Series(values).median() if median else pd.Series(values).mean())
     interval = inference.bootstrap_median_interval(values) if median else inference.t_interval(values)
     return {
-        **{name: line[name] for name in ("settings", "budget", "n", "rows", *CONDITIONS)},
+        **{name: line[name] for name in ("settings", "budget", "n", "rows", *EPOCHS, *SCHEDULES, *CONDITIONS)},
         "our_selection": line["selection"],
         "our_cut_pct": line[CUT[start["scope"]]],
         "ours": ours,
@@ -157,6 +161,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             "published": table["published"].map(words.number),
             "ours": [_ours(line) for line in table.to_dict("records")],
             "our run": (table["settings"].astype("object").fillna("") + letters.reindex(table.index, fill_value="")),
+            "our epochs": [words.epochs(line) for line in table.to_dict("records")],
             "difference pp": table["difference_pp"].map(words.number),
             "verdict": table["verdict"],
             "reason": table["reason"],

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from suite import models, pack, records
-from suite.graph import Graph
+from suite import records
 from suite.report import learning, structure
 from suite.stages import Pruned, Timed, identity
 
@@ -23,13 +19,13 @@ LOG_CHARACTERS = 6000
 _ABOUT = {field for field in records.Row.__dataclass_fields__ if field not in ("status", "reason")}
 
 
-def collect(runs: Sequence[Pruned], timed: Iterable[Timed], results: Path) -> dict[str, Any]:
+def collect(
+    runs: Sequence[Pruned], timed: Iterable[Timed], rows: Mapping[str, records.Row], results: Path
+) -> dict[str, Any]:
     """Plain JSON values: `runs`, in the grid's order; `curves` by stage; `provenance`, what several rows share, by number."""
     measured: dict[str, list[Timed]] = {}
     for stage in timed:
         measured.setdefault(stage.pruned.key, []).append(stage)
-    keys = [run.key for run in runs] + [stage.key for stages in measured.values() for stage in stages]
-    rows = {row.key: row for row in records.read_all(results, keys)}
     shared: dict[str, int] = {}
     found = [_run(run, measured.get(run.key, []), rows, shared, results) for run in runs]
     stages = {key for run in found for _, key in run["curves"]}
@@ -133,22 +129,13 @@ def _structure(path: Path) -> list[tuple[str, int, int, list[tuple[float, float]
     if not path.is_file():
         return []
     try:
-        about = pack.header(path)
-        graph = _graph(about["model"], about["classes"], tuple(about["input_shape"]))
-        layers = structure.layers(pack.plan_of(path), graph)
-    except (ValueError, KeyError):
+        layers = structure.layers(*structure.read(path))
+    except ValueError:
         return []
     return [
         (row.conv.name, row.conv.filters, row.conv.channels, [(round(f, 4), round(c, 4)) for f, c in row.groups])
         for row in layers
     ]
-
-
-@functools.cache
-def _graph(model: str, classes: int, input_shape: tuple[int, int, int]) -> Graph:
-    with torch.device("meta"):
-        network = models.build(model, classes)
-    return Graph(network, input_shape)
 
 
 def _log_tail(path: Path) -> str:

@@ -82,7 +82,7 @@ def _panel(axes: Axes, points: pd.DataFrame) -> list[style.End]:
 
 
 def _limits(axes: Axes, points: pd.DataFrame) -> None:
-    """Logarithmic, with the same unit on both axes, and 1 always in sight."""
+    """Logarithmic, and 1 always in sight."""
     largest = max(points["theoretical_x"].max(), points["speedup_high_x"].max(), 1.5)
     smallest = min(points["speedup_low_x"].min(), 1.0)
     axes.set(xscale="log", yscale="log")

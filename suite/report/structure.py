@@ -9,13 +9,16 @@ Groups of different layers have nothing to do with each other: in each layer the
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -26,6 +29,8 @@ from suite import models, pack
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Conv, Graph
 from suite.report import style, words
+
+log = logging.getLogger(__name__)
 
 WIDTH_IN = 7.2
 ROW_IN = (0.165, 0.32)
@@ -174,6 +179,60 @@ def _legend(colours: Sequence[str]) -> list[Patch]:
 # ---- from a run ------------------------------------------------------------------------------------------------------
 
 
+def draw_all(runs: pd.DataFrame, results: Path, folder: Path) -> list[style.Picture]:
+    """Write the structure of one finished run for every data set and model, where its packed network is in `results`/work.
+
+    It is the first one that can be read, of a method with filter groups if there is one. `runs` are those of `frames`.
+    """
+    done = runs[runs["status"] == "done"]
+    first = done.assign(whole=done["granularity"] != "intra_channel").sort_values(["whole", "seed"], kind="stable")
+    pictures: dict[tuple[str, str], style.Picture] = {}
+    for run in first.to_dict("records"):
+        path, network = _packed(run["key"], results), (run["data"], run["model"])
+        if network in pictures or not path.is_file():
+            continue
+        try:
+            pictures[network] = _of_run(run, *read(path), folder)
+        except ValueError as error:
+            log.warning("no structure of %s is drawn: %s", run["key"], error)
+    return list(pictures.values())
+
+
+def _of_run(run: dict[Hashable, Any], plan: PruningPlan, graph: Graph, folder: Path) -> style.Picture:
+    about = _caption(plan, graph, f"{run['label']}, {run['key']}")
+    text = f"{about} n = 1 run. T{words.trained(pd.DataFrame([run]))[1:]}."
+    name = words.file_name("structure", run["data"], run["model"])
+    return style.Picture(
+        data=run["data"],
+        model=run["model"],
+        name=name,
+        title=f"What is left of the network: {run['short']}, {words.budget(run['budget'], run['budget_scope'])}",
+        caption=text,
+        paths=tuple(write(plan, graph, text, folder / name)),
+    )
+
+
+def read(path: Path) -> tuple[PruningPlan, Graph]:
+    """The plan of a packed network and the graph of its dense one. Raises ValueError when the file is none."""
+    about = pack.header(path)
+    try:
+        return pack.plan_of(path), _graph(about["model"], about["classes"], tuple(about["input_shape"]))
+    except KeyError as error:
+        raise ValueError(f"{path} does not say its {error}") from error
+
+
+@functools.cache
+def _graph(model: str, classes: int, input_shape: tuple[int, int, int]) -> Graph:
+    """The graph of a network by its name."""
+    with torch.device("meta"):
+        network = models.build(model, classes)
+    return Graph(network, input_shape)
+
+
+def _packed(key: str, results: Path) -> Path:
+    return results / "work" / key / PACKED_NAME
+
+
 def report(path_or_key: str, results: Path) -> list[Path]:
     """Write the figure of a packed network, by its file or by the key of its run, into `results`/structure.
 
@@ -181,9 +240,7 @@ def report(path_or_key: str, results: Path) -> list[Path]:
     """
     path = find(path_or_key, results)
     packed, about = pack.load(path), pack.header(path)
-    with torch.device("meta"):
-        model = models.build(about["model"], about["classes"])
-    graph = Graph(model, tuple(about["input_shape"]))
+    graph = _graph(about["model"], about["classes"], tuple(about["input_shape"]))
     name = path.resolve().parent.name if path.name == PACKED_NAME else path.stem
     caption = _caption(packed.plan, graph, f"{about.get('label', about['model'])}, {name}")
     return write(packed.plan, graph, caption, results / "structure" / words.file_name(name))
@@ -192,7 +249,7 @@ def report(path_or_key: str, results: Path) -> list[Path]:
 def find(path_or_key: str, results: Path) -> Path:
     """The file of a packed network. Raises ValueError when there is none."""
     if re.fullmatch(r"[a-z]+-[0-9a-f]{12}", path_or_key) and not Path(path_or_key).is_file():
-        path = results / "work" / path_or_key / PACKED_NAME
+        path = _packed(path_or_key, results)
         if not path.is_file():
             found = len(list((results / "work").glob(f"*/{PACKED_NAME}")))
             raise ValueError(f"{path_or_key} has no packed network in {results / 'work'}, where {found} others are")

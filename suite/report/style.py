@@ -65,7 +65,6 @@ _RC: dict[Any, Any] = {
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
     "pdf.fonttype": 42,  # TrueType, which journals ask for
-    "svg.fonttype": "none",
 }
 
 

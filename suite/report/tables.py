@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from suite.grids import Grid
 from suite.report import pairs, reproduction, words
+from suite.report.content import Content
 from suite.report.fairness import LEVELS
 from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES, TIMED_CONDITIONS, TIMING
 
@@ -58,19 +58,12 @@ def csv(lines: pd.DataFrame, columns: Sequence[str]) -> str:
     return lines[list(columns)].to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
-def document(
-    grid: Grid,
-    lines: pd.DataFrame,
-    problems: pd.DataFrame,
-    compared: pd.DataFrame,
-    reproduced: pd.DataFrame,
-    *,
-    smoke: bool,
-    pictures: Sequence[tuple[str, str, str]],
-) -> str:
+def document(content: Content, pictures: Sequence[tuple[str, str, str]]) -> str:
     """`table.md`: a section for every data set and model. `pictures` are (data, model, file name)."""
+    grid, lines, problems = content.grid, content.lines, content.problems
+    compared, reproduced = content.compared, content.reproduced
     head = [f"# {words.markdown(grid.title)}", words.markdown(grid.about), words.counts(lines)]
-    if smoke:
+    if content.smoke:
         head.insert(1, "**Smoke runs: they show that everything works; their numbers mean nothing.**")
     sections, medians = [], reproduction.medians(reproduced)
     for (data, model), part in lines.groupby(["data", "model"], sort=False):

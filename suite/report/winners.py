@@ -1,6 +1,7 @@
 """The best settings of each method in a tuning grid: by the mean accuracy on the validation part over seeds and budgets.
 
-A trial counts when all its runs are done; of equal trials the earlier one wins, so the recipe stays unless it is beaten.
+A trial counts when all its runs are done, and trials are compared only when all were run under one set of conditions. Of
+equal trials the earlier one wins, so the recipe stays unless it is beaten.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ COLUMNS = [
 def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], list[str]]:
     """Write winners.csv and winners.md of a tuning grid; paths and remarks.
 
-    Raises ValueError when the grid is measured on the test set, or when no trial is complete.
+    Raises ValueError when the grid is measured on the test set, when no trial is complete, or when those of a method differ in
+    their conditions.
     """
     grid = grids.load(name)
     found = frames.load(grid, results, smoke).runs
@@ -42,7 +44,10 @@ def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], l
 
 
 def winners(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line a method with a complete trial. `first` is its first trial: the recipe as it is."""
+    """One line a method with a complete trial. `first` is its first trial: the recipe as it is.
+
+    Raises ValueError when the complete trials of a method differ in commit, device or another condition.
+    """
     runs = runs.assign(done=runs["status"] == "done", commit=runs["commit"].fillna(""))
     trials = runs.groupby([*TRIAL, "series", "settings"], sort=False).agg(
         complete=("done", "all"),
@@ -57,11 +62,23 @@ def winners(runs: pd.DataFrame) -> pd.DataFrame:
     for _, part in trials.groupby(TRIAL, sort=False):
         complete = part[part["complete"]]
         if len(complete):
+            _check(runs[runs["series"].isin(complete["series"])])
             first = part.iloc[0]
             line = complete.nlargest(1, "top1_mean_pct").assign(trials=len(part), complete=len(complete))
             lines.append(line.assign(first_top1_mean_pct=first["top1_mean_pct"] if first["complete"] else float("nan")))
     best = pd.concat(lines) if lines else pd.DataFrame(columns=COLUMNS)
     return best.assign(gain_pp=best["top1_mean_pct"] - best["first_top1_mean_pct"])[COLUMNS].reset_index(drop=True)
+
+
+def _check(runs: pd.DataFrame) -> None:
+    differing = {name: found for name in frames.CONDITIONS if len(found := words.different(runs[name])) > 1}
+    if differing:
+        about = " and ".join(str(runs[name].iloc[0]) for name in ("method", "data", "model"))
+        said = "; ".join(f"{name} {' and '.join(found)}" for name, found in differing.items())
+        raise ValueError(
+            f"the trials of {about} were run under different conditions ({said}); winners are chosen among equals only: move "
+            "the rows of all but one away and launch the grid again"
+        )
 
 
 def _document(title: str, best: pd.DataFrame) -> str:

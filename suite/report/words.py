@@ -99,7 +99,9 @@ def speedup(line: Mapping[Hashable, Any] | pd.Series) -> str:
     if not line["verdict"] or line["verdict"] == "not trusted":
         return str(line["verdict"])
     low, high = line["speedup_low_x"], line["speedup_high_x"]
-    text = f"{line['speedup_x']:.2f} [{low:.2f}, {high:.2f}] ({line['speedup_n']:.0f})"
+    ends = {"faster": low, "slower": high}.get(line["verdict"], 0)
+    digits = next(digits for digits in range(2, 10) if round(ends, digits) != 1)  # never an end at 1 that is not there
+    text = f"{line['speedup_x']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] ({line['speedup_n']:.0f})"
     return f"{text}, no difference" if line["verdict"] == "no difference" else text
 
 
@@ -130,14 +132,20 @@ def counts(lines: pd.DataFrame) -> str:
 
 
 def told_apart(lines: pd.DataFrame, conditions: Sequence[str]) -> tuple[pd.Series, list[str]]:
-    """For every line a letter for its conditions, as " [A]", and what each letter means; nothing when all are alike."""
+    """For every line a letter for its conditions, as " [A]", and what each letter means; nothing when all are alike.
+
+    A line that has none of the conditions that differ, as one that was not run, has no letter.
+    """
+    letters = pd.Series("", index=lines.index, dtype="object")
     differing = [column for column in conditions if len(different(lines[column])) > 1]
     if not differing:
-        return pd.Series("", index=lines.index, dtype="object"), []
-    number = lines.groupby(differing, sort=False).ngroup()
-    firsts = lines.loc[~number.duplicated()]
+        return letters, []
+    there = lines[lines[differing].fillna("").astype(bool).any(axis=1)]
+    number = there.groupby(differing, sort=False, dropna=False).ngroup()
+    letters[there.index] = " [" + number.map(_letter) + "]"
+    firsts = there.loc[~number.duplicated()]
     meanings = [f"[{_letter(i)}] {_conditions(line, differing)}" for i, (_, line) in enumerate(firsts.iterrows())]
-    return " [" + number.map(_letter) + "]", meanings
+    return letters, meanings
 
 
 def _letter(number: int) -> str:
@@ -148,7 +156,7 @@ def _letter(number: int) -> str:
 def _conditions(line: pd.Series, differing: Sequence[str]) -> str:
     parts = []
     for prefix, verb in (("", ""), ("timed_", "timed at ")):
-        if f"{prefix}commit" in differing or f"{prefix}dirty" in differing:
+        if (f"{prefix}commit" in differing or f"{prefix}dirty" in differing) and line[f"{prefix}commit"]:
             parts.append(f"{verb}commit {commit(line[f'{prefix}commit'], line[f'{prefix}dirty'])}")
     parts += [f"trained on {line[name]}" for name in differing if name == "device"]
     parts += [f"TF32 {line[name]}" for name in differing if name == "tf32"]
@@ -156,7 +164,8 @@ def _conditions(line: pd.Series, differing: Sequence[str]) -> str:
     parts += [f"timed on {line[name]}" for name in differing if name == "timed_device" and line[name]]
     parts += [f"{line[name]} threads" for name in differing if name == "threads" and line[name]]
     parts += [f"leg {line[name]}" for name in differing if name == "leg" and line[name]]
-    return ", ".join(parts) or "not timed"
+    parts += [f"split {line[name]}" for name in differing if name == "split"]
+    return ", ".join(parts)
 
 
 def trained(lines: pd.DataFrame) -> str:

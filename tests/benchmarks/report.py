@@ -31,7 +31,7 @@ from rich.table import Table
 from suite import records
 from suite.contract import Budget, Pruner
 from suite.grids import Grid
-from suite.report import cells, documents, frames
+from suite.report import cells, content, documents, frames
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timed, Timing, describe, identity
 
@@ -144,9 +144,9 @@ def main() -> int:
         with timed("read the rows"):
             found = frames.load(grid, folder, smoke=False)
         with timed("collect them into the table"):
-            lines, latency = cells.table(found), cells.latency(found)
-        with timed("pairs of methods, CSV, Markdown, LaTeX"):
-            texts = documents.of_grid(grid, found, lines, latency, smoke=False, pictures=())
+            lines = cells.table(found)
+        with timed("latency, pairs of methods, CSV, Markdown, LaTeX"):
+            texts = documents.of_grid(content.of_grid(grid, found, smoke=False), ())
     title = f"{rows:,} rows, {len(lines):,} lines, {len(texts)} files; {platform.machine()}, {os.cpu_count()} cores"
     table = Table("part", "CPU seconds", "wall-clock seconds", title=title)
     for part, (cpu, wall) in seconds.items():

@@ -100,9 +100,10 @@ function files(run) {
 function show(run) {
   const head = make("p", {}, make("span", { class: `status ${run.status}` }, run.status), " ", make("code", {}, run.key));
   const pairs = make("div", { class: "pair" }, facts("Result", run.result), facts("Configuration", run.configuration));
+  const known = new Set(origin(run.provenance).map((pair) => JSON.stringify(pair)));
   const timed = run.timed.map((row) => make("div", { class: "pair" },
     facts(`Latency${row.status === "done" ? "" : `: ${row.status}`}`, row.reason ? [["reason", row.reason], ...row.result] : row.result),
-    facts("Provenance of the latency", origin(row.provenance))));
+    facts("Provenance of the latency, where it differs", origin(row.provenance).filter(([name, value]) => !known.has(JSON.stringify([name, value]))))));
   const work = run.structure.length || run.curves.length ? "" : make("p", { class: "soft" },
     "Curves, structure and log lie in results/work, which was not there when this page was made.");
   article.replaceChildren(

@@ -1,0 +1,88 @@
+"""How far the axes of a Pareto figure reach: nothing far away squeezes the points together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.markers import CARETDOWN
+from matplotlib.ticker import MaxNLocator
+
+from suite.report import style
+
+NARROW = 0.25
+"""Points whose cuts differ by less than this share of the largest have an axis of their own."""
+FLOOR = 4.0
+"""Points below the best by more than this many times the third quartile of that distance are marked at the lower edge."""
+STAR = 0.03
+"""Where the star of the unpruned network stands on an axis that is broken, as a share of its length."""
+
+
+def lift(axes: Axes, points: pd.DataFrame, published: pd.Series) -> float | None:
+    """Cut the vertical axis above points so far below that they would squeeze the others; where, or None for no need.
+
+    `published` accuracies stay in sight, but for those below such a cut.
+    """
+    accuracy = points["top1_mean_pct"]
+    top = max(accuracy.max(), points["base_top1_mean_pct"].max())
+    floor = top - farthest(top - accuracy)
+    if accuracy.min() >= floor:
+        every = [accuracy.min(), top, *published]
+        _bound(axes, min(every), max(every))
+        return None
+    lowest = accuracy[accuracy >= floor].min()
+    bottom = lowest - max(0.12 * (top - lowest), 0.1)
+    axes.set_ylim(bottom, max([top, *published]) + 0.07 * (top - bottom))
+    return float(bottom)
+
+
+def _bound(axes: Axes, lowest: float, top: float) -> None:
+    """Bars that are long beside the distances of the points run out of the axes instead of squeezing the points."""
+    low, high = axes.get_ylim()
+    room = max(0.3 * (top - lowest), 1.0)
+    axes.set_ylim(max(low, lowest - room), min(high, top + room))
+
+
+def farthest(distances: pd.Series) -> float:
+    """How far from the best a point may lie and still be drawn at its place."""
+    return max(1.0, FLOOR * float(distances.quantile(0.75)))
+
+
+def mark_below(
+    axes: Axes, points: pd.DataFrame, column: str, bottom: float, looks: list[dict[str, Any]], keys: list[str]
+) -> None:
+    """An arrow at the lower edge for every point that is below it."""
+    for look, (_, line) in zip(looks, points.groupby(keys, sort=False), strict=True):
+        x = line.loc[line["top1_mean_pct"] < bottom, column]
+        mark: dict[str, Any] = {"color": look["color"], "linestyle": "none", "markersize": 5}
+        axes.plot(x, [0.012] * len(x), marker=CARETDOWN, transform=axes.get_xaxis_transform(), **mark)
+
+
+def is_narrow(values: pd.Series) -> bool:
+    """Do all points lie together, far from 0? An axis from 0 would then squeeze them into a column."""
+    return bool(values.max() - values.min() < NARROW * values.max())
+
+
+def window(values: pd.Series) -> tuple[float, float]:
+    """Limits around the points, with room for the star and for at least four points of cut."""
+    room = max(2.0, 0.12 * (values.max() - values.min()))
+    return values.min() - room, values.max() + room
+
+
+def broken(axes: Axes, low: float, high: float) -> None:
+    """An axis from `low` to `high` whose left end, where the star stands, is 0: with a mark where it is broken."""
+    axes.set_xlim(low, high)
+    start = low + STAR * (high - low)
+    ticks = [tick for tick in MaxNLocator(6).tick_values(low, high) if low + 2.5 * STAR * (high - low) < tick <= high]
+    axes.set_xticks([start, *ticks], ["0", *(f"{tick:g}" for tick in ticks)])
+    where: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center", "clip_on": False, "zorder": 4}
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    axes.text(2.1 * STAR, 0, "//", **where, fontsize=8, color="0.3", bbox=box)
+
+
+def no_gain(axes: Axes, x: float) -> None:
+    """A line where a network is as fast as the unpruned one."""
+    axes.axvline(x, color=style.REFERENCE, linewidth=0.8, zorder=1)
+    where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (0, 2)}
+    axes.annotate("no gain", (x, 1), **where, ha="center", va="bottom", fontsize=7.5, color=style.REFERENCE)
