@@ -1,6 +1,6 @@
 """What the controls with another run's rates share: of every layer, as large a part goes as in the run that is followed.
 
-Shapes: O filters, L layers, S filter sets (filters tied through residual sums disappear together).
+Shapes: O filters, S filter sets (filters tied through residual sums disappear together).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from suite.contract import Planner, PruningPlan
 from suite.graph import Graph
-from suite.select import set_scores, without_sets
+from suite.select import same_layers, set_scores, without_sets
 
 DEVIATIONS = (
     "a run that removes whole filters, tied ones together, has its share of removed filters as a layer's rate; any other its "
@@ -42,19 +42,15 @@ def rates_planner(graph: Graph, scores: Mapping[str, Tensor], reference: Pruning
 
 def _rates(graph: Graph, sets: Mapping[str, Tensor], reference: PruningPlan) -> Iterator[tuple[Tensor, float]]:
     """(filter sets that lie in the same layers, the share of them to remove)."""
-    lies_LS = torch.zeros(len(sets), int(max(ids.max() for ids in sets.values())) + 1, dtype=torch.bool)
-    kept_S, removed_L, kernels_L = lies_LS[0].clone(), torch.zeros(len(sets)), torch.zeros(len(sets))
-    for index, (name, ids) in enumerate(sets.items()):
+    kept_S = torch.zeros(1 + max(int(ids.max()) for ids in sets.values()), dtype=torch.bool)
+    removed, kernels = {}, {}
+    for name, ids in sets.items():
         conv, layer = graph.convs[name], reference.get(name)
-        lies_LS[index, ids] = True
         kept_S[ids] |= torch.ones(conv.filters).bool() if layer is None else layer.kept_O
-        kernels_L[index] = conv.filters * conv.channels
-        removed_L[index] = 0 if layer is None else (~layer.mask_OI).sum()
+        kernels[name] = conv.filters * conv.channels
+        removed[name] = 0 if layer is None else int((~layer.mask_OI).sum())
     whole = graph.settle(without_sets(graph, sets, kept_S)) == graph.settle(reference)
-    _, class_S = lies_LS.unique(dim=1, return_inverse=True)
-    for number in range(int(class_S.max()) + 1):
-        members = (class_S == number).nonzero()[:, 0]
-        layers = lies_LS[:, members[0]]
+    for members in same_layers(sets):
+        layers = [name for name, ids in sets.items() if bool((ids == members[0]).any())]
         filters = int((~kept_S[members]).sum()) / len(members)
-        kernels = float(removed_L[layers].sum() / kernels_L[layers].sum())
-        yield members, filters if whole else kernels
+        yield members, filters if whole else sum(removed[n] for n in layers) / sum(kernels[n] for n in layers)

@@ -51,11 +51,11 @@ class _GrowingPenalty(Learner):
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
         """The penalty's factor, and the mean L1 norm of picked filters relative to that of the others."""
-        if not self.picked:
+        picked = torch.cat([mask.flatten() for mask in self.picked.values()]) if self.picked else torch.zeros(1).bool()
+        if not bool(picked.any()):
             return {"factor": self.factor, "picked_norm": 1.0}
         norms = _l1_norms(self.weights)
         relative = torch.cat([norms[name] / norms[name].mean() for name in norms])
-        picked = torch.cat([mask.flatten() for mask in self.picked.values()])
         return {"factor": self.factor, "picked_norm": float(relative[picked].mean() / relative[~picked].mean())}
 
     def state_dict(self) -> State:

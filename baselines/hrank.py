@@ -67,10 +67,11 @@ class HRank(Criterion):
         training = model.training
         ranks = _Ranks(model.eval(), graph, set(maps.values()))
         with torch.no_grad():
-            for x in task.samples(self.images)[0].split(CHUNK):
+            images = task.samples(self.images)[0]
+            for x in images.split(CHUNK):
                 ranks.run(x)
         model.train(training)
-        return {name: ranks.total[node].double() / self.images for name, node in maps.items()}
+        return {name: ranks.total[node].double() / len(images) for name, node in maps.items()}
 
 
 def _map_of(graph: Graph, conv: fx.Node) -> fx.Node:

@@ -39,6 +39,8 @@ class LassoChannels(Pruner):
         ("imagenet", "*"): Recipe(settings={"images": 500}, source="ours: activations of all are in memory at once"),
     }
 
+    search: ClassVar[Mapping[str, tuple[int, ...]]] = {"images": (500, 1000, 5000), "positions": (5, 10)}
+
     images: int = 5000
     """Training images that are looked at."""
     positions: int = 10

@@ -44,7 +44,7 @@ class Slimming(Criterion):
         "of by channel selection layers in pre-activation blocks; the best channel of every layer stays"
     )
     learns = True
-    search: ClassVar = {"lam": (1e-5, 1e-4, 1e-3)}
+    search: ClassVar = {"lam": (1e-5, 1e-4, 1e-3), "ranking": ("raw", "global")}
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
         ("cifar10", "vgg16"): Recipe(settings={"lam": 1e-4}, source="section 4.2 of the paper, VGGNet on CIFAR-10"),
         ("cifar10", "*"): Recipe(settings={"lam": 1e-5}, source="section 4.2 of the paper, ResNet on CIFAR-10"),

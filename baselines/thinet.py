@@ -29,6 +29,8 @@ class ThiNet(Pruner):
         ("imagenet", "*"): Recipe(settings={"images": 500}, source="ours: activations of all are in memory at once"),
     }
 
+    search: ClassVar[Mapping[str, tuple[int, ...]]] = {"images": (50, 100, 200), "positions": (5, 10)}
+
     images: int = 100
     """Training images that are looked at: ten a class, as published, where there are ten classes."""
     positions: int = 10

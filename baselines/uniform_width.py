@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from baselines.l1_filter import L1Filter
 from suite.contract import Criterion, Ranking, State, Task
 from suite.graph import Graph
 
@@ -22,4 +23,4 @@ class UniformWidth(Criterion):
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> L1 norm of each filter [O]."""
-        return {name: model.get_parameter(f"{name}.weight").abs().sum((1, 2, 3)) for name in graph.convs}
+        return L1Filter().score(model, graph, state, task)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Granularity = Literal["filter", "channel", "intra_channel"]
 Ranking = Literal["global", "raw", "layer"]
 """How scores of different layers compare: "global" divides them by their layer's mean and "raw" takes them as they are, for
-one order over the network; "layer" removes the same share of every set of coupled layers."""
+one order over the network; "layer" removes the same share of every layer."""
 Batch = tuple[Tensor, Tensor]
 State = dict[str, Any]
 """What a learner leaves behind: tensors, numbers and strings in dicts and lists, so that it loads with `weights_only=True`."""
@@ -205,7 +205,7 @@ class Task:
     """What a method may look at: training images and a seed, never the test set.
 
     train_epoch  epoch -> the seeded, augmented training batches of that epoch
-    samples      n -> n training images as evaluated (not augmented) with labels, always the same ones
+    samples      n -> n training images (all, where there are fewer) as evaluated, not augmented, with labels; always the same
     budget       what is to be removed; None while learning what serves all budgets
     reference    the plan of another run, for methods that follow one (`Pruner.needs_reference`)
     """

@@ -50,7 +50,7 @@ def _load(module_name: str) -> type[Pruner] | Broken:
     file = module_name.replace(".", "/") + ("" if module_name in HOMES else ".py")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a method's file may fail in any way; it must not take the others along
+    except (Exception, SystemExit) as error:  # a method's file may fail in any way; it must not take the others along
         return Broken(file=file, reason=f"{type(error).__name__}: {error}")
     found = [
         item

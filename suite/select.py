@@ -41,7 +41,7 @@ def filter_planner(graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranki
         order = values.argsort(stable=True)
         rank = _fractions(order[~protected[order]], count)
     else:
-        rank, families = torch.ones(count, dtype=torch.float64), coupled_sets(sets)
+        rank, families = torch.ones(count, dtype=torch.float64), same_layers(sets)
         for place, members in enumerate(families):
             order = members[values[members].argsort(stable=True)]
             free = order[~protected[order]]
@@ -138,6 +138,19 @@ def coupled_sets(sets: Mapping[str, Tensor]) -> list[Tensor]:
         families = [family for family in families if not any(family is other for other in touching)]
         families.append(torch.cat([ids, *touching]).unique())
     return families
+
+
+def same_layers(sets: Mapping[str, Tensor]) -> list[Tensor]:
+    """The filter sets that lie in the same layers, each listed once: every layer consists of whole ones of these.
+
+    In the order of their first sets.
+    """
+    lies_LS = torch.zeros(len(sets), 1 + max(int(ids.max()) for ids in sets.values()), dtype=torch.bool)
+    for row, ids in zip(lies_LS, sets.values(), strict=True):
+        row[ids] = True
+    _, class_S = lies_LS.unique(dim=1, return_inverse=True)
+    classes = [(class_S == number).nonzero()[:, 0] for number in range(int(class_S.max()) + 1)]
+    return sorted(classes, key=lambda members: int(members[0]))
 
 
 @dataclass(frozen=True, kw_only=True)

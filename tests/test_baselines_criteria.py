@@ -211,12 +211,13 @@ def test_centrality_removes_the_most_common_filter_first_and_the_most_isolated_l
 # ---- uniform width ---------------------------------------------------------------------------------------------------
 
 
-def test_uniform_width_takes_the_same_share_of_every_set_of_coupled_layers() -> None:
-    model = network_of("resnet8")
+@pytest.mark.parametrize("network", ["resnet8", "resnet8_a"])
+def test_uniform_width_takes_the_same_share_of_every_layer(network: str) -> None:
+    model = network_of(network)
     graph = Graph(model, (3, 8, 8))
     plan = UniformWidth().planner(model, graph, {}, task_of(0))(0.5)
     shares = {name: float((~plan[name].kept_O).double().mean()) for name in graph.convs}
-    assert all(abs(share - 0.5) < 1 / 16 for share in shares.values()), shares
+    assert all(abs(share - 0.5) <= 1 / 16 for share in shares.values()), shares
     inner = next(name for name, conv in graph.convs.items() if conv.role == "inner")
     norms = model.get_parameter(f"{inner}.weight").abs().sum((1, 2, 3))
     assert norms[plan[inner].kept_O].min() > norms[~plan[inner].kept_O].max()

@@ -178,7 +178,7 @@ def test_a_follower_may_have_a_schedule_of_its_own() -> None:
 
 
 def test_a_method_that_follows_nobody_cannot_be_told_to() -> None:
-    with pytest.raises(TypeError, match="like"):
+    with pytest.raises(ValueError, match="has no setting 'like'"):
         grids.follow(references(), "l1_filter")
 
 

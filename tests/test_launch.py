@@ -122,7 +122,7 @@ BROKEN_GRIDS = {
         L1.replace("bases()", "bases(data='digit')"),
         "unknown data set 'digit' (did you mean digits?)",
     ),
-    "unknown setting": (L1.replace("finetune", "norm=3, finetune"), "unexpected keyword argument 'norm'"),
+    "unknown setting": (L1.replace("finetune", "norm=3, finetune"), "L1Filter has no setting 'norm'; it has: ranking"),
     "impossible schedule": (L1.replace("schedule()", "schedule(cycles=3)"), "cycles that divide the epochs"),
     "no runs": ("[]", "has no runs"),
     "an error": ("[1 / 0]", "ZeroDivisionError: division by zero"),

@@ -455,6 +455,7 @@ BAD = {
     "syntax_error": ("def score(:\n", "SyntaxError"),
     "missing_import": ("import a_library_that_is_not_there\n", "No module named 'a_library_that_is_not_there'"),
     "fails": ("1 / 0\n", "ZeroDivisionError"),
+    "leaves": ("import sys\nsys.exit('bye')\n", "SystemExit: bye"),
     "empty": ("", "exactly one subclass of Pruner or Criterion, found 0"),
     "borrowed": ("from baselines.l1_filter import L1Filter\n", "exactly one subclass of Pruner or Criterion, found 0"),
     "two": (

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from baselines.l1_filter import L1Filter
 from suite import data, grids, models, pack, records
-from suite.contract import Budget, Criterion, Learner, Planner, State, Step, Task
+from suite.contract import Budget, Criterion, Learner, Planner, PruningPlan, State, Step, Task
 from suite.files import write_text
 from suite.graph import Graph
 from suite.progress import Watch
@@ -103,6 +103,30 @@ def test_learning_leaves_weights_and_the_learners_state(finished: Context) -> No
     folder = finished.folder(the("learned", "dsp"))
     assert (folder / "final.safetensors").is_file()
     assert torch.load(folder / "state.pt", weights_only=True)
+
+
+def test_a_stopped_run_goes_on_with_the_plan_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method whose scores are others each time stands for a GPU whose sums are."""
+    context, generator = Context(results=tmp_path, threads=1), torch.Generator().manual_seed(0)
+    monkeypatch.setattr(
+        L1Filter,
+        "score",
+        lambda self, model, graph, state, task: {
+            name: torch.rand(conv.filters, generator=generator) for name, conv in graph.convs.items()
+        },
+    )
+    stage = run_of("l1_filter", finetune=Schedule(epochs=2, **tiny_grid.SETTINGS))
+    assert execute(stage.base, context) == "done"
+
+    class Now(Watch):
+        must_stop = True
+
+    assert execute(stage, context, Now()) == "interrupted"
+    (path,) = context.folder(stage).glob("plan*.safetensors")
+    plan = load_file(path)
+    assert execute(stage, context) == "done", failure(stage, context)
+    assert pack.plan_of(context.folder(stage) / "packed.safetensors") == PruningPlan.from_tensors(plan)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("later", [10.0, 90.0])
@@ -312,7 +336,8 @@ def test_an_exception_becomes_a_row_with_one_line(copied: Context, monkeypatch: 
     assert execute(stage, copied) == "failed"
     row = row_of(stage, copied)
     assert row.status == "failed"
-    assert row.reason == "RuntimeError: " + " ".join(HOSTILE.split())
+    assert row.reason.startswith("RuntimeError: " + " ".join(HOSTILE.split()) + " (tests/test_run.py:")
+    assert row.reason.endswith("; all of it in the stage's log.txt)")
     assert isinstance(row, records.PrunedRow)
     assert all(getattr(row, name) is None for name in row.result_fields)
     assert row.provenance["base_sha256"]

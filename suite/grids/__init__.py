@@ -182,15 +182,22 @@ def follow(
     finetune: Callable[[Pruned], Schedule] | None = None,
     **changes: object,
 ) -> list[Pruned]:
-    """For each run, a run of `method` that follows its plan: same base, budget and seed.
+    """For each run, a run of `method` that follows its plan: same base, budget and seed, as many groups where it has some.
 
     finetune  reference -> schedule; None takes the reference's own
     """
     kind = methods.get(method)
+    has_groups = any(field.name == "groups" for field in dataclasses.fields(kind))
     return [
         Pruned(
             base=run.base,
-            settings=kind.for_task(run.base.data, run.base.model, like=describe(run.settings), **changes),
+            settings=kind.for_task(
+                run.base.data,
+                run.base.model,
+                like=describe(run.settings),
+                **({"groups": run.settings.groups} if has_groups else {}),
+                **changes,
+            ),
             learning=None,
             budget=run.budget,
             finetune=finetune(run) if finetune else run.finetune,

@@ -4,10 +4,44 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from suite import methods
 from suite.contract import Pruner
+from suite.grids import cross
+from suite.grids._rivals import CONTROLS, CRITERIA, FROM_SCRATCH, LEARNING, RECONSTRUCTING
+from suite.schedule import Schedule
+from suite.stages import Base, Pruned
+
+TRIALS = 6
+"""Where a method has fewer combinations of settings, all of them are tried."""
+
+
+def runs(
+    bases: Sequence[Base],
+    *,
+    budget: float,
+    finetune: Schedule,
+    learning: Schedule,
+    scratch: Schedule,
+    seeds: Sequence[int],
+) -> list[Pruned]:
+    """The trials of every method; `scratch` is the schedule of those that learn from the initial weights."""
+    return [
+        run
+        for method in ("dsp", *CRITERIA, *CONTROLS, *RECONSTRUCTING, *LEARNING, *FROM_SCRATCH)
+        for trial in trials(methods.get(method), bases[0].data, bases[0].model, TRIALS)
+        for run in cross(
+            bases=bases,
+            method=method,
+            budgets=(budget,),
+            finetune=finetune,
+            learning=scratch if method in FROM_SCRATCH else learning,
+            seeds=seeds,
+            **trial,
+        )
+    ]
 
 
 def trials(kind: type[Pruner], data: str, model: str, count: int) -> list[Mapping[str, Any]]:

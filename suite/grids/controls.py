@@ -2,7 +2,8 @@
 
 `random_rates` and `l1_rates` remove as large a part of every layer as the run that they follow; `scratch` trains that run's
 architecture from the base network's initial weights, with the base network's schedule: for as many epochs (E), and for as
-many as cost what the base network cost (B: epochs / (1 - budget)). Everything else is fine-tuned alike.
+many as cost what the base network cost (B: epochs / (1 - budget); the cut that is reached is a little larger). Everything else
+is fine-tuned alike.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def runs() -> list[Pruned]:
     found = [*dsp, *l1, *_every("random_filter"), *_every("uniform_width")]
     found += [*follow([*dsp, *l1], "random_rates"), *follow(dsp, "l1_rates")]
     for same, schedule in (("epochs", same_epochs), ("compute", same_compute)):
-        found += follow(dsp, "scratch", finetune=schedule, same=same, groups=GROUPS)
+        found += follow(dsp, "scratch", finetune=schedule, same=same)
         found += follow(l1, "scratch", finetune=schedule, same=same)
     return found
 

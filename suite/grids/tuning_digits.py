@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from suite import methods
-from suite.grids import Grid, cross
-from suite.grids._rivals import CONTROLS, CRITERIA, FROM_SCRATCH, LEARNING, RECONSTRUCTING
-from suite.grids._tuning import trials
+from suite.grids import Grid, _tuning
 from suite.schedule import Schedule
-from suite.stages import Base, Pruned
+from suite.stages import Base
 
-TRIALS = 6
-MODEL = "resnet8"
-BASE = Schedule(epochs=5, lr=0.1, weight_decay=5e-4, batch=64)
-LEARN = Schedule(epochs=3, lr=0.05, weight_decay=5e-4, batch=64)
-FROM_INIT = Schedule(epochs=8, lr=0.1, weight_decay=5e-4, batch=64)
-FINETUNE = Schedule(epochs=1, lr=0.05, weight_decay=5e-4, batch=64)
-
-
-def runs() -> list[Pruned]:
-    """Up to six trials of each method."""
-    bases = [Base(data="digits", model=MODEL, schedule=BASE, seed=seed, split="tuning") for seed in (0, 1)]
-    return [
-        run
-        for method in ("dsp", *CRITERIA, *CONTROLS, *RECONSTRUCTING, *LEARNING, *FROM_SCRATCH)
-        for trial in trials(methods.get(method), "digits", MODEL, TRIALS)
-        for run in cross(
-            bases=bases,
-            method=method,
-            budgets=(0.6,),
-            finetune=FINETUNE,
-            learning=FROM_INIT if method in FROM_SCRATCH else LEARN,
-            **trial,
-        )
-    ]
-
-
-GRID = Grid(title="Tuning of every method on digits", about=__doc__ or "", runs=runs, timings=())
+GRID = Grid(
+    title="Tuning of every method on digits",
+    about=__doc__ or "",
+    runs=lambda: _tuning.runs(
+        [
+            Base(
+                data="digits",
+                model="resnet8",
+                schedule=Schedule(epochs=5, lr=0.1, weight_decay=5e-4, batch=64),
+                seed=0,
+                split="tuning",
+            )
+        ],
+        budget=0.6,
+        finetune=Schedule(epochs=1, lr=0.05, weight_decay=5e-4, batch=64),
+        learning=Schedule(epochs=3, lr=0.05, weight_decay=5e-4, batch=64),
+        scratch=Schedule(epochs=8, lr=0.1, weight_decay=5e-4, batch=64),
+        seeds=(0, 1),
+    ),
+    timings=(),
+)

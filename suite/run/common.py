@@ -95,7 +95,8 @@ def task_of(stage: Learned | Pruned, context: Context) -> Task:
         return batches_of(stage.base, schedule, stream_seed(stage.seed, SAMPLES), context).epoch(epoch)
 
     def samples(n: int) -> Batch:
-        return dataset_of(stage.base, context).samples(n, split=stage.base.split, device=context.device)
+        data, split = dataset_of(stage.base, context), stage.base.split
+        return data.samples(min(n, data.train_size(split)), split=split, device=context.device)
 
     reference = stage.reference if isinstance(stage, Pruned) else None
     plan = None if reference is None else packing.plan_of(context.folder(reference) / "packed.safetensors")
@@ -133,7 +134,7 @@ def make_row(stage: Pruned | Timed, context: Context, *, status: records.Status,
         timing = {name: getattr(stage.timing, name) for name in ("device", "batch", "precision", "layout", "protocol")}
         return records.TimedRow(**{**about, "pruned_key": pruned.key, **timing, **columns})
     epochs = {
-        "base_epochs": base.schedule.epochs if base.schedule else None,
+        "base_epochs": 0 if settings.start == "init" else base.schedule.epochs if base.schedule else None,
         "learning_epochs": pruned.learned.schedule.epochs if pruned.learned else 0,
         "finetune_epochs": pruned.finetune.epochs,
     }

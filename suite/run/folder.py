@@ -104,6 +104,7 @@ def finish(
     write_json(folder / "done.json", {**about, "row": records.to_dict(row) if row else None})
     for leftover in (
         *folder.glob("train*.pt"),
+        *folder.glob("plan*.safetensors"),
         *folder.glob("*.part"),
         folder / "failed.json",
         folder / "progress.json",

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from suite import pack as packing
-from suite.contract import Budget, Planner, PruningPlan, State
+from suite.contract import Budget, Planner, PruningPlan, State, Task
+from suite.files import write_bytes
 from suite.graph import Graph
 from suite.graphed import make_trainer
 from suite.measure.counting import count_macs, count_params
@@ -39,9 +45,10 @@ def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
     history: History = []
     seconds, plan, best_top1_pct = 0.0, PruningPlan({}), -1.0
     for cycle in range(stage.finetune.cycles):
-        seed_everything(stage.seed)
-        planner = _within(stage.settings.planner(model, graph, state, task), plan)
-        selection = meet(planner, graph, _cycle_budget(stage, cycle))
+        selection = _selected(
+            folder / f"plan{cycle}.safetensors",
+            functools.partial(_select, stage, cycle, model, graph, state, task, plan),
+        )
         plan = selection.plan
         if cycle == 0:
             stage.settings.reconstruct(model, graph, plan, task)
@@ -87,6 +94,32 @@ def _start(stage: Pruned, context: Context) -> tuple[nn.Module, State]:
         (folder / "done.json").unlink(missing_ok=True)
         raise ValueError(f"{folder / 'state.pt'} was damaged; run the same command again to redo {stage.learned.key}")
     return model, state
+
+
+def _select(
+    stage: Pruned, cycle: int, model: nn.Module, graph: Graph, state: State, task: Task, before: PruningPlan
+) -> Selection:
+    """The plan of a fine-tuning cycle, which gives back nothing that `before` removed."""
+    seed_everything(stage.seed)
+    planner = _within(stage.settings.planner(model, graph, state, task), before)
+    return meet(planner, graph, _cycle_budget(stage, cycle))
+
+
+def _selected(path: Path, select: Callable[[], Selection]) -> Selection:
+    """What `select` gives, or what it gave before the stage was stopped.
+
+    A plan made again could be another one, on a GPU or with other threads, and the checkpoint's weights are those of the first.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            about = json.loads(file.metadata()["selection"])
+        return Selection(plan=PruningPlan.from_tensors(tensors), **about)
+    except (OSError, SafetensorError):  # there is none, or it is damaged
+        found = select()
+        about = json.dumps({"knob": found.knob, "cut": found.cut, "coarse": found.coarse})
+        write_bytes(path, serialise(found.plan.to_tensors(), {"selection": about}))
+        return found
 
 
 def _within(planner: Planner, before: PruningPlan) -> Planner:
