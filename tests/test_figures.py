@@ -403,6 +403,21 @@ def test_finetuning_curves_are_drawn_where_the_logs_are(
     assert {"test_report(name=a)", "test_report(name=b)"} <= set(texts[made.name])
 
 
+def test_a_run_without_fine_tuning_and_a_damaged_log_have_no_curve(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for run, text in ((run_of(0), ""), (run_of(1), "{")):
+        records.write(pruned_row(run, 80), tmp_path)
+        folder = tmp_path / "work" / run.key
+        folder.mkdir(parents=True)
+        (folder / "done.json").write_text("{}")
+        (folder / "history.jsonl").write_text(text)
+    grid = Grid(title="Example", about="An example.", runs=lambda: [run_of(0), run_of(1)])
+    found = frames.load(grid, tmp_path, smoke=False).runs
+    assert learning.of_finetuning(found, tmp_path).empty
+    assert f"{run_of(1).key}/history.jsonl cannot be read" in caplog.text
+
+
 def test_curves_of_other_schedules_and_commits_are_lines_of_their_own(
     tmp_path: Path, texts: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,5 +434,5 @@ def test_curves_of_other_schedules_and_commits_are_lines_of_their_own(
     (made,) = learning.draw_all(runs, found, tmp_path, tmp_path / "out")
     assert "n = 1 run" in made.caption
     assert "[A] commit 01234567; [B] commit ffffffff" in made.caption
-    names = [f"test_report [schedule {number}] [{letter}]" for number, letter in ((1, "A"), (2, "A"), (1, "B"))]
+    names = [f"test_report [{epochs} epochs] [{letter}]" for epochs, letter in ((2, "A"), (9, "A"), (2, "B"))]
     assert set(names) <= {" ".join(text.split()) for text in texts[made.name]}

@@ -298,6 +298,9 @@ def test_runs_with_other_schedules_are_not_the_same_cell(report: Reporter) -> No
     longer = dataclasses.replace(run_of(1), finetune=dataclasses.replace(SCHEDULE, epochs=9))
     made = report([run_of(0), longer], [pruned_row(run_of(0), 80), pruned_row(longer, 90)])
     assert csv(made)["top1_mean_pct"].tolist() == [80, 90]
+    assert csv(made)["settings"].tolist() == ["test_report [2 epochs]", "test_report [9 epochs]"]
+    faster = dataclasses.replace(run_of(1), finetune=dataclasses.replace(SCHEDULE, lr=0.5))
+    made = report([run_of(0), faster], [pruned_row(run_of(0), 80), pruned_row(faster, 90)])
     assert csv(made)["settings"].tolist() == ["test_report [schedule 1]", "test_report [schedule 2]"]
 
 

@@ -155,16 +155,23 @@ def _schedule(schedule: Schedule | None) -> str:
 
 
 def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
-    """Series -> `settings` (unique in its data and model) and `short`: just the settings that tell it from the others."""
+    """Series -> `settings` (unique in its data and model) and `short`: just the settings that tell it from the others.
+
+    Equal settings are told apart by their epochs of fine-tuning, or by a number where those are equal too.
+    """
     first = frame.drop_duplicates("series")
     names = first[["series", "data", "model", "method"]].assign(pruner=[runs[i].settings for i in first.index])
     names["settings"] = [describe(pruner) for pruner in names["pruner"]]
     names["short"] = ""
     for _, same in names.groupby(["data", "model", "method"], sort=False):
         names.loc[same.index, "short"] = _short(same["method"].iloc[0], list(same["pruner"]))
+    names["epochs"] = [runs[i].finetune.epochs for i in first.index]
     twins = names.groupby(["data", "model", "settings"], sort=False)
-    number = (twins.cumcount() + 1).astype(str).where(twins["series"].transform("size") > 1, "")
-    suffix = number.where(number == "", " [schedule " + number + "]")
+    size, told = twins["series"].transform("size"), twins["epochs"].transform("nunique")
+    apart = (" [" + names["epochs"].astype(str) + " epochs]").where(
+        told == size, " [schedule " + (twins.cumcount() + 1).astype(str) + "]"
+    )
+    suffix = apart.where(size > 1, "")
     names["settings"] += suffix
     names["short"] += suffix
     return names.set_index("series")[["settings", "short"]]

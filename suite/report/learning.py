@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from suite.methods import name_of
 from suite.report import style, words
 from suite.report.frames import CONDITIONS
 from suite.stages import Learned, Pruned
+
+log = logging.getLogger(__name__)
 
 PANEL_IN = (2.55, 1.95)
 LEGEND_IN = 1.9
@@ -101,14 +104,24 @@ def of_stage(key: str, results: Path) -> Logs:
 
 
 def of_finetuning(runs: pd.DataFrame, results: Path) -> Logs:
-    """The logs of the runs that have finished fine-tuning; a `line` for each series. `runs` are those of `frames`."""
+    """The logs of the runs that have finished fine-tuning; a `line` for each series. `runs` are those of `frames`.
+
+    A run without fine-tuning has none; a damaged log is named and left out.
+    """
     found = []
     for run in runs.to_dict("records"):
         folder = results / "work" / run["key"]
-        if (folder / "done.json").is_file():
-            at = words.budget(run["budget"], run["budget_scope"])
-            about = (run["data"], run["model"], f"fine-tuning at {at}", run["short"], run["key"])
-            found.append(_log(folder).assign(**dict(zip(ABOUT, about, strict=True))))
+        if not (folder / "done.json").is_file():
+            continue
+        at = words.budget(run["budget"], run["budget_scope"])
+        about = (run["data"], run["model"], f"fine-tuning at {at}", run["short"], run["key"])
+        try:
+            epochs = _log(folder)
+        except ValueError as error:
+            log.warning("%s", error)
+        else:
+            if len(epochs):
+                found.append(epochs.assign(**dict(zip(ABOUT, about, strict=True))))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
@@ -118,7 +131,7 @@ def _log(folder: Path) -> pd.DataFrame:
         found = pd.DataFrame([json.loads(line) for line in lines])
     except (OSError, ValueError) as error:
         raise ValueError(f"the log {folder / 'history.jsonl'} cannot be read: {error}") from error
-    if not {"epoch", "loss"} <= set(found):
+    if lines and not {"epoch", "loss"} <= set(found):
         raise ValueError(f"{folder / 'history.jsonl'} is no training log: it has no epochs or no loss")
     return found
 
