@@ -111,17 +111,15 @@ def of_finetuning(runs: pd.DataFrame, results: Path) -> Logs:
     found = []
     for run in runs.to_dict("records"):
         folder = results / "work" / run["key"]
-        if not (folder / "done.json").is_file():
+        history = folder / "history.jsonl"
+        if not (folder / "done.json").is_file() or (history.is_file() and not history.stat().st_size):
             continue
         at = words.budget(run["budget"], run["budget_scope"])
         about = (run["data"], run["model"], f"fine-tuning at {at}", run["short"], run["key"])
         try:
-            epochs = _log(folder)
+            found.append(_log(folder).assign(**dict(zip(ABOUT, about, strict=True))))
         except ValueError as error:
             log.warning("%s", error)
-        else:
-            if len(epochs):
-                found.append(epochs.assign(**dict(zip(ABOUT, about, strict=True))))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
@@ -131,7 +129,7 @@ def _log(folder: Path) -> pd.DataFrame:
         found = pd.DataFrame([json.loads(line) for line in lines])
     except (OSError, ValueError) as error:
         raise ValueError(f"the log {folder / 'history.jsonl'} cannot be read: {error}") from error
-    if lines and not {"epoch", "loss"} <= set(found):
+    if not {"epoch", "loss"} <= set(found):
         raise ValueError(f"{folder / 'history.jsonl'} is no training log: it has no epochs or no loss")
     return found
 
