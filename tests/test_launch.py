@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_grid
@@ -415,13 +417,16 @@ def test_a_failure_takes_only_its_dependents_along(tmp_path: Path, capsys: pytes
 
 
 def test_at_its_time_limit_the_launcher_stops_and_goes_on(
-    tmp_path: Path, launched: Launched, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, launched: Launched, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On a clock that moves by a second whenever it is read, so that it stops in the middle on any machine."""
     context = Context(results=tmp_path)
-    for stops in range(2):
-        assert launch(tmp_path, "--max-minutes", 0, "--only", "slimming") == 75
-        assert not (tmp_path / "rows").exists(), stops
-        assert launch(tmp_path, "--max-minutes", 0.004, "--only", "slimming") == 75
+    with monkeypatch.context() as patch:
+        patch.setattr("suite.progress.time", SimpleNamespace(monotonic=itertools.count().__next__, time=time.time))
+        for stops in range(2):
+            assert launch(tmp_path, "--max-minutes", 0, "--only", "slimming") == 75
+            assert not (tmp_path / "rows").exists(), stops
+            assert launch(tmp_path, "--max-minutes", 0.13, "--only", "slimming") == 75
     capsys.readouterr()
     assert launch(tmp_path, "--dry-run", "--only", "slimming") == 0
     shown = capsys.readouterr().out
