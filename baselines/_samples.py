@@ -80,25 +80,20 @@ def refit(
 
 @torch.no_grad()
 def walk(model: nn.Module, graph: Graph, pictures: Tensor) -> Iterator[tuple[str, nn.Conv2d, Tensor]]:
-    """(layer, its convolution, its input [B, C, H, W]) in order of execution and eval mode.
+    """(layer, its convolution, its input [B, C, H, W]) in order of execution.
 
     A convolution is done after it was yielded, with the weights that it has by then.
     """
-    training = model.training
-    model.eval()
     runner = fx.Interpreter(model, graph=graph.fx_graph)
     runner.args_iter = iter([pictures])
-    try:
-        for node in graph.nodes:
-            if graph.kinds[node] == "conv":
-                conv = model.get_submodule(str(node.target))
-                assert isinstance(conv, nn.Conv2d)
-                yield str(node.target), conv, runner.env[node.all_input_nodes[0]]
-            runner.env[node] = runner.run_node(node)
-            for used in runner.user_to_last_uses.get(node, []):
-                del runner.env[used]
-    finally:
-        model.train(training)
+    for node in graph.nodes:
+        if graph.kinds[node] == "conv":
+            conv = model.get_submodule(str(node.target))
+            assert isinstance(conv, nn.Conv2d)
+            yield str(node.target), conv, runner.env[node.all_input_nodes[0]]
+        runner.env[node] = runner.run_node(node)
+        for used in runner.user_to_last_uses.get(node, []):
+            del runner.env[used]
 
 
 def sampled_products(conv: nn.Conv2d, x: Tensor, y: Tensor, positions: int, seed: int) -> Tensor:

@@ -93,7 +93,7 @@ class GroupSparse(Criterion):
         "paper's abstract, without its equations or code; ours are the groups (a filter with scale and shift of its batch "
         "norm), their importance (norm over the largest of the layer) and its weight in the lasso (1 - importance), the rates, "
         "and that the threshold is set after every epoch by the part of the MACs budget that is due; tied filters go by "
-        "their mean"
+        "their mean; where the masks remove more than the budget, the largest masked filters come back, with weights of 0"
     )
     learns = True
     needs_budget = True

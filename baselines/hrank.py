@@ -64,13 +64,11 @@ class HRank(Criterion):
         CPU core.
         """
         maps = {name: _map_of(graph, node) for name, node in graph.conv_nodes.items()}
-        training = model.training
-        ranks = _Ranks(model.eval(), graph, set(maps.values()))
+        ranks = _Ranks(model, graph, set(maps.values()))
         with torch.no_grad():
             images = task.samples(self.images)[0]
             for x in images.split(CHUNK):
                 ranks.run(x)
-        model.train(training)
         return {name: ranks.total[node].double() / len(images) for name, node in maps.items()}
 
 

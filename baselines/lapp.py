@@ -63,7 +63,7 @@ class _Thresholds(Learner):
         self.budget = budget
         self.weights = [model.get_parameter(f"{name}.weight") for name in graph.convs]
         device = self.weights[0].device
-        norms = _norms(graph)
+        norms = graph.batch_norms("lapp").values()
         self.gates: list[Tensor] = [model.get_parameter(f"{bn}.{kind}") for kind in ("weight", "bias") for bn in norms]
         self.sizes = [len(gate) for gate in self.gates]
         self.unmasked = torch.cat([gate.detach().clone() for gate in self.gates])
@@ -150,7 +150,8 @@ class LAPP(Criterion):
         "the importance (L2 norm of a filter over its layer's mean), the straight-through gradient of the thresholds, the "
         "constraint (squared excess over allowed MACs that fall linearly), the rates, and that the mask acts on scale and "
         "shift of the batch norm and is fixed when the budget is first met after prune_share; residual streams are pruned "
-        "too, tied filters by their mean; the best filter of every layer stays"
+        "too, tied filters by their mean; the best filter of every layer stays; where "
+        "the mask removes more than the budget, the best masked filters come back, with zero scale"
     )
     learns = True
     needs_budget = True
@@ -195,11 +196,3 @@ def _importance(w_OIkk: Tensor) -> Tensor:
 
 def _gradient(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _norms(graph: Graph) -> list[str]:
-    """The batch norm of every layer."""
-    found = {name: conv.bn for name, conv in graph.convs.items()}
-    if missing := [name for name, bn in found.items() if bn is None]:
-        raise ValueError(f"lapp needs a batch norm behind every convolution; {missing[0]} has none")
-    return [bn for bn in found.values() if bn is not None]

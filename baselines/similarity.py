@@ -34,7 +34,7 @@ class Similarity(Criterion):
         "the network, and the pairing is repeated on the filters that are left; 1x1 filters, which the paper has none of, "
         "are compared by all their weights; residual streams are pruned too, tied filters by their mean score"
     )
-    search: ClassVar = {"ranking": ("raw", "layer")}
+    search: ClassVar = {"columns": (None, 8), "ranking": ("raw", "layer")}
 
     ranking: Ranking = "raw"
     columns: int | None = None

@@ -60,16 +60,13 @@ class Slimming(Criterion):
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
         """The penalty on the scale of every batch norm that follows a convolution."""
-        return _ScalePenalty(self.lam, [model.get_parameter(f"{bn}.weight") for bn in _norms(graph).values()])
+        return _ScalePenalty(
+            self.lam, [model.get_parameter(f"{bn}.weight") for bn in graph.batch_norms("slimming").values()]
+        )
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> |scale| of the batch norm behind it [O]."""
-        return {name: model.get_parameter(f"{bn}.weight").detach().abs() for name, bn in _norms(graph).items()}
-
-
-def _norms(graph: Graph) -> dict[str, str]:
-    """Layer -> its batch norm."""
-    found = {name: conv.bn for name, conv in graph.convs.items()}
-    if missing := [name for name, bn in found.items() if bn is None]:
-        raise ValueError(f"slimming needs a batch norm behind every convolution; {missing[0]} has none")
-    return {name: bn for name, bn in found.items() if bn is not None}
+        return {
+            name: model.get_parameter(f"{bn}.weight").detach().abs()
+            for name, bn in graph.batch_norms("slimming").items()
+        }

@@ -49,13 +49,10 @@ class Taylor(Criterion):
         score_S = torch.zeros(
             1 + max(int(ids.max()) for ids in sets.values()), dtype=torch.float64, device=images.device
         )
-        training = model.training
-        model.eval()
         for x, y in zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True):
             gradients = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), [p for _, p in gates])
             change_S = torch.zeros_like(score_S)
             for (name, p), gradient in zip(gates, gradients, strict=True):
                 change_S.index_add_(0, sets[name], (gradient * p.detach()).reshape(len(p), -1).sum(1).double())
             score_S += change_S.square() / self.batches
-        model.train(training)
         return {name: score_S[sets[name]] for name in graph.convs}

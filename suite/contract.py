@@ -346,11 +346,11 @@ class Pruner:
         return None
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """A function from the knob to a plan. What does not depend on the knob is done here, once."""
+        """A function from the knob to a plan. What does not depend on the knob is done here, once; `model` is in eval mode."""
         raise NotImplementedError
 
     def reconstruct(self, model: nn.Module, graph: Graph, plan: PruningPlan, task: Task) -> None:
-        """Change the weights in place before they are packed (least-squares reconstruction and the like)."""
+        """Change the weights in place before they are packed (least-squares reconstruction and the like); eval mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,7 +360,7 @@ class Criterion(Pruner):
     ranking: Ranking = "global"
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Layer name -> float [O], larger is more important, for every layer of `graph`."""
+        """Layer name -> float [O], larger is more important, for every layer of `graph`; `model` is in eval mode."""
         raise NotImplementedError
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:

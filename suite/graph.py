@@ -136,6 +136,13 @@ class Graph:
         """S: filter sets are numbered 0..S-1."""
         return int(torch.cat(list(self.filter_sets.values())).max()) + 1
 
+    def batch_norms(self, method: str) -> dict[str, str]:
+        """Layer -> the batch norm behind it. Raises ValueError, in the name of `method`, when a layer has none."""
+        found = {name: conv.bn for name, conv in self.convs.items()}
+        if missing := [name for name, bn in found.items() if bn is None]:
+            raise ValueError(f"{method} needs a batch norm behind every convolution; {missing[0]} has none")
+        return {name: bn for name, bn in found.items() if bn is not None}
+
     # ---- reading the trace -------------------------------------------------------------------------------------------
 
     def _kind(self, node: fx.Node) -> Kind:

@@ -66,11 +66,9 @@ def test_taylor_is_the_squared_loss_change_of_removing_a_filter() -> None:
     model.eval()
     dense = loss_without(model, [], x, labels)
     true = torch.tensor([loss_without(model, [o], x, labels) - dense for o in range(4)], dtype=torch.float64)
-    model.train()
     scores = Taylor(batches=1, batch_size=32).score(model, graph, {}, task_with(x, labels))["0"]
     torch.testing.assert_close(scores, true.square(), rtol=1e-2, atol=0)
     assert scores.argsort().tolist() == true.abs().argsort().tolist() != [3, 2, 1, 0]
-    assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -86,13 +84,12 @@ def test_taylor_averages_squares_over_batches() -> None:
 
 def test_taylor_takes_tied_filters_as_one_gate() -> None:
     """Scaling the output of all members of a set by 1 - e changes the loss by e times the root of their common score."""
-    model = network_of("resnet8").double()
+    model = network_of("resnet8").double().eval()
     graph = Graph(model, (3, 8, 8))
     x, labels = torch.rand(8, 3, 8, 8).double(), torch.randint(10, (8,))
     scores = Taylor(batches=1, batch_size=8).score(model, graph, {}, task_with(x, labels))
     layers = [name for name in graph.convs if 5 in graph.filter_sets[name]]
     assert len(layers) > 1
-    model.eval()
     losses = []
     for sign in (1, -1):
         changed = network_of("resnet8").double().eval()

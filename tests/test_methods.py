@@ -169,14 +169,14 @@ def learn(method: str, network: str, seed: int = 0) -> Learned:
     learner = settings.learner(model, graph, task)
     assert (learner is not None) == settings.learns
     if learner is None:
-        return Learned(settings, model, graph, {}, task)
+        return Learned(settings, model.eval(), graph, {}, task)
     trainer = Trainer(model, batches(seed), Schedule(epochs=1, lr=0.01, weight_decay=1e-4), learner=learner)
     model.train()
     for x, labels in batches(seed).epoch(0):
         trainer.advance(x, labels)
     trainer.end_epoch()
     assert all(isinstance(value, float) for value in learner.metrics().values())
-    return Learned(settings, model, graph, learner.state_dict(), task)
+    return Learned(settings, model.eval(), graph, learner.state_dict(), task)
 
 
 @functools.cache

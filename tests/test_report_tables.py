@@ -86,6 +86,14 @@ def test_methods_without_a_seed_in_common_are_not_said_to_share_their_base(tmp_p
     assert set(lines["fairness_level"]) == {0}
 
 
+def test_a_method_from_scratch_has_a_word_of_its_own_and_decides_no_level(tmp_path: Path) -> None:
+    found = two_methods(tmp_path)
+    runs = found.runs.assign(start=found.runs["series"].map({0: "base", 1: "init"}))
+    lines = cells.accuracy_lines(runs)
+    assert lines["fairness"].tolist() == [fairness.ALONE, fairness.OWN_START]
+    assert lines["fairness_level"].isna().all()
+
+
 def test_one_method_is_alone_and_a_coarse_one_is_out_of_the_comparison(tmp_path: Path) -> None:
     runs = [run_of(seed, name=name) for name in ("a", "b") for seed in (0, 1)]
     rows = [row_of(run, 80, coarse=run.settings.name == "b") for run in runs]  # type: ignore[attr-defined]

@@ -1,13 +1,14 @@
 """A public CIFAR-10 ResNet-20 pruned at once by criteria that need no training: as it is then, and after one epoch.
 
 Criteria are told apart best before fine-tuning repairs what they broke. Random filters have three seeds everywhere; the
-others give the same plan for every seed, so that without fine-tuning one run says all. A uniform width is not fine-tuned.
+others give the same plan for every seed, so that without fine-tuning one run says all. A uniform width is not fine-tuned, nor
+are the methods that choose channels or kernels: what they add to a criterion, they add before any training.
 """
 
 from __future__ import annotations
 
 from suite.grids import Grid, cross
-from suite.grids._rivals import CONTROLS, CRITERIA
+from suite.grids._rivals import CONTROLS, CRITERIA, RECONSTRUCTING
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned
 
@@ -23,7 +24,7 @@ def runs() -> list[Pruned]:
     """All at five budgets without fine-tuning, criteria and random filters at three of them with an epoch of it."""
     bases = [Base(data="cifar10", model="resnet20_a", schedule=None, weights="cifar10_resnet20_a", seed=0)]
     found: list[Pruned] = []
-    for method in (*CRITERIA, *CONTROLS):
+    for method in (*CRITERIA, *CONTROLS, *RECONSTRUCTING):
         seeds = SEEDS if method == RANDOM else SEEDS[:1]
         found += cross(bases=bases, method=method, budgets=BUDGETS, finetune=NONE, seeds=seeds)
     for method in (*CRITERIA, RANDOM):

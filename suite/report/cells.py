@@ -27,6 +27,7 @@ SERIES = [
     "method",
     "settings",
     "short",
+    "start",
     "series",
     "granularity",
     "groups",
@@ -69,8 +70,9 @@ def accuracy_lines(runs: pd.DataFrame) -> pd.DataFrame:
     done = runs[runs["status"] == "done"]
     lines = lines.merge(_statistics(done), on="cell", how="left")
     lines = lines.merge(fairness.of_sets(done), on=fairness.SET, how="left")
-    lines.loc[lines["coarse"].gt(0), "fairness_level"] = np.nan
-    lines.loc[lines["coarse"].gt(0), "fairness"] = fairness.COARSE
+    for apart, word in ((lines["start"] == "init", fairness.OWN_START), (lines["coarse"].gt(0), fairness.COARSE)):
+        lines.loc[apart, "fairness_level"] = np.nan
+        lines.loc[apart, "fairness"] = word
     text = [*CONDITIONS, "rows", "selection", "fairness"]
     lines[text] = lines[text].fillna("")
     lines[["n", "coarse", "base_n"]] = lines[["n", "coarse", "base_n"]].fillna(0).astype(int)

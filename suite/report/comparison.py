@@ -11,7 +11,7 @@ tau      Kendall's rank correlation of two orders: 1 for the same order, 0 for u
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ def compared(runs: pd.DataFrame) -> pd.DataFrame:
 
 def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
     """Write the drops of all methods: a panel for each budget, a row for each method, the best on top."""
-    budgets = _chosen(list(dict.fromkeys(runs["at"])), PANELS)
+    every = list(dict.fromkeys(runs["at"]))
+    budgets = _chosen(every, PANELS)
     runs = runs[runs["at"].isin(budgets)]
     mean_rank = runs.groupby(["at", "name"])["drop_pp"].mean().groupby("at").rank().groupby("name").mean()
     names = mean_rank.sort_values(kind="stable").index.tolist()
@@ -70,7 +71,7 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         middle = panels[len(panels) // 2]
         middle.set_xlabel("accuracy drop (points; left is better)")
-        text = _caption_intervals(runs)
+        text = _caption_intervals(runs, [budget for budget in every if budget not in budgets])
         style.caption(figure, text)
         style.fit(figure, panels[0], 0.21 * rows)
         name = words.file_name("intervals", str(data), str(model))
@@ -110,13 +111,14 @@ def _far(axes: Axes, y: int, drop: float, colour: str) -> None:
     axes.text(0.94, y, f"{drop:.1f}", ha="right", va="center", fontsize=7, **where)
 
 
-def _caption_intervals(runs: pd.DataFrame) -> str:
+def _caption_intervals(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
     n = runs.groupby(["name", "at"]).size()
     bars = "bars: t 95 % intervals of the mean" if n.min() >= 3 else "no interval is drawn for fewer than three runs"
     sentences = [
         f"{who(runs)}: mean over {n_runs(n)} (mark) of base minus pruned accuracy; ticks: the runs; {bars}",
         "Dotted line: no drop; grey line: the best mean; arrow: too far for the axis. Methods in the order of their mean rank",
         f"T{words.trained(runs)[1:]}",
+        *([f"In the table, but without a panel: {', '.join(left_out)}"] if left_out else []),
         *([runs["remarks"].iloc[0]] if runs["remarks"].iloc[0] else []),
     ]
     return ". ".join(sentences) + "."

@@ -2,7 +2,8 @@
 
 A comparison set is all finished runs of one data set, model, split and budget that were made under the same conditions. Runs
 that exceed the budget by more than a point (`coarse`) are no part of it. Its level says what all methods in it share; each
-level has all that the levels below it have.
+level has all that the levels below it have. Methods that begin at the initial weights share no base network with any other:
+they have a word of their own and decide no level.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ LEVELS = (
 )
 ALONE = "alone"
 """There is nothing in the set to compare with."""
+OWN_START = "from initial weights"
+"""The method uses no base network."""
 COARSE = "coarse"
 """The line has runs that cut too much to be compared as equal."""
 
@@ -30,6 +33,7 @@ COARSE = "coarse"
 def of_sets(done: pd.DataFrame) -> pd.DataFrame:
     """`SET`, `fairness_level` (0 to 4, absent for one method) and `fairness` in words, a line for every comparison set."""
     runs = comparable(done)
+    runs = runs[runs["start"] == "base"]
     runs = runs.assign(before_epochs=runs["base_epochs"].fillna(0) + runs["learning_epochs"].fillna(0))
     sets = runs.groupby(SET, sort=False)
     shared = pd.DataFrame(

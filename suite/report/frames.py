@@ -134,6 +134,7 @@ def _about(run: Pruned) -> dict[str, Any]:
         "weights": base.weights,
         "method": run.method,
         "granularity": run.settings.granularity,
+        "start": run.settings.start,
         "groups": run.settings.groups,
         "budget": run.budget.share,
         "budget_scope": run.budget.scope,
@@ -168,8 +169,10 @@ def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
     names["epochs"] = [runs[i].finetune.epochs for i in first.index]
     twins = names.groupby(["data", "model", "settings"], sort=False)
     size, told = twins["series"].transform("size"), twins["epochs"].transform("nunique")
-    apart = (" [" + names["epochs"].astype(str) + " epochs]").where(
-        told == size, " [schedule " + (twins.cumcount() + 1).astype(str) + "]"
+    apart = (
+        names["epochs"]
+        .map(lambda n: f" [{n} epoch{'s' * (n != 1)}]")
+        .where(told == size, " [schedule " + (twins.cumcount() + 1).astype(str) + "]")
     )
     suffix = apart.where(size > 1, "")
     names["settings"] += suffix

@@ -83,9 +83,9 @@ def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
 
 
 def _start(stage: Pruned, context: Context) -> tuple[nn.Module, State]:
-    """The network that is to be planned on, and what the method has learned."""
+    """The network that is to be planned on, in eval mode, and what the method has learned."""
     if stage.learned is None:
-        return common.load_model(stage.base, context, "final" if stage.settings.start == "base" else "init"), {}
+        return common.load_model(stage.base, context, "final" if stage.settings.start == "base" else "init").eval(), {}
     folder = context.folder(stage.learned)
     model = common.load_model(stage.base, context, "init")
     model.load_state_dict(load_file(folder / "final.safetensors"))
@@ -93,7 +93,7 @@ def _start(stage: Pruned, context: Context) -> tuple[nn.Module, State]:
     if state is None:
         (folder / "done.json").unlink(missing_ok=True)
         raise ValueError(f"{folder / 'state.pt'} was damaged; run the same command again to redo {stage.learned.key}")
-    return model, state
+    return model.eval(), state
 
 
 def _select(
