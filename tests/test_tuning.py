@@ -1,4 +1,4 @@
-"""Tuning: as many trials for every method, the recipe first; the winner is the best complete trial on the validation part."""
+"""Tuning: as many trials for every method, its defaults first; the winner is the best complete trial on the validation part."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def test_every_method_has_its_trials_on_the_validation_part(name: str) -> None:
     for method, found in of_method.items():
         kind = methods.get(method)
         settings = list(dict.fromkeys(run.settings for run in found))
-        assert settings[0] == kind.for_task(found[0].base.data, found[0].base.model), "the recipe is the first trial"
+        defaults = {name: getattr(kind(), name) for name in kind.search}
+        assert settings[0] == kind.for_task(found[0].base.data, found[0].base.model, **defaults)
         combinations = 1
         for values in kind.search.values():
             combinations *= len(values)
@@ -38,10 +39,10 @@ def test_every_method_has_its_trials_on_the_validation_part(name: str) -> None:
 
 def test_trials_differ_and_are_always_the_same_ones() -> None:
     kind = methods.get("slimming")
-    found = trials(kind, "digits", "vgg6", 10)
-    assert found == trials(kind, "digits", "vgg6", 10)
-    assert found[:2] == trials(kind, "digits", "vgg6", 2)
-    assert len({kind.for_task("digits", "vgg6", **changes) for changes in found}) == len(found)
+    found = trials(kind, 10)
+    assert found == trials(kind, 10)
+    assert found[:2] == trials(kind, 2)
+    assert len({kind(**changes) for changes in found}) == len(found)
 
 
 def runs(**top1: list[float | None]) -> pd.DataFrame:

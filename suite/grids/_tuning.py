@@ -31,7 +31,7 @@ def runs(
     return [
         run
         for method in ("dsp", *CRITERIA, *CONTROLS, *RECONSTRUCTING, *LEARNING, *FROM_SCRATCH)
-        for trial in trials(methods.get(method), bases[0].data, bases[0].model, TRIALS)
+        for trial in trials(methods.get(method), TRIALS)
         for run in cross(
             bases=bases,
             method=method,
@@ -44,13 +44,15 @@ def runs(
     ]
 
 
-def trials(kind: type[Pruner], data: str, model: str, count: int) -> list[Mapping[str, Any]]:
-    """At most `count` changes to the method's recipe: none, then others drawn from all combinations of `kind.search`.
+def trials(kind: type[Pruner], count: int) -> list[Mapping[str, Any]]:
+    """At most `count` values of what the method searches: its defaults, then others drawn from all combinations of `kind.search`.
 
-    The draw depends on the method's name alone. There are fewer where a method has fewer combinations.
+    The draw depends on the method's name alone, and nothing on its recipes: a winner that becomes one changes no trial. There
+    are fewer where a method has fewer combinations.
     """
-    recipe = kind.for_task(data, model)
+    usual = kind()
+    defaults = {name: getattr(usual, name) for name in kind.search}
     combinations = [dict(zip(kind.search, values, strict=True)) for values in itertools.product(*kind.search.values())]
-    others = [each for each in combinations if any(getattr(recipe, name) != value for name, value in each.items())]
+    others = [each for each in combinations if each != defaults]
     random.Random(kind.__name__).shuffle(others)
-    return [{}, *others[: count - 1]]
+    return [defaults, *others[: count - 1]]

@@ -1,6 +1,6 @@
 """Every method's own hyperparameters, over the same number of trials, on the validation part of CIFAR-10.
 
-The first trial is the recipe as it is. Base and learning schedules are the released ones, fine-tuning is a tenth as long.
+The first trial has the method's defaults. Base and learning schedules are the released ones, fine-tuning is a tenth as long.
 `python -m suite.report --winners tuning` names the best trial of each method.
 """
 

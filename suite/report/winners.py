@@ -1,7 +1,7 @@
 """The best settings of each method in a tuning grid: by the mean accuracy on the validation part over seeds and budgets.
 
 A trial counts when all its runs are done, and trials are compared only when all were run under one set of conditions. Of
-equal trials the earlier one wins, so the recipe stays unless it is beaten.
+equal trials the earlier one wins, so the defaults stay unless they are beaten.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], l
 
 
 def winners(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line a method with a complete trial. `first` is its first trial: the recipe as it is.
+    """One line a method with a complete trial. `first` is its first trial: the method's defaults.
 
     Raises ValueError when the complete trials of a method differ in commit, device or another condition.
     """
@@ -88,13 +88,13 @@ def _document(title: str, best: pd.DataFrame) -> str:
             "trials": best["complete"].astype(str) + " of " + best["trials"].astype(str),
             "best settings": best["settings"].map(words.markdown),
             "top-1 %": list(map(words.mean_sd, best["top1_mean_pct"], best["top1_sd_pp"], best["n"])),
-            "recipe's top-1 %": best["first_top1_mean_pct"].map(words.number),
+            "defaults' top-1 %": best["first_top1_mean_pct"].map(words.number),
             "gain pp": best["gain_pp"].map(words.number),
         }
     )
     about = (
         f"# {words.markdown(title)}: the best settings of each method\n\nBy the mean accuracy on the validation part; no test "
-        "image was read. The gain over the recipe is that of the best of several noisy trials, so it is too large. Rows and "
+        "image was read. The gain over the defaults is that of the best of several noisy trials, so it is too large. Rows and "
         "commits are in winners.csv.\n\n"
     )
     sections = [
