@@ -39,22 +39,48 @@ class Context:
 
 def is_done(stage: Stage, context: Context) -> bool:
     """True when the stage's output is there and whole. A damaged output is set aside and named in the log."""
-    folder = context.folder(stage)
     try:
-        done = json.loads((folder / "done.json").read_text())
-        damaged = [name for name, about in done["files"].items() if not _has_size(folder / name, about["bytes"])]
-        if not damaged and done["row"]:
+        done = output(stage, context)
+        if done is None:
+            return False
+        if done["row"] and _json(_row_path(stage, context)) != done["row"]:  # a comparison; rows are made when it fails
             row = records.from_dict(done["row"])
             if records.read(_row_path(stage, context)) != row:
                 records.write(row, context.results)
-    except FileNotFoundError:
+    except DamagedError as error:
+        _set_aside(context.folder(stage), error.files)
         return False
+    except ValueError:
+        _set_aside(context.folder(stage), ["done.json"])
+        return False
+    return True
+
+
+class DamagedError(ValueError):
+    """Files of a finished stage are not as they were written."""
+
+    def __init__(self, files: list[str]) -> None:
+        super().__init__(", ".join(files))
+        self.files = files
+
+
+def output(stage: Stage, context: Context) -> dict[str, Any] | None:
+    """What `done.json` says, its files being there in their size; None when the stage is not done. Changes nothing.
+
+    Raises DamagedError.
+    """
+    folder = context.folder(stage)
+    try:
+        done = json.loads((folder / "done.json").read_bytes())
+        damaged = [name for name, about in done["files"].items() if not _has_size(folder / name, about["bytes"])]
+        done["row"], done["result"]
+    except FileNotFoundError:
+        return None
     except (ValueError, KeyError, TypeError, AttributeError):
         damaged = ["done.json"]
     if damaged:
-        _set_aside(folder, damaged)
-        return False
-    return True
+        raise DamagedError(damaged)
+    return done
 
 
 def check_files(stage: Stage, context: Context) -> None:
@@ -81,15 +107,23 @@ def _row_path(stage: Stage, context: Context) -> Path:
 
 
 def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+    try:
+        return os.stat(path).st_size == size
+    except OSError:
+        return False
+
+
+def _json(path: Path) -> Any:
+    """What the file holds; None when it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
     """Status and reason of the last attempt, when it failed."""
-    try:
-        return json.loads((context.folder(stage) / "failed.json").read_text())
-    except (OSError, ValueError):
-        return None
+    return _json(context.folder(stage) / "failed.json")
 
 
 def finish(
