@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -55,6 +56,8 @@ class Watch:
         state = {
             "doing": doing,
             "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "job": os.environ.get("SLURM_JOB_ID", ""),
             "seconds": round(now - self.started, 1),
             "time": time.time(),
             **numbers,

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock, Timeout
 
-from suite import records
+from suite import lease, records
 from suite.files import write_json
 from suite.progress import Interrupted, Watch
 from suite.run.common import make_row
@@ -56,7 +55,8 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
     watch = watch or Watch(folder / "progress.json", context.max_minutes)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock", watch):
+        waiting = functools.partial(_wait_for, watch)
+        with lease.held(folder / ".lease", waiting=waiting, lost=watch.signalled.set):
             return "done" if is_done(stage, context) else _attempt(stage, context, watch)
     except Interrupted:  # while waiting for another process with the same stage
         return "interrupted"
@@ -64,21 +64,10 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
         return fail(stage, context, "failed", _reason(error))
 
 
-@contextlib.contextmanager
-def _locked(path: Path, watch: Watch) -> Iterator[None]:
-    """Hold the lock; raises Interrupted when it is time to stop before it is free."""
-    lock = FileLock(path)
-    while True:
-        try:
-            lock.acquire(timeout=0.5)
-            break
-        except Timeout:
-            if watch.must_stop:
-                raise Interrupted("stopped while another process does this stage") from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _wait_for(watch: Watch, owner: str) -> None:
+    """While another process does the stage. Raises Interrupted when it is time to stop."""
+    if watch.must_stop:
+        raise Interrupted(f"stopped while {owner or 'another process'} does this stage")
 
 
 def _attempt(stage: Stage, context: Context, watch: Watch) -> Outcome:
