@@ -11,6 +11,7 @@ write. Work under a lease must therefore leave the same bits whoever writes last
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,11 @@ def owner(path: Path) -> str:
     """The process that this file names, "process 123 on node7"; "" when there is none. It may be dead."""
     record = _lease(path).owner
     return f"process {record.pid} on {record.hostname.partition('?')[0]}" if record else ""
+
+
+def host() -> str:
+    """This machine, as `owner` names it."""
+    return socket.gethostname()
 
 
 def _lease(path: Path, lost: Callable[[], None] = lambda: None) -> SoftFileLease:
