@@ -55,8 +55,8 @@ class Watch:
         self._written = now
         state = {
             "doing": doing,
-            "host": socket.gethostname(),
             "pid": os.getpid(),
+            "host": socket.gethostname(),
             "job": os.environ.get("SLURM_JOB_ID", ""),
             "seconds": round(now - self.started, 1),
             "time": time.time(),

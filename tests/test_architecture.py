@@ -21,7 +21,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for home in HOMES for path in (
 SUITE = [file for file in FILES if file.startswith("suite/")]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("suite.files", "suite.registry", "suite.schedule", "suite.progress", "suite.cli", "suite.measure"),
+    ("suite.files", "suite.lease", "suite.registry", "suite.schedule", "suite.progress", "suite.cli", "suite.measure"),
     ("suite.models",),
     ("suite.contract",),
     ("suite.graph", "suite.data"),

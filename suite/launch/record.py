@@ -6,10 +6,16 @@ It says which SLURM job does which stage; what became of the stage is in the sta
 from __future__ import annotations
 
 import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from suite import records
 from suite.files import write_json
+from suite.stages import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,23 @@ class Launch:
     pid: int
     stages: dict[str, str]
     jobs: dict[str, str] = field(default_factory=dict)
+
+
+def of(grid: str, cluster: str, stages: Sequence[Stage], *, snapshot: str, jobs: Mapping[str, str]) -> Launch:
+    """The launch that begins now; `jobs` are those of the launch before."""
+    source = records.source()
+    return Launch(
+        grid=grid,
+        cluster=cluster,
+        commit=source["commit"],
+        dirty=source["dirty"],
+        snapshot=snapshot,
+        time=time.time(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        stages={stage.key: stage.label for stage in stages},
+        jobs=dict(jobs),
+    )
 
 
 def folder(results: Path) -> Path:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from suite import progress
+from suite import lease, progress
 from suite.launch import record
 from suite.launch.cost import TIMED_S
 from suite.launch.record import Launch
@@ -30,8 +29,6 @@ from suite.stages import Base, Pruned, Stage, Timed
 
 Name = Literal["done", "running", "queued", "failed", "interrupted", "lost", "to do"]
 NAMES: tuple[Name, ...] = get_args(Name)
-SILENT_S = 600
-"""A process on another host that has reported nothing for so long, and whose job SLURM does not know, is lost."""
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
 ENDED: dict[str, Name] = {"failed": "failed", "diverged": "failed", "interrupted": "interrupted"}
 TAIL_LINES, TAIL_BYTES = 4, 4096
@@ -62,7 +59,11 @@ class Observer:
         begun = _names(self.context.results / "work")
         jobs = launch.jobs if launch else {}
         shared = {job for job, count in Counter(jobs.values()).items() if count > 1}
-        idle: Name = "queued" if launch and launch.cluster != "slurm" and launcher_lives(launch) else "to do"
+        idle: Name = (
+            "queued"
+            if launch and launch.cluster != "slurm" and launcher_lives(launch, self.context.results)
+            else "to do"
+        )
         found = []
         for stage in self.stages:
             if (state := self._done.get(stage.key)) is None:
@@ -85,9 +86,10 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def launcher_lives(launch: Launch) -> bool | None:
-    """Whether the launcher still runs; None when it is on another host."""
-    return progress.is_alive(launch.host, launch.pid, launch.time)
+def launcher_lives(launch: Launch, results: Path) -> bool:
+    """Whether the process that launched is still at it, as far as this host can know."""
+    held = lease.is_fresh(record.folder(results) / f"{launch.grid}.lease")
+    return held and progress.is_alive(launch.host, launch.pid, launch.time) is not False
 
 
 def _state(stage: Stage, context: Context, job: str, now: str | None, *, shared: bool) -> State | None:
@@ -113,15 +115,13 @@ def _state(stage: Stage, context: Context, job: str, now: str | None, *, shared:
 
 
 def _is_alive(stage: Stage, context: Context, reported: Mapping[str, Any]) -> bool:
-    """Whether the process that reported is there; on another host, whether it, or its lock, was heard of lately."""
-    lives = progress.is_alive(str(reported.get("host", "")), int(reported.get("pid", 0)), reported.get("time", 0.0))
-    if lives is not None:
-        return lives
-    try:
-        heard = os.stat(context.folder(stage) / ".lock").st_mtime
-    except OSError:
-        heard = 0.0
-    return time.time() - max(heard, reported.get("time", 0.0)) < SILENT_S
+    """Whether the stage's lease is held by a process that is there; on another host: by one that was heard of lately."""
+    if not lease.is_fresh(context.folder(stage) / ".lease"):
+        return False
+    return (
+        progress.is_alive(str(reported.get("host")), int(reported.get("pid", 0)), reported.get("time", 0.0))
+        is not False
+    )
 
 
 def counts(states: Iterable[State]) -> dict[str, Counter[Name]]:

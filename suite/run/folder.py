@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from suite.files import sha256, write_json
 from suite.stages import Stage, identity
 
 log = logging.getLogger(__name__)
+
+TRIES = 3
+"""A stage that fails in the same way so often is left alone until somebody asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,32 @@ def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
     return _json(context.folder(stage) / "failed.json")
 
 
+def count_failure(stage: Stage, context: Context, status: str, reason: str) -> None:
+    """Remember one more failure of this kind and reason. Numbers in reasons (sizes, jobs, epochs) make no difference."""
+    counts = _failures(stage, context)
+    kind = re.sub(r"\d+", "#", f"{status}: {reason}")
+    counts[kind] = {"times": counts.get(kind, {"times": 0})["times"] + 1, "reason": reason}
+    write_json(context.folder(stage) / "failures.json", counts)
+
+
+def given_up(stage: Stage, context: Context) -> str | None:
+    """Why the stage is left alone, when it has failed in the same way `TRIES` times; None when it may be tried."""
+    for failures in _failures(stage, context).values():
+        if failures["times"] >= TRIES:
+            times, reason = failures["times"], failures["reason"]
+            return f"given up after {times} equal failures: {reason}; --retry-failed tries it again"
+    return None
+
+
+def forget_failures(stage: Stage, context: Context) -> None:
+    """Let the stage be tried again, however often it has failed."""
+    (context.folder(stage) / "failures.json").unlink(missing_ok=True)
+
+
+def _failures(stage: Stage, context: Context) -> dict[str, dict[str, Any]]:
+    return _json(context.folder(stage) / "failures.json") or {}
+
+
 def finish(
     stage: Stage, context: Context, files: Iterable[str], result: Mapping[str, Any], row: records.Row | None
 ) -> None:
@@ -141,6 +171,7 @@ def finish(
         *folder.glob("plan*.safetensors"),
         *folder.glob("*.part"),
         folder / "failed.json",
+        folder / "failures.json",
         folder / "progress.json",
     ):
         leftover.unlink(missing_ok=True)
