@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from suite import cli, grids, models, weights
-from suite.launch import local, record, slurm, snapshot, work
+from suite import cli, grids, models, prefetch, weights
+from suite import data as datasets
+from suite.launch import local, record, slurm, snapshot, view, work
 from suite.launch import options as slurm_options
 from suite.launch.cost import estimate
 from suite.launch.display import Display, minutes
@@ -35,7 +37,15 @@ def parser() -> argparse.ArgumentParser:
         epilog="Example: python -m suite.launch --grid quickstart --only 'dsp' --dry-run",
     )
     cli.add_grid_options(result)
-    result.add_argument("--dry-run", action="store_true", help="show the stages, what is done, what will run, its cost")
+    instead = result.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--dry-run", action="store_true", help="show the stages, what is done, what will run, its cost"
+    )
+    instead.add_argument(
+        "--status", action="store_true", help="show where the grid stands, launched from any shell at any time"
+    )
+    instead.add_argument("--follow", action="store_true", help="show it again and again until nothing runs or waits")
+    instead.add_argument("--cancel", action="store_true", help="end its jobs, or its launcher on this machine")
     result.add_argument(
         "--retry-failed", action="store_true", help="do again, too, what has failed three times in the same way"
     )
@@ -81,7 +91,7 @@ def _add_slurm_options(result: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    """Exit status: 0 all done, 1 something failed, 2 bad arguments or missing data, 75 stopped before the end."""
+    """Exit status: 0 all done, 1 something failed, 2 bad arguments or missing data, 75 not all done yet."""
     arguments = parser().parse_args()
     cli.configure_logging()
     console = Console(soft_wrap=True) if not sys.stdout.isatty() else Console()
@@ -91,6 +101,8 @@ def main() -> int:
         sys.stderr.write(f"suite.launch: {' '.join(str(error).split())}\n")
         return 2
     except KeyboardInterrupt:
+        if arguments.follow:
+            return 130
         if arguments.cluster == "slurm":
             sys.stderr.write("suite.launch: stopped watching; the jobs go on (--cancel ends them)\n")
             return 130
@@ -106,17 +118,34 @@ def _launch(arguments: argparse.Namespace, console: Console) -> int:
     grid = grids.load(arguments.grid)
     runs = grids.runs_of(grid, only=arguments.only, smoke=arguments.smoke)
     stages = grids.stages_of(grid, runs, smoke=arguments.smoke)
+    if arguments.status or arguments.follow or arguments.cancel:
+        return _view(arguments, stages, console)
     context = _context(arguments)
-    _check_data(stages, context)
+    _check_names(stages)
     options = _options(arguments)
     todo = work.of(stages, context, retry_failed=arguments.retry_failed, only_timing=arguments.only_timing)
     if arguments.dry_run:
-        _dry_run(todo, context, arguments.jobs, console)
-        return 0
+        return _dry_run(todo, arguments, context, console)
+    if todo.todo:
+        prefetch.fetch(stages, context.data)
+        for message in _missing(stages, context):
+            raise ValueError(message)
     with work.alone(context.results, grids.folder_name(arguments.grid)):
         every = stages if not arguments.only else grids.stages_of(grid, grids.runs_of(grid, smoke=arguments.smoke))
         outcomes = _run(todo, every, options, arguments, context, console)
     return _summary(arguments, todo, outcomes, context, console)
+
+
+def _view(arguments: argparse.Namespace, stages: Sequence[Stage], console: Console) -> int:
+    """Look at the grid, or end it, without launching anything; its data need not be here."""
+    context = Context(results=cli.results_of(arguments).absolute())
+    seen = view.View(grids.folder_name(arguments.grid), stages, context)
+    if arguments.cancel:
+        console.print(view.cancel(seen), markup=False, highlight=False)
+        return 0
+    if not console.is_terminal:
+        console = Console(soft_wrap=True, width=view.WIDTH)
+    return view.follow(seen, console) if arguments.follow else view.show(seen, console)
 
 
 def _context(arguments: argparse.Namespace) -> Context:
@@ -184,16 +213,30 @@ def _run(
         return local.run(todo.todo, context, display, jobs=arguments.jobs)
 
 
-def _check_data(stages: Sequence[Stage], context: Context) -> None:
-    """Raise before anything runs when a model is unknown, or data or public weights are missing."""
+def _check_names(stages: Sequence[Stage]) -> None:
+    """Raise before anything runs when a model, a data set or public weights are unknown."""
     for base in (stage for stage in stages if isinstance(stage, Base)):
         pick("model", base.model, models.available())
-        dataset_of(base, context)
+        pick("data set", base.data, datasets.available())
         if base.weights:
-            weights.find(base.weights, context.data)
+            weights.public(base.weights)
 
 
-def _dry_run(todo: Work, context: Context, jobs: int, console: Console) -> None:
+def _missing(stages: Sequence[Stage], context: Context) -> list[str]:
+    """What is not there of data and public weights, and how to get it."""
+    found = []
+    for base in (stage for stage in stages if isinstance(stage, Base)):
+        try:
+            if base.weights:
+                weights.find(base.weights, context.data)
+            dataset_of(base, context)
+        except (ValueError, OSError) as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _dry_run(todo: Work, arguments: argparse.Namespace, context: Context, console: Console) -> int:
+    """Show what would be done; 2 when data are missing. Nothing is fetched or written."""
     keys = {stage.key for stage in todo.todo}
     for stage in todo.stages:
         failed = failure(stage, context) if stage.key in keys else None
@@ -202,15 +245,33 @@ def _dry_run(todo: Work, context: Context, jobs: int, console: Console) -> None:
             state = f"{failed['status']} before: {failed['reason']}"
         console.print(f"{stage.key:22} {stage.label}  [{state}]", markup=False, highlight=False)
     kinds = Counter(stage.kind for stage in todo.todo)
-    cost = estimate(todo.todo, context)
     alone = f", {len(todo.left_alone)} left alone" if todo.left_alone else ""
     console.print(
         f"\n{len(todo.stages)} stages, {todo.done} done, {len(todo.todo)} to do "
-        f"({', '.join(f'{n} {kind}' for kind, n in kinds.items()) or 'none'}){alone}\n"
-        f"cost: {cost.training_macs / 1e15:.3g} PetaMACs of training, about {minutes(cost.seconds)} on this {context.device} one "
-        f"after the other, were every network as slow as its dense one ({jobs} at a time)",
+        f"({', '.join(f'{n} {kind}' for kind, n in kinds.items()) or 'none'}){alone}",
         highlight=False,
     )
+    if missing := _missing(todo.todo, context):
+        for message in missing:
+            console.print(f"missing: {message}", markup=False, highlight=False)
+        console.print(
+            f"cost: not known without it; to fetch: python -m suite.prefetch {_words(arguments)}", markup=False
+        )
+        return 2
+    cost = estimate(todo.todo, context)
+    console.print(
+        f"cost: {cost.training_macs / 1e15:.3g} PetaMACs of training, about {minutes(cost.seconds)} on this {context.device} one "
+        f"after the other, were every network as slow as its dense one ({arguments.jobs} at a time)",
+        highlight=False,
+    )
+    return 0
+
+
+def _words(arguments: argparse.Namespace) -> str:
+    """The options that another command needs to see the same grid and data."""
+    given = (("--grid", arguments.grid), ("--only", arguments.only), ("--data", arguments.data))
+    words = shlex.join(str(word) for pair in given if pair[1] for word in pair)
+    return words + (" --smoke" if arguments.smoke else "")
 
 
 def _summary(

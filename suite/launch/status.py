@@ -101,7 +101,7 @@ def _state(stage: Stage, context: Context, job: str, now: str | None, *, shared:
     if done is not None:
         return State(stage=stage, name="done", seconds=(done["row"] or done["result"]).get("seconds"))
     reported, ended = progress.read(context.folder(stage) / "progress.json"), failure(stage, context)
-    job = str(reported.get("job") or job)
+    job = job or str(reported.get("job", ""))
     goes_on = bool(reported) and (ended is None or ended.get("time", 0) < reported.get("time", 0))
     if now is not None and now not in RUNNING:
         return State(stage=stage, name="queued", about=ended or reported, job=job)
