@@ -30,7 +30,7 @@ SCHEMA = 2
 Status = Literal["done", "diverged", "failed"]
 Leg = Literal["eager", "graph"]
 DAMAGED = ".json.damaged"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 """Where the source lies that runs: a checkout, an installed package, or a snapshot that a launch took."""
 SNAPSHOT = "snapshot.json"
 """In a snapshot: what `source` said where it was taken, and the snapshot's name."""
