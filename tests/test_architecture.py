@@ -22,7 +22,7 @@ SUITE = [file for file in FILES if file.startswith("suite/")]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.files", "suite.lease", "suite.registry", "suite.schedule", "suite.progress", "suite.cli", "suite.measure"),
-    ("suite.models",),
+    ("suite.models", "suite.distributed"),
     ("suite.contract",),
     ("suite.graph", "suite.data"),
     ("suite.select", "suite.weights", "suite.pack", "suite.train"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import submitit
 
-from suite import records
+from suite import distributed, records
 from suite.launch import local
 from suite.progress import Watch
 from suite.run import Context, Outcome, cores, execute, fail
@@ -40,13 +40,15 @@ class StageJob(submitit.helpers.Checkpointable):
             return [fail(stage, self.context, "failed", reason) for stage in stages]
         stopped: list[int] = []
         if len(stages) == 1:
-            outcomes = [_one(stages[0], self.context, stopped)]
+            with distributed.joined(self.context.device):
+                outcomes = [_one(stages[0], self.context, stopped)]
         else:
             threads = self.context.threads or max(1, cores() // len(stages))
             context = dataclasses.replace(self.context, threads=threads)
             found = local.run(stages, context, jobs=len(stages), signals=(signal_of_slurm(),), stopped=stopped)
             outcomes = [found.get(stage.key, "interrupted") for stage in stages]
-        if stopped and "interrupted" in outcomes:
+        first = os.environ.get("SLURM_PROCID", "0") == "0"
+        if stopped and "interrupted" in outcomes and first:
             _requeue()
         return outcomes
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from suite import lease, records
+from suite import distributed, lease, records
 from suite.files import write_json
 from suite.progress import Interrupted, Watch
 from suite.run.common import make_row
@@ -51,15 +51,34 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
     """
     folder = context.folder(stage)
     watch = watch or Watch(folder / "progress.json", context.max_minutes)
+    if not distributed.is_first():
+        return _follow(stage, context, watch)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         waiting = functools.partial(_wait_for, watch)
         with lease.held(folder / ".lease", waiting=waiting, lost=watch.signalled.set):
-            return "done" if is_done(stage, context) else _attempt(stage, context, watch)
+            if not distributed.agreed(not is_done(stage, context)):
+                return "done"
+            return _attempt(stage, context, watch)
     except Interrupted:  # while waiting for another process with the same stage
         return "interrupted"
     except OSError as error:
         return fail(stage, context, "failed", _reason(error))
+
+
+def _follow(stage: Stage, context: Context, watch: Watch) -> Outcome:
+    """In every task but the first, which holds the lease and writes: do the stage along with it, if it begins."""
+    watch.path = None
+    try:
+        if not distributed.agreed(False) or isinstance(stage, Timed):
+            return "done"
+        _do(stage, context, watch)
+        return "done"
+    except Interrupted:
+        return "interrupted"
+    except Exception as error:  # the first task says what went wrong; if it is this one alone, the log of its job does
+        log.exception("%s: task stopped", stage.label)
+        return "diverged" if isinstance(error, Diverged) else "failed"
 
 
 def _wait_for(watch: Watch, owner: str) -> None:
@@ -142,7 +161,8 @@ def fail(
 
 
 def _do(stage: Stage, context: Context, watch: Watch) -> None:
-    _pin_threads(context.folder(stage) / "started.json", context)
+    with distributed.first_before_others():
+        _pin_threads(context.folder(stage) / "started.json", context)
     for needed in stage.needs:
         if not is_done(needed, context):
             why = failure(needed, context) or {"status": "missing", "reason": "it is not done; run it first"}

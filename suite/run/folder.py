@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from suite import records
+from suite import distributed, records
 from suite.files import sha256, write_json
 from suite.stages import Stage, identity
 
@@ -159,7 +159,9 @@ def _failures(stage: Stage, context: Context) -> dict[str, dict[str, Any]]:
 def finish(
     stage: Stage, context: Context, files: Iterable[str], result: Mapping[str, Any], row: records.Row | None
 ) -> None:
-    """Write the row, then mark the stage as done, then drop what only a continuation needed."""
+    """Write the row, then mark the stage as done, then drop what only a continuation needed. The first task does it for all."""
+    if not distributed.is_first():
+        return
     folder = context.folder(stage)
     if row is not None:
         records.write(row, context.results)
