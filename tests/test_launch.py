@@ -381,7 +381,7 @@ def test_a_grid_leaves_rows_a_table_and_figures(launched: Launched) -> None:
 def test_again_does_nothing(copied: Context, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(copied.results / "work") | files(copied.results / "rows")
     assert launch(copied.results) == 0
-    assert "all 9 stages are done; nothing to do" in capsys.readouterr().out
+    assert "9 of 9 stages are done; nothing to do" in capsys.readouterr().out
     assert files(copied.results / "work") | files(copied.results / "rows") == before
     everything = files(copied.results)
     assert launch(copied.results, "--dry-run") == 0
