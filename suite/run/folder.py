@@ -51,7 +51,7 @@ def is_done(stage: Stage, context: Context) -> bool:
             row = records.from_dict(done["row"])
             if records.read(_row_path(stage, context)) != row:
                 records.write(row, context.results)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (ValueError, KeyError, TypeError, AttributeError):
         damaged = ["done.json"]
