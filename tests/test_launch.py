@@ -23,7 +23,7 @@ import torch
 from tiny_grid import call, members, results, stages, start, wait_for
 
 from suite import grids, methods, records
-from suite.launch import options
+from suite.launch import options, work
 from suite.launch.__main__ import main
 from suite.progress import read
 from suite.report import __main__ as report
@@ -213,6 +213,22 @@ def test_without_slurm_the_slurm_option_is_one_line(
     assert shown.err.count("\n") == 1
 
 
+def test_two_launches_of_a_grid_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--grid", tiny_grid.FILE, "--results", tmp_path, "--device", "cpu")
+    with work.alone(tmp_path, "tiny_grid"):
+        assert call(main, *arguments) == 2
+    message = one_line(capsys)
+    assert f"tiny_grid is being launched already, by process {os.getpid()} on {socket.gethostname()}" in message
+    assert not (tmp_path / "work").exists()
+
+
+def test_results_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ("--grid", tiny_grid.FILE, "--results", tmp_path / "file" / "results", "--device", "cpu")
+    assert call(main, *arguments) == 2
+    assert "results cannot be written to (Not a directory); name another folder" in one_line(capsys)
+
+
 # ---- options of SLURM ------------------------------------------------------------------------------------------------
 
 
@@ -381,7 +397,7 @@ def test_a_grid_leaves_rows_a_table_and_figures(launched: Launched) -> None:
 def test_again_does_nothing(copied: Context, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(copied.results / "work") | files(copied.results / "rows")
     assert launch(copied.results) == 0
-    assert "all 9 stages are done; nothing to do" in capsys.readouterr().out
+    assert "9 of 9 stages are done; nothing to do" in capsys.readouterr().out
     assert files(copied.results / "work") | files(copied.results / "rows") == before
     everything = files(copied.results)
     assert launch(copied.results, "--dry-run") == 0

@@ -33,10 +33,9 @@ class _Worker:
     """A process that does one stage at a time. Signals wait until it can act on them: the launcher alone takes Ctrl-C."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(
-            max_workers=1, mp_context=context, initializer=_die_with, initargs=(os.getpid(),)
-        )
+        context = multiprocessing.get_context("forkserver")  # torch is imported once, and its memory shared
+        context.set_forkserver_preload(["suite.run"])
+        self.pool = ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_die_with_the_launcher)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)  # a new process inherits this
         self.pid = self.pool.submit(os.getpid)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -86,12 +85,13 @@ class _Workers:
             worker.pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _die_with(parent: int) -> None:
+def _die_with_the_launcher() -> None:
     """In a worker: end when the launcher is gone. Nothing that was finished is lost by it."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        launcher.join()
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -135,7 +135,7 @@ class _Submitter:
         setup = [f"export PYTHONSAFEPATH=1 PYTHONPATH={source}${{PYTHONPATH:+:$PYTHONPATH}}"]
         executor.update_parameters(
             **wanted,
-            job_name=f"{self.launch.grid}-{first.kind}",
+            job_name=f"{self.launch.grid}-{'timing' if array.timing else 'training'}",
             array_parallelism=self.options.parallel or len(array.tasks),
             setup=setup,
         )

@@ -21,7 +21,6 @@ from suite.progress import Interrupted, Watch
 from suite.run.common import make_row
 from suite.run.folder import Context, check_files, count_failure, failure, forget_failures, given_up, is_done
 from suite.run.pruned_stage import do_pruned
-from suite.run.timed_stage import do_timed
 from suite.run.train_stages import do_base, do_learned
 from suite.stages import Base, Learned, Pruned, Stage, Timed
 from suite.train import Diverged
@@ -176,6 +175,8 @@ def _do(stage: Stage, context: Context, watch: Watch) -> None:
     elif isinstance(stage, Pruned):
         do_pruned(stage, context, watch)
     else:
+        from suite.run.timed_stage import do_timed  # scipy.stats takes a fifth of the time in which a job starts
+
         do_timed(stage, context, watch)
 
 

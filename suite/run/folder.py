@@ -78,7 +78,7 @@ def output(stage: Stage, context: Context) -> dict[str, Any] | None:
         done = json.loads((folder / "done.json").read_bytes())
         damaged = [name for name, about in done["files"].items() if not _has_size(folder / name, about["bytes"])]
         done["row"], done["result"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
         damaged = ["done.json"]
