@@ -187,6 +187,7 @@ class GroupLearner(Learner):
             }
             scores = torch.func.functional_call(step.model, trial, (step.images,))
             gradients = torch.autograd.grad(F.cross_entropy(scores, step.labels), leaves)
+            step.average(gradients)
         return [_sgd_step(*layers, step.optimizer, step.lr) for layers in zip(w1, gradients, weights, strict=True)]
 
     def _draw(self) -> list[Tensor]:

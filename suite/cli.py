@@ -12,6 +12,19 @@ from rich.logging import RichHandler
 
 def add_grid_options(parser: argparse.ArgumentParser) -> None:
     """--grid, --only, --smoke, --data, --results: which runs, and where everything lies."""
+    add_choice_options(parser)
+    add_data_option(parser)
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="rows, tables and work files (default: results)",
+    )
+
+
+def add_choice_options(parser: argparse.ArgumentParser) -> None:
+    """--grid, --only, --smoke: which runs."""
     parser.add_argument(
         "--grid",
         required=True,
@@ -24,15 +37,12 @@ def add_grid_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="try the grid in minutes: embedded data, one seed, one budget, 256 images a stage; rows go to RESULTS/smoke",
     )
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    """--data: where the data lie."""
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="data folder (default: SUITE_DATA, else the user's cache)"
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=Path("results"),
-        metavar="DIR",
-        help="rows, tables and work files (default: results)",
     )
 
 

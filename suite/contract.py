@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -221,7 +221,8 @@ class Task:
 class Step:
     """One step of the suite's training loop, as a learner's hooks see it. `index` runs from 0 over the whole stage.
 
-    In a captured step `lr` and `index` are tensors on the device.
+    In a captured step `lr` and `index` are tensors on the device. Where several GPUs share a batch, `images` are this one's, and
+    `average` replaces tensors by their means over all of them: for gradients that a learner computes itself.
     """
 
     model: nn.Module
@@ -231,6 +232,7 @@ class Step:
     lr: float | Tensor
     index: int | Tensor
     total: int
+    average: Callable[[Sequence[Tensor]], None] = lambda tensors: None
 
 
 class Learner:

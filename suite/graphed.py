@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from suite import distributed
 from suite.contract import Learner
 from suite.train import Trainer
 
@@ -84,6 +85,6 @@ class GraphedTrainer(Trainer):
 
 def make_trainer(model: nn.Module, *arguments: Any, learner: Learner | None = None, **options: Any) -> Trainer:
     """The fastest `Trainer` for this model's device and learner; takes what `Trainer` takes."""
-    captures = next(model.parameters()).is_cuda and (learner is None or learner.capturable)
+    captures = next(model.parameters()).is_cuda and (learner is None or learner.capturable) and distributed.tasks() == 1
     kind = GraphedTrainer if captures else Trainer
     return kind(model, *arguments, learner=learner, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -55,6 +56,8 @@ class Watch:
         state = {
             "doing": doing,
             "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "job": os.environ.get("SLURM_JOB_ID", ""),
             "seconds": round(now - self.started, 1),
             "time": time.time(),
             **numbers,
@@ -70,3 +73,19 @@ def read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+
+
+def is_alive(host: str, pid: int, since: float) -> bool | None:
+    """Whether the process that was there at the time `since` still is; None when it is on another host.
+
+    A later process with the same number is another one.
+    """
+    if host != socket.gethostname():
+        return None
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError):
+        return False
+    age_s = uptime_s - int(fields[18]) / os.sysconf("SC_CLK_TCK")
+    return state != "Z" and time.time() - age_s <= since + 1

@@ -36,8 +36,13 @@ class _Named:
     @functools.cached_property
     def key(self) -> str:
         """`kind-` and 12 hex digits; the name of the stage's folder and row."""
-        text = json.dumps(identity(self), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
         return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What enters the hash. Stages share that of what they need, so that a grid is hashed in linear time."""
+        return _fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +137,7 @@ class Pruned(_Named):
         """The method's name."""
         return name_of(self.settings)
 
-    @property
+    @functools.cached_property
     def learned(self) -> Learned | None:
         """The stage in which the method learns, if it does."""
         if not self.settings.learns or self.learning is None:
@@ -203,14 +208,16 @@ def describe(settings: Pruner) -> str:
 
 def identity(value: Any) -> Any:
     """What enters the hash: fields that differ from their default, methods by name, as plain JSON values."""
+    if isinstance(value, _Named):
+        return value.identity
     if not dataclasses.is_dataclass(value):
         return value
-    fields = {
-        field.name: identity(getattr(value, field.name))
-        for field in dataclasses.fields(value)
-        if getattr(value, field.name) != field.default
-    }
-    return {"method": name_of(value), **fields} if isinstance(value, Pruner) else fields
+    return {"method": name_of(value), **_fields(value)} if isinstance(value, Pruner) else _fields(value)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    changed = ((field.name, getattr(value, field.name), field.default) for field in dataclasses.fields(value))
+    return {name: identity(item) for name, item, default in changed if item != default}
 
 
 def in_order(stages: Iterable[Stage]) -> list[Stage]:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from suite import distributed
 from suite.contract import Batch, Learner, Step
 from suite.data import Loader
 from suite.files import write_bytes
@@ -45,7 +46,7 @@ def seed_everything(seed: int) -> None:
 
 @torch.inference_mode()
 def top1_pct(model: nn.Module, batches: Iterable[Batch]) -> float:
-    """Share of images whose largest logit is the label, in percent of the images seen. Leaves the mode as it was."""
+    """Share of images whose largest logit is the label, in percent of the images seen by all tasks. Leaves the mode as it was."""
     training = model.training
     model.eval()
     correct = seen = 0
@@ -53,6 +54,7 @@ def top1_pct(model: nn.Module, batches: Iterable[Batch]) -> float:
         correct += int((model(images).argmax(1) == labels).sum())
         seen += len(labels)
     model.train(training)
+    correct, seen = distributed.summed(torch.tensor([correct, seen])).tolist()
     return 100 * correct / seen
 
 
@@ -119,7 +121,8 @@ class Trainer:
         penalty = self.learner.penalty()
         self.optimizer.zero_grad()
         (loss if penalty is None else loss + penalty).backward()
-        step = Step(self.model, self.optimizer, images, labels, lr, index, self.total)
+        distributed.average(parameter.grad for parameter in self.model.parameters())
+        step = Step(self.model, self.optimizer, images, labels, lr, index, self.total, distributed.average)
         self.learner.before_step(step)
         self.optimizer.step()
         self.learner.after_step(step)
@@ -132,7 +135,7 @@ class Trainer:
     def end_epoch(self) -> None:
         """Put the epoch's numbers into the history. Raises Diverged when the loss is not finite."""
         self.learner.after_epoch(self.model)
-        loss, correct, seen = self.tally.tolist()
+        loss, correct, seen = distributed.summed(self.tally).tolist()
         self.tally.zero_()
         if not math.isfinite(loss):
             raise Diverged(f"the loss became {loss} in epoch {self.step // self.steps_per_epoch}")
@@ -164,13 +167,13 @@ class Trainer:
             "step": self.step,
             "total": self.total,
             "seconds": self.seconds,
-            "tally": self.tally,
+            "tally": distributed.summed(self.tally),
             "history": self.history,
             "best": self.best,
             "rng": torch.get_rng_state(),
             "rng_python": random.getstate(),
             "rng_numpy": _numpy_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "rng_cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -181,14 +184,13 @@ class Trainer:
             group["fused"] = None
         self.learner.load_state_dict(state["learner"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
-        self.tally.copy_(state["tally"])
+        self.tally.copy_(state["tally"] if distributed.is_first() else torch.zeros(3))
         self.best = state["best"]
         torch.set_rng_state(state["rng"].cpu())
         random.setstate(state["rng_python"])
         np.random.set_state(state["rng_numpy"])
         if state["rng_cuda"] and torch.cuda.is_available():
-            for device, rng in zip(range(torch.cuda.device_count()), state["rng_cuda"], strict=False):
-                torch.cuda.set_rng_state(rng.cpu(), device)
+            torch.cuda.set_rng_state(state["rng_cuda"][0].cpu())
 
 
 def _numpy_state() -> tuple[Any, ...]:
@@ -204,7 +206,8 @@ def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: s
     Diverged when the loss is not finite. A damaged checkpoint is set aside and the training starts anew.
     """
     seed_everything(seed)
-    state = load_checkpoint(checkpoint)
+    with distributed.first_before_others():
+        state = load_checkpoint(checkpoint)
     if state is not None:
         trainer.load_state_dict(state)
     trainer.model.train()
@@ -227,12 +230,13 @@ def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: s
                 share=trainer.step / total,
                 train_top1_pct=last.get("train_top1_pct"),
             )
-            if watch.must_stop and trainer.step % steps:
+            stop = distributed.anywhere(watch.must_stop)
+            if stop and trainer.step % steps:
                 save()
                 raise Interrupted(f"stopped in epoch {epoch + 1} of {total // steps}")
         trainer.end_epoch()
         save()
-        if watch.must_stop and trainer.step < total:
+        if distributed.anywhere(watch.must_stop) and trainer.step < total:
             raise Interrupted(f"stopped after epoch {epoch + 1} of {total // steps}")
     trainer.take_best()
     return trainer.history

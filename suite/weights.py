@@ -1,7 +1,7 @@
 """Public base networks by name, so that pruning can start without training one.
 
-Files are looked for in the weights folder (SUITE_WEIGHTS, else `weights` in the data folder); torchvision's are downloaded
-into it when they are missing. Each comes with the normalisation that it was trained with.
+Files are looked for in the weights folder (SUITE_WEIGHTS, else `weights` in the data folder); `fetch` downloads torchvision's
+into it when they are missing, and nothing else does. Each comes with the normalisation that it was trained with.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from suite.data import data_folder
+from suite.files import sha256
 from suite.registry import pick
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,6 +32,8 @@ class PublicWeights:
     source: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    sha256: str
+    """The first digits of the file's digest: its publisher has them in its name."""
     rename: Callable[[str], str] = str
     in_torchvision: bool = False
     """torchvision knows where to download the file."""
@@ -54,24 +57,26 @@ def _torchvision(model: str, file: str) -> PublicWeights:
         source=f"torchvision {model}, IMAGENET1K_V1",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        sha256=Path(file).stem.rpartition("-")[2],
         in_torchvision=True,
     )
 
 
-def _akamaster(depth: int) -> PublicWeights:
+def _akamaster(depth: int, sha256: str) -> PublicWeights:
     return PublicWeights(
         file=f"cifar10_resnet{depth}_optionA.th",
         model=f"resnet{depth}_a",
         source="Yerlan Idelbayev, Proper ResNet Implementation for CIFAR10/CIFAR100 in PyTorch (BSD-2)",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        sha256=sha256,
         rename=_option_a,
     )
 
 
 PUBLIC = {
-    "cifar10_resnet20_a": _akamaster(20),
-    "cifar10_resnet56_a": _akamaster(56),
+    "cifar10_resnet20_a": _akamaster(20, "12fca82f"),
+    "cifar10_resnet56_a": _akamaster(56, "4bfd9763"),
     "imagenet_resnet18": _torchvision("resnet18", "resnet18-f37072fd.pth"),
     "imagenet_resnet34": _torchvision("resnet34", "resnet34-b627a593.pth"),
     "imagenet_resnet50": _torchvision("resnet50", "resnet50-0676ba61.pth"),
@@ -90,16 +95,34 @@ def folder(data: Path | None) -> Path:
 
 
 def find(name: str, data: Path | None) -> Path:
-    """The file of public weights, downloaded first where that is possible.
+    """The file of public weights. Raises FileNotFoundError with the path looked at and how to get it."""
+    entry = public(name)
+    path = folder(data) / entry.file
+    if not path.is_file():
+        how = (
+            "`python -m suite.prefetch --grid NAME` fetches it where there is a network"
+            if entry.in_torchvision
+            else f"get it from: {entry.source}"
+        )
+        raise FileNotFoundError(f"{path} is not there; {how}; SUITE_WEIGHTS may name another folder")
+    return path
 
-    Raises FileNotFoundError with the path looked at and how to get it.
+
+def fetch(name: str, data: Path | None) -> Path:
+    """The file of public weights, downloaded when it is missing and torchvision has it, and compared with its digest.
+
+    Raises FileNotFoundError as `find` does, ValueError when it is another file than its publisher's.
     """
     entry, where = public(name), folder(data)
-    path = where / entry.file
-    if not path.is_file() and entry.in_torchvision:
+    if entry.in_torchvision and not (where / entry.file).is_file():
         _download(entry, where)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; get it from: {entry.source}; set SUITE_WEIGHTS to its folder")
+    path = find(name, data)
+    found = sha256(path)
+    if not found.startswith(entry.sha256):
+        raise ValueError(
+            f"{path} is damaged, or another file: its sha256 begins with {found[:8]} instead of {entry.sha256}; delete it and "
+            "fetch it again"
+        )
     return path
 
 

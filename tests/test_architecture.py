@@ -21,8 +21,8 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for home in HOMES for path in (
 SUITE = [file for file in FILES if file.startswith("suite/")]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("suite.files", "suite.registry", "suite.schedule", "suite.progress", "suite.cli", "suite.measure"),
-    ("suite.models",),
+    ("suite.files", "suite.lease", "suite.registry", "suite.schedule", "suite.progress", "suite.cli", "suite.measure"),
+    ("suite.models", "suite.distributed"),
     ("suite.contract",),
     ("suite.graph", "suite.data"),
     ("suite.select", "suite.weights", "suite.pack", "suite.train"),
@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.stages",),
     ("suite.records",),
     ("suite.run", "suite.grids"),
-    ("suite.run.__main__", "suite.report"),
+    ("suite.run.__main__", "suite.report", "suite.prefetch"),
     ("suite.launch",),
 )
 """From the bottom to the top. A part of the suite imports parts of lower layers only, and itself."""

@@ -358,10 +358,21 @@ class FakeOfficial:
 
 def test_the_official_download_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeOfficial)
-    first = data.load("cifar10", tmp_path / "new")
+    data.fetch("cifar10", tmp_path / "new")
     monkeypatch.setattr("torchvision.datasets.CIFAR10", None)
-    second = data.load("cifar10", tmp_path / "new")
-    assert (first.train_size("all"), first.test_size, first.checksum) == (20, 10, second.checksum)
+    data.fetch("cifar10", tmp_path / "new")
+    found = data.load("cifar10", tmp_path / "new")
+    assert (found.train_size("all"), found.test_size) == (20, 10)
+
+
+def test_only_fetching_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeOfficial)
+    with pytest.raises(ValueError, match=r"CIFAR-10 is not at .*; `python -m suite\.prefetch --grid NAME` fetches it"):
+        data.load("cifar10", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    data.fetch("digits", tmp_path)
+    with pytest.raises(ValueError, match="unknown data set 'cifar'"):
+        data.fetch("cifar", tmp_path)
 
 
 def test_missing_cifar10_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,12 +381,12 @@ def test_missing_cifar10_says_where_it_was_looked_for(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", unreachable)
     with pytest.raises(ValueError, match=r"CIFAR-10 is not at .*cifar10\.npz, and downloading it failed") as caught:
-        data.load("cifar10", tmp_path)
+        data.fetch("cifar10", tmp_path)
     assert str(tmp_path / "cifar10.npz") in str(caught.value)
     assert "\n" not in str(caught.value)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="CIFAR-10 is not at"):
-        data.load("cifar10", tmp_path / "file")
+        data.fetch("cifar10", tmp_path / "file")
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +396,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeOfficial)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ValueError, match="No space left on device"):
-        data.load("cifar10", tmp_path)
+        data.fetch("cifar10", tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 

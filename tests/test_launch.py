@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,7 +23,7 @@ import torch
 from tiny_grid import call, members, results, stages, start, wait_for
 
 from suite import grids, methods, records
-from suite.launch import slurm
+from suite.launch import options, work
 from suite.launch.__main__ import main
 from suite.progress import read
 from suite.report import __main__ as report
@@ -212,19 +213,96 @@ def test_without_slurm_the_slurm_option_is_one_line(
     assert shown.err.count("\n") == 1
 
 
+def test_two_launches_of_a_grid_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--grid", tiny_grid.FILE, "--results", tmp_path, "--device", "cpu")
+    with work.alone(tmp_path, "tiny_grid"):
+        assert call(main, *arguments) == 2
+    message = one_line(capsys)
+    assert f"tiny_grid is being launched already, by process {os.getpid()} on {socket.gethostname()}" in message
+    assert not (tmp_path / "work").exists()
+
+
+def test_results_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ("--grid", tiny_grid.FILE, "--results", tmp_path / "file" / "results", "--device", "cpu")
+    assert call(main, *arguments) == 2
+    assert "results cannot be written to (Not a directory); name another folder" in one_line(capsys)
+
+
+# ---- options of SLURM ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder and a home without site files, on a machine whose sbatch is known."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(options, "_of_sbatch", lambda: frozenset({"licenses", "partition", "account", "reservation"}))
+    return tmp_path
+
+
+@pytest.mark.usefixtures("site")
 @pytest.mark.parametrize("option", ["gpu", "=gpu", ""])
 def test_slurm_options_are_pairs(option: str) -> None:
     with pytest.raises(ValueError, match="is not KEY=VALUE, such as partition=gpu"):
-        slurm.parameters([option])
+        options.load([option])
 
 
+@pytest.mark.usefixtures("site")
 def test_slurm_options_are_passed_on() -> None:
-    found = slurm.parameters(["partition=gpu", "time=60", "gpus-per-node=2", "licenses=a=b"])
+    words = ["partition=gpu", "time=60", "gpus-per-node=2", "licenses=a=b"]
+    found = options.load(words).parameters(gpu=True, timing=False)
     assert (found["time"], found["gpus_per_node"]) == (60, 2)
     assert found["partition"] == "gpu"
-    assert found["additional_parameters"] == {"licenses": "a=b"}
-    assert slurm.parameters([])["gpus_per_node"] == 1
-    assert "gpus_per_node" not in slurm.parameters([], "cpu"), "a partition without GPUs refuses even 0"
+    assert found["additional_parameters"] == {"requeue": True, "licenses": "a=b"}
+    assert options.load([]).parameters(gpu=True, timing=False)["gpus_per_node"] == 1
+    without = options.load([]).parameters(gpu=False, timing=True)
+    assert "gpus_per_node" not in without, "a partition without GPUs refuses even 0"
+
+
+@pytest.mark.usefixtures("site")
+def test_latency_has_a_node_and_a_kind_of_gpu_of_its_own() -> None:
+    found = options.load(["gpus_per_node=4"], timing_gpu="a100", runs_per_gpu=3)
+    assert "exclusive" not in found.parameters(gpu=True, timing=False)
+    timing = found.parameters(gpu=True, timing=True)
+    assert (timing["exclusive"], timing["gpus_per_node"]) == (True, "a100:1")
+
+
+def test_the_command_line_wins_over_the_folder_and_that_over_the_home(site: Path) -> None:
+    (site / "home" / "pruning-suite").mkdir(parents=True)
+    (site / "home" / "pruning-suite" / "slurm.toml").write_text(
+        "partition = 'home'\naccount = 'home'\nreservation = 'home'\nparallel = 2\ntiming_gpu = 'home'\n"
+    )
+    (site / "slurm.toml").write_text("partition = 'folder'\naccount = 'folder'\nruns-per-gpu = 3\nparallel = 3\n")
+    found = options.load(["partition=line"], parallel=4, runs_per_gpu=None)
+    assert dict(found.sbatch) == {"partition": "line", "account": "folder", "reservation": "home"}
+    assert (found.parallel, found.runs_per_gpu, found.timing_gpu) == (4, 3, "home")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("partitoin = 'gpu'", "unknown key 'partitoin' (did you mean partition?)"),
+        ("runs_per_gpu = 'two'", "runs_per_gpu = 'two' is not what it takes"),
+        ("[gpu]\npartition = 'gpu'", "gpu = {'partition': 'gpu'} is not what it takes"),
+        ("partition = gpu", "cannot be read"),
+        ("runs_per_gpu = 0", "--runs-per-gpu 0: it takes 1 or more"),
+        ("parallel = -1", "--parallel -1: it takes"),
+    ],
+)
+def test_a_site_file_that_is_wrong(site: Path, text: str, said: str) -> None:
+    (site / "slurm.toml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        options.load([])
+
+
+@pytest.mark.parametrize("option", ["--parallel=3", "--runs-per-gpu=2", "--timing-gpu=a100", "--slurm=time=60"])
+def test_options_of_slurm_do_nothing_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert call(main, "--grid", tiny_grid.FILE, "--results", tmp_path / "results", "--device", "cpu", option) == 2
+    assert f"{option.partition('=')[0]} is for --cluster slurm" in one_line(capsys)
+
+
+# ---- help ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -319,7 +397,7 @@ def test_a_grid_leaves_rows_a_table_and_figures(launched: Launched) -> None:
 def test_again_does_nothing(copied: Context, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(copied.results / "work") | files(copied.results / "rows")
     assert launch(copied.results) == 0
-    assert "all 9 stages are done; nothing to do" in capsys.readouterr().out
+    assert "9 of 9 stages are done; nothing to do" in capsys.readouterr().out
     assert files(copied.results / "work") | files(copied.results / "rows") == before
     everything = files(copied.results)
     assert launch(copied.results, "--dry-run") == 0

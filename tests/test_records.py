@@ -261,25 +261,25 @@ def test_dirty_means_changed_outside_results(tmp_path: Path, monkeypatch: pytest
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "first")
-    monkeypatch.setattr(records, "__file__", str(source))
-    clean = records._source()
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    clean = records.source()
     assert clean["dirty"] is False
     assert len(clean["commit"]) == 40
     write_text(tmp_path / "results" / "rows" / "new.json", "{}")
     write_text(tmp_path / "results" / "published.csv", "b\n")
-    assert records._source() == clean
+    assert records.source() == clean
     write_text(source, "x = 2\n")
-    assert records._source() == {**clean, "dirty": True}
+    assert records.source() == {**clean, "dirty": True}
     git(tmp_path, "checkout", "-q", str(source))
     write_text(tmp_path / "baselines" / "mine.py", "")
-    assert records._source()["dirty"] is True, "a method that nobody committed"
+    assert records.source()["dirty"] is True, "a method that nobody committed"
 
 
 def test_without_a_repository_the_packages_version_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "suite" / "records.py"))
+    monkeypatch.setattr(records, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert records._source()["commit"].startswith("package ")
-    assert records._source()["dirty"] is None
+    assert records.source()["commit"].startswith("package ")
+    assert records.source()["dirty"] is None
 
 
 def test_a_device_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
 import logging
 import multiprocessing
+import os
 import shutil
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,13 +24,12 @@ from typing import Any, ClassVar
 import pytest
 import tiny_grid
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file
 from tiny_grid import call, results, run_of, stages
 from torch import Tensor, nn
 
 from baselines.l1_filter import L1Filter
-from suite import data, grids, models, pack, records
+from suite import data, grids, lease, models, pack, records
 from suite.contract import Budget, Criterion, Learner, Planner, PruningPlan, State, Step, Task
 from suite.files import write_text
 from suite.graph import Graph
@@ -553,11 +557,65 @@ def test_who_waits_for_another_process_can_be_stopped(copied: Context) -> None:
     class Now(Watch):
         must_stop = True
 
-    with FileLock(copied.folder(stage) / ".lock"):
+    with held(copied.folder(stage)):
         began = time.monotonic()
         assert execute(stage, copied, Now()) == "interrupted"
         assert time.monotonic() - began < 10
     assert execute(stage, copied) == "done"
+
+
+def held(folder: Path) -> AbstractContextManager[None]:
+    """The lease of the stage, held by this thread."""
+    return lease.held(folder / ".lease", waiting=lambda owner: pytest.fail(owner), lost=lambda: None)
+
+
+def hold_and_wait(folder: Path, queue: Any) -> None:
+    """In another process: hold the lease until it is killed."""
+    with held(folder):
+        queue.put(lease.owner(folder / ".lease"))
+        time.sleep(600)
+
+
+def test_the_lease_of_a_killed_process_is_taken_over_at_once(copied: Context) -> None:
+    stage = the("pruned", "dsp")
+    (copied.folder(stage) / "done.json").unlink()
+    fork = multiprocessing.get_context("fork")
+    queue = fork.Queue()
+    process = fork.Process(target=hold_and_wait, args=(copied.folder(stage), queue))
+    process.start()
+    assert queue.get(timeout=60) == f"process {process.pid} on {socket.gethostname()}"
+    process.kill()
+    process.join(20)
+    began = time.monotonic()
+    assert execute(stage, copied) == "done"
+    assert time.monotonic() - began < 30
+    assert not (copied.folder(stage) / ".lease").exists()
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_an_owner_on_another_host_is_given_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool) -> None:
+    """As long as it touches its file it keeps it; then the other one is told."""
+    monkeypatch.setattr(lease, "LEASE_S", 2.0)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.2)
+    path, lost = tmp_path / ".lease", threading.Event()
+    with lease.held(path, waiting=pytest.fail, lost=lost.set):
+        text = path.read_text().replace(f"host={socket.gethostname()}", "host=elsewhere")
+        if not alive:
+            os.utime(path)
+            path.unlink()
+        path.write_text(text)
+        waits: list[str] = []
+
+        def waiting(owner: str) -> None:
+            waits.append(owner)
+            if alive and len(waits) > 8:
+                raise TimeoutError
+
+        with contextlib.suppress(TimeoutError), lease.held(path, waiting=waiting, lost=lambda: None):
+            assert not alive
+    assert len(waits) >= 3
+    assert "on elsewhere" in waits[0]
+    assert lost.is_set() is not alive
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

@@ -2,68 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
 import pytest
 import tiny_grid
 import torch
+from cluster import DEADLINE_S, Cluster, _tidy, asked, ended, job_of, slurm, state_of, submit, waiting
 from test_launch import HEAD
-from tiny_grid import results, start, wait_for
+from tiny_grid import results, wait_for
 
 from suite import grids, records
+from suite.launch import queue, record
 from suite.progress import read
-from suite.run import Context, execute, failure
+from suite.run import Context, execute, failure, is_done
 from suite.stages import Stage
 
-pytestmark = pytest.mark.slow
-
-OPTIONS = ("--cluster", "slurm", "--device", "cpu", "--threads", 1)
-RESOURCES = ("time=60", "cpus_per_task=1", "mem=1500")
-DEADLINE_S = 240
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[Path]:
-    """A private SLURM; its commands find it by SLURM_CONF."""
-    tool = os.environ.get("SUITE_SLURM")
-    if not tool:
-        pytest.skip("needs a command that starts a private Slurm: set SUITE_SLURM")
-    state = Path(tempfile.mkdtemp(prefix="ps", dir="/tmp"))  # short: it holds unix sockets
-    environment = {**os.environ, "SLURM_DEV_DIR": str(state), "SLURM_DEV_PORT": str(20000 + os.getpid() % 20000)}
-    before = os.environ.get("SLURM_CONF")
-    try:
-        up = subprocess.run([tool, "up"], env=environment, capture_output=True, text=True, timeout=400)
-        if up.returncode:
-            pytest.fail(f"{tool} up: {up.stderr[-2000:]}")
-        os.environ["SLURM_CONF"] = up.stdout.strip().rpartition("=")[2]
-        yield state
-    finally:
-        subprocess.run([tool, "down", "--purge"], env=environment, capture_output=True, timeout=120)
-        shutil.rmtree(state, ignore_errors=True)
-        os.environ.pop("SLURM_CONF", None)
-        if before is not None:
-            os.environ["SLURM_CONF"] = before
-
-
-def submit(grid: Path, folder: Path, *more: object) -> subprocess.Popen[bytes]:
-    words = [word for option in RESOURCES for word in ("--slurm", option)]
-    folder.mkdir(exist_ok=True)
-    log = folder / "out.txt"
-    return start("suite.launch", "--grid", grid, "--results", folder / "results", *OPTIONS, *words, *more, log=log)
-
-
-def ended(process: subprocess.Popen[bytes]) -> int:
-    """Its exit status. Ends it when it takes too long."""
-    try:
-        return process.wait(DEADLINE_S)
-    finally:
-        process.kill()
-        process.wait()
+__all__ = ["_tidy", "slurm"]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("slurm")]
 
 
 def stages_of(grid: Path) -> list[Stage]:
@@ -77,23 +33,12 @@ def write_grid(folder: Path, runs: str) -> Path:
     return path
 
 
-def waiting() -> str:
-    """The names of the jobs that are still there."""
-    command = ["squeue", "-h", "-o", "%j", "-t", "PENDING,RUNNING,SUSPENDED"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+def training(stage: Stage, context: Context) -> bool:
+    """Is it being done, with a checkpoint that it can go on from?"""
+    folder = context.folder(stage)
+    return (folder / "train.pt").exists() and read(folder / "progress.json") != {}
 
 
-def command(*words: str) -> None:
-    subprocess.run(words, capture_output=True, timeout=30, check=True)
-
-
-def job_of(stage: Stage) -> str:
-    """The number of the stage's job."""
-    words = ["squeue", "-h", "-o", "%A", "-n", stage.key]
-    return subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout.split()[0]
-
-
-@pytest.mark.usefixtures("slurm")
 def test_a_grid_ends_with_the_rows_of_this_machine(tmp_path: Path) -> None:
     process = submit(tiny_grid.FILE, tmp_path, "--only", "dsp")
     assert ended(process) == 0, (tmp_path / "out.txt").read_text()
@@ -109,7 +54,6 @@ def test_a_grid_ends_with_the_rows_of_this_machine(tmp_path: Path) -> None:
     assert waiting() == ""
 
 
-@pytest.mark.usefixtures("slurm")
 def test_what_fails_takes_only_its_dependents_along(tmp_path: Path) -> None:
     """And a lost job is called lost; one that is requeued goes on."""
     grid = write_grid(
@@ -122,16 +66,12 @@ def test_what_fails_takes_only_its_dependents_along(tmp_path: Path) -> None:
     lost, requeued = (stage for stage in found if stage.kind == "base")
     context = Context(results=tmp_path / "results", threads=1)
 
-    def training(stage: Stage) -> bool:
-        assert process.poll() is None, (tmp_path / "out.txt").read_text()
-        return (context.folder(stage) / "train.pt").exists() and read(context.folder(stage) / "progress.json") != {}
-
     process = submit(grid, tmp_path)
     try:
-        wait_for(lambda: training(lost), DEADLINE_S)
-        command("scancel", job_of(lost))
-        wait_for(lambda: training(requeued), DEADLINE_S)
-        command("scontrol", "requeue", job_of(requeued))
+        wait_for(lambda: training(lost, context) or process.poll() is not None, DEADLINE_S)
+        asked("scancel", job_of(lost, context))
+        wait_for(lambda: training(requeued, context) or process.poll() is not None, DEADLINE_S)
+        asked("scontrol", "requeue", job_of(requeued, context))
     except BaseException:
         process.kill()
         raise
@@ -163,7 +103,6 @@ def test_what_fails_takes_only_its_dependents_along(tmp_path: Path) -> None:
     assert waiting() == ""
 
 
-@pytest.mark.usefixtures("slurm")
 @pytest.mark.parametrize(
     ("option", "said"),
     [
@@ -181,7 +120,6 @@ def test_what_slurm_refuses_is_said_in_its_own_words(tmp_path: Path, option: str
     assert waiting() == ""
 
 
-@pytest.mark.usefixtures("slurm")
 def test_at_its_time_limit_a_job_stops_and_the_same_command_goes_on(tmp_path: Path) -> None:
     grid = write_grid(tmp_path, "cross(bases=bases(epochs=3), method='l1_filter', budgets=[0.5], finetune=schedule())")
     base = stages_of(grid)[0]
@@ -194,3 +132,141 @@ def test_at_its_time_limit_a_job_stops_and_the_same_command_goes_on(tmp_path: Pa
     for stage in stages_of(grid):
         assert execute(stage, local) == "done"
     assert results(Context(results=tmp_path / "results"), stages_of(grid)) == results(local, stages_of(grid))
+
+
+def long_run(folder: Path, epochs: int) -> tuple[Path, list[Stage], Context]:
+    """A grid of one run whose base network trains for a while."""
+    runs = f"cross(bases=bases(epochs={epochs}, images=256), method='l1_filter', budgets=[0.5], finetune=schedule())"
+    grid = write_grid(folder, runs)
+    return grid, stages_of(grid), Context(results=folder / "results", threads=1)
+
+
+def as_on_this_machine(found: list[Stage], context: Context, folder: Path) -> bool:
+    local = Context(results=folder / "local", threads=1)
+    assert [execute(stage, local) for stage in found] == ["done"] * len(found)
+    return results(context, found) == results(local, found)
+
+
+def test_preempted_more_often_than_submitit_allows_it_goes_on(tmp_path: Path) -> None:
+    """First by jobs that come first, then by the signal alone; with a limit that lets submitit count each as a time-out."""
+    grid, found, context = long_run(tmp_path, epochs=400)
+    base = found[0]
+    process = submit(grid, tmp_path, resources=("time=9", "cpus_per_task=1", "mem=1500"))
+
+    def step() -> int:
+        return int(torch.load(context.folder(base) / "train.pt", weights_only=True)["step"])
+
+    steps, pids = [], [0]
+
+    def goes_on() -> bool:
+        """In a process that was not there before."""
+        assert process.poll() is None, (tmp_path / "out.txt").read_text()
+        return training(base, context) and read(context.folder(base) / "progress.json").get("pid", 0) != pids[-1]
+
+    for number in range(5):
+        wait_for(goes_on, DEADLINE_S)
+        pids.append(read(context.folder(base) / "progress.json")["pid"])
+        job = job_of(base, context)
+        if number == 0:
+            asked("sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+        else:
+            asked("scancel", "--signal=USR2", job)
+        wait_for(lambda: (failure(base, context) or {}).get("status") == "interrupted" or is_done(base, context), 60)
+        if is_done(base, context):
+            break
+        steps.append(step())
+        wait_for(lambda: state_of(job) != "RUNNING", 60)  # noqa: B023 (used at once)
+    assert len(steps) > 3
+    assert steps == sorted(set(steps)), "each start went on"
+    assert any(step % 4 for step in steps), "it stopped in the middle of an epoch"
+    assert ended(process) == 0, (tmp_path / "out.txt").read_text()
+    assert as_on_this_machine(found, context, tmp_path)
+    assert waiting() == ""
+
+
+def test_runs_side_by_side_stop_and_go_on_together(tmp_path: Path) -> None:
+    """Three runs in a job that gets the signal."""
+    runs = "[run for b in (0.3, 0.5, 0.7) for run in cross(bases=bases(), method='l1_filter', budgets=[b], "
+    grid = write_grid(tmp_path, runs + "finetune=schedule(epochs=200, images=256))]")
+    found, context = stages_of(grid), Context(results=tmp_path / "results", threads=1)
+    process = submit(grid, tmp_path, "--runs-per-gpu", 3)
+    pruned = found[1:]
+
+    def fine_tuning() -> bool:
+        assert process.poll() is None, (tmp_path / "out.txt").read_text()
+        return all((context.folder(stage) / "train0.pt").exists() for stage in pruned)
+
+    wait_for(fine_tuning, DEADLINE_S)
+    jobs = {job_of(stage, context) for stage in pruned}
+    assert len(jobs) == 1
+    asked("scancel", "--signal=USR2", *jobs)
+    wait_for(lambda: any((failure(stage, context) or {}).get("status") == "interrupted" for stage in pruned), 60)
+    assert ended(process) == 0, (tmp_path / "out.txt").read_text()
+    assert as_on_this_machine(found, context, tmp_path)
+
+
+def test_jobs_run_the_source_of_their_launch(tmp_path: Path) -> None:
+    grid, found, context = long_run(tmp_path, epochs=1)
+    assert ended(submit(grid, tmp_path)) == 0, (tmp_path / "out.txt").read_text()
+    launch = record.read(context.results, "mine")
+    assert launch is not None
+    assert launch.jobs.keys() == launch.stages.keys() == {stage.key for stage in found}
+    row = records.read(context.results / "rows" / f"{found[-1].key}.json")
+    assert row is not None
+    assert row.provenance["commit"] == launch.commit
+    assert row.provenance.get("snapshot") == (launch.snapshot if launch.dirty else None)
+    copy = context.results / "snapshots" / launch.snapshot
+    (copy / "suite" / "run" / "__init__.py").write_text("raise ImportError('this is the snapshot')\n")
+    (context.folder(found[-1]) / "done.json").unlink()
+    assert ended(submit(grid, tmp_path)) == 1
+    assert "ended as FAILED and left no status" in (tmp_path / "out.txt").read_text()
+    assert "this is the snapshot" in record.log_of(context.results, job_of(found[-1], context)).read_text()
+
+
+def test_a_second_launcher_finds_the_jobs_of_the_first(tmp_path: Path) -> None:
+    """While the first is there it is refused; when that was killed it watches the same jobs."""
+    grid, found, context = long_run(tmp_path, epochs=300)
+    first = submit(grid, tmp_path)
+    try:
+        wait_for(lambda: job_of(found[-1], context), DEADLINE_S)
+        second = submit(grid, tmp_path)
+        assert ended(second) == 2
+        said = (tmp_path / "out.txt").read_text().splitlines()[-1]
+        assert re.match(rf"suite.launch: .*mine.py is being launched already, by process {first.pid} on ", said)
+    finally:
+        first.kill()
+        first.wait()
+    jobs = {stage.key: job_of(stage, context) for stage in found}
+    assert ended(submit(grid, tmp_path)) == 0, (tmp_path / "out.txt").read_text()
+    assert {stage.key: job_of(stage, context) for stage in found} == jobs
+    assert not list(context.results.rglob("*.lease"))
+
+
+def test_three_equal_failures_are_enough(tmp_path: Path) -> None:
+    """And what needs such a stage is not tried; `--retry-failed` does it again."""
+    runs = "cross(bases=bases(), method='dsp', budgets=[0.5], learning=schedule(), finetune=schedule(), groups=99)"
+    grid = write_grid(tmp_path, runs)
+    learned = stages_of(grid)[1]
+    context = Context(results=tmp_path / "results", threads=1)
+    tried = []
+    for more in ((), (), (), (), ("--retry-failed",)):
+        assert ended(submit(grid, tmp_path, *more)) == 1
+        tried.append(job_of(learned, context))
+    assert len(set(tried[:3])) == 3
+    assert tried[3] == tried[2]
+    assert tried[4] != tried[3]
+
+
+def test_no_more_jobs_than_wanted(tmp_path: Path, slurm: Cluster) -> None:
+    runs = "[run for b in (0.3, 0.4, 0.5, 0.6) for run in cross(bases=bases(), method='l1_filter', budgets=[b], "
+    grid = write_grid(tmp_path, runs + "finetune=schedule(epochs=10))]")
+    process = submit(grid, tmp_path, "--parallel", 2)
+    most = 0
+    while process.poll() is None:
+        running = [state for state in (queue.states() or {}).values() if state == "RUNNING"]
+        most = max(most, len(running))
+    assert ended(process) == 0, (tmp_path / "out.txt").read_text()
+    assert most == 2
+    launch = record.read(tmp_path / "results", "mine")
+    assert launch is not None
+    assert {job.partition("_")[2] for job in launch.jobs.values()} == {"", "0", "1", "2", "3"}

@@ -190,3 +190,22 @@ def test_describe_and_labels() -> None:
     assert BASE.label == "digits/resnet8 seed 0"
     assert PUBLIC.label == "cifar10/resnet20_a cifar10_resnet20_a"
     assert TIMED.label == "digits/resnet8 dsp 50.00% seed 0 on cpu, batch 32, fp32"
+
+
+def test_every_stage_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fields of a base network are read once, not again for each run and each measurement that depends on it."""
+    looked: list[object] = []
+    fields = dataclasses.fields
+
+    def counted(value: Any) -> Any:
+        looked.append(value)
+        return fields(value)
+
+    monkeypatch.setattr("suite.stages.dataclasses.fields", counted)
+    runs = [
+        dataclasses.replace(PRUNED, base=dataclasses.replace(BASE, seed=5), budget=Budget(share=b)) for b in (0.2, 0.4)
+    ]
+    found = in_order([Timed(pruned=run, timing=Timing(batch=batch)) for run in runs for batch in (1, 8)])
+    own = {"base": 2, "learned": 3, "pruned": 5, "timed": 2}  # the stage itself, and its settings and schedules
+    assert len(found) == 8
+    assert len(looked) <= sum(own[stage.kind] for stage in found) + own["base"] + own["learned"]

@@ -1,6 +1,7 @@
 """Data sets by name. A file in this folder with `DATASETS` (name -> builder) adds its own; nothing else is edited.
 
-A builder takes the data folder and returns a `Dataset`. CIFAR-size images are a `resident.Resident`, folders of image
+A builder takes the data folder and returns a `Dataset`; it never downloads. Where the files can be had, `FETCHERS` (name ->
+function of the data folder) gets those that are missing. CIFAR-size images are a `resident.Resident`, folders of image
 files a `_imagefolder.ImageFolder`; both say in their first lines what they need.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from suite.data.base import Dataset, Loader, Split
 from suite.registry import collect, pick
 
-__all__ = ["Builder", "Dataset", "Loader", "Split", "available", "data_folder", "load"]
+__all__ = ["Builder", "Dataset", "Loader", "Split", "available", "data_folder", "fetch", "load"]
 
 Builder = Callable[[Path], Dataset]
 
@@ -29,6 +30,17 @@ def load(name: str, folder: Path | None = None) -> Dataset:
     Raises ValueError: an unknown name, with the valid ones; missing or unreadable data, with the path and the remedy.
     """
     return pick("data set", name, available())(data_folder(folder))
+
+
+def fetch(name: str, folder: Path | None = None) -> None:
+    """Download the data set `name` into its folder, when it is missing and its file knows how; else `load` says what is missing.
+
+    Raises ValueError: an unknown name, with the valid ones; a download that failed, with the reason and the remedy.
+    """
+    pick("data set", name, available())
+    fetchers: dict[str, Callable[[Path], None]] = collect(__name__, "FETCHERS")
+    if name in fetchers:
+        fetchers[name](data_folder(folder))
 
 
 def data_folder(folder: Path | None = None) -> Path:

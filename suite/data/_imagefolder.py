@@ -29,7 +29,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional as F
 
 from suite.contract import Batch
-from suite.data.base import CROP, Dataset, Indices, Part, normalizer, stream
+from suite.data.base import CROP, WHOLE, Dataset, Indices, Part, normalizer, stream
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AREA, LOG_RATIO, TRIES = (0.08, 1.0), (math.log(3 / 4), math.log(4 / 3)), 10
@@ -99,11 +99,20 @@ class ImageFolder(Dataset):
         return self._batches(Files(self.parts[part], crop), _chunks(order_N, batch), device)
 
     def augmented(
-        self, order_N: Indices, *, batch: int, start: int, seed: int, epoch: int, device: torch.device
+        self,
+        order_N: Indices,
+        *,
+        batch: int,
+        start: int,
+        seed: int,
+        epoch: int,
+        device: torch.device,
+        mine: slice = WHOLE,
     ) -> Iterator[Batch]:
         """These training images in this order, augmented, from step `start` on, the last partial batch included."""
         crop = partial(augmented, size=self.size_px, seed=seed, epoch=epoch)
-        return self._batches(Files(self.parts["train"], crop), _chunks(order_N, batch)[start:], device)
+        chunks = [chunk[mine] for chunk in _chunks(order_N, batch)[start:]]
+        return self._batches(Files(self.parts["train"], crop), chunks, device)
 
     def _batches(self, files: Files, chunks: list[list[int]], device: torch.device) -> Iterator[Batch]:
         loader: DataLoader[tuple[Tensor, int]] = DataLoader(

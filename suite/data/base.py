@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, Self, TypeAlias, get_args
 
@@ -29,6 +29,9 @@ Part = Literal["train", "test"]
 
 ORDER, CROP = 0, 1
 """What a stream of random numbers is for; streams of one (seed, epoch) are independent."""
+
+
+WHOLE = slice(None)
 
 
 def stream(seed: int, epoch: int, *use: int) -> np.random.Generator:
@@ -75,9 +78,20 @@ class Dataset(ABC):
 
     @abstractmethod
     def augmented(
-        self, order_N: Indices, *, batch: int, start: int, seed: int, epoch: int, device: torch.device
+        self,
+        order_N: Indices,
+        *,
+        batch: int,
+        start: int,
+        seed: int,
+        epoch: int,
+        device: torch.device,
+        mine: slice = WHOLE,
     ) -> Iterator[Batch]:
-        """These training images in this order, augmented, from step `start` on, the last partial batch included."""
+        """These training images in this order, augmented, from step `start` on, the last partial batch included.
+
+        Of each batch the images `mine`, bit for bit as they are in the whole one.
+        """
 
     # ---- what follows from it ----------------------------------------------------------------------------------------
 
@@ -110,24 +124,35 @@ class Dataset(ABC):
         return replace(self, mean=tuple(mean), std=tuple(std))
 
     def train(
-        self, split: Split, *, batch: int, seed: int, device: torch.device | str, limit: int | None = None
+        self,
+        split: Split,
+        *,
+        batch: int,
+        seed: int,
+        device: torch.device | str,
+        limit: int | None = None,
+        mine: slice = WHOLE,
     ) -> Loader:
         """The augmented training batches of every epoch; `limit` images an epoch at most, others in each epoch."""
-        return Loader(dataset=self, split=split, batch=batch, seed=seed, device=torch.device(device), limit=limit)
+        return Loader(
+            dataset=self, split=split, batch=batch, seed=seed, device=torch.device(device), limit=limit, mine=mine
+        )
 
-    def test(self, batch: int, device: torch.device | str) -> Iterator[Batch]:
-        """The test images in order, not augmented, the last partial batch included."""
+    def test(self, batch: int, device: torch.device | str, mine: slice = WHOLE) -> Iterator[Batch]:
+        """The test images in order, or `mine` of them, not augmented, the last partial batch included."""
         check_positive("batch", batch)
-        order_N = np.arange(self.size("test"), dtype=np.int64)
+        order_N = np.arange(self.size("test"), dtype=np.int64)[mine]
         return self.plain("test", order_N, batch=batch, device=torch.device(device))
 
-    def validation(self, batch: int, device: torch.device | str, split: Split = "tuning") -> Iterator[Batch]:
-        """The training images that `split` holds out, always in the same order, not augmented.
+    def validation(
+        self, batch: int, device: torch.device | str, mine: slice = WHOLE, split: Split = "tuning"
+    ) -> Iterator[Batch]:
+        """The training images that `split` holds out, or `mine` of them, always in the same order, not augmented.
 
         Raises ValueError for the split "all", which holds none out.
         """
         check_positive("batch", batch)
-        held_out_N = self._permutation_N[self.train_size(split) :]
+        held_out_N = self._permutation_N[self.train_size(split) :][mine]
         if split == "all":
             raise ValueError(
                 f"the split 'all' of {self.name} trains on every image; 'tuning' and 'held_out' hold some out"
@@ -160,6 +185,7 @@ class Loader:
     seed: int
     device: torch.device
     limit: int | None = None
+    mine: slice = field(default_factory=lambda: WHOLE)
 
     def __post_init__(self) -> None:
         check_positive("batch", self.batch)
@@ -190,6 +216,7 @@ class Loader:
             seed=self.seed,
             epoch=epoch,
             device=self.device,
+            mine=self.mine,
         )
 
 

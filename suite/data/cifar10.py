@@ -1,8 +1,8 @@
 """`cifar10`, from `cifar10.npz` in the data folder.
 
 The file has the arrays `train_images` uint8 [50000, 32, 32, 3], `train_labels` int64 [50000], `test_images` and
-`test_labels`, in the order of the official batches; other arrays are ignored. Where it is missing, torchvision's
-official download, or what is left of an earlier one in the folder, is converted to it.
+`test_labels`, in the order of the official batches; other arrays are ignored. Where it is missing, `fetch` converts
+torchvision's official download to it, or what is left of an earlier one in the folder.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ CONNECT_TIMEOUT_S = 30
 def cifar10(folder: Path) -> Dataset:
     """CIFAR-10 with 4 pixels of crop padding and flips.
 
-    Raises ValueError when the file is unreadable, or missing and not to be downloaded.
+    Raises ValueError when the file is missing or unreadable.
     """
     path = folder / "cifar10.npz"
     if not path.exists():
-        _fetch(path)
+        raise ValueError(
+            f"CIFAR-10 is not at {path}; `python -m suite.prefetch --grid NAME` fetches it where there is a network, or name "
+            "another folder with --data or SUITE_DATA"
+        )
     return Resident(name="cifar10", classes=CLASSES, mean=MEAN, std=STD, arrays=read_npz(path))
 
 
@@ -63,8 +66,14 @@ def _check(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         raise ValueError(f"labels lie in {labels.min()}..{labels.max()}, not in 0..{CLASSES - 1}")
 
 
-def _fetch(path: Path) -> None:
-    """Write `path` from torchvision's official download; of several processes, one does it and the others wait."""
+def fetch(folder: Path) -> None:
+    """Make `cifar10.npz` from torchvision's official download, unless it is there; of several processes, one does it.
+
+    Raises ValueError when that fails.
+    """
+    path = folder / "cifar10.npz"
+    if path.exists():
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / ".cifar10.lock"):
@@ -103,3 +112,4 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
 
 
 DATASETS = {"cifar10": cifar10}
+FETCHERS = {"cifar10": fetch}

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from suite.contract import Batch
-from suite.data.base import CROP, Dataset, Indices, Part, normalizer, stream
+from suite.data.base import CROP, WHOLE, Dataset, Indices, Part, normalizer, stream
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,7 +112,15 @@ class Resident(Dataset):
             yield normalize(images_NCHW.index_select(0, index_B)), labels_N.index_select(0, index_B)
 
     def augmented(
-        self, order_N: Indices, *, batch: int, start: int, seed: int, epoch: int, device: torch.device
+        self,
+        order_N: Indices,
+        *,
+        batch: int,
+        start: int,
+        seed: int,
+        epoch: int,
+        device: torch.device,
+        mine: slice = WHOLE,
     ) -> Iterator[Batch]:
         """These training images in this order, augmented, from step `start` on, the last partial batch included."""
         random = stream(seed, epoch, CROP)
@@ -123,7 +131,7 @@ class Resident(Dataset):
         images_NCHW, labels_N = self.arrays.on(device).part("train")
         normalize = normalizer(self.mean, self.std, device)
         for first in range(start * batch, len(order_N), batch):
-            index_B, top_B, left_B, flipped_B = draws_4N[:, first : first + batch]
+            index_B, top_B, left_B, flipped_B = draws_4N[:, first : first + batch][:, mine]
             pixels_BCHW = images_NCHW.index_select(0, index_B)
             if self.crop_padding:
                 pixels_BCHW = cropped(pixels_BCHW, top_B, left_B, self.crop_padding)

@@ -25,17 +25,18 @@ from suite.stages import Stage, Timed
 
 REFRESH_S = 0.25
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+BLOCKED = {*STOPPING, signal.SIGUSR2}
+"""SLURM sends its signal to all processes of a job, like a terminal its Ctrl-C."""
 
 
 class _Worker:
     """A process that does one stage at a time. Signals wait until it can act on them: the launcher alone takes Ctrl-C."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(
-            max_workers=1, mp_context=context, initializer=_die_with, initargs=(os.getpid(),)
-        )
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # a new process inherits this
+        context = multiprocessing.get_context("forkserver")  # torch is imported once, and its memory shared
+        context.set_forkserver_preload(["suite.run"])
+        self.pool = ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_die_with_the_launcher)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)  # a new process inherits this
         self.pid = self.pool.submit(os.getpid)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
@@ -84,19 +85,29 @@ class _Workers:
             worker.pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _die_with(parent: int) -> None:
+def _die_with_the_launcher() -> None:
     """In a worker: end when the launcher is gone. Nothing that was finished is lost by it."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        launcher.join()
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run(stages: Sequence[Stage], context: Context, display: Display, *, jobs: int) -> dict[str, Outcome]:
-    """Do the stages, `jobs` at a time, and return the outcome of each. After a signal or `context.max_minutes`: of those reached.
+def run(
+    stages: Sequence[Stage],
+    context: Context,
+    display: Display | None = None,
+    *,
+    jobs: int,
+    signals: Sequence[signal.Signals] = STOPPING,
+    stopped: list[int] | None = None,
+) -> dict[str, Outcome]:
+    """Do the stages, `jobs` at a time, and return the outcome of each. After one of the signals or `context.max_minutes`: of
+    those reached; `stopped` then has the number of the signal.
 
     A stage whose needs failed is tried all the same: it fails at once, with the reason in its row.
     """
@@ -108,24 +119,27 @@ def run(stages: Sequence[Stage], context: Context, display: Display, *, jobs: in
     outcomes: dict[str, Outcome] = {}
     wanted = {stage.key for stage in stages}
     deadline = float("inf") if context.max_minutes is None else time.monotonic() + 60 * context.max_minutes
-    with _stopping() as stop:
+    stop = False
+    with _stopping(signals, [] if stopped is None else stopped) as stopped:
         while running or (waiting and not stop):
-            if not stop and time.monotonic() >= deadline:
-                stop.append(deadline)
+            stop = bool(stopped) or time.monotonic() >= deadline
             for stage in [s for s in waiting if any(outcomes.get(n.key) == "interrupted" for n in s.needs)]:
                 waiting.remove(stage)
                 outcomes[stage.key] = "interrupted"
             if not stop:
                 for stage in _ready(waiting, list(running.values()), outcomes, wanted, jobs):
                     waiting.remove(stage)
-                    display.started(stage)
+                    if display:
+                        display.started(stage)
                     running[workers.submit(stage, _context_of(stage, context))] = stage
             finished, _ = wait(running, timeout=REFRESH_S, return_when=FIRST_COMPLETED)
             for future in finished:
                 stage = running.pop(future)
                 outcomes[stage.key] = workers.outcome(future, stage, context)
-                display.finished(stage, outcomes[stage.key])
-            display.refresh()
+                if display:
+                    display.finished(stage, outcomes[stage.key])
+            if display:
+                display.refresh()
             for worker in workers.busy.values() if stop else ():
                 worker.stop()
     workers.close()
@@ -167,18 +181,17 @@ def _return_memory() -> None:
 
 
 @contextmanager
-def _stopping() -> Iterator[list[float]]:
-    """A list that gets the time of the first SIGINT or SIGTERM; a second one ends this process at once."""
-    stop: list[float] = []
+def _stopping(signals: Sequence[signal.Signals], came: list[int]) -> Iterator[list[int]]:
+    """A list that gets the number of each of these signals that comes; a person's second one ends this process at once."""
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if stop:
+        if came and signals is STOPPING:
             raise KeyboardInterrupt
-        stop.append(time.monotonic())
+        came.append(number)
 
-    before = {number: signal.signal(number, handler) for number in STOPPING}
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
-        yield stop
+        yield came
     finally:
         for number, old in before.items():
             signal.signal(number, old)

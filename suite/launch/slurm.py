@@ -1,4 +1,4 @@
-"""Stages as SLURM jobs through submitit, tied by dependencies.
+"""Stages as SLURM jobs through submitit, in arrays that are tied by dependencies.
 
 A dependent job starts when what it needs has ended in any way, and fails with the reason when that is not done: so no job
 waits for ever. What is done is read from the stages' folders, never from SLURM's memory.
@@ -6,93 +6,218 @@ waits for ever. What is done is read from the stages' folders, never from SLURM'
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
+import logging
+import os
+import shlex
+import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.slurm.slurm import _make_sbatch_string
+from submitit.core.utils import FailedJobError
 
+from suite.launch import arrays, queue, record
+from suite.launch.arrays import Array
 from suite.launch.display import Display
-from suite.run import Context, Outcome, execute, fail, failure, is_done
-from suite.stages import Stage
+from suite.launch.job import StageJob, signal_of_slurm
+from suite.launch.options import Options
+from suite.launch.record import Launch
+from suite.run import Context, Outcome, fail, failure, is_done
+from suite.stages import Stage, Timed
 
-POLL_S = 2.0
-LOST_AFTER_S = 30
-"""A job that SLURM calls ended, and that left no status for so long, is lost."""
-DEFAULTS = {"time": 24 * 60, "nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 8}
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+QUEUE_S = 5.0
+"""SLURM is asked so often, with one command, whatever the number of jobs."""
+LOST_AFTER_S = 20.0
+"""A job that SLURM has not known for so long, and that left no status, is lost. Shortly after a node was lost, a job that will
+be started again is unknown, too."""
+PATIENCE_S = 120.0
+"""While the controller is silent, a submission is tried again for so long."""
+SILENT = ("unable to contact slurm controller", "socket timed out", "zero bytes were transmitted", "connection refused")
+MANY = 10**6
+"""Time-outs that submitit allows."""
 
 
-class StageJob(submitit.helpers.Checkpointable):
-    """What a job does. Requeued, it goes on from the stage's last checkpoint."""
-
-    def __call__(self, stage: Stage, context: Context) -> Outcome:
-        """Do the stage."""
-        return execute(stage, context)
+def check() -> None:
+    """Raises ValueError where there is no SLURM."""
+    if missing := [command for command in ("sbatch", "srun", "squeue") if shutil.which(command) is None]:
+        raise ValueError(f"--cluster slurm: there is no SLURM here (no {missing[0]} on PATH); use --cluster local")
 
 
-def parameters(options: Sequence[str], device: str = "cuda") -> dict[str, Any]:
-    """The executor's parameters from KEY=VALUE words; what submitit does not name goes to sbatch as it is.
+def run(
+    stages: Sequence[Stage], context: Context, display: Display, launch: Launch, *, options: Options, source: Path
+) -> dict[str, Outcome]:
+    """Submit the stages that are not with SLURM yet, and wait until all have ended; Ctrl-C leaves the jobs running.
 
-    Raises ValueError for a word without "=".
+    launch  the record of this launch, with the jobs of earlier ones; the file is kept up to date
+    source  the snapshot that the jobs run
+
+    Raises ValueError when SLURM refuses a job.
     """
-    known = set(inspect.signature(_make_sbatch_string).parameters)
-    result: dict[str, Any] = {**DEFAULTS, "gpus_per_node": 1 if device == "cuda" else 0}
-    extra: dict[str, Any] = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals or not key:
-            raise ValueError(f"--slurm {option!r} is not KEY=VALUE, such as partition=gpu")
-        name = key.replace("-", "_")
-        (result if name in known else extra)[name] = int(value) if value.isdigit() else value
-    return {**{k: v for k, v in result.items() if v != 0}, "additional_parameters": extra}
-
-
-def run(stages: Sequence[Stage], context: Context, display: Display, *, options: Sequence[str]) -> dict[str, Outcome]:
-    """Submit every stage and wait until all have ended; Ctrl-C leaves the jobs running.
-
-    Raises ValueError when SLURM is not there or refuses a job.
-    """
+    states = queue.states() or {}
+    jobs = {stage.key: launch.jobs[stage.key] for stage in stages if launch.jobs.get(stage.key) in states}
+    submitter = _Submitter(context, options, source, launch, jobs)
     try:
-        executor = submitit.AutoExecutor(folder=context.results / "logs" / "%j", cluster="slurm")._executor
-    except RuntimeError as error:
-        raise ValueError(f"--cluster slurm: there is no SLURM here ({error}); use --cluster local") from error
-    jobs: dict[str, Any] = {}
-    for stage in stages:
-        (context.folder(stage) / "failed.json").unlink(missing_ok=True)  # of an earlier launch
-        needed = [jobs[n.key].job_id for n in stage.needs if n.key in jobs]
-        executor.parameters = {}
-        executor.update_parameters(**parameters(options, context.device), job_name=stage.key)
-        if needed:
-            executor.update_parameters(dependency=f"afterany:{':'.join(needed)}")
-        try:
-            jobs[stage.key] = executor.submit(StageJob(), stage, context)
-        except (RuntimeError, submitit.core.utils.FailedJobError) as error:
-            raise ValueError(f"SLURM refused the job of {stage.label}: {error}; see --slurm KEY=VALUE") from error
-        display.started(stage)
+        submitter.submit([stage for stage in stages if stage.key not in jobs])
+    finally:
+        submitter.save()
     return _wait(stages, jobs, context, display)
 
 
-def _wait(stages: Sequence[Stage], jobs: dict[str, Any], context: Context, display: Display) -> dict[str, Outcome]:
+class _Submitter:
+    """Gives stages to SLURM and keeps account of it.
+
+    jobs  key -> number of the job of a stage; grows
+    """
+
+    def __init__(self, context: Context, options: Options, source: Path, launch: Launch, jobs: dict[str, str]) -> None:
+        self.context = context
+        self.options = options
+        self.source = source
+        self.launch = launch
+        self.jobs = jobs
+        self.saved_at = time.monotonic()
+
+    def submit(self, stages: Sequence[Stage]) -> None:
+        """Submit an array after the other. Raises ValueError with SLURM's own words."""
+        most = queue.limit("MaxArraySize", 1001)
+        per_job, chained = self.options.runs_per_gpu, self.options.parallel > 0
+        for array in arrays.of(stages, self.jobs, side_by_side=per_job, most=most, chained=chained):
+            for stage in (stage for task in array.tasks for stage in task):
+                (self.context.folder(stage) / "failed.json").unlink(missing_ok=True)  # of an earlier launch
+            for task, job in zip(array.tasks, self._submitted(array), strict=True):
+                self.jobs |= dict.fromkeys((stage.key for stage in task), job)
+            if time.monotonic() - self.saved_at > 1:
+                self.save()
+
+    def save(self) -> None:
+        """Write the launch's file: a launcher that is killed leaves jobs that the next one finds."""
+        known = dataclasses.replace(self.launch, jobs={**self.launch.jobs, **self.jobs})
+        record.write(known, self.context.results)
+        self.saved_at = time.monotonic()
+
+    def _submitted(self, array: Array) -> list[str]:
+        """The numbers of the array's jobs."""
+        executor = self._executor(array)
+        work = StageJob(context=self.context, source=self.source)
+        patience = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                with _outside_of_jobs():
+                    return [job.job_id for job in executor.map_array(work, array.tasks)]
+            except (RuntimeError, FailedJobError) as error:
+                if any(words in str(error).lower() for words in SILENT) and time.monotonic() < patience:
+                    time.sleep(POLL_S)
+                    continue
+                raise ValueError(_refused(array, str(error))) from error
+
+    def _executor(self, array: Array) -> Any:
+        """What submits this array."""
+        signal_name = signal_of_slurm().name.removeprefix("SIG")
+        # The signal may come while everything is still being imported; what has not begun need not stop.
+        shell = f"""trap "" {signal_name}; exec "$0" "$@\""""
+        python = f"sh -c {shlex.quote(shell)} {shlex.quote(sys.executable)}"
+        folder = self.context.results / "logs" / "%j"
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=MANY, python=python)
+        first = array.tasks[0][0]
+        device = first.timing.device if isinstance(first, Timed) else self.context.device
+        wanted = self.options.parameters(gpu=device == "cuda", timing=array.timing)
+        if after := self._after(array):
+            wanted["dependency"] = f"afterany:{':'.join(after)}"
+        source = shlex.quote(str(self.source))
+        setup = [f"export PYTHONSAFEPATH=1 PYTHONPATH={source}${{PYTHONPATH:+:$PYTHONPATH}}"]
+        executor.update_parameters(
+            **wanted,
+            job_name=f"{self.launch.grid}-{'timing' if array.timing else 'training'}",
+            array_parallelism=self.options.parallel or len(array.tasks),
+            setup=setup,
+        )
+        return executor
+
+    def _after(self, array: Array) -> list[str]:
+        jobs = {self.jobs[key] for key in array.after}
+        return sorted({job.partition("_")[0] for job in jobs} if array.whole else jobs)
+
+
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Without the variables of the job that this may run in; where SLURM is, they say as well."""
+    conf = os.environ.get("SLURM_CONF")
+    with submitit.helpers.clean_env():
+        if conf is not None:
+            os.environ["SLURM_CONF"] = conf
+        yield
+
+
+def _refused(array: Array, said: str) -> str:
+    stage = array.tasks[0][0]
+    more = sum(len(task) for task in array.tasks) - 1
+    keys = ("partition", "account", "qos", "constraint", "time", "gres")
+    key = next((key for key in keys if key in said.lower()), "KEY")
+    others = f" and {more} more like it" if more else ""
+    return f"SLURM refused the job of {stage.label}{others}: {said}; --slurm {key}=VALUE, or {key} in slurm.toml, changes it"
+
+
+def _wait(stages: Sequence[Stage], jobs: dict[str, str], context: Context, display: Display) -> dict[str, Outcome]:
+    """The outcome of each stage, when all have ended."""
     outcomes: dict[str, Outcome] = {}
-    ended_at: dict[str, float] = {}
+    started: set[str] = set()
+    states: dict[str, str] | None = None
+    asked = -QUEUE_S
+    seen = {job: time.monotonic() for job in jobs.values()}
+    """When SLURM last knew a job, or could not be asked."""
     while len(outcomes) < len(stages):
+        if time.monotonic() - asked >= QUEUE_S:
+            asked, states = time.monotonic(), queue.states()
+            seen |= dict.fromkeys(jobs.values() if states is None else states.keys() & seen.keys(), asked)
+        lost = []
         for stage in stages:
-            if stage.key in outcomes:
+            job = jobs[stage.key]
+            state = (states or {}).get(job)
+            if stage.key in outcomes or state == "PENDING":
                 continue
+            if stage.key not in started and state == "RUNNING":
+                started.add(stage.key)
+                display.started(stage)
             outcome = _settled(stage, context)
-            if outcome is None and jobs[stage.key].done():
-                first = ended_at.setdefault(stage.key, time.time())
-                if time.time() - first > LOST_AFTER_S:
-                    state, log = jobs[stage.key].state, jobs[stage.key].paths.stderr
-                    outcome = fail(stage, context, "failed", f"its job ended as {state} and left no status; see {log}")
-            if outcome is not None:
+            gone = state is None and asked - seen[job] >= LOST_AFTER_S
+            if outcome is None and gone:
+                lost.append(stage)
+            elif outcome is not None and (outcome != "interrupted" or gone):  # an interrupted one may be queued again
                 outcomes[stage.key] = outcome
-                display.finished(stage, outcome)
+                _finished(stage, outcome, started, display)
+        for stage, outcome in _lost(lost, jobs, context):
+            outcomes[stage.key] = outcome
+            _finished(stage, outcome, started, display)
         display.refresh()
         time.sleep(POLL_S)
     return outcomes
+
+
+def _finished(stage: Stage, outcome: Outcome, started: set[str], display: Display) -> None:
+    if stage.key not in started:
+        display.started(stage)
+    display.finished(stage, outcome)
+
+
+def _lost(stages: Sequence[Stage], jobs: dict[str, str], context: Context) -> list[tuple[Stage, Outcome]]:
+    """Record that the jobs of these stages have ended without a word. What a person cancelled is no failure of the stage."""
+    states = queue.ended(jobs[stage.key] for stage in stages)
+    result: list[tuple[Stage, Outcome]] = []
+    for stage in stages:
+        job = jobs[stage.key]
+        state, path = states.get(job, "unknown to SLURM"), record.log_of(context.results, job)
+        there = "" if path.exists() else f", which is not there: can the nodes write to {context.results}?"
+        reason = f"its job ended as {state} and left no status; see {path}{there}"
+        result.append((stage, fail(stage, context, "failed", reason, counts=not state.startswith("CANCELLED"))))
+    return result
 
 
 def _settled(stage: Stage, context: Context) -> Outcome | None:

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock, Timeout
 
-from suite import records
+from suite import distributed, lease, records
 from suite.files import write_json
 from suite.progress import Interrupted, Watch
 from suite.run.common import make_row
-from suite.run.folder import Context, check_files, failure, is_done
+from suite.run.folder import Context, check_files, count_failure, failure, forget_failures, given_up, is_done
 from suite.run.pruned_stage import do_pruned
-from suite.run.timed_stage import do_timed
 from suite.run.train_stages import do_base, do_learned
 from suite.stages import Base, Learned, Pruned, Stage, Timed
 from suite.train import Diverged
 
-__all__ = ["Context", "Outcome", "cores", "execute", "fail", "failure", "is_done"]
+__all__ = ["Context", "Outcome", "cores", "execute", "fail", "failure", "forget_failures", "given_up", "is_done"]
 
 log = logging.getLogger(__name__)
-
-ROOT = Path(__file__).resolve().parents[2]
 
 Outcome = Literal["done", "diverged", "failed", "interrupted"]
 
@@ -54,31 +50,40 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
     """
     folder = context.folder(stage)
     watch = watch or Watch(folder / "progress.json", context.max_minutes)
+    if not distributed.is_first():
+        return _follow(stage, context, watch)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock", watch):
-            return "done" if is_done(stage, context) else _attempt(stage, context, watch)
+        waiting = functools.partial(_wait_for, watch)
+        with lease.held(folder / ".lease", waiting=waiting, lost=watch.signalled.set):
+            if not distributed.agreed(not is_done(stage, context)):
+                return "done"
+            return _attempt(stage, context, watch)
     except Interrupted:  # while waiting for another process with the same stage
         return "interrupted"
     except OSError as error:
         return fail(stage, context, "failed", _reason(error))
 
 
-@contextlib.contextmanager
-def _locked(path: Path, watch: Watch) -> Iterator[None]:
-    """Hold the lock; raises Interrupted when it is time to stop before it is free."""
-    lock = FileLock(path)
-    while True:
-        try:
-            lock.acquire(timeout=0.5)
-            break
-        except Timeout:
-            if watch.must_stop:
-                raise Interrupted("stopped while another process does this stage") from None
+def _follow(stage: Stage, context: Context, watch: Watch) -> Outcome:
+    """In every task but the first, which holds the lease and writes: do the stage along with it, if it begins."""
+    watch.path = None
     try:
-        yield
-    finally:
-        lock.release()
+        if not distributed.agreed(False) or isinstance(stage, Timed):
+            return "done"
+        _do(stage, context, watch)
+        return "done"
+    except Interrupted:
+        return "interrupted"
+    except Exception as error:  # the first task says what went wrong; if it is this one alone, the log of its job does
+        log.exception("%s: task stopped", stage.label)
+        return "diverged" if isinstance(error, Diverged) else "failed"
+
+
+def _wait_for(watch: Watch, owner: str) -> None:
+    """While another process does the stage. Raises Interrupted when it is time to stop."""
+    if watch.must_stop:
+        raise Interrupted(f"stopped while {owner or 'another process'} does this stage")
 
 
 def _attempt(stage: Stage, context: Context, watch: Watch) -> Outcome:
@@ -108,7 +113,8 @@ def _attempt(stage: Stage, context: Context, watch: Watch) -> Outcome:
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-    return fail(stage, context, status, reason)
+    own_fault = all(is_done(needed, context) for needed in stage.needs)
+    return fail(stage, context, status, reason, counts=own_fault)
 
 
 def _reason(error: Exception) -> str:
@@ -118,25 +124,34 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or "no message"
     if isinstance(error, (Diverged, ValueError, OSError)):
         return text
-    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(ROOT)]
+    ours = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(records.ROOT)
+    ]
     where = (
-        f" ({Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}; all of it in the stage's log.txt)"
+        f" ({Path(ours[-1].filename).relative_to(records.ROOT)}:{ours[-1].lineno}; all of it in the stage's log.txt)"
         if ours
         else ""
     )
     return f"{type(error).__name__}: {text}{where}"
 
 
-def fail(stage: Stage, context: Context, status: Literal["diverged", "failed"], reason: str) -> Outcome:
+def fail(
+    stage: Stage, context: Context, status: Literal["diverged", "failed"], reason: str, *, counts: bool = True
+) -> Outcome:
     """Record that an attempt at the stage failed: a status file, and a row where the stage has one.
 
-    A stage whose process was lost just after it was done stays done.
+    A stage whose process was lost just after it was done stays done. `counts` says that it was the stage's own failure, of
+    which only so many are tried.
     """
     if is_done(stage, context):
         return "done"
     try:
         context.folder(stage).mkdir(parents=True, exist_ok=True)
         write_json(context.folder(stage) / "failed.json", {"status": status, "reason": reason, "time": time.time()})
+        if counts:
+            count_failure(stage, context, status, reason)
         if isinstance(stage, Pruned | Timed):
             records.write(make_row(stage, context, status=status, reason=reason), context.results)
     except OSError as error:
@@ -145,7 +160,8 @@ def fail(stage: Stage, context: Context, status: Literal["diverged", "failed"], 
 
 
 def _do(stage: Stage, context: Context, watch: Watch) -> None:
-    _pin_threads(context.folder(stage) / "started.json", context)
+    with distributed.first_before_others():
+        _pin_threads(context.folder(stage) / "started.json", context)
     for needed in stage.needs:
         if not is_done(needed, context):
             why = failure(needed, context) or {"status": "missing", "reason": "it is not done; run it first"}
@@ -159,6 +175,8 @@ def _do(stage: Stage, context: Context, watch: Watch) -> None:
     elif isinstance(stage, Pruned):
         do_pruned(stage, context, watch)
     else:
+        from suite.run.timed_stage import do_timed  # scipy.stats takes a fifth of the time in which a job starts
+
         do_timed(stage, context, watch)
 
 

@@ -8,7 +8,7 @@ import sys
 
 from rich.console import Console
 
-from suite import cli, grids
+from suite import cli, distributed, grids
 from suite.progress import Watch
 from suite.run import Context, execute, failure
 from suite.stages import Stage, in_order
@@ -31,7 +31,6 @@ def main() -> int:
     """Exit status: 0 done, 1 failed, 2 bad arguments, 75 stopped at a checkpoint."""
     arguments = parser().parse_args()
     cli.configure_logging()
-    console = Console()
     try:
         cli.check_machine_options(arguments)
         stage = _find(arguments)
@@ -46,6 +45,12 @@ def main() -> int:
         return 2
     watch = Watch(max_minutes=arguments.max_minutes)
     watch.listen(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    with distributed.joined(context.device):
+        return _do(stage, context, watch, Console(quiet=not distributed.is_first()))
+
+
+def _do(stage: Stage, context: Context, watch: Watch, console: Console) -> int:
+    """The stages that are needed, then this one; the exit status."""
     for needed in in_order([stage]):
         folder = context.folder(needed)
         folder.mkdir(parents=True, exist_ok=True)

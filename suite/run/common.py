@@ -14,7 +14,7 @@ from safetensors.torch import save as serialise
 from torch import nn
 
 from suite import data as datasets
-from suite import models, records, weights
+from suite import distributed, models, records, weights
 from suite import pack as packing
 from suite.contract import Batch, Task
 from suite.files import write_bytes, write_text
@@ -43,9 +43,20 @@ def dataset_of(base: Base, context: Context) -> datasets.Dataset:
 
 
 def batches_of(base: Base, schedule: Schedule, seed: int, context: Context) -> datasets.Loader:
-    """The training batches of a stage."""
+    """The training batches of a stage: this task's part of each, when several do it together."""
+    batches = epochs_of(base, schedule, seed, context, distributed.mine())
+    images, tasks = batches.images_per_epoch // len(batches), distributed.tasks()
+    if images % tasks:
+        raise ValueError(
+            f"a batch of {images} images cannot be shared evenly by {tasks} tasks; take a number that divides it"
+        )
+    return batches
+
+
+def epochs_of(base: Base, schedule: Schedule, seed: int, context: Context, mine: slice) -> datasets.Loader:
+    """The training batches of a schedule, or the images `mine` of each."""
     return dataset_of(base, context).train(
-        base.split, batch=schedule.batch, seed=seed, device=context.device, limit=schedule.epoch_images
+        base.split, batch=schedule.batch, seed=seed, device=context.device, limit=schedule.epoch_images, mine=mine
     )
 
 
@@ -58,7 +69,7 @@ def held_out_top1_pct(model: nn.Module, base: Base, context: Context) -> float:
     """Accuracy on the test set, or on the validation part when the run is for tuning: then no test image is read."""
     data = dataset_of(base, context)
     read = data.validation if base.split == "tuning" else data.test
-    return top1_pct(model, read(EVAL_BATCH, context.device))
+    return top1_pct(model, read(EVAL_BATCH, context.device, distributed.mine()))
 
 
 def judge_of(schedule: Schedule, model: nn.Module, base: Base, context: Context) -> Callable[[], float] | None:
@@ -67,7 +78,7 @@ def judge_of(schedule: Schedule, model: nn.Module, base: Base, context: Context)
         return None
     data = dataset_of(base, context)
     read = data.validation if schedule.keep == "best_validation" else data.test
-    return lambda: top1_pct(model, read(EVAL_BATCH, context.device))
+    return lambda: top1_pct(model, read(EVAL_BATCH, context.device, distributed.mine()))
 
 
 def load_model(base: Base, context: Context, file: Literal["init", "final"]) -> nn.Module:
@@ -92,7 +103,7 @@ def task_of(stage: Learned | Pruned, context: Context) -> Task:
     schedule = stage.schedule if isinstance(stage, Learned) else stage.finetune
 
     def train_epoch(epoch: int) -> Iterator[Batch]:
-        return batches_of(stage.base, schedule, stream_seed(stage.seed, SAMPLES), context).epoch(epoch)
+        return epochs_of(stage.base, schedule, stream_seed(stage.seed, SAMPLES), context, slice(None)).epoch(epoch)
 
     def samples(n: int) -> Batch:
         data, split = dataset_of(stage.base, context), stage.base.split
@@ -108,7 +119,8 @@ def make_row(stage: Pruned | Timed, context: Context, *, status: records.Status,
     pruned = stage if isinstance(stage, Pruned) else stage.pruned
     base, settings = pruned.base, pruned.settings
     device = stage.timing.device if isinstance(stage, Timed) else context.device
-    provenance = {**records.provenance(device), "finished": time.strftime("%FT%TZ", time.gmtime())}
+    together = {"tasks": distributed.tasks()} if distributed.tasks() > 1 else {}
+    provenance = {**records.provenance(device), **together, "finished": time.strftime("%FT%TZ", time.gmtime())}
     if is_done(base, context):
         done = result_of(base, context)
         provenance |= {name: done[name] for name in ("data_sha256", "base_sha256")}

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
+from suite import distributed
 from suite import pack as packing
 from suite.contract import Budget, Planner, PruningPlan, State, Task
 from suite.files import write_bytes
@@ -45,10 +46,11 @@ def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
     history: History = []
     seconds, plan, best_top1_pct = 0.0, PruningPlan({}), -1.0
     for cycle in range(stage.finetune.cycles):
-        selection = _selected(
-            folder / f"plan{cycle}.safetensors",
-            functools.partial(_select, stage, cycle, model, graph, state, task, plan),
-        )
+        with distributed.first_before_others():
+            selection = _selected(
+                folder / f"plan{cycle}.safetensors",
+                functools.partial(_select, stage, cycle, model, graph, state, task, plan),
+            )
         plan = selection.plan
         if cycle == 0:
             stage.settings.reconstruct(model, graph, plan, task)

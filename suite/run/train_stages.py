@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from suite import models, records, weights
+from suite import distributed, models, records, weights
 from suite.files import sha256
 from suite.graph import Graph
 from suite.graphed import make_trainer
@@ -33,8 +33,11 @@ def do_base(stage: Base, context: Context, watch: Watch) -> None:
         seconds = trainer.seconds
     common.save_weights(model, folder / "final.safetensors")
     watch.report("measuring", share=1.0)
+    top1_pct = common.held_out_top1_pct(model, stage, context)
+    if not distributed.is_first():
+        return
     result = {
-        "top1_pct": common.held_out_top1_pct(model, stage, context),
+        "top1_pct": top1_pct,
         "params": count_params(model),
         "seconds": seconds,
         "base_sha256": sha256(folder / "final.safetensors"),

@@ -30,6 +30,10 @@ SCHEMA = 2
 Status = Literal["done", "diverged", "failed"]
 Leg = Literal["eager", "graph"]
 DAMAGED = ".json.damaged"
+ROOT = Path(__file__).resolve().parents[2]
+"""Where the source lies that runs: a checkout, an installed package, or a snapshot that a launch took."""
+SNAPSHOT = "snapshot.json"
+"""In a snapshot: what `source` said where it was taken, and the snapshot's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +171,7 @@ def provenance(device: str) -> dict[str, Any]:
 def _lasting(device: str) -> dict[str, Any]:
     """The part that no stage changes."""
     return {
-        **_source(),
+        **source(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "torchvision", "fvcore", "numpy", "scipy", "safetensors")},
         "device": device_name(device),
@@ -205,15 +209,20 @@ def _driver() -> str:
         return "unknown"
 
 
-def _source() -> dict[str, Any]:
-    """Commit of the checkout that this code runs from, and whether anything outside results/ was changed."""
-    root = Path(__file__).resolve().parent.parent
+def source() -> dict[str, Any]:
+    """Commit of the checkout that this code comes from, and whether anything outside results/ was changed there.
+
+    When it was changed and this is a snapshot of it, the snapshot's name too.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
+    if (ROOT / SNAPSHOT).is_file():
+        taken = json.loads((ROOT / SNAPSHOT).read_text())
+        return taken if taken["dirty"] else {name: taken[name] for name in ("commit", "dirty")}
     try:
         changed = git("status", "--porcelain", "--", ":/", ":(exclude,top)results")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}

@@ -1,0 +1,47 @@
+"""What SLURM says of jobs: one `squeue` for those that are there, one `sacct` for those that are gone, however many they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable
+
+TIMEOUT_S = 60
+
+
+def states() -> dict[str, str] | None:
+    """Number -> state of this user's jobs that wait or run: "PENDING", "RUNNING", "COMPLETING"; None when SLURM is silent.
+
+    A task of an array has the number "ARRAY_TASK". A job that is not here has ended, or is between two starts.
+    """
+    text = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%T")
+    if text is None:
+        return None
+    lines = (line.split("|") for line in text.splitlines())
+    return {job if task == "N/A" else f"{job}_{task}": state for job, task, state in lines}
+
+
+def ended(jobs: Iterable[str]) -> dict[str, str]:
+    """Number -> last known state of these jobs, "CANCELLED by 0" or "OUT_OF_MEMORY"; empty without accounting."""
+    arrays = sorted({job.partition("_")[0] for job in jobs})
+    if not arrays:
+        return {}
+    text = _ask("sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", ",".join(arrays))
+    return dict(line.split("|")[:2] for line in (text or "").splitlines() if "|" in line)
+
+
+def limit(name: str, otherwise: int) -> int:
+    """A number from the cluster's configuration, such as MaxArraySize."""
+    for line in (_ask("scontrol", "show", "config") or "").splitlines():
+        key, _, value = (word.strip() for word in line.partition("="))
+        if key == name and value.isdigit():
+            return int(value)
+    return otherwise
+
+
+def _ask(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+        return done.stdout
+    except (OSError, subprocess.SubprocessError):
+        return None

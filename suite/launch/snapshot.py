@@ -1,0 +1,53 @@
+"""The source as it was at launch: jobs that start hours later run this copy, whatever was edited meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from suite import methods, records
+
+PACKAGES = ("suite", "baselines", *methods.HOMES)
+
+
+def take(results: Path) -> Path:
+    """Copy the packages into `results/snapshots/HASH`, unless that is there already, and return this folder.
+
+    The hash is of names and contents, of the commit and of whether it was dirty; rows that a copy makes name all three.
+    """
+    files = {
+        path.relative_to(records.ROOT): path
+        for package in PACKAGES
+        for path in sorted((records.ROOT / package).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    source = records.source()
+    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode())
+    for name, path in files.items():
+        content = path.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    folder = results / "snapshots" / digest.hexdigest()[:12]
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".", suffix=".part"))
+        for name, path in files.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, part / name)
+        (part / records.SNAPSHOT).write_text(json.dumps({**source, "snapshot": folder.name}))
+        part.chmod(0o755)
+        _move(part, folder)
+    return folder
+
+
+def _move(part: Path, folder: Path) -> None:
+    """Put the whole copy in its place, unless another launch was first."""
+    try:
+        os.rename(part, folder)
+    except OSError:
+        shutil.rmtree(part)
+        if not folder.exists():
+            raise

@@ -1,0 +1,83 @@
+"""`python -m suite.prefetch`: the data and public weights of a grid, fetched where there is a network, and checked.
+
+A launcher fetches what is missing on the machine where it is typed; jobs and `--dry-run` never download.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from suite import cli, data, grids, weights
+from suite.files import sha256
+from suite.stages import Base, Stage
+
+
+def fetch(stages: Iterable[Stage], folder: Path | None) -> None:
+    """Download what is missing for these stages, as far as it can be had.
+
+    Raises ValueError or FileNotFoundError with the path looked at and how to get it.
+    """
+    for base in _bases(stages):
+        data.fetch(base.data, folder)
+        if base.weights:
+            weights.fetch(base.weights, folder)
+
+
+def _bases(stages: Iterable[Stage]) -> list[Base]:
+    """One base stage for each data set and file of weights."""
+    bases = (stage for stage in stages if isinstance(stage, Base))
+    return list({(base.data, base.weights): base for base in bases}.values())
+
+
+def _check_data(name: str, folder: Path | None) -> str:
+    """Fetch and read a data set; what it is."""
+    data.fetch(name, folder)
+    found = data.load(name, folder)
+    return f"{found.size('train'):,} + {found.size('test'):,} images, sha256 {found.checksum}"
+
+
+def _check_weights(name: str, folder: Path | None) -> str:
+    """Fetch a file of weights and compare it with its publisher's digest; what it is."""
+    path = weights.fetch(name, folder)
+    return f"{path}, sha256 {sha256(path)}"
+
+
+def main() -> int:
+    """Exit status: 0 all there and whole, 1 something is missing or damaged, 2 bad arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m suite.prefetch",
+        description="Fetch the data and public weights that a grid needs, and check them: on a cluster, on the login node, "
+        "before --grid is launched. Jobs never download.",
+        epilog="Example: python -m suite.prefetch --grid paper_table2 --data /scratch/me/data",
+    )
+    cli.add_choice_options(parser)
+    cli.add_data_option(parser)
+    arguments = parser.parse_args()
+    cli.configure_logging()
+    console = Console(soft_wrap=True)
+    try:
+        grid = grids.load(arguments.grid)
+        runs = grids.runs_of(grid, only=arguments.only, smoke=arguments.smoke)
+        bases = _bases(grids.stages_of(grid, runs, smoke=arguments.smoke))
+    except ValueError as error:
+        sys.stderr.write(f"suite.prefetch: {' '.join(str(error).split())}\n")
+        return 2
+    items: dict[str, Callable[[str, Path | None], str]] = {base.data: _check_data for base in bases}
+    items |= {base.weights: _check_weights for base in bases if base.weights}
+    failed = 0
+    for name, check in items.items():
+        try:
+            console.print(f"{name}: {check(name, arguments.data)}", markup=False, highlight=False)
+        except (ValueError, OSError) as error:
+            failed += 1
+            sys.stderr.write(f"suite.prefetch: {name}: {' '.join(str(error).split())}\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

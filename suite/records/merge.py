@@ -1,0 +1,158 @@
+"""Results folders put together, such as those of several clusters: rows, and the outputs of finished stages.
+
+Keys are hashes of all that a stage depends on, so equal keys are the same work. Of two rows with one key
+- equal ones (in the result fields; latency in everything that was measured) are one: the first folder's is kept;
+- a result takes the place of a failure;
+- results that differ are a conflict: the first folder's stays the row, the other is kept beside it as
+  `KEY.json.conflict-DIGEST`, and both are named.
+An output (`work/KEY/`, when `done.json` is there and its files are whole) comes from the folder whose row is kept, so that row
+and network belong together; where those rows are equal, from either. Base and learned networks of one key that differ are
+named, too: the first folder's stays, and runs that started from the other say so by the checksum in their rows.
+
+Sources are never changed. Unfinished work, tables and figures are not merged: a launch, or `python -m suite.report`, makes them
+anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from suite.files import replacing, write_json
+from suite.records import PrunedRow, Row, from_dict, rows_folder
+
+ALSO = ("history.jsonl", "started.json", "log.txt")
+"""Files of a finished stage that `done.json` does not list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What was done, counted, and what somebody has to look at."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    conflicts: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def merge(first: Path, second: Path, into: Path | None = None) -> Merged:
+    """Merge `second` into `first`, or both into a new folder `into`. Doing it again changes nothing.
+
+    Raises ValueError when a folder holds no results, or when the folders are not different ones.
+    """
+    _check(first, second, into)
+    target, merged = into or first, Merged()
+    for source in (first, second) if into else (second,):
+        mine = {key: _read(path, merged) for key, path in _rows(source)}
+        refused = {key for key, row in mine.items() if row is None or not _take(row, source, target, merged)}
+        for folder in sorted((source / "work").glob("*/done.json")):
+            if folder.parent.name not in refused:
+                _copy(folder.parent, target / "work" / folder.parent.name, merged)
+    return merged
+
+
+def _check(first: Path, second: Path, into: Path | None) -> None:
+    for folder in (first, second):
+        if not rows_folder(folder).is_dir() and not (folder / "work").is_dir():
+            raise ValueError(
+                f"{folder} holds no results: it has neither rows/ nor work/; name a folder that --results named"
+            )
+    if first.resolve() == second.resolve():
+        raise ValueError(f"{first} and {second} are the same folder; name two")
+    if into is None:
+        return
+    if any(folder.resolve() in (into.resolve(), *into.resolve().parents) for folder in (first, second)):
+        raise ValueError(
+            f"--into {into} is one of the folders or lies in one; leave it out to merge {second} into {first}"
+        )
+    if into.exists() and (not into.is_dir() or any(into.iterdir())):
+        raise ValueError(
+            f"--into {into} is there already and not empty; name a new folder, or merge into it: merge {into} ..."
+        )
+
+
+def _rows(source: Path) -> Iterator[tuple[str, Path]]:
+    return ((path.stem, path) for path in sorted(rows_folder(source).glob("*.json")))
+
+
+def _read(path: Path, merged: Merged) -> Row | None:
+    """The row in this file; what cannot be read stays where it is, and is named."""
+    try:
+        row = from_dict(json.loads(path.read_bytes()))
+        if row.key != path.stem:
+            raise ValueError(f"it holds the row {row.key}")
+        return row
+    except (OSError, ValueError) as error:
+        merged.unreadable.append(f"{path}: {' '.join(str(error).split())}")
+        return None
+
+
+def _take(row: Row, source: Path, target: Path, merged: Merged) -> bool:
+    """Put a row into the target; False when the target's stays and says something else."""
+    origin, path = rows_folder(source) / f"{row.key}.json", rows_folder(target) / f"{row.key}.json"
+    there = _read(path, merged) if path.exists() else None
+    if there is None and path.exists():
+        return False
+    if there is None or (there.status != "done" and row.status == "done"):
+        merged.counts["rows taken" if there is None else "failures replaced by results"] += 1
+        write_json(path, json.loads(origin.read_bytes()))
+        return True
+    if row.status != "done":
+        merged.counts["failures beside a result" if there.status == "done" else "equal rows"] += 1
+        return there.status != "done"
+    if not (differing := _differing(there, row)):
+        merged.counts["equal rows"] += 1
+        return True
+    digest = hashlib.sha256(json.dumps(_result(row), sort_keys=True).encode()).hexdigest()[:8]
+    beside = path.with_name(f"{path.name}.conflict-{digest}")
+    write_json(beside, json.loads(origin.read_bytes()))
+    said = ", ".join(f"{name} {_result(there)[name]!r} and {_result(row)[name]!r}" for name in differing[:3])
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    merged.conflicts.append(f"{row.key} ({row.label}): {said}{more}; {path} stays, {origin} is kept as {beside.name}")
+    return False
+
+
+def _result(row: Row) -> dict[str, Any]:
+    """What two rows of one stage must agree in: the result fields; of a latency row all but where it comes from."""
+    if isinstance(row, PrunedRow):
+        return {name: getattr(row, name) for name in row.result_fields}
+    return {
+        name: value for name, value in dataclasses.asdict(row).items() if name not in ("provenance", "stage", "label")
+    }
+
+
+def _differing(one: Row, other: Row) -> list[str]:
+    mine, theirs = _result(one), _result(other)
+    return [name for name in mine if mine[name] != theirs[name]]
+
+
+def _copy(source: Path, target: Path, merged: Merged) -> None:
+    """Copy a finished stage's files, `done.json` last, as the stage itself writes them."""
+    try:
+        done = json.loads((source / "done.json").read_bytes())
+        files = done["files"]
+        if (target / "done.json").exists():
+            there = json.loads((target / "done.json").read_bytes())["files"]
+            if differing := [name for name in files if files[name]["sha256"] != there[name]["sha256"]]:
+                merged.conflicts.append(
+                    f"{source.name} ({done['label']}): {', '.join(differing)} differs; {target} stays"
+                )
+            return
+        if any((source / name).stat().st_size != about["bytes"] for name, about in files.items()):
+            raise ValueError("its files are not as long as they were")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        merged.unreadable.append(f"{source}: {' '.join(str(error).split())}")
+        return
+    for name in (*files, *(name for name in ALSO if (source / name).is_file()), "done.json"):
+        with replacing(target / name) as part:
+            shutil.copyfile(source / name, part)
+    with contextlib.suppress(FileNotFoundError):
+        (target / "failed.json").unlink()
+    merged.counts["outputs copied"] += 1

@@ -1,0 +1,157 @@
+"""Two tasks on the loopback with gloo do what one process does with the whole batch; stopped, they go on with the same bits."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_grid
+import torch
+from safetensors.torch import load_file
+from tiny_grid import base, run_of
+from torch.testing import assert_close
+
+from dsp import DSP
+from suite import data, distributed, models, records
+from suite.contract import Task
+from suite.graph import Graph
+from suite.run import Context
+from suite.schedule import Schedule
+from suite.stages import Stage, in_order
+from suite.train import Trainer, seed_everything, top1_pct
+
+SHORT = Schedule(epochs=2, epoch_images=256, lr=0.05, weight_decay=5e-4, batch=64)
+RUN = run_of("dsp", of=base(schedule=SHORT, model="resnet8"), finetune=SHORT, learning=SHORT)
+STAGES = in_order([RUN])
+HEAD = f"""
+import sys
+sys.path.insert(0, {str(tiny_grid.FILE.parent)!r})
+from suite.grids import Grid
+from test_distributed import RUN
+GRID = Grid(title="Two tasks", about="", runs=lambda: [RUN], timings=())
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    path = tmp_path / "two.py"
+    path.write_text(HEAD)
+    return path
+
+
+def srun(tasks: int, *arguments: object) -> list[tuple[int, str]]:
+    """Exit status and output of each task of `python ...`, in the environment that srun gives."""
+    job = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NUM_TASKS": str(tasks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(random.randint(20_000, 60_000)),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(tiny_grid.FILE.parent.parent),
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", *map(str, arguments)],
+            env={**os.environ, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            cwd=tiny_grid.FILE.parent.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(tasks)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in running]
+        return [(process.returncode, output) for process, output in zip(running, outputs, strict=True)]
+    finally:
+        for process in running:
+            process.kill()
+
+
+def run_stage(tasks: int, grid: Path, results: Path, *more: object) -> list[tuple[int, str]]:
+    """`python -m suite.run` in each task."""
+    options = ("--grid", grid, "--stage", RUN.key, "--results", results, "--device", "cpu", "--threads", 1)
+    return srun(tasks, "-m", "suite.run", *options, *more)
+
+
+def train(path: Path) -> None:
+    """In a task: four steps of DSP's group learning in double precision; the first task writes what came of it."""
+    torch.set_num_threads(1)
+    with distributed.joined("cpu"):
+        seed_everything(0)
+        dataset, model = data.load("digits"), models.build("resnet8", 10).double()
+        graph = Graph(model, dataset.input_shape)
+        task = Task(train_epoch=lambda epoch: iter(()), samples=lambda n: (torch.zeros(0), torch.zeros(0)), seed=0)
+        learner = DSP(groups=2, second_order="exact").learner(model, graph, task)
+        batches = dataset.train("all", batch=64, seed=0, device="cpu", limit=256, mine=distributed.mine())
+        trainer = Trainer(model.train(), batches, SHORT, learner=learner)
+        for images, labels in batches.epoch(0):
+            trainer.advance(images.double(), labels)
+        trainer.end_epoch()
+        tested = ((images.double(), labels) for images, labels in dataset.test(50, "cpu", distributed.mine()))
+        found = {"model": model.state_dict(), "logits": learner.state_dict()["logits"], "history": trainer.history}
+        found["top1_pct"] = top1_pct(model, tested)
+        if distributed.is_first():
+            torch.save(found, path)
+
+
+@pytest.mark.parametrize("tasks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_tasks_take_the_steps_of_the_whole_batch(tasks: int, tmp_path: Path) -> None:
+    """Weights, BN statistics, learned groups, losses and accuracies, to rounding."""
+    for count in (1, tasks):
+        done = srun(count, __file__, tmp_path / str(count))
+        assert [status for status, _ in done] == [0] * count, done
+    alone, together = (torch.load(tmp_path / str(count), weights_only=True) for count in (1, tasks))
+    assert_close(together["model"], alone["model"], rtol=0, atol=1e-9)
+    assert_close(together["logits"], alone["logits"], rtol=0, atol=1e-5)
+    assert any(logits.abs().max() > 1e-3 for logits in alone["logits"].values()), "nothing was learned"
+    assert together["history"] == [pytest.approx(entry) for entry in alone["history"]]
+    assert together["top1_pct"] == alone["top1_pct"]
+
+
+def file(stage: Stage, results: Path, name: str) -> Path:
+    return Context(results=results).folder(stage) / name
+
+
+def outputs(results: Path) -> dict[str, Any]:
+    """The weights of all stages and what the learner found."""
+    found: dict[str, Any] = {}
+    for stage in STAGES:
+        for name in ("final.safetensors", "packed.safetensors"):
+            if file(stage, results, name).exists():
+                found[f"{stage.kind}/{name}"] = load_file(file(stage, results, name))
+    state = torch.load(file(STAGES[1], results, "state.pt"), weights_only=True)
+    return {**found, "logits": state["logits"]}
+
+
+@pytest.mark.slow
+def test_stopped_tasks_go_on_with_the_same_bits(grid: Path, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    done = run_stage(2, grid, whole)
+    assert [status for status, _ in done] == [0, 0], done
+    assert done[1][1] == "", "the first task speaks for all"
+    assert [path.name for path in whole.glob("rows/*")] == [f"{RUN.key}.json"]
+    row = records.read(records.rows_folder(whole) / f"{RUN.key}.json")
+    assert isinstance(row, records.PrunedRow)
+    assert (row.status, row.provenance["tasks"]) == ("done", 2)
+
+    starts = [run_stage(2, grid, stopped, "--max-minutes", minutes) for minutes in (0, 0.02, 60)]
+    assert [[status for status, _ in tasks] for tasks in starts] == [[75, 75], [75, 75], [0, 0]], starts
+    assert_close(outputs(stopped), outputs(whole), rtol=0, atol=0)
+    again = records.read(records.rows_folder(stopped) / f"{RUN.key}.json")
+    assert [getattr(again, name) for name in row.result_fields] == [getattr(row, name) for name in row.result_fields]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(grid: Path, tmp_path: Path) -> None:
+    (first, second, third) = run_stage(3, grid, tmp_path / "results")
+    assert [first[0], second[0], third[0]] == [1, 1, 1]
+    assert "a batch of 64 images cannot be shared evenly by 3 tasks" in first[1].replace("\n", " ")
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]))

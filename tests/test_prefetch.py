@@ -1,0 +1,125 @@
+"""Data and weights are fetched before a grid is launched, by whom it is asked; jobs and dry runs never download."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_grid
+from tiny_grid import call
+
+from suite import prefetch, weights
+from suite.files import sha256
+from suite.launch.__main__ import main as launch
+from suite.run import Context, execute, failure
+from suite.stages import Base
+
+GRID = """
+from suite.grids import Grid, cross
+from suite.schedule import Schedule
+from suite.stages import Base
+
+SHORT = Schedule(epochs=1, epoch_images=128, lr=0.05, weight_decay=5e-4)
+BASES = [
+    Base(data="cifar10", model="resnet20_a", schedule=None, seed=0, weights="cifar10_resnet20_a"),
+    Base(data="cifar10", model="vgg6", schedule=SHORT, seed=0),
+]
+GRID = Grid(
+    title="Mine", about="", runs=lambda: cross(bases=BASES, method="l1_filter", budgets=[0.5], finetune=SHORT), timings=()
+)
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A grid that needs a data set that can be fetched and a file of weights that cannot."""
+    monkeypatch.setenv("SUITE_WEIGHTS", str(tmp_path / "weights"))
+    path = tmp_path / "mine.py"
+    path.write_text(GRID)
+    return path
+
+
+class FakeOfficial:
+    """In the place of torchvision's CIFAR10."""
+
+    def __init__(self, root: Path, train: bool, download: bool = False) -> None:
+        self.data = np.random.default_rng(0).integers(256, size=(20, 32, 32, 3), dtype=np.uint8)
+        self.targets = [number % 10 for number in range(20)]
+
+
+@pytest.fixture
+def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise AssertionError("somebody downloads")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", refused)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refused)
+
+
+@pytest.mark.usefixtures("no_download")
+def test_a_dry_run_says_what_is_missing_and_how_to_get_it(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--grid", grid, "--data", tmp_path / "data", "--results", tmp_path / "results", "--device", "cpu")
+    assert call(launch, *options, "--dry-run") == 2
+    shown = capsys.readouterr().out
+    assert "4 stages, 0 done, 4 to do" in shown
+    assert f"missing: CIFAR-10 is not at {tmp_path / 'data' / 'cifar10.npz'}" in shown
+    assert f"missing: {tmp_path / 'weights' / 'cifar10_resnet20_optionA.th'} is not there; get it from: Yerlan" in shown
+    assert f"to fetch: python -m suite.prefetch --grid {grid} --data {tmp_path / 'data'}" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py"]
+
+
+@pytest.mark.usefixtures("no_download")
+def test_a_stage_whose_data_are_missing_says_run_prefetch(tmp_path: Path) -> None:
+    context = Context(results=tmp_path / "results", data=tmp_path / "data", threads=1)
+    base = dataclasses.replace(tiny_grid.base(), data="cifar10")
+    assert execute(base, context) == "failed"
+    assert "`python -m suite.prefetch --grid NAME` fetches it" in (failure(base, context) or {})["reason"]
+    public = Base(data="digits", model="resnet18", schedule=None, seed=0, weights="imagenet_resnet18")
+    assert execute(public, context) == "failed"
+    assert "`python -m suite.prefetch --grid NAME` fetches it" in (failure(public, context) or {})["reason"]
+
+
+def test_prefetch_fetches_what_can_be_had_and_names_the_rest(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeOfficial)
+    options = ("--grid", grid, "--data", tmp_path / "data")
+    assert call(prefetch.main, *options) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("cifar10: 20 + 20 images, sha256 ")
+    assert shown.err.startswith("suite.prefetch: cifar10_resnet20_a: ")
+    assert "is not there; get it from: Yerlan" in shown.err
+    assert shown.err.count("\n") == 1
+
+    (tmp_path / "weights").mkdir()
+    file = tmp_path / "weights" / "cifar10_resnet20_optionA.th"
+    file.write_bytes(b"something else")
+    assert call(prefetch.main, *options) == 1
+    assert f"{file} is damaged, or another file: its sha256 begins with" in capsys.readouterr().err
+
+    entry = dataclasses.replace(weights.public("cifar10_resnet20_a"), sha256=sha256(file)[:8])
+    monkeypatch.setitem(weights.PUBLIC, "cifar10_resnet20_a", entry)
+    assert call(prefetch.main, *options) == 0
+    assert call(prefetch.main, *options, "--only", "vgg6") == 0
+
+
+def test_every_public_file_has_a_digest() -> None:
+    for entry in weights.PUBLIC.values():
+        assert len(entry.sha256) == 8
+        assert int(entry.sha256, 16) >= 0
+
+
+def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(prefetch.main, "--grid", "quikstart") == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("suite.prefetch: unknown grid 'quikstart' (did you mean quickstart?)")
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+
+
+def test_embedded_data_need_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(prefetch.main, "--grid", tiny_grid.FILE) == 0
+    assert capsys.readouterr().out.startswith("digits: 1,437 + 360 images, sha256 ")

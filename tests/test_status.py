@@ -1,0 +1,277 @@
+"""Where a grid stands is read from its folder: while it runs, after the launcher was killed, from any process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_grid
+from rich.console import Console
+from tiny_grid import call, members, stages, start, wait_for
+
+from suite import lease
+from suite.files import write_json
+from suite.launch import record, view
+from suite.launch.__main__ import main
+from suite.launch.record import Launch
+from suite.launch.status import Observer, State, log_of, tail, time_left_s
+from suite.run import Context
+from suite.run.folder import finish
+from suite.stages import Stage
+
+BASE = next(stage for stage in stages() if stage.kind == "base")
+PRUNED = [stage for stage in stages() if stage.kind == "pruned"]
+LAUNCH = Launch(
+    grid="tiny_grid",
+    cluster="slurm",
+    commit="0" * 40,
+    dirty=False,
+    snapshot="",
+    time=0.0,
+    host="elsewhere",
+    pid=1,
+    stages={},
+)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(results=tmp_path / "results")
+
+
+def state_of(stage: Stage, context: Context, launch: Launch | None = None, jobs: dict[str, str] | None = None) -> State:
+    return Observer([stage], context).states(launch, jobs)[0]
+
+
+def report(stage: Stage, context: Context, **about: Any) -> None:
+    """What a process that does the stage reports."""
+    here = {"host": socket.gethostname(), "pid": os.getpid(), "job": "", "seconds": 10.0, "time": time.time()}
+    write_json(context.folder(stage) / "progress.json", {"doing": "base", "share": 0.5, **here, **about})
+
+
+def failed(stage: Stage, context: Context, status: str = "failed", **about: Any) -> None:
+    reason = {"status": status, "reason": "the reason", "time": time.time()}
+    write_json(context.folder(stage) / "failed.json", {**reason, **about})
+
+
+@contextlib.contextmanager
+def leased(stage: Stage, context: Context) -> Iterator[Path]:
+    path = context.folder(stage) / ".lease"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lease.held(path, waiting=lambda owner: None, lost=lambda: None):
+        yield path
+
+
+def dead_pid() -> int:
+    """The number of a process that is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_nothing_is_to_do(context: Context) -> None:
+    assert state_of(BASE, context).name == "to do"
+    assert not context.results.exists()
+
+
+def test_done_means_that_the_files_are_there(context: Context) -> None:
+    folder = context.folder(BASE)
+    folder.mkdir(parents=True)
+    (folder / "final.safetensors").write_bytes(b"weights")
+    finish(BASE, context, ["final.safetensors"], {"seconds": 3.0}, None)
+    assert state_of(BASE, context) == State(stage=BASE, name="done", seconds=3.0)
+    (folder / "final.safetensors").write_bytes(b"wei")
+    assert state_of(BASE, context).name == "to do"
+    assert (folder / "done.json").exists(), "looking changes nothing"
+
+
+def test_running_is_who_holds_the_lease_and_lives(context: Context) -> None:
+    report(BASE, context)
+    assert state_of(BASE, context).name == "lost", "nobody holds the lease"
+    with leased(BASE, context) as path:
+        found = state_of(BASE, context)
+        assert (found.name, found.about["share"]) == ("running", 0.5)
+        report(BASE, context, pid=dead_pid())
+        assert state_of(BASE, context).name == "lost"
+        report(BASE, context, time=1.0)
+        assert state_of(BASE, context).name == "lost", "this process began after that report: its number was used again"
+        report(BASE, context, host="elsewhere")
+        assert state_of(BASE, context).name == "running"
+        os.utime(path, (1.0, 1.0))
+        assert state_of(BASE, context).name == "lost", "its heartbeat stopped long ago"
+
+
+@pytest.mark.parametrize(
+    ("status", "name"), [("failed", "failed"), ("diverged", "failed"), ("interrupted", "interrupted")]
+)
+def test_what_ended_has_its_reason(context: Context, status: str, name: str) -> None:
+    report(BASE, context)
+    failed(BASE, context, status)
+    with leased(BASE, context):  # the same process does another attempt at something else
+        found = state_of(BASE, context)
+    assert (found.name, found.about["reason"]) == (name, "the reason")
+    with leased(BASE, context):
+        report(BASE, context, time=time.time() + 1)
+        assert state_of(BASE, context).name == "running", "a newer attempt"
+
+
+@pytest.mark.parametrize(
+    ("job_state", "ended", "name"),
+    [
+        ("PENDING", None, "queued"),
+        ("PENDING", "interrupted", "queued"),
+        ("RUNNING", None, "running"),
+        ("COMPLETING", None, "running"),
+        ("RUNNING", "interrupted", "queued"),
+        ("RUNNING", "failed", "failed"),
+        (None, None, "lost"),
+        (None, "failed", "failed"),
+    ],
+)
+def test_slurm_says_whether_a_job_waits_or_runs(
+    context: Context, job_state: str | None, ended: str | None, name: str
+) -> None:
+    launch = dataclasses.replace(LAUNCH, jobs={BASE.key: "7_1"})
+    if ended:
+        failed(BASE, context, ended)
+    queue = {"7_1": job_state} if job_state else {}
+    found = state_of(BASE, context, launch, queue)
+    assert (found.name, found.job) == (name, "7_1")
+    assert state_of(PRUNED[0], context, launch, queue).name == "to do"
+
+
+def test_slurm_that_is_silent_loses_nothing(context: Context) -> None:
+    launch = dataclasses.replace(LAUNCH, jobs={BASE.key: "7"})
+    assert state_of(BASE, context, launch, None).name == "to do"
+
+
+def test_stages_that_share_a_job_run_when_they_say_so(context: Context) -> None:
+    launch = dataclasses.replace(LAUNCH, jobs={stage.key: "7" for stage in PRUNED})
+    report(PRUNED[1], context, host="node7")
+    with leased(PRUNED[1], context):
+        names = [state.name for state in Observer(PRUNED, context).states(launch, {"7": "RUNNING"})]
+    assert names == ["queued", "running", "queued"]
+
+
+def test_the_time_left_comes_from_stages_alike(context: Context) -> None:
+    done, running, waiting = (State(stage=stage, name="done", seconds=40.0) for stage in PRUNED)
+    assert time_left_s([done, done, done]) is None
+    running = dataclasses.replace(running, name="running", seconds=None, about={"share": 0.75, "seconds": 30.0})
+    waiting = dataclasses.replace(waiting, name="to do", seconds=None)
+    assert time_left_s([done, running, waiting]) == pytest.approx(10 + 40)
+    assert time_left_s([running, running]) == pytest.approx((10 + 10) / 2), "from what it has done itself"
+    other = State(stage=BASE, name="to do")
+    assert time_left_s([done, running, other]) is None, "no base network was trained yet"
+
+
+def test_the_log_of_a_lost_job_is_what_it_wrote_to_stderr(context: Context) -> None:
+    state = State(stage=BASE, name="lost", job="7_1")
+    assert log_of(state, context) is None
+    path = record.log_of(context.results, "7_1")
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(f"line {number}\n" for number in range(10_000)) + "\n\n")
+    assert log_of(state, context) == path
+    assert tail(path) == [f"line {number}" for number in range(9996, 10_000)]
+
+
+def shown(context: Context, capsys: pytest.CaptureFixture[str], option: str = "--status", status: int = 75) -> str:
+    assert call(main, "--grid", tiny_grid.FILE, "--results", context.results, option) == status
+    return capsys.readouterr().out
+
+
+def test_the_picture_names_reasons_and_logs(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    for stage in PRUNED[:2]:
+        failed(stage, context)
+        (context.folder(stage) / "log.txt").write_text("Traceback\n  somewhere\nValueError: the reason\n")
+    report(PRUNED[2], context, job="99")
+    text = shown(context, capsys, status=1)
+    assert "9 stages: 2 failed, 1 lost, 6 to do" in text
+    assert "there is no launch of it" in text
+    assert text.count("the reason") == 3, "of each failure, and once from the log"
+    for stage in PRUNED[:2]:
+        assert str(context.folder(stage) / "log.txt") in text.replace("\n", "")
+    assert f"{PRUNED[2].key} {PRUNED[2].label}" in text
+    assert "nothing was heard of it since" in text
+
+
+def test_looking_costs_one_call_of_squeue(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Counter[str]()
+
+    def states() -> dict[str, str]:
+        asked["squeue"] += 1
+        return {}
+
+    monkeypatch.setattr("suite.launch.queue.states", states)
+    record.write(dataclasses.replace(LAUNCH, jobs={stage.key: stage.key for stage in stages()}), context.results)
+    seen = view.View("tiny_grid", stages(), context)
+    view.show(seen, Console(quiet=True))
+    assert asked["squeue"] == 1
+    assert {state.name for state in seen.states} == {"lost"}
+
+
+def test_there_must_be_something_to_cancel(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(main, "--grid", tiny_grid.FILE, "--results", context.results, "--cancel") == 2
+    assert "there is no launch of tiny_grid" in capsys.readouterr().err
+    record.write(dataclasses.replace(LAUNCH, cluster="local"), context.results)
+    assert "is no longer there; nothing to cancel" in shown(context, capsys, "--cancel", 0)
+
+
+def test_another_process_is_left_alone(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    """The launcher's number, host and lease fit, but it is something else."""
+    here = dataclasses.replace(LAUNCH, cluster="local", host=socket.gethostname(), pid=os.getpid(), time=time.time())
+    record.write(here, context.results)
+    with lease.held(record.folder(context.results) / "tiny_grid.lease", waiting=lambda owner: None, lost=lambda: None):
+        assert "is no launcher of yours; it was left alone" in shown(context, capsys, "--cancel", 0)
+    elsewhere = dataclasses.replace(here, host="elsewhere")
+    record.write(elsewhere, context.results)
+    with lease.held(record.folder(context.results) / "tiny_grid.lease", waiting=lambda owner: None, lost=lambda: None):
+        assert "on elsewhere: run --cancel there" in shown(context, capsys, "--cancel", 0)
+
+
+def test_a_launch_is_seen_cancelled_and_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its one stage, a base network of 500 epochs, never ends by itself."""
+    grid, results, log = tmp_path / "long.py", tmp_path / "results", tmp_path / "log"
+    long = "run_of('l1_filter', of=base(schedule=dataclasses.replace(SHORT, epochs=500)))"
+    head = f"import dataclasses, sys\nsys.path.insert(0, {str(tiny_grid.FILE.parent)!r})\nfrom tiny_grid import *\n"
+    grid.write_text(f"{head}GRID = Grid(title='Long', about='', runs=lambda: [{long}])\n")
+    options = ("--grid", grid, "--results", results)
+    launch = ("suite.launch", *options, "--device", "cpu", "--threads", 1)
+
+    def status(option: str = "--status") -> tuple[int, str]:
+        return call(main, *options, option), capsys.readouterr().out
+
+    launcher = start(*launch, log=log)
+    try:
+        wait_for(lambda: "epoch" in "".join(path.read_text() for path in results.glob("work/*/progress.json")))
+        code, text = status()
+        assert (code, "3 stages: 1 running, 2 queued" in text, "still at work" in text) == (75, True, True), text
+        assert re.search(r"digits/vgg6 seed 0 +base +\d+/500", text)
+        assert f"told its launcher (process {launcher.pid}) to stop" in status("--cancel")[1]
+        assert launcher.wait(60) == 75, log.read_text()
+    finally:
+        launcher.kill()
+    code, text = status()
+    assert (code, "3 stages: 1 interrupted, 2 to do" in text, "no longer there" in text) == (75, True, True), text
+    assert re.search(r"stopped (in|after) epoch \d+ of 500", text)
+
+    launcher = start(*launch, log=log)
+    try:
+        wait_for(lambda: "1 running, 2 queued" in status()[1])
+    finally:
+        os.killpg(launcher.pid, signal.SIGKILL)
+        launcher.wait()
+    wait_for(lambda: not members(launcher.pid))
+    code, text = status("--follow")
+    assert (code, "3 stages: 1 lost, 2 to do" in text) == (1, True), text
