@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.models",),
     ("suite.contract",),
     ("suite.graph", "suite.data"),
-    ("suite.select", "suite.weights", "suite.pack", "suite.train"),
+    ("suite.select", "suite.weights", "suite.pack", "suite.train", "suite.measure.bounds"),
     ("suite.graphed", "suite.methods"),
     ("suite.stages",),
     ("suite.records",),
@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 METHOD_MAY_IMPORT = {"suite.contract", "suite.graph", "suite.select", "torch", "numpy", "scipy", "sklearn"}
 LIBRARIES = (
     "torch torchvision numpy scipy statsmodels sklearn pandas matplotlib PIL fvcore safetensors rich filelock submitit "
-    "tabulate jinja2"
+    "tabulate jinja2 psutil pynvml onnx onnxruntime"
 )
 
 
