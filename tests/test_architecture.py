@@ -30,7 +30,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.stages",),
     ("suite.records",),
     ("suite.run", "suite.grids"),
-    ("suite.run.__main__", "suite.report"),
+    ("suite.run.__main__", "suite.report", "suite.export", "suite.measure.networks"),
+    ("suite.measure.beside",),
+    ("suite.measure.__main__",),
     ("suite.launch",),
 )
 """From the bottom to the top. A part of the suite imports parts of lower layers only, and itself."""

@@ -18,9 +18,9 @@ from suite import records
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
 from suite.measure import bounds, latency, machine
-from suite.measure.fresh import in_fresh_process
 from suite.measure.latency import Comparison, combined
 from suite.measure.memory import peak_bytes
+from suite.measure.processes import in_fresh_process
 from suite.run import Context, execute
 from suite.stages import Timed, Timing
 from tests import tiny_grid

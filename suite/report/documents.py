@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from suite.files import write_text
-from suite.report import latex, pairs, reproduction, tables
+from suite.report import latex, not_faster, pairs, reproduction, tables
 from suite.report.content import Content
 
 
@@ -16,6 +16,7 @@ def of_grid(content: Content, pictures: Sequence[tuple[str, str, str]]) -> dict[
     return {
         "table.csv": tables.csv(content.lines, tables.TABLE_COLUMNS),
         "latency.csv": tables.csv(content.latency, tables.LATENCY_COLUMNS),
+        "not_faster.csv": tables.csv(content.not_faster, not_faster.COLUMNS),
         "comparisons.csv": tables.csv(content.compared, pairs.COLUMNS),
         **({"reproduction.csv": tables.csv(reproduced, reproduction.COLUMNS)} if len(reproduced) else {}),
         "table.md": tables.document(content, pictures),

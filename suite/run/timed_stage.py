@@ -17,8 +17,7 @@ from suite import pack as packing
 from suite import records
 from suite.contract import PruningPlan
 from suite.graph import Graph
-from suite.measure import bounds, latency, machine
-from suite.measure.fresh import in_fresh_process
+from suite.measure import bounds, latency, processes
 from suite.measure.memory import peak_bytes
 from suite.progress import Interrupted, Watch
 from suite.run import common
@@ -39,17 +38,7 @@ class Job:
     packed: Path
     timing: Timing
     threads: int
-    executions: Mapping[str, packing.Execution] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leg:
-    """What one process found in one leg."""
-
-    comparison: latency.Comparison
-    execution: packing.Execution
-    executions_ms: Mapping[packing.Execution, float]
-    conditions: Mapping[str, Any]
+    executions: Mapping[records.Leg, str] = dataclasses.field(default_factory=dict)
 
 
 def do_timed(stage: Timed, context: Context, watch: Watch) -> None:
@@ -82,7 +71,7 @@ def do_timed(stage: Timed, context: Context, watch: Watch) -> None:
     finish(stage, context, (), {}, row)
 
 
-def _measure_all(job: Job, watch: Watch) -> tuple[list[dict[records.Leg, Leg]], Job]:
+def _measure_all(job: Job, watch: Watch) -> tuple[list[dict[records.Leg, processes.Found]], Job]:
     """In this process and, by the full protocol, in fresh ones, which run what this one chose: the job that is returned."""
     count = latency.protocol(job.timing.protocol, job.timing.device).processes
     found = [measure(job)]
@@ -91,11 +80,11 @@ def _measure_all(job: Job, watch: Watch) -> tuple[list[dict[records.Leg, Leg]], 
         if watch.must_stop:
             raise Interrupted(f"stopped after {done} of {count} processes; latency is measured anew")
         watch.report("timing", share=done / count)
-        found.append(in_fresh_process(measure, again))
+        found.append(processes.in_fresh_process(measure, again))
     return found, again
 
 
-def measure(job: Job) -> dict[records.Leg, Leg]:
+def measure(job: Job) -> dict[records.Leg, processes.Found]:
     """Every leg, in this process."""
     torch.set_num_threads(job.threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -104,12 +93,15 @@ def measure(job: Job) -> dict[records.Leg, Leg]:
     return {leg: _leg(dense, candidates, job, leg) for leg in legs}
 
 
-def _networks(job: Job) -> tuple[nn.Module, dict[packing.Execution, nn.Module]]:
+def _networks(job: Job) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The dense network and every packed execution that is to be tried, ready for inference where they will run."""
     dense, packed = (packing.load(path, job.timing.device) for path in (job.dense, job.packed))
     grouped = any(len(conv.weights) > 1 for conv in packed.convs())
-    tried = set(job.executions.values()) or set(get_args(packing.Execution) if grouped else ("groups",))
-    candidates = {name: packing.deploy(packed, name) for name in sorted(tried)}
+    every: tuple[packing.Execution, ...] = get_args(packing.Execution) if grouped else ("groups",)
+    chosen = job.executions.values()
+    candidates: dict[str, nn.Module] = {
+        name: packing.deploy(packed, name) for name in every if not chosen or name in chosen
+    }
     ready = packing.deploy(dense)
     for network in (ready, *candidates.values()):
         network.to(job.timing.device, _DTYPES[job.timing.precision]).to(memory_format=_layout(job.timing))
@@ -125,7 +117,7 @@ def _images(timing: Timing, shape: tuple[int, ...]) -> Tensor:
     return images.to(timing.device, _DTYPES[timing.precision], memory_format=_layout(timing))
 
 
-def _leg(dense: nn.Module, candidates: Mapping[packing.Execution, nn.Module], job: Job, leg: records.Leg) -> Leg:
+def _leg(dense: nn.Module, candidates: Mapping[str, nn.Module], job: Job, leg: records.Leg) -> processes.Found:
     """Choose the fastest packed execution unless that was done, then measure it beside the dense network."""
     timing = job.timing
     images = _images(timing, packing.header(job.packed)["input_shape"])
@@ -133,41 +125,23 @@ def _leg(dense: nn.Module, candidates: Mapping[packing.Execution, nn.Module], jo
     def prepare(network: nn.Module) -> latency.Run:
         return latency.captured(network, images) if leg == "graph" else functools.partial(network, images)
 
-    if leg in job.executions:
-        runs = {job.executions[leg]: prepare(candidates[job.executions[leg]])}
-        chosen, milliseconds = job.executions[leg], dict[packing.Execution, float]()
-    else:
-        runs = {name: prepare(network) for name, network in candidates.items()}
-        chosen, milliseconds = latency.fastest(runs, timing.device)
-    with machine.watched(timing.device) as conditions:
-        comparison = latency.compare(prepare(dense), runs[chosen], timing.device, _protocol(timing))
-    return Leg(comparison=comparison, execution=chosen, executions_ms=milliseconds, conditions=conditions)
+    names = [job.executions[leg]] if leg in job.executions else candidates
+    runs = {name: prepare(candidates[name]) for name in names}
+    protocol = latency.protocol(timing.protocol, timing.device)
+    return processes.choose_and_compare(prepare(dense), runs, timing.device, protocol)
 
 
-def _protocol(timing: Timing) -> latency.Protocol:
-    return latency.protocol(timing.protocol, timing.device)
-
-
-def _columns(found: Sequence[Mapping[records.Leg, Leg]], timing: Timing) -> dict[str, Any]:
-    """The row's columns: those of the last leg, the eager leg's ratio, and every process."""
-    legs = {leg: latency.combined([process[leg].comparison for process in found]) for leg in found[0]}
+def _columns(found: Sequence[Mapping[records.Leg, processes.Found]], timing: Timing) -> dict[str, Any]:
+    """The row's columns: those of the last leg, the eager leg's ratio, and every process of both."""
+    legs = {leg: processes.columns([process[leg] for process in found], timing.device) for leg in found[0]}
     leg, best = list(legs.items())[-1]
-    chosen = found[0][leg]
-    eager = legs["eager"].columns()
-    conditions = [one.conditions for process in found for one in process.values()]
+    eager = legs["eager"]
     return {
-        **best.columns(),
+        **best,
         **{f"eager_{name}": eager[name] for name in ("speedup_x", "speedup_low_x", "speedup_high_x")},
         "leg": leg,
-        "execution": chosen.execution,
-        "executions_ms": dict(chosen.executions_ms),
-        "deployed": chosen.execution if best.verdict in ("faster", "no difference") else "dense",
-        "processes": tuple(
-            {"process": number, "leg": name, **one.comparison.ratios(), **one.conditions}
-            for number, process in enumerate(found)
-            for name, one in process.items()
-        ),
-        "flags": machine.flags(conditions, timing.device),
+        "processes": tuple({"leg": name, **one} for name, columns in legs.items() for one in columns["processes"]),
+        "flags": tuple(dict.fromkeys(flag for columns in legs.values() for flag in columns["flags"])),
         "cudnn_benchmark": torch.backends.cudnn.benchmark if timing.device == "cuda" else None,
     }
 
