@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.records",),
     ("suite.run", "suite.grids"),
     ("suite.run.__main__", "suite.report", "suite.export", "suite.measure.networks"),
-    ("suite.measure.beside",),
+    ("suite.measure.beside", "suite.measure.staircase"),
     ("suite.measure.__main__",),
     ("suite.launch",),
 )
