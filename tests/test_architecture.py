@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.run", "suite.grids"),
     ("suite.run.__main__", "suite.report", "suite.export", "suite.measure.networks"),
     ("suite.measure.beside", "suite.measure.staircase"),
-    ("suite.measure.__main__",),
+    ("suite.measure.__main__", "suite.measure.gpu"),
     ("suite.launch",),
 )
 """From the bottom to the top. A part of the suite imports parts of lower layers only, and itself."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_grid
 import torch
 from torch import nn
 
@@ -23,7 +24,6 @@ from suite.measure.memory import peak_bytes
 from suite.measure.processes import in_fresh_process
 from suite.run import Context, execute
 from suite.stages import Timed, Timing
-from tests import tiny_grid
 
 # ---- several processes as one ----------------------------------------------------------------------------------------
 

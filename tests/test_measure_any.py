@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from tiny_grid import call
 from torch import Tensor, nn
 
 from suite import export
@@ -18,7 +19,6 @@ from suite.measure import __main__ as command
 from suite.measure import networks, products
 from suite.measure.counting import count_macs
 from suite.models import build
-from tests.tiny_grid import call
 
 SHAPE = (3, 8, 8)
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*is deprecated")

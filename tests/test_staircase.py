@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tiny_grid import call
 
 from suite.measure import staircase
-from tests.tiny_grid import call
 
 
 def steps(width: int, channels: int = 16) -> pd.DataFrame:

@@ -132,9 +132,9 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 written, 2 bad arguments."""
-    arguments = parser().parse_args()
+    arguments = parser().parse_args(argv)
     cli.configure_logging()
     try:
         cli.device_of(arguments.device)

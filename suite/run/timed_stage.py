@@ -56,19 +56,25 @@ def do_timed(stage: Timed, context: Context, watch: Watch) -> None:
         job = Job(dense=Path(folder) / "dense", packed=packed, timing=timing, threads=torch.get_num_threads())
         about = {name: packing.header(packed)[name] for name in ("model", "classes", "input_shape")}
         packing.save(packing.pack(model, graph, PruningPlan({})), job.dense, **about, about={})
-        found, chosen = _measure_all(job, watch)
-        only_full = _peaks_and_bound(chosen, graph) if timing.protocol == "full" else {}
-    columns = _columns(found, timing)
-    if only_full:
-        only_full["of_bound"] = only_full["bound_ms"] / columns["packed_ms"]
+        columns = measured_columns(job, graph, watch)
     row = common.make_row(
         stage,
         context,
         status="done",
-        **{**columns, **only_full, "device": records.device_name(timing.device)},
+        **{**columns, "device": records.device_name(timing.device)},
         theoretical_x=graph.dense_macs.total / graph.macs(packing.plan_of(packed)).total,
     )
     finish(stage, context, (), {}, row)
+
+
+def measured_columns(job: Job, graph: Graph, watch: Watch | None = None) -> dict[str, Any]:
+    """The measured columns of a `TimedRow`; `graph` is that of the dense network. Raises Interrupted between processes."""
+    found, chosen = _measure_all(job, watch or Watch())
+    columns = _columns(found, job.timing)
+    if job.timing.protocol == "full":
+        columns |= _peaks_and_bound(chosen, graph)
+        columns["of_bound"] = columns["bound_ms"] / columns["packed_ms"]
+    return columns
 
 
 def _measure_all(job: Job, watch: Watch) -> tuple[list[dict[records.Leg, processes.Found]], Job]:
