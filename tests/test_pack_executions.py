@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_pack import SMALL, images, prepared, random_plan, without
 from torch import Tensor, fx, nn
 
 from suite.contract import PruningPlan
@@ -17,10 +18,10 @@ from suite.pack import tune as tuning
 from suite.pack.executions import EXECUTIONS, FusedConv, Layer, Operands, PerGroup, Whole
 from suite.pack.layers import Take, is_channels_last
 from suite.pack.slices import slice_rank
-from tests.test_pack import SMALL, images, prepared, random_plan, without
 
 NETWORKS = (*SMALL, "resnet18", "resnet50", "vgg16_bn")
 DTYPES = (torch.float64, torch.float32)
+ON_CPU = [name for name in EXECUTIONS if name != "triton"]
 
 
 def packed_of(
@@ -43,7 +44,7 @@ def assert_tuned(packed: PackedNetwork, dtype: torch.dtype, **how: object) -> tu
     return network, choice
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", ON_CPU)
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_execution_computes_the_same(name: str, execution: str, dtype: torch.dtype) -> None:
@@ -107,7 +108,7 @@ class Shared(nn.Module):
         return self.head(torch.flatten(self.pool(torch.relu(z + self.b(y)) + y), 1))
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", ON_CPU)
 def test_what_is_read_again_is_not_overwritten(execution: str) -> None:
     torch.manual_seed(0)
     model = Shared().double().eval()

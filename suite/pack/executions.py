@@ -8,6 +8,7 @@ the packed network each one is, -1 for padding. So an execution is free to put o
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -222,11 +223,17 @@ def union(layer: Layer, operands: Operands) -> Built:
     return _one(layer, operands, torch.cat(layer.reads_G).unique())
 
 
+def output_order(layer: Layer, operands: Operands) -> Tensor:
+    """The order of output channels that costs nothing where any will do: that of what is added, else what the reader likes."""
+    every = torch.arange(layer.width)
+    held = operands.other_columns_C
+    return (
+        every[layer.rank.argsort(stable=True)] if held is None else torch.cat([held, every[~torch.isin(every, held)]])
+    )
+
+
 def _one(layer: Layer, operands: Operands, reads_I: Tensor) -> Built:
-    rows = torch.arange(layer.width)[layer.rank.argsort(stable=True)]
-    if operands.other_columns_C is not None:
-        held = operands.other_columns_C
-        rows = torch.cat([held, torch.tensor([p for p in range(layer.width) if p not in set(held.tolist())])]).long()
+    rows = output_order(layer, operands)
     weight, bias = layer.weight_OIkk(rows, reads_I)
     conv = FusedConv(layer.conv, weight, bias, 1, layer.relu, operands.x)
     return Whole(conv, operands.read(reads_I), operands.read_other(rows), operands.in_place), rows
@@ -285,12 +292,20 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+def one_kernel(layer: Layer, operands: Operands) -> Built:
+    """All groups in one Triton kernel, which reads and writes channels where they are."""
+    from suite.pack import triton_conv  # only where there is CUDA
+
+    return triton_conv.kernel(layer, operands)
+
+
 EXECUTIONS: dict[str, Callable[[Layer, Operands], Built]] = {
     "whole": whole,
     "union": union,
     "groups": groups,
     "padded": padded,
     "rounded": rounded,
+    "triton": one_kernel,
 }
 
 
@@ -302,6 +317,16 @@ def build(execution: str, layer: Layer, operands: Operands) -> Built:
 
 def offered(layer: Layer, operands: Operands) -> tuple[str, ...]:
     """The executions of a layer that differ here."""
-    if len(layer.reads_G) > 1:
-        return tuple(EXECUTIONS)
-    return ("whole",) if len(layer.reads_G[0]) == len(operands.columns_C) else ("whole", "union")
+    names = ["whole", "union", "groups", "padded", "rounded"]
+    if len(layer.reads_G) == 1:
+        names = ["whole"] if len(layer.reads_G[0]) == len(operands.columns_C) else ["whole", "union"]
+    if operands.x.is_cuda and has_triton():
+        from suite.pack import triton_conv
+
+        names += ["triton"] if triton_conv.takes(layer, operands) else []
+    return tuple(names)
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed; torch's builds for CUDA bring it."""
+    return importlib.util.find_spec("triton") is not None

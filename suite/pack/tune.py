@@ -43,6 +43,8 @@ def tuned(
         raise ValueError(
             f"execution {forced!r} is not one of {', '.join(EXECUTIONS)}; leave it out to have the fastest"
         )
+    if forced == "triton" and not images.is_cuda:
+        raise ValueError("execution 'triton' was asked for, and the images are on the CPU; it needs a CUDA device")
     where = images.device.type, PRECISIONS[images.dtype], len(images)
     if choice is not None and choice.where != where:
         raise ValueError(f"the choice of executions is for {choice.where}, and the images are {where}; tune it again")

@@ -96,7 +96,7 @@ def dense_candidates(dense: PackedNetwork, images: Tensor, compiled: bool) -> di
     ours, choice = tuned(dense, images)
     plain = deploy(dense)
     last = images.contiguous(memory_format=torch.channels_last)
-    plain_last = deploy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plain_last = deploy(dense).to(memory_format=torch.channels_last)
     runs = {
         f"tuned {choice.layout}": functools.partial(ours, images),
         "torch contiguous": functools.partial(plain, images),
@@ -106,7 +106,7 @@ def dense_candidates(dense: PackedNetwork, images: Tensor, compiled: bool) -> di
         import torch._inductor.config as inductor
 
         inductor.freezing = True
-        network = torch.compile(deploy(dense).to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+        network = torch.compile(deploy(dense).to(memory_format=torch.channels_last))
         runs["compiled channels_last"] = functools.partial(network, last)
     return runs  # type: ignore[return-value]
 
