@@ -121,7 +121,9 @@ class TimedRow(Row):
     leg: Leg | None = None
     """"eager" or, on a GPU, "graph": one captured CUDA graph."""
     execution: str | None = None
-    """The packed execution that was measured: the fastest of `executions_ms`."""
+    """The packed execution that was measured: the fastest of `executions_ms`; "tuned": each layer has its own ("full")."""
+    layers: dict[str, Any] = field(default_factory=dict)
+    """Of "dense" and "packed": memory layout, and how many layers have each execution, where these were tuned."""
     executions_ms: dict[str, float] = field(default_factory=dict)
     blocks: int | None = None
     attempts: int | None = None

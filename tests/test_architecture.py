@@ -30,8 +30,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.stages",),
     ("suite.records",),
     ("suite.run", "suite.grids"),
-    ("suite.run.__main__", "suite.report", "suite.export", "suite.measure.networks"),
-    ("suite.measure.beside", "suite.measure.staircase"),
+    ("suite.run.__main__", "suite.report", "suite.measure.networks"),
+    ("suite.export", "suite.measure.staircase"),
+    ("suite.measure.beside",),
     ("suite.measure.__main__", "suite.measure.gpu"),
     ("suite.launch",),
 )

@@ -250,6 +250,9 @@ def test_the_full_protocol_measures_in_three_processes(tmp_path: Path, monkeypat
     assert row.speedup_x == np.median([entry["speedup_x"] for entry in row.processes])
     assert row.speedup_low_x == min(entry["speedup_low_x"] for entry in row.processes)
     assert all(entry["other_cores"] >= 0 for entry in row.processes)
+    assert row.execution == "tuned"
+    assert sum(row.layers["packed"]["executions"].values()) > 0
+    assert (context.folder(stage) / "executions.json").is_file()
     assert row.packed_peak_bytes
     assert row.dense_peak_bytes
     assert row.bound_ms

@@ -22,8 +22,8 @@ def steps(width: int, channels: int = 16) -> pd.DataFrame:
 def test_rounding_up_to_the_width_of_a_step_is_free() -> None:
     costs = staircase.rounding(steps(8)).set_index("round_to")
     assert list(costs.index) == [2, 4, 8, 16]
-    assert list(costs["time_x"]) == [1, 1, 1, pytest.approx((8 * 2 + 8 * 1) / 16)]
-    assert costs.loc[2, "macs_x"] == pytest.approx((sum((n + 1) / n for n in range(1, 16, 2)) + 8) / 16)
+    assert list(costs["time_x"]) == [1, 1, 1, pytest.approx(16 * 2 / (8 * 1 + 8 * 2))]
+    assert costs.loc[2, "macs_x"] == pytest.approx(2 * sum(range(2, 17, 2)) / sum(range(1, 17)))
 
 
 def test_without_steps_rounding_costs_what_the_macs_say() -> None:

@@ -18,7 +18,8 @@ from suite.measure import latency, networks, processes
 from suite.measure.networks import Network, Shape
 from suite.stages import Timing
 
-ONNX = "onnxruntime"
+ONNX, TUNED = "onnxruntime", "tuned"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,9 @@ def runs_of(network: Network, job: Job, only: str = "") -> dict[str, latency.Run
     found: dict[str, latency.Run] = {
         name: _run(packing.deploy(network.packed, name), images, timing) for name in every if only in ("", name)
     }
+    if timing.protocol == "full" and only in ("", TUNED):  # each layer in the way that is fastest here
+        ready = images.to(timing.device, DTYPES[timing.precision])
+        found[TUNED] = _prepared(packing.tuned(network.packed.to(timing.device), ready)[0], ready)
     if job.onnx and only in ("", ONNX):
         found[ONNX] = functools.partial(_as_onnx(network.packed, job.shape), images)
     return found
@@ -97,14 +101,13 @@ def runs_of(network: Network, job: Job, only: str = "") -> dict[str, latency.Run
 
 def _run(module: nn.Module, images: Tensor, timing: Timing) -> latency.Run:
     layout = torch.channels_last if timing.layout == "channels_last" else torch.contiguous_format
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[timing.precision]
-    module.to(timing.device, dtype)
-    if not isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule) or isinstance(
-        module, torch.fx.GraphModule
-    ):
-        module.to(memory_format=layout)
-    ready = images.to(timing.device, dtype, memory_format=layout)
-    return latency.captured(module, ready) if timing.device == "cuda" else functools.partial(module, ready)
+    dtype = DTYPES[timing.precision]
+    module.to(timing.device, dtype).to(memory_format=layout)
+    return _prepared(module, images.to(timing.device, dtype, memory_format=layout))
+
+
+def _prepared(module: nn.Module, images: Tensor) -> latency.Run:
+    return latency.captured(module, images) if images.is_cuda else functools.partial(module, images)
 
 
 def _as_onnx(packed: packing.PackedNetwork, shape: Shape) -> nn.Module:

@@ -98,13 +98,14 @@ def time_case(case: Case) -> dict[str, Any]:
             about: dict[str, Any] = {"model": case.model, "classes": case.classes, "input_shape": shape, "about": {}}
             packing.save(packing.pack(model, graph, what), path, **about)
         job = timed_stage.Job(dense=dense, packed=packed, timing=case.timing, threads=torch.get_num_threads())
-        columns = timed_stage.measured_columns(job, graph)
+        columns, choices = timed_stage.measured_columns(job, graph)
     return {
         "case": case.name,
         "plan": f"random, {case.groups} groups, seed 0; weights as initialised",
         "theoretical_x": graph.dense_macs.total / graph.macs(plan).total,
         **{name: getattr(case.timing, name) for name in ("batch", "precision", "layout", "protocol")},
         **columns,
+        "layer_ms": [choice.layer_ms for choice in choices],
         "provenance": records.provenance(case.timing.device),
     }
 

@@ -1,8 +1,8 @@
 """`python -m suite.measure.staircase`: the time of one convolution over how many channels it keeps.
 
 Hardware computes in tiles, so time goes in steps: where a step is wide, keeping more channels, up to its end, costs nothing.
-For each multiple the summary says what rounding the kept channels up to it costs in MACs and in time, on average over all
-numbers of channels; 1.00 in time is free.
+For each multiple the summary says what rounding the kept channels up to it costs in MACs and in time, summed over all numbers
+of channels; 1.00 in time is free.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _run(layer: Layer, kept: int, device: str, layout: str, precision: str) -> l
 
 
 def rounding(found: pd.DataFrame) -> pd.DataFrame:
-    """What rounding up to a multiple costs: `macs_x` and `time_x`, means over the numbers of channels that were measured."""
+    """What rounding up to a multiple costs: `macs_x` and `time_x`, sums over all numbers of channels, rounded / not rounded."""
     lines = []
     for (layout, precision), part in found.groupby(["layout", "precision"], sort=False):
         ms = dict(zip(part["channels"], part["ms"], strict=True))
@@ -84,8 +84,8 @@ def rounding(found: pd.DataFrame) -> pd.DataFrame:
             pairs = [(kept, -(-kept // multiple) * multiple) for kept in ms]
             pairs = [(kept, up) for kept, up in pairs if up in ms]
             if any(up > kept for kept, up in pairs):
-                macs_x = sum(up / kept for kept, up in pairs) / len(pairs)
-                time_x = sum(ms[up] / ms[kept] for kept, up in pairs) / len(pairs)
+                macs_x = sum(up for _, up in pairs) / sum(kept for kept, _ in pairs)
+                time_x = sum(ms[up] for _, up in pairs) / sum(ms[kept] for kept, _ in pairs)
                 about = {"layout": layout, "precision": precision, "round_to": multiple}
                 lines.append({**about, "macs_x": macs_x, "time_x": time_x})
     return pd.DataFrame(lines, columns=["layout", "precision", "round_to", "macs_x", "time_x"])
