@@ -187,17 +187,23 @@ class Budget:
     """The share of MACs to remove, in [0, 1), after dead channels are gone.
 
     scope "network" counts all convolutions and linear layers; "prunable" counts the convolutions that are neither the
-    stem nor a shortcut, as the DSP authors do.
+    stem nor a shortcut, as the DSP authors do. `round_to` rounds the widths that are left up to a multiple, where hardware
+    computes in such steps: the kept channels of every filter group, and the kept filters (`suite.select.rounded`).
     """
 
     share: float
     scope: Literal["network", "prunable"] = "network"
+    round_to: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
             raise ValueError(f"budget {self.share} is outside [0, 1): it is the share of MACs to remove, such as 0.6")
         if self.scope not in ("network", "prunable"):
             raise ValueError(f"budget scope {self.scope!r} is unknown; choose network or prunable")
+        if self.round_to < 1:
+            raise ValueError(
+                f"round_to = {self.round_to}: widths are rounded up to a multiple of 1 (off), 8, 16 or the like"
+            )
 
 
 @dataclass(frozen=True)

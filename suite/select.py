@@ -172,6 +172,8 @@ def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
     """
     if budget.share == 0:
         return Selection(plan=PruningPlan({}), knob=0.0, cut=0.0, coarse=False)
+    if budget.round_to > 1:
+        planner = rounded(planner, graph, budget.round_to)
     best, cut = _at(planner, graph, budget, 1.0)
     if cut < budget.share:
         raise ValueError(
@@ -191,6 +193,50 @@ def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
             f"the plan that meets a budget of {budget.share:.2%} leaves no way through: all of {empty} is removed"
         )
     return Selection(plan=graph.settle(best), knob=_from_bits(high), cut=cut, coarse=cut - budget.share > COARSE)
+
+
+LEVELS = 192
+"""At how many knobs, on a linear and on a logarithmic scale each, `rounded` looks up what a planner removes first."""
+
+
+def rounded(planner: Planner, graph: Graph, multiple: int) -> Planner:
+    """The planner that keeps, in every layer that it prunes, a multiple of `multiple` filters and channels of each group.
+
+    What comes back is what the planner removes last (to the resolution of `LEVELS`), so widths are rounded up and a larger
+    knob has to meet the same budget. Tied filters come back together. A group or layer of which nothing is left stays so, and
+    where another layer kills a channel that came back, a width can end below its multiple.
+    """
+    scale = [*torch.linspace(0, 1, LEVELS).tolist(), *torch.logspace(-9, 0, LEVELS).tolist()]
+    plans = [planner(knob) for knob in sorted(scale)]
+    gone: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, conv in graph.convs.items():
+        layers = [plan[name] if name in plan else ConvPlan.full(conv.filters, conv.channels) for plan in plans]
+        groups = max(len(layer.kept_GI) for layer in layers)
+        kept_LGI = torch.stack([layer.kept_GI.expand(groups, -1) for layer in layers])
+        gone[name] = (torch.stack([layer.kept_O for layer in layers]).sum(0), kept_LGI.sum(0))
+
+    def plan(knob: float) -> PruningPlan:
+        layers = {}
+        for name, layer in planner(knob).items():
+            level_O, level_GI = gone[name]
+            kept_GI = [_filled(kept, level, multiple) for kept, level in zip(layer.kept_GI, level_GI, strict=False)]
+            kept_O = _filled(layer.kept_O, level_O, multiple)
+            layers[name] = replace(layer, kept_GI=torch.stack(kept_GI), kept_O=kept_O)
+        return PruningPlan(layers)
+
+    return plan
+
+
+def _filled(kept: Tensor, level: Tensor, multiple: int) -> Tensor:
+    """`kept` with as many more as make a multiple of what is there; those of the highest level, the first where equal."""
+    there = int(kept.sum())
+    missing = min(-there % multiple, len(kept) - there)
+    if there == 0 or missing == 0:
+        return kept
+    order = level.masked_fill(kept, -1).argsort(descending=True, stable=True)
+    filled = kept.clone()
+    filled[order[:missing]] = True
+    return filled
 
 
 def _bits(value: float) -> int:

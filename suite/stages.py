@@ -148,8 +148,8 @@ class Pruned(_Named):
     @property
     def label(self) -> str:
         """What it is, for people."""
-        base = self.base
-        return f"{base.data}/{base.model} {describe(self.settings)} {self.budget.share:.2%} seed {self.seed}"
+        base, rounded = self.base, f" rounded to {self.budget.round_to}" if self.budget.round_to > 1 else ""
+        return f"{base.data}/{base.model} {describe(self.settings)} {self.budget.share:.2%}{rounded} seed {self.seed}"
 
     @property
     def needs(self) -> tuple[Stage, ...]:

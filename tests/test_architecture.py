@@ -25,12 +25,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.models", "suite.distributed"),
     ("suite.contract",),
     ("suite.graph", "suite.data"),
-    ("suite.select", "suite.weights", "suite.pack", "suite.train"),
+    ("suite.select", "suite.weights", "suite.pack", "suite.train", "suite.measure.bounds"),
     ("suite.graphed", "suite.methods"),
     ("suite.stages",),
     ("suite.records",),
     ("suite.run", "suite.grids"),
-    ("suite.run.__main__", "suite.report", "suite.prefetch"),
+("suite.run.__main__", "suite.report", "suite.prefetch", "suite.measure.networks"),
+    ("suite.export", "suite.measure.staircase"),
+    ("suite.measure.beside",),
+    ("suite.measure.__main__", "suite.measure.gpu"),
     ("suite.launch",),
 )
 """From the bottom to the top. A part of the suite imports parts of lower layers only, and itself."""
@@ -38,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 METHOD_MAY_IMPORT = {"suite.contract", "suite.graph", "suite.select", "torch", "numpy", "scipy", "sklearn"}
 LIBRARIES = (
     "torch torchvision numpy scipy statsmodels sklearn pandas matplotlib PIL fvcore safetensors rich filelock submitit "
-    "tabulate jinja2"
+    "tabulate jinja2 psutil pynvml onnx onnxruntime triton"
 )
 
 

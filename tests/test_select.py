@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from suite.contract import Budget, ConvPlan, Planner, PruningPlan, Ranking
 from suite.graph import Graph
 from suite.models import build
-from suite.select import COARSE, channel_planner, filter_planner, meet
+from suite.select import COARSE, channel_planner, filter_planner, meet, rounded
 
 NETWORKS = ("resnet8", "resnet8_a", "vgg6")
 RANKINGS = get_args(Ranking)
@@ -339,3 +339,52 @@ def test_a_planner_that_gives_no_plan_is_refused(plan: object) -> None:
 def test_scores_that_are_no_tensors_are_refused(scores: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         filter_planner(graph_of("vgg6"), scores, ranking="raw")  # type: ignore[arg-type]
+
+
+# ---- widths rounded up -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("multiple", [4, 8])
+def test_kept_filters_are_rounded_up_together_and_the_budget_is_met(name: str, multiple: int) -> None:
+    graph = graph_of(name)
+    planner = filter_planner(graph, random_scores(graph, 3), ranking="global")
+    free, found = (meet(planner, graph, Budget(share=0.4, round_to=n)) for n in (1, multiple))
+    assert free.plan == meet(planner, graph, Budget(share=0.4)).plan
+    assert found.cut >= 0.4
+    assert found.cut == graph.cut(found.plan)
+    for layer_name, layer in found.plan.items():
+        assert int(layer.kept_O.sum()) % multiple == 0
+        if graph.convs[layer_name].role != "stem" and name != "resnet8_a":  # whose padding shifts channels
+            assert int(layer.kept_GI.any(0).sum()) % multiple == 0
+    for ids in graph.filter_sets.values():
+        assert len(ids) % multiple == 0, "so that what is not pruned is a multiple as well"
+
+
+def test_channels_of_each_group_are_rounded_up_and_the_last_to_go_come_back() -> None:
+    graph = graph_of("resnet8")
+    order_I = torch.arange(16).flip(0)
+    name = next(name for name, conv in graph.convs.items() if conv.channels == 16 and conv.role == "inner")
+    conv = graph.convs[name]
+    groups_O = torch.arange(conv.filters) % 2
+    planner = channel_planner({name: torch.stack([order_I, order_I.flip(0)])}, {name: groups_O})
+    knob = 0.55
+    free, found = planner(knob)[name], rounded(planner, graph, 4)(knob)[name]
+    counts = free.kept_GI.sum(1)
+    assert bool((counts % 4 != 0).any())
+    assert torch.equal(found.kept_GI.sum(1), (counts + 3) // 4 * 4)
+    assert bool((found.kept_GI | ~free.kept_GI).all()), "nothing that was kept is lost"
+    for kept_I, going in zip(found.kept_GI, (order_I, order_I.flip(0)), strict=True):
+        assert torch.equal(kept_I[going].nonzero()[:, 0], torch.arange(16 - int(kept_I.sum()), 16))
+
+
+def test_a_layer_whose_width_is_no_multiple_keeps_all_of_it_at_most() -> None:
+    graph = graph_of("resnet8")
+    planner = filter_planner(graph, random_scores(graph, 3), ranking="layer")
+    for name, layer in rounded(planner, graph, 1000)(0.5).items():
+        assert bool(layer.kept_O.all()), name
+
+
+def test_a_multiple_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="round_to = 0: widths are rounded up to a multiple of 1"):
+        Budget(share=0.5, round_to=0)

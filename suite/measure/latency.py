@@ -2,16 +2,17 @@
 
 On a GPU blocks are timed with CUDA events, on a CPU with the wall clock. Both networks are ready for inference (batch norm
 folded). The null test measures the dense network against itself in the same blocks; when its interval misses 1, something
-else was measured, and no speed-up is claimed. fp32 means fp32: TF32 is off.
+else was measured, and no speed-up is claimed. fp32 means fp32: TF32 is off. The full protocol repeats all of it in fresh
+processes, because the choice of algorithms differs between processes (`combined` says how they become one number).
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 Run = Callable[[], object]
 Verdict = Literal["faster", "slower", "no difference", "not trusted"]
+Name = TypeVar("Name", bound=str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +33,17 @@ class Protocol:
     min_blocks: int
     precision: float | None
     attempts: int = 3
-    """Measurements at most, until the null test passes."""
+    """Measurements at most in a process, until the null test passes."""
+    processes: int = 1
 
 
 def protocol(name: str, device: str) -> Protocol:
-    """ "quick": about a second; "full": until the interval is narrow (3 % on a CPU, 1 % on a GPU), at most a minute."""
+    """ "quick": about a second; "full": in each of three processes until the interval is narrow (3 % on a CPU, 1 % on a GPU),
+    at most half a minute."""
     if name == "quick":
         return Protocol(warmup_s=0.05, seconds=0.6, min_blocks=18, precision=None)
-    return Protocol(warmup_s=0.5, seconds=60, min_blocks=30, precision=0.01 if device == "cuda" else 0.03)
+    narrow = 0.01 if device == "cuda" else 0.03
+    return Protocol(warmup_s=0.5, seconds=30, min_blocks=30, precision=narrow, processes=3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,30 +59,54 @@ class Comparison:
     """Measurements until the null test passed, or until it was given up."""
 
     @property
+    def passed(self) -> bool:
+        """Does the interval of dense over dense contain 1?"""
+        return self.null[1] <= 1 <= self.null[2]
+
+    @property
     def verdict(self) -> Verdict:
         """What may be claimed."""
-        if not self.null[1] <= 1 <= self.null[2]:
+        if not self.passed:
             return "not trusted"
         _, low, high = self.ratio
         return "faster" if low > 1 else "slower" if high < 1 else "no difference"
 
     def columns(self) -> dict[str, Any]:
         """The columns of a `TimedRow`."""
-        quartiles = {
+        quantiles = {
             f"{name}_ms{suffix}": float(np.quantile(values, q))
             for name, values in (("dense", self.dense_ms), ("packed", self.packed_ms))
-            for suffix, q in (("", 0.5), ("_q1", 0.25), ("_q3", 0.75))
+            for suffix, q in (("", 0.5), ("_q1", 0.25), ("_q3", 0.75), ("_p5", 0.05), ("_p95", 0.95))
         }
-        speedup = dict(zip(("speedup_x", "speedup_low_x", "speedup_high_x"), self.ratio, strict=True))
-        null = dict(zip(("null_x", "null_low_x", "null_high_x"), self.null, strict=True))
+        return {**quantiles, **self.ratios()}
+
+    def ratios(self) -> dict[str, Any]:
+        """The columns that stand for one process as well."""
         return {
-            **quartiles,
-            **speedup,
-            **null,
+            **dict(zip(("speedup_x", "speedup_low_x", "speedup_high_x"), self.ratio, strict=True)),
+            **dict(zip(("null_x", "null_low_x", "null_high_x"), self.null, strict=True)),
             "blocks": len(self.dense_ms),
             "attempts": self.attempts,
             "verdict": self.verdict,
         }
+
+
+def combined(found: Sequence[Comparison]) -> Comparison:
+    """Several processes' comparisons as one.
+
+    The ratio is the median of the processes' medians, its interval reaches from their lowest lower to their highest upper
+    end: three processes are too few to estimate how processes vary, so the interval covers each of them. The null test is
+    that of the process which fails it worst, so all must pass. Times are those of all blocks; attempts are the most.
+    """
+    middle = float(np.median([one.ratio[0] for one in found]))
+    ratio = middle, min(one.ratio[1] for one in found), max(one.ratio[2] for one in found)
+    return Comparison(
+        dense_ms=np.concatenate([one.dense_ms for one in found]),
+        packed_ms=np.concatenate([one.packed_ms for one in found]),
+        ratio=ratio,
+        null=max((one.null for one in found), key=lambda null: (max(null[1] - 1, 1 - null[2]), abs(null[0] - 1))),
+        attempts=max(one.attempts for one in found),
+    )
 
 
 def compare(dense: Run, packed: Run, device: str, plan: Protocol) -> Comparison:
@@ -170,11 +199,11 @@ def captured(module: nn.Module, images: Tensor) -> Run:
     return graph.replay
 
 
-def fastest(candidates: Mapping[str, Run], device: str, rounds: int = 5) -> tuple[str, dict[str, float]]:
+def fastest(candidates: Mapping[Name, Run], device: str, rounds: int = 5) -> tuple[Name, dict[Name, float]]:
     """The name of the fastest candidate and the median milliseconds of each, over alternating rounds."""
     for run in candidates.values():
         warm_up(run, device, 0.02)
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+    times: dict[Name, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, run in candidates.items():
             times[name].append(1e3 * _time(run, 3, device))

@@ -18,6 +18,11 @@ Execution = Literal["groups", "union"]
 keeps, or one dense convolution over the union of the kept channels, with zeros where a group does not read."""
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of one pixel of [N, C, H, W] lie side by side."""
+    return x.ndim == 4 and x.stride(1) == 1 and x.shape[1] > 1
+
+
 class Take(nn.Module):
     """Channels of [N, C, H, W] by position; a slice where they are contiguous, nothing where they are all."""
 
@@ -33,7 +38,14 @@ class Take(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.everything:
             return x
-        return x.narrow(1, self.start, self.length) if self.contiguous else x.index_select(1, self.positions)
+        if self.contiguous:
+            return x.narrow(1, self.start, self.length)
+        if x.device.type != "cpu" or not is_channels_last(x):
+            return x.index_select(1, self.positions)
+        # Row by row: index_select on channels that lie side by side takes about ten times as long on a CPU.
+        rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        rows = rows.gather(1, self.positions.expand(len(rows), -1))
+        return rows.view(x.shape[0], *x.shape[2:], self.length).permute(0, 3, 1, 2)
 
 
 class PackedConv(nn.Module):
@@ -60,6 +72,11 @@ class PackedConv(nn.Module):
             self.register_buffer(f"columns_{g}", torch.searchsorted(union, positions), persistent=False)
         self.register_buffer("frozen_weight", None, persistent=False)
         self.frozen_weight: Tensor | None
+
+    @property
+    def reads_G(self) -> list[Tensor]:
+        """Positions of the channels that each group keeps."""
+        return [take.get_buffer("positions") for take in self.takes]
 
     def union_weight(self) -> Tensor:
         """[O, I, k, k] over the union of kept channels, zeros where a group does not read."""

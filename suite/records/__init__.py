@@ -108,7 +108,10 @@ class PrunedRow(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class TimedRow(Row):
-    """Latency of a packed network beside its dense one, alternating in one process."""
+    """Latency of a packed network beside its dense one, alternating in one process; in three of them ("full" protocol).
+
+    What only later versions record is absent from earlier rows, and where it could not be read.
+    """
 
     kind: ClassVar[str] = "timed"
     result_fields: ClassVar[tuple[str, ...]] = ()
@@ -122,7 +125,9 @@ class TimedRow(Row):
     leg: Leg | None = None
     """"eager" or, on a GPU, "graph": one captured CUDA graph."""
     execution: str | None = None
-    """The packed execution that was measured: the fastest of `executions_ms`."""
+    """The packed execution that was measured: the fastest of `executions_ms`; "tuned": each layer has its own ("full")."""
+    layers: dict[str, Any] = field(default_factory=dict)
+    """Of "dense" and "packed": memory layout, and how many layers have each execution, where these were tuned."""
     executions_ms: dict[str, float] = field(default_factory=dict)
     blocks: int | None = None
     attempts: int | None = None
@@ -130,14 +135,18 @@ class TimedRow(Row):
     dense_ms: float | None = None
     dense_ms_q1: float | None = None
     dense_ms_q3: float | None = None
+    dense_ms_p5: float | None = None
+    dense_ms_p95: float | None = None
     packed_ms: float | None = None
     packed_ms_q1: float | None = None
     packed_ms_q3: float | None = None
+    packed_ms_p5: float | None = None
+    packed_ms_p95: float | None = None
     speedup_x: float | None = None
-    """Median over blocks of dense time / packed time."""
+    """Median over blocks of dense time / packed time; of several processes, the median of theirs."""
     speedup_low_x: float | None = None
     speedup_high_x: float | None = None
-    """Bootstrap 95 % interval of `speedup_x`."""
+    """Bootstrap 95 % interval of `speedup_x`; of several processes, from their lowest to their highest end."""
     eager_speedup_x: float | None = None
     eager_speedup_low_x: float | None = None
     eager_speedup_high_x: float | None = None
@@ -147,11 +156,24 @@ class TimedRow(Row):
     null_x: float | None = None
     null_low_x: float | None = None
     null_high_x: float | None = None
-    """Dense against dense, measured alike; when this interval misses 1 the measurement is not to be trusted."""
+    """Dense against dense, measured alike; when this interval misses 1 the measurement is not to be trusted. Of several
+    processes, that of the one that fails worst."""
     verdict: str | None = None
     """"faster", "slower", "no difference", or "not trusted" when the null test fails."""
     deployed: str | None = None
     """What would be deployed: the packed execution, or "dense" where packing is slower."""
+    processes: tuple[dict[str, Any], ...] = ()
+    """For each process and leg: ratio and null test with their intervals, and the machine's conditions (`measure.machine`)."""
+    flags: tuple[str, ...] = ()
+    """Why the measurement is doubtful: other processes, a throttled GPU. Nothing is known against it when empty."""
+    cudnn_benchmark: bool | None = None
+    dense_peak_bytes: int | None = None
+    packed_peak_bytes: int | None = None
+    """Weights and the most that a forward pass allocates at once ("full" protocol)."""
+    bound_ms: float | None = None
+    """The least time on paper for the packed network on this machine (`measure.bounds`, "full" protocol)."""
+    of_bound: float | None = None
+    """`bound_ms` / `packed_ms`: the share of the physical limit that is reached."""
 
 
 ROW_TYPES: dict[str, type[Row]] = {kind.kind: kind for kind in (PrunedRow, TimedRow)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from suite.grids import Grid
-from suite.report import cells, pairs, published, reproduction
+from suite.report import cells, not_faster, pairs, published, reproduction
 from suite.report.frames import Frames
 
 
@@ -23,6 +23,9 @@ class Content:
     """`cells.latency`"""
     problems: pd.DataFrame
     """`cells.problems`"""
+    not_faster: pd.DataFrame
+    """`not_faster.table`"""
+    not_faster_counts: str
     compared: pd.DataFrame
     """`pairs.table`"""
     reproduced: pd.DataFrame
@@ -33,12 +36,15 @@ def of_grid(grid: Grid, found: Frames, *, smoke: bool) -> Content:
     """All that the rows say. Raises ValueError when the published numbers are damaged."""
     lines = cells.table(found)
     others = published.load()
+    slow = not_faster.table(found)
     return Content(
         grid=grid,
         smoke=smoke,
         lines=lines,
         latency=cells.latency(found),
         problems=cells.problems(found),
+        not_faster=slow,
+        not_faster_counts=not_faster.counts(slow, found),
         compared=pairs.table(found.runs),
         reproduced=reproduction.table(found.runs, lines.drop_duplicates("line"), others[:0] if smoke else others),
     )

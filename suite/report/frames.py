@@ -58,6 +58,7 @@ _TIMED = [
     "null_low_x",
     "null_high_x",
     "deployed",
+    "flags",
 ]
 _NUMBERS = [name for name in (*_PRUNED, *_TIMED) if name.endswith(("_pct", "_x", "_ms", "macs", "params", "_epochs"))]
 
@@ -116,7 +117,7 @@ def _runs(runs: Sequence[Pruned]) -> pd.DataFrame:
 
 def _series(run: Pruned) -> tuple[object, ...]:
     base = run.base
-    return base.data, base.model, base.weights, base.split, run.settings, *_schedules(run)
+    return base.data, base.model, base.weights, base.split, run.settings, run.budget.round_to, *_schedules(run)
 
 
 def _schedules(run: Pruned) -> tuple[Schedule | None, ...]:
@@ -167,14 +168,16 @@ def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
     for _, same in names.groupby(["data", "model", "method"], sort=False):
         names.loc[same.index, "short"] = _short(same["method"].iloc[0], list(same["pruner"]))
     names["epochs"] = [runs[i].finetune.epochs for i in first.index]
-    twins = names.groupby(["data", "model", "settings"], sort=False)
+    names["round_to"] = [runs[i].budget.round_to for i in first.index]
+    twins = names.groupby(["data", "model", "settings", "round_to"], sort=False)
     size, told = twins["series"].transform("size"), twins["epochs"].transform("nunique")
     apart = (
         names["epochs"]
         .map(lambda n: f" [{n} epoch{'s' * (n != 1)}]")
         .where(told == size, " [schedule " + (twins.cumcount() + 1).astype(str) + "]")
     )
-    suffix = apart.where(size > 1, "")
+    rounded = ", widths rounded to " + names["round_to"].astype(str)
+    suffix = rounded.where(names["round_to"] > 1, "") + apart.where(size > 1, "")
     names["settings"] += suffix
     names["short"] += suffix
     return names.set_index("series")[["settings", "short"]]
@@ -236,6 +239,7 @@ def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:
         columns=[*_TIMED, *provenance],
     ).rename(columns={"device": "timed_device", "commit": "timed_commit", "dirty": "timed_dirty"})
     frame = _with_conditions(frame, TIMED_CONDITIONS)
+    frame["flags"] = frame["flags"].map("; ".join)
     frame["threads"] = frame["threads"].where(frame["timed_device"].str.startswith("cpu"), "")
     return frame
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from suite.files import write_text
-from suite.report import pairs, reproduction, words
+from suite.report import not_faster, pairs, reproduction, words
 from suite.report.content import Content
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS
 from suite.report.style import Picture
@@ -127,6 +127,7 @@ def write(
             meanings=meanings,
             compared=_of_networks(content.compared, _compared),
             reproduced=_of_networks(content.reproduced, lambda part: {"table": _frame(reproduction.shown(part))}),
+            not_faster=_not_faster(content),
             claims=f"../{CLAIMS}" if claims.is_file() else "",
             sections=_sections(lines, pictures),
             problems=content.problems.to_dict("records"),
@@ -174,6 +175,11 @@ def _of_networks(frame: pd.DataFrame, say: Callable[[pd.DataFrame], dict[str, An
     """What there is to say of every data set and model in the frame."""
     groups = frame.groupby(["data", "model"], sort=False)
     return [{"name": f"{data}, {model}", **say(part)} for (data, model), part in groups]
+
+
+def _not_faster(content: Content) -> dict[str, Any]:
+    about = f"{content.not_faster_counts}: {not_faster.ABOUT}."
+    return {"title": not_faster.TITLE, "about": about, "table": _frame(not_faster.shown(content.not_faster))}
 
 
 def _compared(compared: pd.DataFrame) -> dict[str, Any]:

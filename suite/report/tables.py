@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from suite.report import pairs, reproduction, words
+from suite.report import not_faster, pairs, reproduction, words
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
 from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES, TIMED_CONDITIONS, TIMING
@@ -71,6 +71,9 @@ def document(content: Content, pictures: Sequence[tuple[str, str, str]]) -> str:
         section = _section(str(data), str(model), part, images, median=(data, model) in medians)
         here = [frame[(frame["data"] == data) & (frame["model"] == model)] for frame in (compared, reproduced)]
         sections += [section, *_comparisons(here[0]), *_reproductions(here[1])]
+    if len(content.not_faster):
+        about = f"{content.not_faster_counts}: {not_faster.ABOUT}."
+        sections += [f"## {not_faster.TITLE}", about, markdown(not_faster.shown(content.not_faster))]
     failures = ["## Runs without a result", "\n".join(_problem_lines(problems))] if len(problems) else []
     return "\n\n".join([*head, *sections, *failures, "## How to read it", _legend(lines)]) + "\n"
 
@@ -99,7 +102,7 @@ def markdown(frame: pd.DataFrame) -> str:
 def is_number(heading: str) -> bool:
     """Does the column with this heading hold numbers?"""
     known = ("groups", "budget", "theoretical x", "seeds needed", "P(improvement)", "p (Holm)")
-    return heading in known or heading.split()[-1] in ("%", "pp")
+    return heading in known or heading.split()[-1] in ("%", "pp", "share")
 
 
 def shown(lines: pd.DataFrame, *, median: bool = False) -> pd.DataFrame:

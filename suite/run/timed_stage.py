@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +17,45 @@ from suite import pack as packing
 from suite import records
 from suite.contract import PruningPlan
 from suite.graph import Graph
-from suite.measure import latency
-from suite.progress import Watch
+from suite.measure import bounds, latency, processes
+from suite.measure.memory import peak_bytes
+from suite.progress import Interrupted, Watch
 from suite.run import common
 from suite.run.folder import Context, finish
 from suite.stages import Timed, Timing
 
+CHOICES = "executions.json"
+"""How each layer of the dense and of the packed network was executed, with the times that decided it."""
+TUNED = "tuned"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one process measures: two packed networks by their files, so that a fresh process has all that it needs.
+
+    executions   leg -> the packed execution that an earlier process chose; empty: the fastest is chosen here
+    choices      of the layers of dense and packed network, by an earlier process ("full" protocol); empty: they are made here
+    """
+
+    dense: Path
+    packed: Path
+    timing: Timing
+    threads: int
+    executions: Mapping[records.Leg, str] = dataclasses.field(default_factory=dict)
+    choices: tuple[packing.Choice, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """Ready for inference where they will run: the dense network and every packed execution that is to be tried."""
+
+    dense: nn.Module
+    candidates: Mapping[str, nn.Module]
+    choices: tuple[packing.Choice, ...] = ()
+
+
+Legs = Mapping[records.Leg, processes.Found]
 
 
 def do_timed(stage: Timed, context: Context, watch: Watch) -> None:
@@ -30,28 +66,86 @@ def do_timed(stage: Timed, context: Context, watch: Watch) -> None:
             "latency on cuda was asked for, and torch finds no CUDA device here; run it where there is one"
         )
     watch.report("timing", share=0.0)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    packed = packing.load(context.folder(pruned) / "packed.safetensors", timing.device)
-    model = common.load_model(pruned.base, dataclasses.replace(context, device=timing.device), "final").eval()
+    model = common.load_model(pruned.base, dataclasses.replace(context, device="cpu"), "final").eval()
     graph = Graph(model, common.dataset_of(pruned.base, context).input_shape)
-    dense = packing.deploy(packing.pack(model, graph, PruningPlan({})))
-    grouped = any(len(conv.weights) > 1 for conv in packed.convs())
-    executions: tuple[packing.Execution, ...] = ("groups", "union") if grouped else ("groups",)
-    candidates: dict[str, nn.Module] = {name: packing.deploy(packed, name) for name in executions}
-    images = _images(timing, graph.input_shape)
-    for network in (dense, *candidates.values()):
-        network.to(images.device, images.dtype).to(memory_format=_layout(timing))
-    eager = _leg(dense, candidates, images, timing, "eager")
-    best = _leg(dense, candidates, images, timing, "graph") if timing.device == "cuda" else eager
-    columns = {**best, **{f"eager_{name}": eager[name] for name in ("speedup_x", "speedup_low_x", "speedup_high_x")}}
+    with tempfile.TemporaryDirectory() as folder:
+        packed = context.folder(pruned) / "packed.safetensors"
+        job = Job(dense=Path(folder) / "dense", packed=packed, timing=timing, threads=torch.get_num_threads())
+        about = {name: packing.header(packed)[name] for name in ("model", "classes", "input_shape")}
+        packing.save(packing.pack(model, graph, PruningPlan({})), job.dense, **about, about={})
+        columns, choices = measured_columns(job, graph, watch)
     row = common.make_row(
         stage,
         context,
         status="done",
         **{**columns, "device": records.device_name(timing.device)},
-        theoretical_x=graph.dense_macs.total / graph.macs(packed.plan).total,
+        theoretical_x=graph.dense_macs.total / graph.macs(packing.plan_of(packed)).total,
     )
-    finish(stage, context, (), {}, row)
+    if choices:
+        packing.save_choices(context.folder(stage) / CHOICES, choices)
+    finish(stage, context, (CHOICES,) if choices else (), {}, row)
+
+
+def measured_columns(
+    job: Job, graph: Graph, watch: Watch | None = None
+) -> tuple[dict[str, Any], tuple[packing.Choice, ...]]:
+    """The measured columns of a `TimedRow`, and how the layers of dense and packed network were executed ("full" protocol).
+
+    graph   of the dense network
+    Raises Interrupted between processes.
+    """
+    found, chosen = _measure_all(job, watch or Watch())
+    columns = _columns(found, job.timing)
+    if job.timing.protocol == "full":
+        columns |= _peaks_and_bound(chosen, graph)
+        columns["of_bound"] = columns["bound_ms"] / columns["packed_ms"]
+        names = ("dense", "packed")
+        columns["layers"] = {name: one.columns() for name, one in zip(names, chosen.choices, strict=True)}
+    return columns, chosen.choices
+
+
+def _measure_all(job: Job, watch: Watch) -> tuple[list[Legs], Job]:
+    """In this process and, by the full protocol, in fresh ones, which run what this one chose: the job that is returned."""
+    count = latency.protocol(job.timing.protocol, job.timing.device).processes
+    legs, choices = measure(job)
+    again = dataclasses.replace(job, executions={name: leg.execution for name, leg in legs.items()}, choices=choices)
+    found = [legs]
+    for done in range(1, count):
+        if watch.must_stop:
+            raise Interrupted(f"stopped after {done} of {count} processes; latency is measured anew")
+        watch.report("timing", share=done / count)
+        found.append(processes.in_fresh_process(measure, again)[0])
+    return found, again
+
+
+def measure(job: Job) -> tuple[Legs, tuple[packing.Choice, ...]]:
+    """Every leg, in this process, and the choices of layers that were made or given."""
+    torch.set_num_threads(job.threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    networks = _networks(job)
+    legs: tuple[records.Leg, ...] = ("eager", "graph") if job.timing.device == "cuda" else ("eager",)
+    return {leg: _leg(networks, job, leg) for leg in legs}, networks.choices
+
+
+def _networks(job: Job) -> Networks:
+    """By the full protocol dense and packed network alike run each layer in the way that is fastest here; by the quick one the
+    dense network is plain, and the packed one has one execution for all its layers."""
+    dense, packed = (packing.load(path, job.timing.device) for path in (job.dense, job.packed))
+    if job.timing.protocol == "full":
+        images = _images(job.timing, packing.header(job.packed)["input_shape"])
+        given = job.choices or (None, None)
+        (one, its), (other, others) = (
+            packing.tuned(network, images, choice=choice)
+            for network, choice in zip((dense, packed), given, strict=True)
+        )
+        return Networks(dense=one, candidates={TUNED: other}, choices=(its, others))
+    grouped = any(len(conv.weights) > 1 for conv in packed.convs())
+    every: tuple[packing.Execution, ...] = get_args(packing.Execution) if grouped else ("groups",)
+    candidates: dict[str, nn.Module] = {name: packing.deploy(packed, name) for name in every}
+    ready = packing.deploy(dense)
+    for network in (ready, *candidates.values()):
+        network.to(job.timing.device, _DTYPES[job.timing.precision]).to(memory_format=_layout(job.timing))
+    return Networks(dense=ready, candidates=candidates)
 
 
 def _layout(timing: Timing) -> torch.memory_format:
@@ -63,18 +157,44 @@ def _images(timing: Timing, shape: tuple[int, ...]) -> Tensor:
     return images.to(timing.device, _DTYPES[timing.precision], memory_format=_layout(timing))
 
 
-def _leg(
-    dense: nn.Module, candidates: dict[str, nn.Module], images: Tensor, timing: Timing, leg: records.Leg
-) -> dict[str, Any]:
-    """Choose the fastest packed execution, then measure it beside the dense network."""
+def _leg(networks: Networks, job: Job, leg: records.Leg) -> processes.Found:
+    """Choose the fastest packed execution unless that was done, then measure it beside the dense network."""
+    timing = job.timing
+    images = _images(timing, packing.header(job.packed)["input_shape"])
 
     def prepare(network: nn.Module) -> latency.Run:
         return latency.captured(network, images) if leg == "graph" else functools.partial(network, images)
 
-    runs = {name: prepare(network) for name, network in candidates.items()}
-    chosen, milliseconds = latency.fastest(runs, timing.device)
+    names = [job.executions[leg]] if leg in job.executions else list(networks.candidates)
+    runs = {name: prepare(networks.candidates[name]) for name in names}
     protocol = latency.protocol(timing.protocol, timing.device)
-    comparison = latency.compare(prepare(dense), runs[chosen], timing.device, protocol)
-    deployed = chosen if comparison.verdict in ("faster", "no difference") else "dense"
-    about = {"leg": leg, "execution": chosen, "executions_ms": milliseconds, "deployed": deployed}
-    return {**comparison.columns(), **about}
+    return processes.choose_and_compare(prepare(networks.dense), runs, timing.device, protocol)
+
+
+def _columns(found: Sequence[Legs], timing: Timing) -> dict[str, Any]:
+    """The row's columns: those of the last leg, the eager leg's ratio, and every process of both."""
+    legs = {leg: processes.columns([process[leg] for process in found], timing.device) for leg in found[0]}
+    leg, best = list(legs.items())[-1]
+    eager = legs["eager"]
+    return {
+        **best,
+        **{f"eager_{name}": eager[name] for name in ("speedup_x", "speedup_low_x", "speedup_high_x")},
+        "leg": leg,
+        "processes": tuple({"leg": name, **one} for name, columns in legs.items() for one in columns["processes"]),
+        "flags": tuple(dict.fromkeys(flag for columns in legs.values() for flag in columns["flags"])),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark if timing.device == "cuda" else None,
+    }
+
+
+def _peaks_and_bound(job: Job, graph: Graph) -> dict[str, Any]:
+    """Peak memory of both networks, and the least time on paper for the packed one."""
+    timing, networks = job.timing, _networks(job)
+    images = _images(timing, graph.input_shape)
+    dtype = _DTYPES[timing.precision]
+    peak = bounds.measured_peak(timing.device, dtype, job.threads)
+    layers = bounds.layer_bounds(graph, packing.plan_of(job.packed), peak, batch=timing.batch, dtype=dtype)
+    return {
+        "dense_peak_bytes": peak_bytes(networks.dense, images),
+        "packed_peak_bytes": peak_bytes(networks.candidates[TUNED], images),
+        "bound_ms": bounds.total_ms(layers),
+    }

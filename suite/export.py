@@ -1,0 +1,132 @@
+"""`python -m suite.export`: a packed network as ONNX, exported program or TorchScript, checked against what it came from."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from suite import cli
+from suite import pack as packing
+from suite.files import replacing
+
+TOLERANCE = 1e-4
+"""The largest error that rounding may explain, as a share of the largest logit."""
+CHECKED_BATCH = 3
+"""Another batch than the one that is traced, so that an export which has it built in is found out."""
+
+Runner = Callable[[Tensor], Tensor]
+
+
+def export(packed: packing.PackedNetwork, shape: tuple[int, ...], to: str, path: Path) -> float:
+    """Write the network, batch norm folded, for any batch of images of `shape` [C, H, W]; the largest error of its logits.
+
+    The error is relative to the largest logit of the eager network on random images.
+    Raises ValueError, and writes nothing, when what was written computes something else, or a package is missing.
+    """
+    network = packing.deploy(packed, "groups").cpu()
+    images = torch.randn(CHECKED_BATCH, *shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with replacing(path) as part, torch.no_grad():
+            run = WRITERS[to](network, images[:2], part)
+            return _check(run, network, images, to)
+    except ImportError as error:
+        raise ValueError(
+            f"--to {to} needs a package that is missing ({error}): pip install 'pruning-suite[export]'"
+        ) from error
+
+
+def _check(run: Runner, network: nn.Module, images: Tensor, to: str) -> float:
+    wanted, found = network(images), run(images)
+    error = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+    if not error <= TOLERANCE:  # NaN fails too
+        raise ValueError(
+            f"the {to} network disagrees with the packed one: largest error {error:.2e} of the largest logit, {TOLERANCE:g} is "
+            "allowed; nothing was written"
+        )
+    return error
+
+
+def _program(network: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    return torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+
+
+def write_pt2(network: nn.Module, images: Tensor, path: Path) -> Runner:
+    """An exported program, and how it runs once it is read again."""
+    with path.open("wb") as file:
+        torch.export.save(_program(network, images), file)
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def write_onnx(network: nn.Module, images: Tensor, path: Path) -> Runner:
+    """An ONNX network with its weights inside, run by ONNX Runtime."""
+    from suite.measure.networks import OnnxModule
+
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of each constant that it does not fold
+    program = torch.onnx.export(
+        _program(network, images), dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
+    )
+    assert program is not None
+    program.save(path, external_data=False)
+    return OnnxModule(path)
+
+
+def write_torchscript(network: nn.Module, images: Tensor, path: Path) -> Runner:
+    """A traced network."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch prefers torch.export, which is here as well
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(network, images, check_trace=False)
+        torch.jit.save(traced, str(path))
+        return torch.jit.load(str(path))
+
+
+WRITERS: Mapping[str, Callable[[nn.Module, Tensor, Path], Runner]] = {
+    "onnx": write_onnx,
+    "pt2": write_pt2,
+    "torchscript": write_torchscript,
+}
+SUFFIX = {"onnx": ".onnx", "pt2": ".pt2", "torchscript": ".ts"}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m suite.export",
+        description="Write a packed network in a format that needs nothing of this suite. The file is run and compared with "
+        "the packed network; one that disagrees is not written.",
+    )
+    result.add_argument("packed", type=Path, metavar="PACKED", help="packed.safetensors of a finished run")
+    result.add_argument("--to", required=True, choices=tuple(WRITERS), help="the format")
+    result.add_argument("--out", type=Path, metavar="FILE", help="default: beside PACKED, with the format's suffix")
+    return result
+
+
+def main() -> int:
+    """Exit status: 0 written, 2 bad arguments or a network that disagrees."""
+    arguments = parser().parse_args()
+    cli.configure_logging()
+    out = arguments.out or arguments.packed.with_suffix(SUFFIX[arguments.to])
+    try:
+        packed = packing.load(arguments.packed)
+        error = export(packed, tuple(packing.header(arguments.packed)["input_shape"]), arguments.to, out)
+    except (ValueError, OSError) as problem:
+        sys.stderr.write(f"suite.export: {problem}\n")
+        return 2
+    Console().print(
+        f"{out} (largest error {error:.1e} of the largest logit)", markup=False, highlight=False, soft_wrap=True
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

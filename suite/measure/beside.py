@@ -1,0 +1,118 @@
+"""The latency of a network from anywhere beside a dense one, by the suite's protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from suite import export
+from suite import pack as packing
+from suite.measure import latency, networks, processes
+from suite.measure.networks import Network, Shape
+from suite.stages import Timing
+
+ONNX, TUNED = "onnxruntime", "tuned"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one process measures; files and names only, so that a fresh process has all that it needs.
+
+    dense       a model of the suite, or a file
+    executions  those that an earlier process chose, of the dense network and of the other one; empty: to be chosen
+    """
+
+    network: str
+    dense: str
+    classes: int
+    shape: Shape
+    timing: Timing
+    threads: int
+    executions: tuple[str, ...] = ()
+    onnx: bool = False
+    """Try ONNX Runtime too, for each network that can be exported."""
+
+
+def columns(job: Job) -> dict[str, Any]:
+    """The columns of a latency row: as many processes as the protocol asks for, the first chooses the executions."""
+    dense_execution, first = measure(job)
+    again = dataclasses.replace(job, executions=(dense_execution, first.execution))
+    count = latency.protocol(job.timing.protocol, job.timing.device).processes
+    others = [processes.in_fresh_process(measure, again)[1] for _ in range(1, count)]
+    about = {name: getattr(job.timing, name) for name in ("device", "batch", "precision", "layout", "protocol")}
+    return {**about, **processes.columns([first, *others], job.timing.device), "dense_execution": dense_execution}
+
+
+@torch.inference_mode()
+def measure(job: Job) -> tuple[str, processes.Found]:
+    """The dense network's fastest execution, and the comparison with it, in this process."""
+    torch.set_num_threads(job.threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    timing = job.timing
+    only = job.executions or ("", "")
+    dense, other = (
+        runs_of(_load(name, job), job, chosen) for name, chosen in zip((job.dense, job.network), only, strict=True)
+    )
+    chosen, _ = latency.fastest(dense, timing.device) if len(dense) > 1 else (next(iter(dense)), {})
+    protocol = latency.protocol(timing.protocol, timing.device)
+    return chosen, processes.choose_and_compare(dense[chosen], other, timing.device, protocol)
+
+
+def _load(name: str, job: Job) -> Network:
+    return networks.load(name) if Path(name).is_file() else networks.dense(name, job.classes, job.shape)
+
+
+def runs_of(network: Network, job: Job, only: str = "") -> dict[str, latency.Run]:
+    """Every execution of the network that is to be tried, or just `only`, ready to be timed.
+
+    Raises ValueError where the network cannot run as it is asked to.
+    """
+    timing = job.timing
+    if network.batch not in (None, timing.batch):
+        raise ValueError(f"{network.name} takes batches of {network.batch} only: use --batch {network.batch}")
+    plain = (timing.device, timing.precision) == ("cpu", "fp32")
+    if not plain and (network.kind == "onnx" or job.onnx):
+        raise ValueError("ONNX Runtime is used on the CPU in fp32 only: drop --device and --precision")
+    images = torch.randn(timing.batch, *job.shape, generator=torch.Generator().manual_seed(0))
+    if network.kind == "onnx":
+        return {ONNX: functools.partial(network.module, images)}
+    if network.packed is None:
+        return {network.kind: _run(network.module, images, timing)}
+    grouped = any(len(conv.weights) > 1 for conv in network.packed.convs())
+    every: tuple[packing.Execution, ...] = get_args(packing.Execution) if grouped else ("groups",)
+    found: dict[str, latency.Run] = {
+        name: _run(packing.deploy(network.packed, name), images, timing) for name in every if only in ("", name)
+    }
+    if timing.protocol == "full" and only in ("", TUNED):  # each layer in the way that is fastest here
+        ready = images.to(timing.device, DTYPES[timing.precision])
+        found[TUNED] = _prepared(packing.tuned(network.packed.to(timing.device), ready)[0], ready)
+    if job.onnx and only in ("", ONNX):
+        found[ONNX] = functools.partial(_as_onnx(network.packed, job.shape), images)
+    return found
+
+
+def _run(module: nn.Module, images: Tensor, timing: Timing) -> latency.Run:
+    layout = torch.channels_last if timing.layout == "channels_last" else torch.contiguous_format
+    dtype = DTYPES[timing.precision]
+    module.to(timing.device, dtype).to(memory_format=layout)
+    return _prepared(module, images.to(timing.device, dtype, memory_format=layout))
+
+
+def _prepared(module: nn.Module, images: Tensor) -> latency.Run:
+    return latency.captured(module, images) if images.is_cuda else functools.partial(module, images)
+
+
+def _as_onnx(packed: packing.PackedNetwork, shape: Shape) -> nn.Module:
+    """The packed network in ONNX Runtime, which has read the file before it is gone."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        export.export(packed, shape, "onnx", path)
+        return networks.OnnxModule(path)

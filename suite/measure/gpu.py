@@ -1,0 +1,185 @@
+"""Everything that needs a GPU, in pieces of a few minutes that can be done one call after another (25 minutes in all).
+
+    python -m suite.measure.gpu                        # does what is missing, for 9 minutes at most; call it again to go on
+    python -m suite.measure.gpu --device cpu --smoke   # the same on small networks, without a GPU
+
+Each piece leaves a JSON file in RESULTS/gpu, which decides what is done; staircases go to RESULTS/staircase. Plans are random,
+with the shape of DSP's (each group keeps its own share of the channels) or of channel pruning: latency does not depend on the
+weights. Every row says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from suite import cli, models, records
+from suite import pack as packing
+from suite.contract import Budget, PruningPlan
+from suite.files import write_json
+from suite.graph import Graph
+from suite.measure import staircase
+from suite.run import timed_stage
+from suite.select import channel_planner, filter_planner, meet
+from suite.stages import Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A network, a random plan and how it is timed. `groups` 1 prunes whole filters, the residual stream included."""
+
+    model: str
+    size: int
+    classes: int
+    groups: int
+    cut: float
+    timing: Timing
+
+    @property
+    def name(self) -> str:
+        """Of the piece and its file."""
+        kind = f"g{self.groups}" if self.groups > 1 else "channels"
+        timing = self.timing
+        return f"{self.model}_{kind}_{self.cut:.0%}_batch{timing.batch}_{timing.precision}_{timing.layout}".replace(
+            "%", "pct"
+        )
+
+
+def cases(device: Literal["cpu", "cuda"], smoke: bool) -> list[Case]:
+    """The headline cases first. Batch 128 is the one that saturates the GPU with images of 224x224."""
+    if smoke:
+        timing = Timing(device=device, batch=2, protocol="quick")
+        return [Case(model="resnet8", size=32, classes=10, groups=g, cut=0.5, timing=timing) for g in (2, 1)]
+    fast = [Timing(device=device, batch=batch, precision="fp16", layout="channels_last") for batch in (128, 32, 1)]
+    exact = [Timing(device=device, batch=128)]
+    shapes = [("resnet50", 2, 0.7), ("resnet50", 1, 0.7), ("resnet18", 2, 0.6)]
+    return [
+        Case(model=model, size=224, classes=1000, groups=groups, cut=cut, timing=timing)
+        for timing in (*fast, *exact)
+        for model, groups, cut in shapes
+    ]
+
+
+def random_plan(graph: Graph, groups: int, cut: float, seed: int = 0) -> PruningPlan:
+    """A plan that removes this share of the network's MACs, at random."""
+    draw = torch.Generator().manual_seed(seed)
+    if groups == 1:
+        scores = {name: torch.rand(conv.filters, generator=draw) for name, conv in graph.convs.items()}
+        return meet(filter_planner(graph, scores, ranking="layer"), graph, Budget(share=cut)).plan
+    pruned = {name: conv for name, conv in graph.convs.items() if conv.prunable}
+    order = {
+        n: torch.stack([torch.randperm(c.channels, generator=draw) for _ in range(groups)]) for n, c in pruned.items()
+    }
+    member = {n: torch.randperm(c.filters, generator=draw) % groups for n, c in pruned.items()}
+    return meet(channel_planner(order, member), graph, Budget(share=cut)).plan
+
+
+def time_case(case: Case) -> dict[str, Any]:
+    """The latency columns of a case, by the protocol of its timing."""
+    torch.manual_seed(0)
+    model, shape = models.build(case.model, case.classes).eval(), (3, case.size, case.size)
+    graph = Graph(model, shape)
+    plan = random_plan(graph, case.groups, case.cut)
+    with tempfile.TemporaryDirectory() as scratch:
+        dense, packed = Path(scratch) / "dense", Path(scratch) / "packed"
+        for path, what in ((dense, PruningPlan({})), (packed, plan)):
+            about: dict[str, Any] = {"model": case.model, "classes": case.classes, "input_shape": shape, "about": {}}
+            packing.save(packing.pack(model, graph, what), path, **about)
+        job = timed_stage.Job(dense=dense, packed=packed, timing=case.timing, threads=torch.get_num_threads())
+        columns, choices = timed_stage.measured_columns(job, graph)
+    return {
+        "case": case.name,
+        "plan": f"random, {case.groups} groups, seed 0; weights as initialised",
+        "theoretical_x": graph.dense_macs.total / graph.macs(plan).total,
+        **{name: getattr(case.timing, name) for name in ("batch", "precision", "layout", "protocol")},
+        **columns,
+        "layer_ms": [choice.layer_ms for choice in choices],
+        "provenance": records.provenance(case.timing.device),
+    }
+
+
+def climb(kernel: int, device: str, smoke: bool, results: Path) -> dict[str, Any]:
+    """A staircase in every precision."""
+    sizes = (
+        {"filters": 8, "channels": 8, "size": 8, "batch": 2, "step": 2}
+        if smoke
+        else {"filters": 256, "channels": 256, "size": 14, "batch": 128, "step": 2}
+    )
+    options = [f"--{name}={value}" for name, value in {**sizes, "kernel": kernel}.items()]
+    if staircase.main([*options, f"--device={device}", f"--results={results}"]):
+        raise ValueError(f"the staircase of a {kernel}x{kernel} convolution failed")
+    return {"kernel": kernel, "arguments": options, "provenance": records.provenance(device)}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(prog="python -m suite.measure.gpu", description=__doc__)
+    result.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    result.add_argument("--smoke", action="store_true", help="small networks and the quick protocol, in RESULTS/smoke")
+    result.add_argument(
+        "--minutes", type=float, default=9, metavar="M", help="start no piece after M minutes (default: 9)"
+    )
+    result.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    return result
+
+
+def main() -> int:
+    """Exit status: 0 all is done, 2 bad arguments, 75 call it again."""
+    arguments = parser().parse_args()
+    cli.configure_logging()
+    console, ends = Console(), time.monotonic() + 60 * arguments.minutes
+    results = cli.results_of(arguments)
+    try:
+        device = cli.device_of(arguments.device)
+        assert device in ("cpu", "cuda")
+    except ValueError as error:
+        sys.stderr.write(f"suite.measure.gpu: {error}, or try --device cpu --smoke\n")
+        return 2
+    pieces: dict[str, Callable[[], dict[str, Any]]] = {}
+    for case in cases("cuda" if device == "cuda" else "cpu", arguments.smoke):
+        pieces[case.name] = lambda case=case: time_case(case)  # type: ignore[misc]
+    for kernel in (1, 3):
+        pieces[f"staircase_{kernel}x{kernel}"] = lambda kernel=kernel: climb(kernel, device, arguments.smoke, results)  # type: ignore[misc]
+    for name, piece in pieces.items():
+        path = results / "gpu" / f"{name}.json"
+        if path.is_file():
+            continue
+        if time.monotonic() > ends:
+            console.print(f"stopped before {name}; call the same command again")
+            return 75
+        write_json(path, piece())
+        console.print(f"done {name}", highlight=False)
+    console.print(_table([json.loads((results / "gpu" / f"{name}.json").read_text()) for name in pieces]))
+    return 0
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    headings = ("case", "leg", "dense ms", "packed ms", "speed-up", "theoretical", "realised", "verdict")
+    table = Table(
+        *headings, title="Random plans of DSP-like shape", title_justify="left", box=box.SIMPLE, pad_edge=False
+    )
+    for row in rows:
+        if "verdict" not in row:
+            continue
+        trusted = row["verdict"] != "not trusted"
+        gain = f"{row['speedup_x']:.2f} [{row['speedup_low_x']:.2f}, {row['speedup_high_x']:.2f}]" if trusted else ""
+        realised = f"{row['speedup_x'] / row['theoretical_x']:.2f}" if trusted else ""
+        times = (f"{row[name]:.3f}" for name in ("dense_ms", "packed_ms"))
+        table.add_row(row["case"], row["leg"], *times, gain, f"{row['theoretical_x']:.2f}", realised, row["verdict"])
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,42 @@
+"""The most memory that a network holds at once in one forward pass."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler reports on stderr that there is no GPU
+
+
+@torch.inference_mode()
+def peak_bytes(network: nn.Module, images: Tensor) -> int:
+    """Bytes of the weights and of the most that a forward pass allocates at once; `images` themselves are not counted."""
+    weights = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
+    network(images)  # the first pass also allocates what stays
+    return weights + (_on_gpu(network, images) if images.is_cuda else _on_cpu(network, images))
+
+
+def _on_gpu(network: nn.Module, images: Tensor) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    network(images)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _on_cpu(network: nn.Module, images: Tensor) -> int:
+    """By the profiler, which sees each allocation and release, those inside a convolution too."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        network(images)
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most

@@ -1,0 +1,332 @@
+"""How one packed layer is computed for inference: the executions, which all give the same result.
+
+Shapes: N images, C channels of a tensor as it is laid out, O filters, I input channels, G filter groups, k kernel size.
+
+A tensor of a deployed network may hold its channels in any order, and some that nobody reads: `columns_C` says which channel of
+the packed network each one is, -1 for padding. So an execution is free to put out its filters in the order that suits it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from suite.pack.layers import PackedConv, Take, is_channels_last
+
+ROUND = 16
+"""Floats of one AVX-512 register, and a whole number of a tensor core's tiles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A packed convolution (its batch norm folded) with what follows it: a residual sum, a ReLU.
+
+    reads_G  the packed channels that each group reads
+    place_O  where each filter stands among the `width` channels of the output, which is the residual sum's where there is one
+    rank     in which order the output's only reader likes its channels, so that its groups read slices
+    """
+
+    name: str
+    conv: PackedConv
+    reads_G: list[Tensor]
+    place_O: Tensor
+    width: int
+    relu: bool
+    rank: Tensor
+
+    def places_G(self) -> list[Tensor]:
+        """Of each group, where its filters stand in the output."""
+        return list(self.place_O.split(self.conv.filters_G))
+
+    def bias_O(self) -> Tensor:
+        """The bias, 0 where the convolution has none."""
+        return self.conv.weights[0].new_zeros(len(self.place_O)) if self.conv.bias is None else self.conv.bias
+
+    def weight_OIkk(self, rows_O: Tensor, reads_I: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias that read the channels `reads_I` and put out `rows_O`; 0 for -1 and where a group does not read."""
+        first = self.conv.weights[0]
+        weight = first.new_zeros(len(rows_O), len(reads_I), *first.shape[2:])
+        bias = first.new_zeros(len(rows_O))
+        for weight_OIkk, bias_O, reads, places in zip(
+            self.conv.weights, self.bias_O().split(self.conv.filters_G), self.reads_G, self.places_G(), strict=True
+        ):
+            rows, filters = _matches(rows_O, places)
+            columns, channels = _matches(reads_I, reads)
+            weight[rows[:, None], columns] = weight_OIkk[filters][:, channels]
+            bias[rows] = bias_O[filters]
+        return weight, bias
+
+
+def _matches(wanted: Tensor, have: Tensor) -> tuple[Tensor, Tensor]:
+    """Index pairs (i, j) with wanted[i] == have[j], for distinct `have`."""
+    equal = wanted[:, None] == have
+    i, j = equal.nonzero().T
+    return i, j
+
+
+def positions(wanted: Tensor, columns_C: Tensor) -> Tensor:
+    """Where the packed channels `wanted` stand among `columns_C`, -1 where they do not."""
+    found = wanted[:, None] == columns_C
+    return torch.where(found.any(1) & (wanted >= 0), found.int().argmax(1), -1)
+
+
+class Read(nn.Module):
+    """Channels of [N, C, H, W] by position; -1 gives 0."""
+
+    def __init__(self, position_C: Tensor, width: int) -> None:
+        super().__init__()
+        self.take = Take(position_C.clamp(min=0), width)
+        self.register_buffer("missing", (position_C < 0).nonzero()[:, 0], persistent=False)
+        self.missing: Tensor
+
+    @property
+    def copies(self) -> bool:
+        """Whether the result is a tensor of its own."""
+        return len(self.missing) > 0 or not self.take.contiguous
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.take(x)
+        return x.index_fill(1, self.missing, 0) if len(self.missing) else x
+
+
+def fusible(x: Tensor) -> bool:
+    """Whether oneDNN can compute convolution, bias, sum and ReLU in one pass here, on weights that are laid out ahead."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+class FusedConv(nn.Module):
+    """Convolution, bias, residual sum and ReLU. In place: the sum is made in the tensor that is added to."""
+
+    def __init__(
+        self, like: PackedConv, weight_OIkk: Tensor, bias_O: Tensor, groups: int, relu: bool, x: Tensor
+    ) -> None:
+        super().__init__()
+        self.window: tuple[Any, ...] = (
+            like.padding,
+            like.stride,
+            like.dilation,
+            groups,
+        )  # as oneDNN's operators take it
+        self.relu = relu
+        self.fused = fusible(x)
+        layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        weight = weight_OIkk.contiguous(memory_format=layout)
+        if self.fused:
+            shape = [x.shape[0], weight.shape[1] * groups, *x.shape[2:]]
+            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.window, shape)
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias_O, persistent=False)
+        self.weight: Tensor
+        self.bias: Tensor
+
+    def forward(self, x: Tensor, other: Tensor | None = None, in_place: bool = False) -> Tensor:
+        after = "relu" if self.relu else "none"
+        if not self.fused:
+            padding, stride, dilation, groups = self.window
+            y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+            y = y if other is None else y.add_(other)
+            return y.relu_() if self.relu else y
+        ops = torch.ops.mkldnn
+        if other is None:
+            return ops._convolution_pointwise(x, self.weight, self.bias, *self.window, after, [None], "")
+        sum_then: tuple[Any, ...] = ("add", 1.0, "relu" if self.relu else None, [], "")
+        if in_place:
+            return ops._convolution_pointwise_(other, x, self.weight, self.bias, *self.window, *sum_then)
+        return ops._convolution_pointwise(x, other, self.weight, self.bias, *self.window, *sum_then)
+
+
+class Whole(nn.Module):
+    """One convolution, grouped or not, on the channels that `read` gives, summed into those of `read_other`."""
+
+    def __init__(self, conv: FusedConv, read: Read, read_other: Read | None, in_place: bool) -> None:
+        super().__init__()
+        self.conv, self.read, self.read_other = conv, read, read_other
+        self.in_place = in_place or (read_other is not None and read_other.copies)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        if self.read_other is not None:
+            assert other is not None
+            other = self.read_other(other)
+        return self.conv(self.read(x), other, self.in_place)
+
+
+class PerGroup(nn.Module):
+    """One convolution per group on the channels that it reads; the results side by side, or each summed into its place."""
+
+    def __init__(self, convs: Sequence[FusedConv], reads: Sequence[Read], read_other: Read | None, relu: bool) -> None:
+        super().__init__()
+        self.convs, self.reads, self.read_other, self.relu = (
+            nn.ModuleList(convs),
+            nn.ModuleList(reads),
+            read_other,
+            relu,
+        )
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        parts = [conv(read(x)) for conv, read in zip(self.convs, self.reads, strict=True)]
+        if self.read_other is None:
+            return torch.cat(parts, 1)
+        assert other is not None
+        total = self.read_other(other)
+        total = total if self.read_other.copies else total.clone()
+        start = 0
+        for part in parts:
+            total.narrow(1, start, part.shape[1]).add_(part)
+            start += part.shape[1]
+        return total.relu_() if self.relu else total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operands:
+    """What a layer finds when it runs: its input and what is added to it, and which packed channels they hold.
+
+    in_place  nobody needs `other` afterwards.
+    """
+
+    x: Tensor
+    columns_C: Tensor
+    other: Tensor | None = None
+    other_columns_C: Tensor | None = None
+    in_place: bool = False
+
+    def read(self, wanted: Tensor) -> Read:
+        """Reads the packed channels `wanted` of the input; -1 gives any channel, which weights of 0 then ignore."""
+        return Read(positions(wanted, self.columns_C).clamp(min=0), len(self.columns_C))
+
+    def read_other(self, wanted: Tensor) -> Read | None:
+        """Reads the packed channels `wanted` of what is added, 0 where it has none."""
+        if self.other_columns_C is None:
+            return None
+        width = len(self.other_columns_C)
+        position = positions(wanted, self.other_columns_C)
+        anything = torch.arange(len(wanted)).clamp(max=width - 1)
+        return Read(torch.where(wanted < 0, anything, position), width)
+
+
+Built = tuple[nn.Module, Tensor]
+"""An execution of one layer, and which packed channel each channel of its output is."""
+
+
+def whole(layer: Layer, operands: Operands) -> Built:
+    """One dense convolution over every channel as it comes, 0 where a group does not read: nothing is copied."""
+    return _one(layer, operands, operands.columns_C)
+
+
+def union(layer: Layer, operands: Operands) -> Built:
+    """One dense convolution over the union of the kept channels, 0 where a group does not read."""
+    return _one(layer, operands, torch.cat(layer.reads_G).unique())
+
+
+def output_order(layer: Layer, operands: Operands) -> Tensor:
+    """The order of output channels that costs nothing where any will do: that of what is added, else what the reader likes."""
+    every = torch.arange(layer.width)
+    held = operands.other_columns_C
+    return (
+        every[layer.rank.argsort(stable=True)] if held is None else torch.cat([held, every[~torch.isin(every, held)]])
+    )
+
+
+def _one(layer: Layer, operands: Operands, reads_I: Tensor) -> Built:
+    rows = output_order(layer, operands)
+    weight, bias = layer.weight_OIkk(rows, reads_I)
+    conv = FusedConv(layer.conv, weight, bias, 1, layer.relu, operands.x)
+    return Whole(conv, operands.read(reads_I), operands.read_other(rows), operands.in_place), rows
+
+
+def groups(layer: Layer, operands: Operands) -> Built:
+    """One convolution per group on the channels that it keeps: a slice where they stand side by side, else gathered."""
+    rows_G = [places[layer.rank[places].argsort(stable=True)] for places in layer.places_G()]
+    convs, reads = [], []
+    for rows, channels in zip(rows_G, layer.reads_G, strict=True):
+        position = positions(channels, operands.columns_C).sort().values
+        reads.append(Read(position, len(operands.columns_C)))
+        weight, bias = layer.weight_OIkk(rows, operands.columns_C[position])
+        alone = operands.other is None
+        convs.append(FusedConv(layer.conv, weight, bias, 1, layer.relu and alone, operands.x))
+    rows = torch.cat(rows_G)
+    held = torch.isin(torch.arange(layer.width), rows)
+    rows = torch.cat([rows, (~held).nonzero()[:, 0]]) if operands.other is not None else rows
+    return PerGroup(convs, reads, operands.read_other(rows), layer.relu), rows
+
+
+def padded(layer: Layer, operands: Operands) -> Built:
+    """One grouped convolution: groups that keep fewer channels, or have fewer filters, are filled up with weights of 0."""
+    return _grouped(layer, operands, 1)
+
+
+def rounded(layer: Layer, operands: Operands) -> Built:
+    """The same with channels and filters of a group rounded up to a multiple of 16."""
+    return _grouped(layer, operands, ROUND)
+
+
+def _grouped(layer: Layer, operands: Operands, multiple: int) -> Built:
+    places_G = list(layer.places_G())
+    if (
+        operands.other is not None
+    ):  # channels of the sum that no filter adds to: into the smallest groups, as filters of 0
+        rest = (~torch.isin(torch.arange(layer.width), torch.cat(places_G))).nonzero()[:, 0]
+        size = _up(max(-(-layer.width // len(places_G)), *map(len, places_G)), multiple)
+        for g, places in enumerate(places_G):
+            filled, rest = rest[: size - len(places)], rest[size - len(places) :]
+            places_G[g] = torch.cat([places, filled])
+    else:
+        places_G = [places[layer.rank[places].argsort(stable=True)] for places in places_G]
+    filters = _up(max(map(len, places_G)), multiple)
+    channels = _up(max(map(len, layer.reads_G)), multiple)
+    rows_G = [F.pad(places, (0, filters - len(places)), value=-1) for places in places_G]
+    reads_G = [F.pad(reads, (0, channels - len(reads)), value=-1) for reads in layer.reads_G]
+    parts = [layer.weight_OIkk(rows, reads) for rows, reads in zip(rows_G, reads_G, strict=True)]
+    weight, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    rows = torch.cat(rows_G)
+    conv = FusedConv(layer.conv, weight, bias, len(rows_G), layer.relu, operands.x)
+    return Whole(conv, operands.read(torch.cat(reads_G)), operands.read_other(rows), operands.in_place), rows
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def one_kernel(layer: Layer, operands: Operands) -> Built:
+    """All groups in one Triton kernel, which reads and writes channels where they are."""
+    from suite.pack import triton_conv  # only where there is CUDA
+
+    return triton_conv.kernel(layer, operands)
+
+
+EXECUTIONS: dict[str, Callable[[Layer, Operands], Built]] = {
+    "whole": whole,
+    "union": union,
+    "groups": groups,
+    "padded": padded,
+    "rounded": rounded,
+    "triton": one_kernel,
+}
+
+
+def build(execution: str, layer: Layer, operands: Operands) -> Built:
+    """The execution of that name, where the layer's input is."""
+    module, columns_C = EXECUTIONS[execution](layer, operands)
+    return (module if operands.x.device.type == "cpu" else module.to(operands.x.device)), columns_C
+
+
+def offered(layer: Layer, operands: Operands) -> tuple[str, ...]:
+    """The executions of a layer that differ here."""
+    names = ["whole", "union", "groups", "padded", "rounded"]
+    if len(layer.reads_G) == 1:
+        names = ["whole"] if len(layer.reads_G[0]) == len(operands.columns_C) else ["whole", "union"]
+    if operands.x.is_cuda and has_triton():
+        from suite.pack import triton_conv
+
+        names += ["triton"] if triton_conv.takes(layer, operands) else []
+    return tuple(names)
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed; torch's builds for CUDA bring it."""
+    return importlib.util.find_spec("triton") is not None

@@ -1,0 +1,124 @@
+"""What of a packed network is computed together: a convolution, the residual sum that it is part of, and the ReLU after it.
+
+Shapes: C channels of a tensor, O filters.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from suite.pack.layers import PackedConv, PackedShortcut, Spread, SumInto, Take
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fused:
+    """A convolution, and the nodes that it computes as well.
+
+    place_O, other_place_C  where its filters, and the channels of the other operand, stand in the sum of `width` channels
+    """
+
+    conv: fx.Node
+    total: fx.Node | None
+    relu: fx.Node | None
+    place_O: Tensor
+    width: int
+    other: fx.Node | None = None
+    other_place_C: Tensor | None = None
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """All of them, in order."""
+        return [node for node in (self.conv, self.total, self.relu) if node is not None]
+
+
+class Nodes:
+    """The nodes of a packed network, batch norm folded, and the modules that they call."""
+
+    def __init__(self, body: fx.GraphModule) -> None:
+        self.graph = body.graph
+        self.modules = dict(body.named_modules())
+
+    def module(self, node: fx.Node | None, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> Any:
+        """The module that a node calls, None when it is not of this kind."""
+        found = self.modules.get(str(node.target)) if node is not None and node.op == "call_module" else None
+        return found if isinstance(found, kind) else None
+
+    def is_sum(self, node: fx.Node | None) -> bool:
+        """Whether it is a residual sum of two different tensors."""
+        known = node is not None and (node.target is operator.add or self.module(node, SumInto) is not None)
+        return known and node is not None and len(node.all_input_nodes) == 2
+
+    def relu_of(self, node: fx.Node) -> fx.Node | None:
+        """The ReLU that alone reads a node."""
+        user = only_user(node)
+        if user is None:
+            return None
+        is_relu = user.target in (torch.relu, nn.functional.relu) or self.module(user, nn.ReLU) is not None
+        return user if is_relu else None
+
+    def width(self, node: fx.Node) -> int:
+        """Channels of a node that no image has reached unconvolved."""
+        if (conv := self.module(node, PackedConv)) is not None:
+            return sum(conv.filters_G)
+        if (spread := self.module(node, Spread)) is not None:
+            return int(spread.width)
+        if (take := self.module(node, Take)) is not None:
+            return int(take.length)
+        if (shortcut := self.module(node, PackedShortcut)) is not None:
+            return int(shortcut.take.length)
+        return self.width(node.all_input_nodes[0])
+
+
+def fuse(nodes: Nodes) -> list[Fused]:
+    """Every convolution with what it computes as well.
+
+    A sum of two convolutions is made by the one of fewer groups, because the order of its filters is free; else by the last.
+    """
+    maker: dict[fx.Node, fx.Node] = {}
+    convs = [node for node in nodes.graph.nodes if nodes.module(node, PackedConv) is not None]
+    for conv in convs:
+        total = only_user(conv)
+        if total is None or not nodes.is_sum(total):
+            continue
+        rival = maker.get(total)
+        if rival is None or _groups(nodes, conv) <= _groups(nodes, rival):
+            maker[total] = conv
+    sums = {conv: total for total, conv in maker.items()}
+    return [_with_sum(nodes, conv, sums[conv]) if conv in sums else _alone(nodes, conv) for conv in convs]
+
+
+def _groups(nodes: Nodes, conv: fx.Node) -> int:
+    return len(nodes.module(conv, PackedConv).filters_G)
+
+
+def _alone(nodes: Nodes, conv: fx.Node) -> Fused:
+    width = nodes.width(conv)
+    return Fused(conv=conv, total=None, relu=nodes.relu_of(conv), place_O=torch.arange(width), width=width)
+
+
+def _with_sum(nodes: Nodes, conv: fx.Node, total: fx.Node) -> Fused:
+    wide, narrow = total.all_input_nodes
+    width = nodes.width(wide)
+    into = nodes.module(total, SumInto)
+    every = torch.arange(width)
+    some = every if into is None else into.positions
+    return Fused(
+        conv=conv,
+        total=total,
+        relu=nodes.relu_of(total),
+        place_O=every if conv is wide else some,
+        width=width,
+        other=narrow if conv is wide else wide,
+        other_place_C=some if conv is wide else every,
+    )
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one node that reads this one, None when there are more or none."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None

@@ -1,0 +1,245 @@
+"""`python -m suite.measure` and `suite.export`: networks from anywhere, counted right; bad input in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from tiny_grid import call
+from torch import Tensor, nn
+
+from suite import export
+from suite import pack as packing
+from suite.contract import ConvPlan, PruningPlan
+from suite.graph import Graph
+from suite.measure import __main__ as command
+from suite.measure import networks, products
+from suite.measure.counting import count_macs
+from suite.models import build
+
+SHAPE = (3, 8, 8)
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*is deprecated")
+
+
+class Gathered(nn.Module):
+    """A network as other people pack it: small convolutions on gathered channels, put together by index_add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.first = nn.Conv2d(4, 3, 3, padding=1, stride=2)
+        self.second = nn.Conv2d(5, 5, 3, padding=1, stride=2, bias=False)
+        self.register_buffer("a", torch.tensor([0, 2, 4, 6]))
+        self.register_buffer("b", torch.tensor([1, 2, 3, 5, 7]))
+        self.register_buffer("order", torch.tensor([1, 3, 5, 7, 0, 2, 4, 6]))
+        self.a: Tensor
+        self.b: Tensor
+        self.order: Tensor
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        y = torch.cat([self.first(x.index_select(1, self.a)), self.second(x[:, self.b])], 1)
+        total = torch.zeros_like(y).index_add_(1, self.order, y)
+        return self.fc(total.mean((2, 3)))
+
+
+MACS = 64 * 8 * 27 + 16 * 9 * (3 * 4 + 5 * 5) + 80
+PARAMS = (8 * 27 + 8) + (3 * 4 * 9 + 3) + 5 * 5 * 9 + 90
+
+
+def archive(folder: Path, how: str) -> Path:
+    path, network = folder / f"{how}.any", Gathered().eval()
+    if how == "exported":
+        torch.export.save(torch.export.export(network, (torch.zeros(2, *SHAPE),)), path)
+        return path
+    traced = torch.jit.script(network) if how == "scripted" else torch.jit.trace(network, torch.zeros(2, *SHAPE))
+    torch.jit.save(torch.jit.freeze(traced) if how == "frozen" else traced, str(path))
+    return path
+
+
+@pytest.mark.parametrize("how", ["traced", "scripted", "frozen", "exported"])
+def test_archives_of_others_are_counted_right(how: str, tmp_path: Path) -> None:
+    network = networks.load(str(archive(tmp_path, how)))
+    assert network.kind == ("exported" if how == "exported" else "torchscript")
+    assert networks.check_fits(network, SHAPE) == 10
+    assert network.macs(SHAPE) == MACS
+    assert network.params == PARAMS
+    assert (network.batch, network.input_shape) == ((2, SHAPE) if how == "exported" else (None, None))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(4, 6, (1, 5), groups=2, padding=(0, 2), dilation=(1, 2)), (4, 9, 9)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2), (4, 5, 5)),
+        (nn.Sequential(nn.Flatten(1), nn.Linear(12, 7), nn.Linear(7, 2, bias=False)), (3, 2, 2)),
+    ],
+)
+def test_products_of_a_run_in_closed_form(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    wanted = {4: 6 * 2 * 5 * 9 * 5, 3: 12 * 7 + 7 * 2}.get(shape[0])
+    if isinstance(layer, nn.ConvTranspose2d):
+        wanted = 5 * 5 * 4 * 6 * 9
+    assert products.macs_of_run(layer, torch.zeros(1, *shape)) == wanted
+
+
+def test_counts_of_a_run_that_disagree_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(products._ARGUMENTS, "aten::addmm")
+    with pytest.raises(ValueError, match="the two MAC counters disagree: torch 84, its profiler 0"):
+        products.macs_of_run(nn.Linear(12, 7), torch.zeros(1, 12))
+
+
+# ---- export ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def packed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-8 for the digits, two groups in each convolution but the stem."""
+    path = tmp_path_factory.mktemp("packed") / "packed.safetensors"
+    torch.manual_seed(0)
+    model = build("resnet8", 10).eval()
+    graph, draw = Graph(model, SHAPE_DIGITS), torch.Generator().manual_seed(0)
+    layers = {}
+    for name, conv in graph.convs.items():
+        if conv.role != "stem":
+            kept_GI = torch.rand(2, conv.channels, generator=draw) < 0.5
+            layers[name] = ConvPlan(torch.arange(conv.filters) % 2, kept_GI, torch.ones(conv.filters).bool())
+    packed = packing.pack(model, graph, PruningPlan(layers))
+    packing.save(packed, path, model="resnet8", classes=10, input_shape=SHAPE_DIGITS, about={})
+    return path
+
+
+SHAPE_DIGITS = (3, 32, 32)
+
+
+@pytest.mark.parametrize("to", ["pt2", "torchscript", "onnx"])
+def test_an_export_computes_the_same_and_counts_the_same(to: str, packed_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "network"
+    assert call(export.main, packed_file, "--to", to, "--out", out) == 0
+    network, packed = networks.load(str(out)), packing.load(packed_file)
+    assert network.kind == {"pt2": "exported"}.get(to, to)
+    images = torch.randn(5, *SHAPE_DIGITS)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.module(images), packed(images), rtol=1e-4, atol=1e-4)
+    assert network.batch is None
+    assert network.macs(SHAPE_DIGITS) == count_macs(packed.execute("groups"), SHAPE_DIGITS).macs
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_export_that_disagrees_is_not_written(
+    packed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(network: nn.Module, images: Tensor, path: Path) -> export.Runner:
+        path.write_bytes(b"something")
+        return lambda images: 1.01 * network(images)
+
+    monkeypatch.setitem(export.WRITERS, "pt2", wrong)
+    assert call(export.main, packed_file, "--to", "pt2", "--out", tmp_path / "x.pt2") == 2
+    error = capsys.readouterr().err
+    assert "disagrees with the packed one: largest error 1.00e-02" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shapes_in_an_onnx_file_are_counted(tmp_path: Path) -> None:
+    """A convolution, Gemm with its factor turned, and MatMul, made by hand; the batch is fixed at 2."""
+    make, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    sizes = {"w": [4, 3, 3, 3], "g": [7, 4], "m": [7, 5]}
+    weights = [
+        make.make_tensor(name, float32, dims, torch.rand(dims).flatten().tolist()) for name, dims in sizes.items()
+    ]
+    nodes = [
+        make.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        make.make_node("GlobalAveragePool", ["c"], ["p"]),
+        make.make_node("Flatten", ["p"], ["f"]),
+        make.make_node("Gemm", ["f", "g"], ["h"], transB=1),
+        make.make_node("MatMul", ["h", "m"], ["y"]),
+    ]
+    ends = [make.make_tensor_value_info(name, float32, dims) for name, dims in (("x", [2, 3, 8, 8]), ("y", [2, 5]))]
+    model = make.make_model(
+        make.make_graph(nodes, "g", ends[:1], ends[1:], weights), opset_imports=[make.make_opsetid("", 17)]
+    )
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "x.onnx")
+    network = networks.load(str(tmp_path / "x.onnx"))
+    assert (network.kind, network.batch, network.input_shape) == ("onnx", 2, (3, 8, 8))
+    assert network.macs((3, 8, 8)) == 4 * 27 * 16 + 28 + 35
+    assert network.params == 108 + 28 + 35
+    assert networks.PaddedModule(network.module, 2)(torch.rand(1, 3, 8, 8)).shape == (1, 5)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_measures_a_packed_network(packed_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--batch", 1, 2, "--protocol", "quick", "--threads", 1, "--layers")
+    assert call(command.main, packed_file, *arguments, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    packed = packing.load(packed_file)
+    graph = Graph(build("resnet8", 10), SHAPE_DIGITS)
+    assert found["macs"] == graph.macs(packed.plan).total
+    assert found["dense_macs"] == graph.dense_macs.total
+    assert found["prunable_macs"] == graph.macs(packed.plan).prunable
+    assert [row["batch"] for row in found["latency"]] == [1, 2]
+    for row in found["latency"]:
+        assert row["speedup_low_x"] <= row["speedup_x"] <= row["speedup_high_x"]
+        assert row["execution"] in row["executions_ms"]
+    assert sum(layer["macs"] for layer in found["layers"]) == found["macs"]
+    assert found["provenance"]["threads"] == 1
+
+
+def test_the_command_measures_accuracy_beside_a_named_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = archive(tmp_path, "scripted")
+    arguments = ("--dataset", "digits", "--dense", "resnet8", "--batch", 4, "--protocol", "quick", "--threads", 1)
+    status = call(command.main, path, *arguments)
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    assert "of the test images" in captured.out
+    assert "Executions: torchscript beside dense groups" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "arguments", "message"),
+    [
+        ("absent", None, (), "does not exist; give a packed, TorchScript, exported (.pt2) or ONNX file"),
+        ("text", b"hello", (), "is no network that is understood (packed, TorchScript, exported program, ONNX)"),
+        ("empty", b"", (), "is no network that is understood"),
+        ("weights", "weights", (), "weights alone are no network"),
+        ("script", "scripted", (), "does not say what images it takes: give --shape C H W or --dataset NAME"),
+        ("script", "scripted", ("--shape", 2, 8, 8), "takes no images of [2, 8, 8]"),
+        ("script", "scripted", ("--shape", 0, 8, 8), "--shape 0 8 8: each must be at least 1"),
+        ("script", "scripted", ("--shape", 3, 8, 8, "--dense", "nonsense"), "unknown model 'nonsense'"),
+        ("script", "scripted", ("--dataset", "nonsense"), "unknown data set 'nonsense'"),
+        ("script", "scripted", ("--shape", 3, 8, 8, "--layers"), "only packed networks of this suite have a plan"),
+        ("program", "exported", ("--shape", 3, 9, 9), "takes images of [3, 8, 8], not [3, 9, 9]"),
+        ("program", "exported", ("--dense", "resnet8", "--batch", 3), "takes batches of 2 only: use --batch 2"),
+        ("script", "scripted", ("--device", "cuda"), "no CUDA device that torch can use"),
+        ("script", "scripted", ("--threads", -1), "--threads -1: it takes 0 (all cores) or more"),
+    ],
+)
+def test_bad_input_gets_one_line(
+    name: str,
+    content: bytes | str | None,
+    arguments: tuple[object, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "weights":
+        torch.save(Gathered().state_dict(), path)
+    elif content is not None:
+        path = archive(tmp_path, content)
+    assert call(command.main, path, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("suite.measure: ")
+    assert error.count("\n") == 1

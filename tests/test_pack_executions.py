@@ -1,0 +1,262 @@
+"""Every execution computes what the packed network does, whatever the order of the channels; the choice is made by timing."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_pack import SMALL, images, prepared, random_plan, without
+from torch import Tensor, fx, nn
+
+from suite.contract import PruningPlan
+from suite.graph import Graph
+from suite.pack import Choice, PackedNetwork, deploy, load_choices, pack, save_choices, tuned
+from suite.pack import tune as tuning
+from suite.pack.executions import EXECUTIONS, FusedConv, Layer, Operands, PerGroup, Whole
+from suite.pack.layers import Take, is_channels_last
+from suite.pack.slices import slice_rank
+
+NETWORKS = (*SMALL, "resnet18", "resnet50", "vgg16_bn")
+DTYPES = (torch.float64, torch.float32)
+ON_CPU = [name for name in EXECUTIONS if name != "triton"]
+
+
+def packed_of(
+    name: str, groups: int = 3, removed: float = 0.5, seed: int = 1, plan: PruningPlan | None = None
+) -> PackedNetwork:
+    model, graph = prepared(name)
+    return pack(model, graph, plan or random_plan(graph, "intra_channel", groups, removed, seed))
+
+
+@torch.no_grad()
+def assert_tuned(packed: PackedNetwork, dtype: torch.dtype, **how: object) -> tuple[nn.Module, Choice]:
+    x = images(3).to(dtype)
+    expected, before = packed(images(3)), x.clone()
+    network, choice = tuned(packed, x, **how)  # type: ignore[arg-type]
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        for _ in range(2):  # what is summed in place must not be anything that lives on
+            error = (network(given).double() - expected).abs().max()
+            assert float(error) < (1e-9 if dtype == torch.float64 else 1e-3) * max(1.0, float(expected.abs().max()))
+    assert torch.equal(x, before)
+    return network, choice
+
+
+@pytest.mark.parametrize("execution", ON_CPU)
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_execution_computes_the_same(name: str, execution: str, dtype: torch.dtype) -> None:
+    for groups, removed in ((1, 0.3), (2, 0.5), (4, 0.6)):
+        packed = packed_of(name, groups, removed)
+        _, choice = assert_tuned(packed, dtype, forced=execution)
+        if groups > 1:
+            many = [conv for conv in packed.convs() if len(conv.weights) > 1]
+            assert list(choice.layers.values()).count(execution) >= len(many)
+
+
+@pytest.mark.parametrize("name", NETWORKS[3:])
+@pytest.mark.parametrize("execution", ["groups", "padded", "rounded"])
+def test_executions_of_large_networks(name: str, execution: str) -> None:
+    assert_tuned(packed_of(name, 2, 0.6), torch.float32, forced=execution)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_fastest_computes_the_same(name: str, dtype: torch.dtype) -> None:
+    packed = packed_of(name)
+    _, choice = assert_tuned(packed, dtype)
+    for layer, milliseconds in choice.layer_ms.items():
+        assert milliseconds[choice.layers[layer]] == min(milliseconds.values())
+    assert choice.layout_ms[choice.layout] == min(choice.layout_ms.values())
+    assert list(choice.layers) == [name for name, m in packed.body.named_modules() if name in choice.layers]
+    again = assert_tuned(packed, dtype, choice=choice)[1]
+    assert again == choice
+
+
+@pytest.mark.parametrize(
+    ("name", "endings"),
+    [
+        ("resnet8", ("stage_2.0.conv_b",)),
+        ("resnet8_a", ("stage_1.0.conv_b", "stage_3.0.conv_a")),
+        ("resnet8", ("downsample.0",)),
+    ],
+)
+def test_where_branches_vanish(name: str, endings: tuple[str, ...]) -> None:
+    for execution in (None, "padded"):
+        assert_tuned(packed_of(name, plan=without(prepared(name)[1], *endings)), torch.float64, forced=execution)
+
+
+def test_a_network_without_convolutions() -> None:
+    network, choice = assert_tuned(packed_of("resnet8", plan=without(prepared("resnet8")[1], "")), torch.float64)
+    assert choice.layers == {}
+    assert network(images(3)).shape == (3, 10)
+
+
+class Shared(nn.Module):
+    """Sums that must not be made in place: what is added is the branch's own input, and is read again later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 3, padding=1)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        z = torch.relu(self.a(y) + y)
+        return self.head(torch.flatten(self.pool(torch.relu(z + self.b(y)) + y), 1))
+
+
+@pytest.mark.parametrize("execution", ON_CPU)
+def test_what_is_read_again_is_not_overwritten(execution: str) -> None:
+    torch.manual_seed(0)
+    model = Shared().double().eval()
+    graph = Graph(model, (3, 32, 32))
+    for plan in (PruningPlan({}), random_plan(graph, "intra_channel", 2, 0.4, 3)):
+        assert_tuned(pack(model, graph, plan), torch.float32, forced=execution)
+
+
+def test_sums_and_relus_are_part_of_the_convolution() -> None:
+    network, _ = assert_tuned(packed_of("resnet8", 2, 0.4), torch.float32, forced="padded")
+    assert isinstance(network, fx.GraphModule)
+    names = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
+    assert not [name for name in names if "add" in name or "relu" in name]
+    assert not [module for module in network.modules() if isinstance(module, nn.ReLU)]
+
+
+# ---- one layer -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_channels_by_position(layout: torch.memory_format) -> None:
+    x = images(2).repeat(1, 4, 1, 1).contiguous(memory_format=layout)
+    for wanted in ([4, 1, 1, 7], [2, 3, 4], list(range(12)), [5]):
+        got = Take(torch.tensor(wanted), 12)(x)
+        assert torch.equal(got, x[:, wanted])
+        assert not is_channels_last(x) or is_channels_last(got) or got.shape[1] == 1
+    assert torch.equal(Take(torch.tensor([4, 1]), 12)(x[:, :, ::2, ::2]), x[:, [4, 1], ::2, ::2])
+
+
+def layer_of(packed: PackedNetwork, x: Tensor) -> tuple[Layer, Operands]:
+    conv = next(conv for conv in packed.convs() if len(conv.weights) > 1)
+    width = sum(conv.filters_G)
+    layer = Layer(
+        name="it",
+        conv=conv,
+        reads_G=conv.reads_G,
+        place_O=torch.arange(width),
+        width=width,
+        relu=False,
+        rank=torch.zeros(width),
+    )
+    return layer, Operands(x=x, columns_C=torch.arange(x.shape[1]))
+
+
+def test_padding_makes_groups_equal() -> None:
+    packed = packed_of("vgg6", 3, 0.5)
+    conv = next(conv for conv in packed.convs() if len(conv.weights) > 1)
+    width = int(torch.cat(conv.reads_G).max()) + 1
+    layer, operands = layer_of(packed, torch.zeros(1, width, 8, 8).double())
+    for name, multiple in (("padded", 1), ("rounded", 16)):
+        module, columns_C = EXECUTIONS[name](layer, operands)
+        assert isinstance(module, Whole)
+        assert isinstance(module.conv, FusedConv)
+        filters, channels = module.conv.weight.shape[:2]
+        assert filters == len(columns_C) == -(-max(conv.filters_G) // multiple) * multiple * len(conv.weights)
+        assert channels == -(-max(map(len, conv.reads_G)) // multiple) * multiple
+        assert sorted(columns_C[columns_C >= 0].tolist()) == list(range(layer.width))
+    assert isinstance(EXECUTIONS["groups"](layer, operands)[0], PerGroup)
+
+
+def test_two_groups_always_read_slices() -> None:
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        reads_G = [torch.randperm(12, generator=generator)[:6].sort().values for _ in range(2)]
+        order = slice_rank(reads_G, 12).argsort(stable=True)
+        for reads in reads_G:
+            assert int(torch.isin(order, reads).int().diff().eq(1).sum()) + int(torch.isin(order[:1], reads)) == 1
+
+
+def test_more_groups_read_slices_where_they_can() -> None:
+    apart = [torch.arange(g, 12, 4) for g in range(4)]
+    order = slice_rank(apart, 12).argsort(stable=True)
+    assert all(int(torch.isin(order, reads).int().diff().abs().sum()) <= 2 for reads in apart)
+    mixed = [torch.tensor([0, 1, 2, 3]), torch.tensor([2, 3, 4, 5]), torch.tensor([0, 2, 4, 6])]
+    order = slice_rank(mixed, 8).argsort(stable=True)
+    slices = [int(torch.isin(order, reads).int().diff().abs().sum()) <= 2 for reads in mixed]
+    assert sum(slices) == 2
+
+
+def test_groups_read_slices_of_what_a_dense_layer_puts_out() -> None:
+    """In a VGG the stem is dense, and the next layer's two groups alone read it."""
+    network, _ = tuned(packed_of("vgg6", 2, 0.4, seed=4), images(2), forced="groups")
+    grouped = [module for module in network.modules() if isinstance(module, PerGroup)]
+    assert grouped
+    assert all(read.take.contiguous for read in grouped[0].reads)
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_disagrees_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = packed_of("resnet8", 2, 0.5)
+    right = EXECUTIONS["padded"]
+
+    def wrong(layer: Layer, operands: Operands) -> tuple[nn.Module, Tensor]:
+        module, columns_C = right(layer, operands)
+        assert isinstance(module, Whole)
+        assert isinstance(module.conv, FusedConv)
+        module.conv.bias += 0.5
+        return module, columns_C
+
+    monkeypatch.setitem(EXECUTIONS, "padded", wrong)
+    with pytest.raises(
+        ValueError, match=r"^stage_\d\.\d\.conv_. as 'padded' disagrees .* largest error 0\.5, allowed \d"
+    ):
+        tuned(packed, images(2))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"^the network disagrees .* largest error inf"):
+        tuning.check("the network", torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="largest error nan"):
+        tuning.check("it", torch.tensor([float("nan")]), torch.zeros(1))
+
+
+def test_choices_are_stored(tmp_path: Path) -> None:
+    packed = packed_of("resnet8", 2, 0.5)
+    choices = [tuned(packed, images(count))[1] for count in (1, 2)]
+    path = tmp_path / "packed.choices.json"
+    save_choices(path, choices)
+    assert load_choices(path) == choices
+    assert [choice.batch for choice in choices] == [1, 2]
+    assert sum(choices[0].columns()["executions"].values()) == len(list(packed.convs()))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'[{"device": "cpu"}]', b"\xff\xfe", b"[3]"])
+def test_a_damaged_file_of_choices_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "choices.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} holds no executions"):
+        load_choices(path)
+
+
+def test_a_choice_that_does_not_fit_is_refused() -> None:
+    packed, other = packed_of("resnet8", 2, 0.5), packed_of("vgg6", 2, 0.5)
+    _, choice = tuned(packed, images(2))
+    with pytest.raises(ValueError, match="the choice of executions is of another network"):
+        tuned(other, images(2), choice=choice)
+    with pytest.raises(ValueError, match=r"is for \('cpu', 'fp64', 2\), and the images are \('cpu', 'fp32', 2\)"):
+        tuned(packed, images(2).float(), choice=choice)
+    layers = {**choice.layers, next(iter(choice.layers)): "magic"}
+    with pytest.raises(ValueError, match="execution 'magic' of conv_1_3x3 is not one of whole, union, groups"):
+        tuned(packed, images(2), choice=dataclasses.replace(choice, layers=layers))
+    with pytest.raises(ValueError, match="execution 'magic' is not one of whole, union"):
+        tuned(packed, images(2), forced="magic")
+
+
+def test_the_packed_network_is_not_changed() -> None:
+    packed = packed_of("resnet8", 2, 0.5)
+    before = {key: tensor.clone() for key, tensor in packed.state_dict().items()}
+    tuned(packed, images(2).float())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in packed.state_dict().items())
+    assert torch.equal(deploy(packed, "groups")(images(2)), deploy(packed, "groups")(images(2)))
