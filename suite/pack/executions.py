@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from suite.pack.layers import PackedConv, Take, is_channels_last
 
 ROUND = 16
-"""Floats of one AVX-512 register, and a whole number of a tensor core's tiles."""
+"""Filters: the floats of one AVX-512 register, and whole tiles of a tensor core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +261,7 @@ def padded(layer: Layer, operands: Operands) -> Built:
 
 
 def rounded(layer: Layer, operands: Operands) -> Built:
-    """The same with channels and filters of a group rounded up to a multiple of 16."""
+    """The same with a group's filters rounded up to a multiple of 16; rounding its channels as well only costs on a CPU."""
     return _grouped(layer, operands, ROUND)
 
 
@@ -278,7 +278,7 @@ def _grouped(layer: Layer, operands: Operands, multiple: int) -> Built:
     else:
         places_G = [places[layer.rank[places].argsort(stable=True)] for places in places_G]
     filters = _up(max(map(len, places_G)), multiple)
-    channels = _up(max(map(len, layer.reads_G)), multiple)
+    channels = max(map(len, layer.reads_G))
     rows_G = [F.pad(places, (0, filters - len(places)), value=-1) for places in places_G]
     reads_G = [F.pad(reads, (0, channels - len(reads)), value=-1) for reads in layer.reads_G]
     parts = [layer.weight_OIkk(rows, reads) for rows, reads in zip(rows_G, reads_G, strict=True)]
