@@ -54,7 +54,8 @@ PARAMS = (8 * 27 + 8) + (3 * 4 * 9 + 3) + 5 * 5 * 9 + 90
 def archive(folder: Path, how: str) -> Path:
     path, network = folder / f"{how}.any", Gathered().eval()
     if how == "exported":
-        torch.export.save(torch.export.export(network, (torch.zeros(2, *SHAPE),)), path)
+        with path.open("wb") as file:
+            torch.export.save(torch.export.export(network, (torch.zeros(2, *SHAPE),)), file)
         return path
     traced = torch.jit.script(network) if how == "scripted" else torch.jit.trace(network, torch.zeros(2, *SHAPE))
     torch.jit.save(torch.jit.freeze(traced) if how == "frozen" else traced, str(path))
