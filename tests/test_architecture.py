@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.stages",),
     ("suite.records",),
     ("suite.run", "suite.grids"),
-("suite.run.__main__", "suite.report", "suite.prefetch", "suite.measure.networks"),
+    ("suite.run.__main__", "suite.report", "suite.prefetch", "suite.measure.networks"),
     ("suite.export", "suite.measure.staircase"),
     ("suite.measure.beside",),
     ("suite.measure.__main__", "suite.measure.gpu"),

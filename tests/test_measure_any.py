@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import onnx
@@ -191,6 +192,18 @@ def test_the_command_measures_a_packed_network(packed_file: Path, capsys: pytest
     assert found["provenance"]["threads"] == 1
 
 
+@pytest.mark.parametrize("also", ["onnxruntime", pytest.param("compile", marks=pytest.mark.slow)])
+def test_other_compilers_are_tried_on_request(also: str, packed_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if also == "compile" and shutil.which("g++") is None:
+        pytest.skip("needs g++, with which torch.compile builds CPU code")
+    options = ("--batch", 2, "--protocol", "quick", "--threads", 1, "--json", "--also", also)
+    status = call(command.main, packed_file, *options)
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    (row,) = json.loads(captured.out)["latency"]
+    assert also in row["executions_ms"]
+
+
 def test_the_command_measures_accuracy_beside_a_named_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +232,12 @@ def test_the_command_measures_accuracy_beside_a_named_network(
         ("program", "exported", ("--shape", 3, 9, 9), "takes images of [3, 8, 8], not [3, 9, 9]"),
         ("program", "exported", ("--dense", "resnet8", "--batch", 3), "takes batches of 2 only: use --batch 2"),
         ("script", "scripted", ("--device", "cuda"), "no CUDA device that torch can use"),
+        (
+            "program",
+            "exported",
+            ("--dense", "resnet8", "--batch", 2, "--also", "tensorrt"),
+            "TensorRT runs on NVIDIA GPUs only: add --device cuda, or drop tensorrt",
+        ),
         ("script", "scripted", ("--threads", -1), "--threads -1: it takes 0 (all cores) or more"),
     ],
 )

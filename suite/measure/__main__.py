@@ -55,7 +55,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
     result.add_argument("--layout", choices=("contiguous", "channels_last"), default="contiguous")
     result.add_argument("--protocol", choices=("quick", "full"), default="full", help="full: three processes (default)")
-    result.add_argument("--onnx", action="store_true", help="try ONNX Runtime too, for dense and packed network (CPU)")
+    result.add_argument(
+        "--also",
+        nargs="+",
+        choices=beside.ALSO,
+        default=[],
+        help="try these for dense and packed network too: ONNX Runtime (CPU), torch.compile, TensorRT (CUDA)",
+    )
     result.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all cores)")
     result.add_argument(
         "--layers", action="store_true", help="the least time of each layer on this machine (packed networks)"
@@ -166,7 +172,7 @@ def _latency(
         shape=shape,
         timing=Timing(batch=batch, **asked),
         threads=torch.get_num_threads(),
-        onnx=arguments.onnx,
+        also=tuple(arguments.also),
     )
     return beside.columns(job)
 

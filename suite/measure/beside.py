@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +19,9 @@ from suite.measure import latency, networks, processes
 from suite.measure.networks import Network, Shape
 from suite.stages import Timing
 
-ONNX, TUNED = "onnxruntime", "tuned"
+ONNX, COMPILED, TENSORRT, TUNED = "onnxruntime", "compile", "tensorrt", "tuned"
+ALSO = (ONNX, COMPILED, TENSORRT)
+"""Executions by other compilers, tried on request: each takes a while, and needs something that may not be installed."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -37,8 +40,8 @@ class Job:
     timing: Timing
     threads: int
     executions: tuple[str, ...] = ()
-    onnx: bool = False
-    """Try ONNX Runtime too, for each network that can be exported."""
+    also: tuple[str, ...] = ()
+    """Of `ALSO`, tried for each network that the suite has packed, dense ones included."""
 
 
 def columns(job: Job) -> dict[str, Any]:
@@ -79,8 +82,10 @@ def runs_of(network: Network, job: Job, only: str = "") -> dict[str, latency.Run
     if network.batch not in (None, timing.batch):
         raise ValueError(f"{network.name} takes batches of {network.batch} only: use --batch {network.batch}")
     plain = (timing.device, timing.precision) == ("cpu", "fp32")
-    if not plain and (network.kind == "onnx" or job.onnx):
+    if not plain and (network.kind == "onnx" or ONNX in job.also):
         raise ValueError("ONNX Runtime is used on the CPU in fp32 only: drop --device and --precision")
+    if TENSORRT in job.also and timing.device != "cuda":
+        raise ValueError("TensorRT runs on NVIDIA GPUs only: add --device cuda, or drop tensorrt")
     images = torch.randn(timing.batch, *job.shape, generator=torch.Generator().manual_seed(0))
     if network.kind == "onnx":
         return {ONNX: functools.partial(network.module, images)}
@@ -94,20 +99,50 @@ def runs_of(network: Network, job: Job, only: str = "") -> dict[str, latency.Run
     if timing.protocol == "full" and only in ("", TUNED):  # each layer in the way that is fastest here
         ready = images.to(timing.device, DTYPES[timing.precision])
         found[TUNED] = _prepared(packing.tuned(network.packed.to(timing.device), ready)[0], ready)
-    if job.onnx and only in ("", ONNX):
+    if ONNX in job.also and only in ("", ONNX):
         found[ONNX] = functools.partial(_as_onnx(network.packed, job.shape), images)
+    for name, compiled in ((COMPILED, _compiled), (TENSORRT, _by_tensorrt)):
+        if name in job.also and only in ("", name):
+            found[name] = compiled(network.packed, images, timing)
     return found
 
 
 def _run(module: nn.Module, images: Tensor, timing: Timing) -> latency.Run:
+    return _prepared(*_placed(module, images, timing))
+
+
+def _placed(module: nn.Module, images: Tensor, timing: Timing) -> tuple[nn.Module, Tensor]:
     layout = torch.channels_last if timing.layout == "channels_last" else torch.contiguous_format
     dtype = DTYPES[timing.precision]
     module.to(timing.device, dtype).to(memory_format=layout)
-    return _prepared(module, images.to(timing.device, dtype, memory_format=layout))
+    return module, images.to(timing.device, dtype, memory_format=layout)
 
 
-def _prepared(module: nn.Module, images: Tensor) -> latency.Run:
+def _prepared(module: Callable[[Tensor], object], images: Tensor) -> latency.Run:
     return latency.captured(module, images) if images.is_cuda else functools.partial(module, images)
+
+
+def _compiled(packed: packing.PackedNetwork, images: Tensor, timing: Timing) -> latency.Run:
+    """The packed network by torch.compile, which on a CPU needs a C++ compiler."""
+    module, images = _placed(packing.deploy(packed, "groups"), images, timing)
+    compiled = torch.compile(module, dynamic=False)
+    try:
+        with torch.no_grad():
+            compiled(images)
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+        raise ValueError(f"torch.compile does not work here: {error}") from error
+    return _prepared(compiled, images)
+
+
+def _by_tensorrt(packed: packing.PackedNetwork, images: Tensor, timing: Timing) -> latency.Run:
+    """The packed network by TensorRT. Raises ValueError where torch_tensorrt is not installed."""
+    try:
+        import torch_tensorrt
+    except ImportError as error:
+        raise ValueError("torch_tensorrt is not installed: pip install torch-tensorrt, or drop tensorrt") from error
+    module, images = _placed(packing.deploy(packed, "groups"), images, timing)
+    engine = torch_tensorrt.compile(module, ir="dynamo", inputs=[images], enabled_precisions={images.dtype})
+    return _prepared(engine, images)
 
 
 def _as_onnx(packed: packing.PackedNetwork, shape: Shape) -> nn.Module:
