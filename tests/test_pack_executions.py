@@ -15,7 +15,7 @@ from suite.contract import PruningPlan
 from suite.graph import Graph
 from suite.pack import Choice, PackedNetwork, deploy, load_choices, pack, save_choices, tuned
 from suite.pack import tune as tuning
-from suite.pack.executions import EXECUTIONS, FusedConv, Layer, Operands, PerGroup, Whole
+from suite.pack.executions import EXECUTIONS, FusedConv, Layer, Operands, PerGroup, Read, Reorder, Whole
 from suite.pack.layers import Take, is_channels_last
 from suite.pack.slices import slice_rank
 
@@ -136,6 +136,21 @@ def test_channels_by_position(layout: torch.memory_format) -> None:
         assert torch.equal(got, x[:, wanted])
         assert not is_channels_last(x) or is_channels_last(got) or got.shape[1] == 1
     assert torch.equal(Take(torch.tensor([4, 1]), 12)(x[:, :, ::2, ::2]), x[:, [4, 1], ::2, ::2])
+
+
+def test_channels_are_reordered_in_their_own_memory() -> None:
+    x = torch.randn(3, 300, 40, 9).contiguous(memory_format=torch.channels_last)
+    read = Read(torch.randperm(300), 300)
+    expected, memory = read(x), x.data_ptr()
+    assert torch.equal(Reorder(read)(x), expected)
+    assert torch.equal(x, expected)
+    assert x.data_ptr() == memory
+
+
+def test_a_sum_reorders_what_is_added_in_place() -> None:
+    packed = packed_of("resnet50", 2, 0.4)
+    network, _ = assert_tuned(packed, torch.float32, forced="padded")
+    assert [module for module in network.modules() if isinstance(module, Reorder)]
 
 
 def layer_of(packed: PackedNetwork, x: Tensor) -> tuple[Layer, Operands]:

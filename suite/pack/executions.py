@@ -141,12 +141,33 @@ class FusedConv(nn.Module):
         return ops._convolution_pointwise(x, other, self.weight, self.bias, *self.window, *sum_then)
 
 
+class Reorder(nn.Module):
+    """All channels of a channels_last tensor in another order, in its own memory: a second one would be the network's peak."""
+
+    PIECE = 2**18
+    """Elements; on a CPU this many stay in the cache."""
+
+    def __init__(self, read: Read) -> None:
+        super().__init__()
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+        position_C = self.read.take.positions
+        for piece in rows.split(max(1, self.PIECE // x.shape[1])):
+            piece.copy_(piece.gather(1, position_C.expand(len(piece), -1)))
+        return x
+
+
 class Whole(nn.Module):
     """One convolution, grouped or not, on the channels that `read` gives, summed into those of `read_other`."""
 
-    def __init__(self, conv: FusedConv, read: Read, read_other: Read | None, in_place: bool) -> None:
+    def __init__(
+        self, conv: FusedConv, read: Read, read_other: Read | None, in_place: bool, reorder: bool = False
+    ) -> None:
         super().__init__()
-        self.conv, self.read, self.read_other = conv, read, read_other
+        self.conv, self.read = conv, read
+        self.read_other: nn.Module | None = Reorder(read_other) if reorder and read_other is not None else read_other
         self.in_place = in_place or (read_other is not None and read_other.copies)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -207,6 +228,20 @@ class Operands:
         position = positions(wanted, self.other_columns_C)
         anything = torch.arange(len(wanted)).clamp(max=width - 1)
         return Read(torch.where(wanted < 0, anything, position), width)
+
+    def reorders(self, wanted: Tensor) -> bool:
+        """Whether what is added can get the order `wanted` in its own memory: on a CPU, where the same channels are wanted."""
+        held, other = self.other_columns_C, self.other
+        if (
+            held is None
+            or other is None
+            or not self.in_place
+            or other.device.type != "cpu"
+            or torch.equal(held, wanted)
+        ):
+            return False
+        same = torch.equal(held.sort().values, wanted.sort().values) and bool((held >= 0).all())
+        return same and is_channels_last(other) and other.is_contiguous(memory_format=torch.channels_last)
 
 
 Built = tuple[nn.Module, Tensor]
@@ -285,7 +320,8 @@ def _grouped(layer: Layer, operands: Operands, multiple: int) -> Built:
     weight, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     rows = torch.cat(rows_G)
     conv = FusedConv(layer.conv, weight, bias, len(rows_G), layer.relu, operands.x)
-    return Whole(conv, operands.read(torch.cat(reads_G)), operands.read_other(rows), operands.in_place), rows
+    reorder = operands.reorders(rows)
+    return Whole(conv, operands.read(torch.cat(reads_G)), operands.read_other(rows), operands.in_place, reorder), rows
 
 
 def _up(size: int, multiple: int) -> int:
