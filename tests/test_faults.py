@@ -56,7 +56,7 @@ FAULTS = {
 }
 NODE_AWAY_S = 33.0
 """A lost node is noticed after about 30 s."""
-TARGET_S = 40.0
+TARGET_S = 180.0
 """For so long a fault waits for something that it can hit."""
 LIMIT_S = 1500.0
 """Of a machine that is busy with other things; what it takes is printed."""
@@ -209,7 +209,7 @@ def test_whatever_goes_wrong_every_run_ends_with_its_row(
     began = time.monotonic()
     moments = random.Random(SEED)
     grid = Grid(tmp_path, slurm, moments)
-    wait_for(grid.processes, 120)
+    wait_for(grid.processes, 300)
     first_s = time.monotonic() - grid.launched_at
     faults = [kind for kind, times in FAULTS.items() for _ in range(times)]
     moments.shuffle(faults)

@@ -40,17 +40,21 @@ class _Worker:
         self.pid = self.pool.submit(os.getpid)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
-    def stop(self) -> None:
+    def stop(self, number: signal.Signals) -> None:
         """Let it stop at the next checkpoint; does nothing while the process is still starting."""
         if self.pid.done() and self.pid.exception() is None:
             with suppress(ProcessLookupError):
-                os.kill(self.pid.result(), signal.SIGTERM)
+                os.kill(self.pid.result(), number)
 
 
 class _Workers:
-    """Some workers. One that dies is replaced and takes no other along."""
+    """Some workers. One that dies is replaced and takes no other along.
 
-    def __init__(self, count: int) -> None:
+    stop_by  the signal that stops one at a checkpoint
+    """
+
+    def __init__(self, count: int, stop_by: signal.Signals) -> None:
+        self.stop_by = stop_by
         self.free = [_Worker() for _ in range(count)]
         self.busy: dict[Future[Outcome], _Worker] = {}
 
@@ -58,10 +62,10 @@ class _Workers:
         """Give the stage to a free worker."""
         worker = self.free.pop()
         try:
-            future = worker.pool.submit(_work, stage, context)
+            future = worker.pool.submit(_work, stage, context, self.stop_by)
         except BrokenProcessPool:  # it died while it had nothing to do
             worker = _Worker()
-            future = worker.pool.submit(_work, stage, context)
+            future = worker.pool.submit(_work, stage, context, self.stop_by)
         self.busy[future] = worker
         return future
 
@@ -113,7 +117,7 @@ def run(
     """
     # Threads that wait for work would otherwise spin, which costs several times the work itself on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    workers = _Workers(jobs)
+    workers = _Workers(jobs, stop_by=signal.SIGTERM if signals is STOPPING else signals[0])
     waiting = list(stages)
     running: dict[Future[Outcome], Stage] = {}
     outcomes: dict[str, Outcome] = {}
@@ -141,7 +145,7 @@ def run(
             if display:
                 display.refresh()
             for worker in workers.busy.values() if stop else ():
-                worker.stop()
+                worker.stop(workers.stop_by)
     workers.close()
     return outcomes
 
@@ -162,13 +166,13 @@ def _ready(
     return settled[: 1 if not running else 0]
 
 
-def _work(stage: Stage, context: Context) -> Outcome:
-    """In a worker: do the stage, stopping at a checkpoint on SIGTERM."""
+def _work(stage: Stage, context: Context, stop_by: signal.Signals) -> Outcome:
+    """In a worker: do the stage, stopping at a checkpoint on this signal."""
     folder = context.folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
     watch = Watch(folder / "progress.json")
-    watch.listen(signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    watch.listen(stop_by)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {stop_by})
     outcome = execute(stage, context, watch)
     _return_memory()
     return outcome

@@ -9,16 +9,23 @@ from collections.abc import Iterable
 TIMEOUT_S = 60
 
 
-def states() -> dict[str, str] | None:
+def states(grid: str = "") -> dict[str, str] | None:
     """Number -> state of this user's jobs that wait or run: "PENDING", "RUNNING", "COMPLETING"; None when SLURM is silent.
 
-    A task of an array has the number "ARRAY_TASK". A job that is not here has ended, or is between two starts.
+    A task of an array has the number "ARRAY_TASK". A job that is not here has ended, or is between two starts. `grid` asks for
+    those of its launches only: a controller that lost its memory gives numbers away again.
     """
-    text = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%T")
+    names = [f"--name={','.join(job_name(grid, timing=timing) for timing in (False, True))}"] if grid else []
+    text = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%T", *names)
     if text is None:
         return None
     lines = (line.split("|") for line in text.splitlines())
     return {job if task == "N/A" else f"{job}_{task}": state for job, task, state in lines}
+
+
+def job_name(grid: str, *, timing: bool) -> str:
+    """What jobs of this grid are called."""
+    return f"{grid}-{'timing' if timing else 'training'}"
 
 
 def ended(jobs: Iterable[str]) -> dict[str, str]:

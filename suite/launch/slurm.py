@@ -41,6 +41,7 @@ be started again is unknown, too."""
 PATIENCE_S = 120.0
 """While the controller is silent, a submission is tried again for so long."""
 SILENT = ("unable to contact slurm controller", "socket timed out", "zero bytes were transmitted", "connection refused")
+UNKNOWN = "unknown to SLURM"
 MANY = 10**6
 """Time-outs that submitit allows."""
 
@@ -61,14 +62,14 @@ def run(
 
     Raises ValueError when SLURM refuses a job.
     """
-    states = queue.states() or {}
+    states = queue.states(launch.grid) or {}
     jobs = {stage.key: launch.jobs[stage.key] for stage in stages if launch.jobs.get(stage.key) in states}
     submitter = _Submitter(context, options, source, launch, jobs)
     try:
         submitter.submit([stage for stage in stages if stage.key not in jobs])
     finally:
         submitter.save()
-    return _wait(stages, jobs, context, display)
+    return _wait(stages, jobs, launch.grid, context, display)
 
 
 class _Submitter:
@@ -135,7 +136,7 @@ class _Submitter:
         setup = [f"export PYTHONSAFEPATH=1 PYTHONPATH={source}${{PYTHONPATH:+:$PYTHONPATH}}"]
         executor.update_parameters(
             **wanted,
-            job_name=f"{self.launch.grid}-{'timing' if array.timing else 'training'}",
+            job_name=queue.job_name(self.launch.grid, timing=array.timing),
             array_parallelism=self.options.parallel or len(array.tasks),
             setup=setup,
         )
@@ -165,7 +166,9 @@ def _refused(array: Array, said: str) -> str:
     return f"SLURM refused the job of {stage.label}{others}: {said}; --slurm {key}=VALUE, or {key} in slurm.toml, changes it"
 
 
-def _wait(stages: Sequence[Stage], jobs: dict[str, str], context: Context, display: Display) -> dict[str, Outcome]:
+def _wait(
+    stages: Sequence[Stage], jobs: dict[str, str], grid: str, context: Context, display: Display
+) -> dict[str, Outcome]:
     """The outcome of each stage, when all have ended."""
     outcomes: dict[str, Outcome] = {}
     started: set[str] = set()
@@ -175,7 +178,7 @@ def _wait(stages: Sequence[Stage], jobs: dict[str, str], context: Context, displ
     """When SLURM last knew a job, or could not be asked."""
     while len(outcomes) < len(stages):
         if time.monotonic() - asked >= QUEUE_S:
-            asked, states = time.monotonic(), queue.states()
+            asked, states = time.monotonic(), queue.states(grid)
             seen |= dict.fromkeys(jobs.values() if states is None else states.keys() & seen.keys(), asked)
         lost = []
         for stage in stages:
@@ -213,8 +216,9 @@ def _lost(stages: Sequence[Stage], jobs: dict[str, str], context: Context) -> li
     result: list[tuple[Stage, Outcome]] = []
     for stage in stages:
         job = jobs[stage.key]
-        state, path = states.get(job, "unknown to SLURM"), record.log_of(context.results, job)
-        there = "" if path.exists() else f", which is not there: can the nodes write to {context.results}?"
+        state, path = states.get(job, UNKNOWN), record.log_of(context.results, job)
+        hidden = state != UNKNOWN and not path.exists()
+        there = f", which is not there: can the nodes write to {context.results}?" if hidden else ""
         reason = f"its job ended as {state} and left no status; see {path}{there}"
         result.append((stage, fail(stage, context, "failed", reason, counts=not state.startswith("CANCELLED"))))
     return result
