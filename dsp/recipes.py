@@ -47,6 +47,10 @@ def _recipes() -> dict[tuple[str, str], Recipe | OptOut]:
         found["*", f"{model}_a"] = Recipe(
             settings=same.settings, source="ours: as with 1x1-convolution shortcuts, which are not pruned"
         )
+    found["digits", "resnet8"] = Recipe(
+        settings={"lam": 5e-4},
+        source="ours: best of 6 trials in tuning_digits, validation part, rows pruned-1902cc53f165 pruned-a0360809527c",
+    )
     found["*", "*"] = Recipe(
         settings={"lam": 5e-4}, source="ours: lambda of ResNet-56; scale it inversely to the number of prunable weights"
     )

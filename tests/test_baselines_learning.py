@@ -33,7 +33,7 @@ LEARNING = ("sfp", "ssl", "greg", "depgraph", "lapp", "group_sparse")
 
 def trainer_of(method: str, settings: Pruner | None = None, schedule: Schedule = SCHEDULE) -> Trainer:
     """Training of a ResNet-8 on digits with the method's hooks, not begun."""
-    settings = settings or methods.get(method).for_task("digits", "resnet8")
+    settings = settings or methods.get(method)()
     model = network_of("resnet8")
     graph = Graph(model, images().input_shape)
     learner = settings.learner(model, graph, task_of(0, Budget(share=0.5)))

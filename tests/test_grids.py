@@ -166,7 +166,7 @@ def test_a_follower_shares_all_with_its_reference_but_the_method() -> None:
             reference.finetune,
             reference.seed,
         )
-        assert describe(run.settings) == "random_rates(like=l1_filter)"
+        assert describe(run.settings) == f"random_rates(like={describe(reference.settings)})"
 
 
 def test_a_follower_may_have_a_schedule_of_its_own() -> None:

@@ -94,7 +94,7 @@ def batches(seed: int) -> data.Loader:
 def task_of(seed: int, budget: Budget | None = None, reference: PruningPlan | None = None) -> Task:
     return Task(
         train_epoch=lambda epoch: batches(seed).epoch(epoch),
-        samples=lambda n: images().samples(n, split="all", device="cpu"),
+        samples=lambda n: images().samples(min(n, images().train_size("all")), split="all", device="cpu"),
         seed=seed,
         budget=budget,
         reference=reference,
@@ -376,7 +376,7 @@ def one_layer(weight_OI: list[list[float]]) -> tuple[nn.Module, Graph]:
     conv, head = nn.Conv2d(channels, filters, 1), nn.Linear(filters, 2)
     conv.weight.data.copy_(weight)
     layers = [conv, nn.BatchNorm2d(filters), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(1), head]
-    return nn.Sequential(*layers), Graph(nn.Sequential(*layers), (channels, 4, 4))
+    return nn.Sequential(*layers).eval(), Graph(nn.Sequential(*layers), (channels, 4, 4))
 
 
 def order_of_removal(settings: Pruner, model: nn.Module, graph: Graph) -> list[int]:
@@ -422,6 +422,7 @@ def test_slimming_drives_the_scale_of_a_useless_channel_to_zero() -> None:
     model.get_parameter("5.weight").data.copy_(torch.tensor([[3.0, 0.0], [-3.0, 0.0]]))
     scale = model.get_parameter("1.weight")
     scale.data.fill_(1.0)
+    model.train()
     settings, lr = Slimming(lam=0.05), 0.1
     learner = settings.learner(model, graph, task_of(0))
     optimizer = torch.optim.SGD([p for name, p in model.named_parameters() if not name.startswith("5")], lr=lr)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,10 +14,13 @@ from test_report import pruned_row
 from tiny_grid import call
 
 from suite import grids, methods, records
+from suite.contract import Recipe
 from suite.grids._tuning import trials
 from suite.report import __main__, winners
 from suite.report.frames import CONDITIONS
 from suite.stages import Pruned
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("name", ["tuning", "tuning_digits"])
@@ -35,6 +40,28 @@ def test_every_method_has_its_trials_on_the_validation_part(name: str) -> None:
             combinations *= len(values)
         assert len(settings) in (min(6, combinations), min(6, combinations + 1)), method
         assert len(found) == len(settings) * len({run.seed for run in found})
+
+
+@pytest.mark.parametrize("method", sorted(methods.discover()))
+def test_a_tuned_recipe_names_the_rows_of_its_trial(method: str) -> None:
+    """And the best trial of the method in the tracked rows is this one."""
+    kind = methods.get(method)
+    recipe = kind.recipe("digits", "resnet8")
+    found = re.findall(r"rows (pruned-\w+) (pruned-\w+)$", recipe.source) if isinstance(recipe, Recipe) else []
+    if not kind.search:
+        assert not found
+        return
+    of_method = [run for run in grids.runs_of(grids.load("tuning_digits")) if run.method == method]
+    rows = {row.key: row for row in records.read_all(ROOT / "results", [run.key for run in of_method])}
+    top1: dict[Any, list[float]] = defaultdict(list)
+    for run in of_method:
+        row = rows[run.key]
+        assert isinstance(row, records.PrunedRow)
+        assert row.pruned_top1_pct is not None
+        top1[run.settings].append(row.pruned_top1_pct)
+    best = max(top1, key=lambda settings: sum(top1[settings]))
+    assert kind.for_task("digits", "resnet8") == best
+    assert set(found[0]) == {run.key for run in of_method if run.settings == best}
 
 
 def test_trials_differ_and_are_always_the_same_ones() -> None:
