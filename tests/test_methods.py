@@ -94,7 +94,7 @@ def batches(seed: int) -> data.Loader:
 def task_of(seed: int, budget: Budget | None = None, reference: PruningPlan | None = None) -> Task:
     return Task(
         train_epoch=lambda epoch: batches(seed).epoch(epoch),
-        samples=lambda n: images().samples(min(n, images().train_size("all")), split="all", device="cpu"),
+        samples=lambda n: images().samples(min(n, 256), split="all", device="cpu"),
         seed=seed,
         budget=budget,
         reference=reference,
