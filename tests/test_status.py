@@ -209,7 +209,7 @@ def test_the_picture_names_reasons_and_logs(context: Context, capsys: pytest.Cap
 def test_looking_costs_one_call_of_squeue(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Counter[str]()
 
-    def states() -> dict[str, str]:
+    def states(grid: str) -> dict[str, str]:
         asked["squeue"] += 1
         return {}
 
@@ -226,6 +226,59 @@ def test_there_must_be_something_to_cancel(context: Context, capsys: pytest.Capt
     assert "there is no launch of tiny_grid" in capsys.readouterr().err
     record.write(dataclasses.replace(LAUNCH, cluster="local"), context.results)
     assert "is no longer there; nothing to cancel" in shown(context, capsys, "--cancel", 0)
+
+
+def test_only_recorded_jobs_are_cancelled(
+    context: Context, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the last launch was; a job that a stage reported itself may have shared its name with another grid's."""
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("suite.launch.queue.states", lambda grid: {"7_0": "RUNNING", "8": "PENDING", "99": "RUNNING"})
+    monkeypatch.setattr(view.subprocess, "run", run)
+    jobs = {BASE.key: "7_0", "pruned-of-a-run-that-left": "8", PRUNED[1].key: "6"}
+    record.write(dataclasses.replace(LAUNCH, cluster="local", jobs=jobs), context.results)
+    for stage in (BASE, PRUNED[0]):
+        report(stage, context, job="99", host="node7")
+    assert call(main, "--grid", tiny_grid.FILE, "--results", context.results, "--cancel", "--only", "dsp") == 2
+    assert "leave --only out" in capsys.readouterr().err
+    assert "cancelled 2 jobs, of which 1 ran" in shown(context, capsys, "--cancel", 0)
+    assert asked == [["scancel", "7_0", "8"]]
+    assert (context.folder(BASE) / "failed.json").exists()
+    assert not (context.folder(PRUNED[0]) / "failed.json").exists()
+    left = record.read(context.results, "tiny_grid")
+    assert left is not None
+    assert left.jobs == {PRUNED[1].key: "6"}
+
+
+def test_a_launcher_is_stopped_before_its_jobs(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it submits while it stops is cancelled, too."""
+    asked: list[str] = []
+
+    def scancel(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        asked.extend(command[1:])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    here = dataclasses.replace(LAUNCH, host=socket.gethostname(), time=time.time())
+    record.write(here, context.results)
+    lives = iter([True, False])
+    monkeypatch.setattr(view, "launcher_lives", lambda launch, results: next(lives))
+    monkeypatch.setattr("suite.launch.queue.states", lambda grid: {"7": "PENDING"})
+
+    def stop(launch: Launch, results: Path) -> str:
+        record.write(dataclasses.replace(launch, jobs={BASE.key: "7"}), results)
+        return "told its launcher"
+
+    monkeypatch.setattr(view, "_stop", stop)
+    monkeypatch.setattr(view.subprocess, "run", scancel)
+    assert view.cancel(view.View("tiny_grid", stages(), context)).endswith(
+        "told its launcher; cancelled 1 jobs, of which 0 ran"
+    )
+    assert asked == ["7"]
 
 
 def test_another_process_is_left_alone(context: Context, capsys: pytest.CaptureFixture[str]) -> None:

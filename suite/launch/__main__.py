@@ -138,6 +138,10 @@ def _launch(arguments: argparse.Namespace, console: Console) -> int:
 
 def _view(arguments: argparse.Namespace, stages: Sequence[Stage], console: Console) -> int:
     """Look at the grid, or end it, without launching anything; its data need not be here."""
+    if arguments.cancel and arguments.only:
+        raise ValueError(
+            f"--only {arguments.only} with --cancel: jobs are shared, so all of them are ended; leave --only out"
+        )
     context = Context(results=cli.results_of(arguments).absolute())
     seen = view.View(grids.folder_name(arguments.grid), stages, context)
     if arguments.cancel:

@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -65,11 +66,15 @@ def run(
     states = queue.states(launch.grid) or {}
     jobs = {stage.key: launch.jobs[stage.key] for stage in stages if launch.jobs.get(stage.key) in states}
     submitter = _Submitter(context, options, source, launch, jobs)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # --cancel must learn what was submitted
     try:
-        submitter.submit([stage for stage in stages if stage.key not in jobs])
+        try:
+            submitter.submit([stage for stage in stages if stage.key not in jobs])
+        finally:
+            submitter.save()
+        return _wait(stages, jobs, launch.grid, context, display)
     finally:
-        submitter.save()
-    return _wait(stages, jobs, launch.grid, context, display)
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Submitter:

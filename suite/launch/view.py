@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -32,6 +32,8 @@ WIDTH = 160
 """Columns where there is no terminal."""
 AT_A_TIME = 2000
 """Jobs that one scancel is given."""
+STOP_S = 10.0
+"""A launcher that was told to stop is given so long to say which jobs it has submitted."""
 
 
 class View:
@@ -52,7 +54,7 @@ class View:
     def look(self) -> None:
         """Read the states."""
         self.launch = record.read(self.context.results, self.name)
-        self.jobs = queue.states() if self.launch and self.launch.jobs else {}
+        self.jobs = queue.states(self.name) if self.launch and self.launch.jobs else {}
         self.states = self.observer.states(self.launch, self.jobs)
 
     @property
@@ -187,7 +189,7 @@ def _shown(path: Path) -> str:
 
 
 def cancel(view: View) -> str:
-    """End what waits and runs of the grid, and say what was done.
+    """End what waits and runs of the grid, and say what was done: first its launcher, which could submit more, then its jobs.
 
     Raises ValueError when there is nothing that could be ended from here.
     """
@@ -195,25 +197,30 @@ def cancel(view: View) -> str:
     launch, results = view.launch, view.context.results
     if launch is None:
         raise ValueError(f"--cancel: there is no launch of {view.name} in {record.folder(results)}")
-    said = [_cancel_jobs(view, launch)] if launch.cluster == "slurm" else []
+    said = []
     if launcher_lives(launch, results):
-        said.append(_stop(launch))
-    elif launch.cluster != "slurm":
+        said.append(_stop(launch, results))
+        view.look()
+        launch = view.launch or launch
+    elif not launch.jobs:
         said.append(f"its launcher (process {launch.pid} on {launch.host}) is no longer there; nothing to cancel")
+    if view.jobs is None:
+        silent = "SLURM does not answer squeue, so its jobs go on; try again on a host that submits jobs"
+        raise ValueError(f"--cancel: {'; '.join([*said, silent])}")
+    if launch.jobs:
+        said.append(_cancel_jobs(view, launch, view.jobs))
     return f"{view.name}: {'; '.join(said)}"
 
 
-def _cancel_jobs(view: View, launch: Launch) -> str:
-    """Cancel the jobs of the stages in view, and note in their folders that they were not lost."""
-    if view.jobs is None:
-        raise ValueError("--cancel: SLURM does not answer squeue; try again on a host that submits jobs")
-    there = list(dict.fromkeys(state.job for state in view.states if state.job in view.jobs))
+def _cancel_jobs(view: View, launch: Launch, states: Mapping[str, str]) -> str:
+    """Cancel the jobs that the launch's file names, and note in the folders of their stages that they were not lost."""
+    there = list(dict.fromkeys(job for job in launch.jobs.values() if job in states))
     for first in range(0, len(there), AT_A_TIME):
         command = ["scancel", *there[first : first + AT_A_TIME]]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f"--cancel: scancel says: {' '.join(done.stderr.split())}")
-    running = [state for state in view.states if state.name == "running" and state.job in there]
+    running = [s for s in view.states if s.name == "running" and launch.jobs.get(s.stage.key) in there]
     for state in running:
         about = {"status": "interrupted", "reason": "cancelled by --cancel", "time": time.time()}
         write_json(view.context.folder(state.stage) / "failed.json", about)
@@ -222,12 +229,15 @@ def _cancel_jobs(view: View, launch: Launch) -> str:
     return f"cancelled {len(there):,} jobs, of which {len(running):,} ran" if there else "no job of it waits or runs"
 
 
-def _stop(launch: Launch) -> str:
-    """Send the launcher SIGTERM, if it is ours and here."""
+def _stop(launch: Launch, results: Path) -> str:
+    """Send the launcher SIGTERM, if it is ours and here, and wait a little until it is gone."""
     if launch.host != lease.host():
         return f"its launcher is process {launch.pid} on {launch.host}: run --cancel there to stop it"
     command = Path(f"/proc/{launch.pid}/cmdline").read_bytes()
     if b"suite.launch" not in command.replace(b"/", b".") or os.stat(f"/proc/{launch.pid}").st_uid != os.getuid():
         return f"process {launch.pid} is no launcher of yours; it was left alone"
     os.kill(launch.pid, signal.SIGTERM)
+    patience = time.monotonic() + STOP_S
+    while launcher_lives(launch, results) and time.monotonic() < patience:
+        time.sleep(0.1)
     return f"told its launcher (process {launch.pid}) to stop; what runs stops at its next step and goes on at the next launch"
