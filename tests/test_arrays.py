@@ -73,6 +73,15 @@ def test_a_limit_of_jobs_makes_a_chain() -> None:
         assert array.after == (before.tasks[0][0].key,)
 
 
+def test_a_chain_begins_behind_what_is_with_slurm_already() -> None:
+    """Each array waits for the one before it, so all of them wait for the earlier launch's jobs."""
+    pending = {stage.key: str(number) for number, stage in enumerate(STAGES[:3])}
+    found = of(STAGES[3:], pending, chained=True, most=10)
+    assert found[0].after == tuple(pending)
+    assert found[0].whole
+    assert [array.after for array in found[1:]] == [(before.tasks[0][0].key,) for before in found[:-1]]
+
+
 def test_three_equal_failures_leave_a_stage_and_what_needs_it_alone(tmp_path: Path) -> None:
     context = Context(results=tmp_path)
     learned = next(stage for stage in STAGES if stage.kind == "learned")

@@ -40,7 +40,7 @@ def of(
     pending       key -> job of stages that are with SLURM already
     side_by_side  stages of one job; latency never shares
     most          jobs in an array
-    chained       one array after the other
+    chained       one array after the other, the first after all that is with SLURM already
     """
     levels = _levels(stages)
     groups: dict[Hashable, list[Stage]] = {}
@@ -61,8 +61,8 @@ def of(
         size = 1 if isinstance(members[0], Timed) else side_by_side
         tasks = [tuple(members[start : start + size]) for start in range(0, len(members), size)]
         for start in range(0, len(tasks), most):
-            if chained and arrays:
-                after = (arrays[-1].tasks[0][0].key,)
+            if chained:
+                after = (arrays[-1].tasks[0][0].key,) if arrays else tuple(pending)
             whole = chained or isinstance(members[0], Timed)
             arrays.append(Array(tasks=tuple(tasks[start : start + most]), after=after, whole=whole))
     return arrays

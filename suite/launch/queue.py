@@ -29,12 +29,18 @@ def job_name(grid: str, *, timing: bool) -> str:
 
 
 def ended(jobs: Iterable[str]) -> dict[str, str]:
-    """Number -> last known state of these jobs, "CANCELLED by 0" or "OUT_OF_MEMORY"; empty without accounting."""
+    """Number -> last known state of these jobs, "CANCELLED by 0" or "OUT_OF_MEMORY"; empty without accounting.
+
+    Tasks that never began are one line together, "123_[4-9%2]", which counts for those that have no line of their own.
+    """
+    jobs = list(jobs)
     arrays = sorted({job.partition("_")[0] for job in jobs})
     if not arrays:
         return {}
     text = _ask("sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", ",".join(arrays))
-    return dict(line.split("|")[:2] for line in (text or "").splitlines() if "|" in line)
+    rows = dict(line.split("|")[:2] for line in (text or "").splitlines() if "|" in line)
+    rest = {job.partition("_")[0]: state for job, state in rows.items() if "_[" in job}
+    return {job: state for job in jobs if (state := rows.get(job) or rest.get(job.partition("_")[0]))}
 
 
 def limit(name: str, otherwise: int) -> int:

@@ -43,6 +43,8 @@ PATIENCE_S = 120.0
 """While the controller is silent, a submission is tried again for so long."""
 SILENT = ("unable to contact slurm controller", "socket timed out", "zero bytes were transmitted", "connection refused")
 UNKNOWN = "unknown to SLURM"
+NO_FAULT = ("CANCELLED", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", UNKNOWN)
+"""How states begin that say nothing against the stage: a person or the cluster ended its job."""
 MANY = 10**6
 """Time-outs that submitit allows."""
 
@@ -64,7 +66,8 @@ def run(
     Raises ValueError when SLURM refuses a job.
     """
     states = queue.states(launch.grid) or {}
-    jobs = {stage.key: launch.jobs[stage.key] for stage in stages if launch.jobs.get(stage.key) in states}
+    goes_on = [stage for stage in stages if _settled(stage, context) in (None, "interrupted")]
+    jobs = {stage.key: launch.jobs[stage.key] for stage in goes_on if launch.jobs.get(stage.key) in states}
     submitter = _Submitter(context, options, source, launch, jobs)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # --cancel must learn what was submitted
     try:
@@ -93,7 +96,7 @@ class _Submitter:
 
     def submit(self, stages: Sequence[Stage]) -> None:
         """Submit an array after the other. Raises ValueError with SLURM's own words."""
-        most = queue.limit("MaxArraySize", 1001)
+        most = max(1, queue.limit("MaxArraySize", 1001))  # 0: this cluster has no arrays
         per_job, chained = self.options.runs_per_gpu, self.options.parallel > 0
         for array in arrays.of(stages, self.jobs, side_by_side=per_job, most=most, chained=chained):
             for stage in (stage for task in array.tasks for stage in task):
@@ -216,7 +219,7 @@ def _finished(stage: Stage, outcome: Outcome, started: set[str], display: Displa
 
 
 def _lost(stages: Sequence[Stage], jobs: dict[str, str], context: Context) -> list[tuple[Stage, Outcome]]:
-    """Record that the jobs of these stages have ended without a word. What a person cancelled is no failure of the stage."""
+    """Record that the jobs of these stages have ended without a word, and whether that counts as a failure of the stage."""
     states = queue.ended(jobs[stage.key] for stage in stages)
     result: list[tuple[Stage, Outcome]] = []
     for stage in stages:
@@ -225,7 +228,7 @@ def _lost(stages: Sequence[Stage], jobs: dict[str, str], context: Context) -> li
         hidden = state != UNKNOWN and not path.exists()
         there = f", which is not there: can the nodes write to {context.results}?" if hidden else ""
         reason = f"its job ended as {state} and left no status; see {path}{there}"
-        result.append((stage, fail(stage, context, "failed", reason, counts=not state.startswith("CANCELLED"))))
+        result.append((stage, fail(stage, context, "failed", reason, counts=not state.startswith(NO_FAULT))))
     return result
 
 

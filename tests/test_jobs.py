@@ -1,0 +1,97 @@
+"""What the launcher makes of SLURM's answers, given as text: no SLURM is needed."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_grid import stages
+
+from suite.launch import queue, record, slurm
+from suite.launch.display import Display
+from suite.launch.options import Options
+from suite.run import Context, fail, given_up
+from suite.stages import Stage
+
+STAGES = stages()
+BASE = STAGES[0]
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, **texts: str | None) -> None:
+    """Let these commands say these texts; None when they fail."""
+    monkeypatch.setattr(queue, "_ask", lambda *command: texts.get(command[0]))
+
+
+def test_tasks_that_never_began_are_one_line_of_sacct(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, sacct="1_0|COMPLETED\n1_1|OUT_OF_MEMORY\n1_[2-9%2]|CANCELLED by 0\n2|NODE_FAIL\n")
+    states = queue.ended(job for job in ("1_1", "1_5", "2", "3"))
+    assert states == {"1_1": "OUT_OF_MEMORY", "1_5": "CANCELLED by 0", "2": "NODE_FAIL"}
+    answers(monkeypatch)
+    assert queue.ended(["1_1"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("state", "counts"),
+    [
+        ("CANCELLED by 0", False),
+        ("NODE_FAIL", False),
+        ("PREEMPTED", False),
+        ("BOOT_FAIL", False),
+        (None, False),
+        ("OUT_OF_MEMORY", True),
+        ("FAILED", True),
+        ("TIMEOUT", True),
+    ],
+)
+def test_what_the_cluster_did_is_no_failure_of_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str | None, counts: bool
+) -> None:
+    answers(monkeypatch, sacct=f"1_[0-3]|{state}\n" if state else None)
+    context = Context(results=tmp_path)
+    for _ in range(3):
+        assert slurm._lost([BASE], {BASE.key: "1_2"}, context) == [(BASE, "failed")]
+    assert (given_up(BASE, context) is not None) is counts
+
+
+def launch(monkeypatch: pytest.MonkeyPatch, context: Context, jobs: Mapping[str, str]) -> list[Stage]:
+    """What a launch of the first two stages submits, when SLURM knows all of `jobs`; it is told to stop after that."""
+    submitted: list[Stage] = []
+
+    def submit(self: Any, found: Sequence[Stage]) -> None:
+        submitted.extend(found)
+        self.jobs |= {stage.key: "9" for stage in found}
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(queue, "states", lambda grid: dict.fromkeys(jobs.values(), "RUNNING"))
+    monkeypatch.setattr(slurm._Submitter, "submit", submit)
+    before = record.of("mine", "slurm", STAGES, snapshot="", jobs=jobs)
+    display = Display(STAGES[:2], context, already=0, jobs=1, console=Console(file=io.StringIO()))
+    with pytest.raises(KeyboardInterrupt):
+        slurm.run(STAGES[:2], context, display, before, options=Options(), source=context.results)
+    return submitted
+
+
+def test_a_launcher_that_is_told_to_stop_says_what_it_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    assert launch(monkeypatch, Context(results=tmp_path), {BASE.key: "1_0"}) == [STAGES[1]]
+    after = record.read(tmp_path, "mine")
+    assert after is not None
+    assert after.jobs == {BASE.key: "1_0", STAGES[1].key: "9"}
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_what_failed_is_tried_again_while_its_job_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It completes, or does other stages as well."""
+    context = Context(results=tmp_path)
+    fail(BASE, context, "failed", "no such file")
+    assert BASE in launch(monkeypatch, context, {BASE.key: "1_0"})
