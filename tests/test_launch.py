@@ -261,6 +261,22 @@ def test_slurm_options_are_passed_on() -> None:
 
 
 @pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("key", ["job-name", "setup", "array_parallelism", "dependency", "srun_args", "signal"])
+def test_what_the_launcher_sets_itself_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"--slurm: {key} is set by the launcher itself; leave it out"):
+        options.load([f"{key}=x"])
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("several", ["nodes=2", "ntasks_per_node=4"])
+def test_tasks_of_a_job_share_one_stage(several: str) -> None:
+    with pytest.raises(ValueError, match=f"--runs-per-gpu 2 with {several}: .* add --runs-per-gpu 1"):
+        options.load([several], runs_per_gpu=2)
+    assert options.load([several], runs_per_gpu=1).sbatch
+    assert options.load(["nodes=1"], runs_per_gpu=2).runs_per_gpu == 2
+
+
+@pytest.mark.usefixtures("site")
 def test_latency_has_a_node_and_a_kind_of_gpu_of_its_own() -> None:
     found = options.load(["gpus_per_node=4"], timing_gpu="a100", runs_per_gpu=3)
     assert "exclusive" not in found.parameters(gpu=True, timing=False)

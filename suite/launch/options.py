@@ -21,8 +21,33 @@ from submitit.slurm.slurm import _make_sbatch_string
 from suite.registry import pick
 
 DEFAULTS = {"time": 24 * 60, "nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 8}
+TASKS = ("nodes", "ntasks_per_node", "ntasks")
+"""Keys that give a job several tasks."""
 OURS = {"timing_gpu": str, "runs_per_gpu": int, "parallel": int}
 """Keys of a site file that are options of the launcher, with the type of their value."""
+RESERVED = frozenset(
+    [
+        "additional_parameters",
+        "array",
+        "array_parallelism",
+        "command",
+        "dependency",
+        "error",
+        "folder",
+        "job_name",
+        "map_count",
+        "open_mode",
+        "output",
+        "requeue",
+        "setup",
+        "signal",
+        "srun_args",
+        "stderr_to_stdout",
+        "teardown",
+        "use_srun",
+    ]
+)
+"""What the launcher itself sets."""
 SITE_FILE = "slurm.toml"
 
 
@@ -46,6 +71,12 @@ class Options:
             raise ValueError(f"--runs-per-gpu {self.runs_per_gpu}: it takes 1 or more")
         if self.parallel < 0:
             raise ValueError(f"--parallel {self.parallel}: it takes 1 or more, or 0 for no limit")
+        several = [f"{key}={self.sbatch[key]}" for key in TASKS if str(self.sbatch.get(key, 1)) not in ("0", "1")]
+        if self.runs_per_gpu > 1 and several:
+            raise ValueError(
+                f"--runs-per-gpu {self.runs_per_gpu} with {several[0]}: the tasks of a job share one stage; "
+                "add --runs-per-gpu 1, or leave one task to a job"
+            )
 
     def parameters(self, *, gpu: bool, timing: bool) -> dict[str, Any]:
         """The executor's parameters of jobs that need a GPU or none; what submitit does not name goes to sbatch as it is."""
@@ -93,6 +124,8 @@ def _checked(where: str, values: Mapping[str, Any], mine: Mapping[str, type]) ->
     result = {}
     for key, value in values.items():
         name = key.replace("-", "_")
+        if name in RESERVED:
+            raise ValueError(f"{where}: {key} is set by the launcher itself; leave it out")
         allowed = mine.get(name, (str, int, bool))
         if not isinstance(value, allowed) or (allowed is int and isinstance(value, bool)):
             raise ValueError(f"{where}: {key} = {value!r} is not what it takes: a text or a number")
