@@ -230,16 +230,24 @@ def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: s
                 share=trainer.step / total,
                 train_top1_pct=last.get("train_top1_pct"),
             )
-            stop = distributed.anywhere(watch.must_stop)
-            if stop and trainer.step % steps:
+            if _must_stop(watch) and trainer.step % steps:
                 save()
                 raise Interrupted(f"stopped in epoch {epoch + 1} of {total // steps}")
         trainer.end_epoch()
         save()
-        if distributed.anywhere(watch.must_stop) and trainer.step < total:
+        if _must_stop(watch) and trainer.step < total:
             raise Interrupted(f"stopped after epoch {epoch + 1} of {total // steps}")
     trainer.take_best()
     return trainer.history
+
+
+def _must_stop(watch: Watch) -> bool:
+    """Whether any task must stop. A signal to one is one to all: the first asks for another start, whoever had the signal."""
+    if not distributed.anywhere(watch.must_stop):
+        return False
+    if distributed.anywhere(watch.signalled.is_set()):
+        watch.signalled.set()
+    return True
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

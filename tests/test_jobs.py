@@ -13,10 +13,12 @@ import pytest
 from rich.console import Console
 from tiny_grid import stages
 
-from suite.launch import queue, record, slurm
+from suite import records
+from suite.files import write_json
+from suite.launch import job, queue, record, slurm
 from suite.launch.display import Display
 from suite.launch.options import Options
-from suite.run import Context, fail, given_up
+from suite.run import Context, Outcome, fail, given_up
 from suite.stages import Stage
 
 STAGES = stages()
@@ -57,6 +59,26 @@ def test_what_the_cluster_did_is_no_failure_of_the_stage(
     for _ in range(3):
         assert slurm._lost([BASE], {BASE.key: "1_2"}, context) == [(BASE, "failed")]
     assert (given_up(BASE, context) is not None) is counts
+
+
+@pytest.mark.parametrize(("restarts", "tried"), [("0", 3), ("1", 2)])
+def test_a_job_that_is_started_again_leaves_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: str, tried: int
+) -> None:
+    context = Context(results=tmp_path)
+    asked: list[Stage] = []
+
+    def run(found: Sequence[Stage], context: Context, **options: Any) -> dict[str, Outcome]:
+        asked.extend(found)
+        return dict.fromkeys((stage.key for stage in found), "done")
+
+    monkeypatch.setattr(job.local, "run", run)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    fail(STAGES[0], context, "failed", "no such file")
+    write_json(context.folder(STAGES[1]) / "failed.json", {"status": "interrupted", "reason": "stopped"})
+    outcomes = job.StageJob(context=context, source=records.ROOT)(STAGES[:3])
+    assert asked == list(STAGES[3 - tried : 3])
+    assert outcomes == ["done" if stage in asked else "failed" for stage in STAGES[:3]]
 
 
 def launch(monkeypatch: pytest.MonkeyPatch, context: Context, jobs: Mapping[str, str]) -> list[Stage]:

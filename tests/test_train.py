@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import random
@@ -142,6 +143,22 @@ def test_stopped_once_it_ends_with_the_same_bits(tmp_path: Path, steps: int, sai
     with pytest.raises(Interrupted, match=f"stopped {said} of 2"):
         run(trainer("dsp"), tmp_path / "stopped", StopAfter(steps))
     assert same(whole, run(trainer("dsp"), tmp_path / "stopped"))
+
+
+@pytest.mark.parametrize("by_signal", [True, False])
+def test_a_signal_to_another_task_is_one_to_this(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_signal: bool
+) -> None:
+    """Its time limit is no signal: a job that is over time is not put back into the queue."""
+    other = Watch(max_minutes=0)
+    if by_signal:
+        other.signalled.set()
+    says = itertools.cycle([other.must_stop, by_signal])
+    monkeypatch.setattr("suite.distributed.anywhere", lambda value: value or next(says))
+    watch = Watch()
+    with pytest.raises(Interrupted):
+        run(trainer(), tmp_path, watch)
+    assert watch.signalled.is_set() is by_signal
 
 
 def test_told_to_stop_at_the_very_end_it_is_done(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import submitit
 from suite import distributed, records
 from suite.launch import local
 from suite.progress import Watch
-from suite.run import Context, Outcome, cores, execute, fail
+from suite.run import Context, Outcome, cores, execute, fail, failure
 from suite.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -39,23 +39,33 @@ class StageJob(submitit.helpers.Checkpointable):
             reason = f"its job imported the suite from {records.ROOT} instead of {self.source}"
             return [fail(stage, self.context, "failed", reason) for stage in stages]
         stopped: list[int] = []
-        if len(stages) == 1:
+        outcomes = _ended_before(stages, self.context)
+        left = [stage for stage in stages if stage.key not in outcomes]
+        if len(left) == 1:
             with distributed.joined(self.context.device):
-                outcomes = [_one(stages[0], self.context, stopped)]
-        else:
-            threads = self.context.threads or max(1, cores() // len(stages))
+                outcomes[left[0].key] = _one(left[0], self.context, stopped)
+        elif left:
+            threads = self.context.threads or max(1, cores() // len(left))
             context = dataclasses.replace(self.context, threads=threads)
-            found = local.run(stages, context, jobs=len(stages), signals=(signal_of_slurm(),), stopped=stopped)
-            outcomes = [found.get(stage.key, "interrupted") for stage in stages]
+            outcomes |= local.run(left, context, jobs=len(left), signals=(signal_of_slurm(),), stopped=stopped)
+        found = [outcomes.get(stage.key, "interrupted") for stage in stages]
         first = os.environ.get("SLURM_PROCID", "0") == "0"
-        if stopped and "interrupted" in outcomes and first:
+        if stopped and "interrupted" in found and first:
             _requeue()
-        return outcomes
+        return found
 
 
 def signal_of_slurm() -> signal.Signals:
     """What says that the time is over or that others need the node: USR2, or what SUBMITIT_PREEMPT_SIGNAL names."""
     return signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
+
+
+def _ended_before(stages: Sequence[Stage], context: Context) -> dict[str, Outcome]:
+    """What failed when this job was started before: the next launch tries it again, so that each attempt counts once."""
+    if not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        return {}
+    found = ((stage, failure(stage, context) or {}) for stage in stages)
+    return {stage.key: why["status"] for stage, why in found if why.get("status") in ("failed", "diverged")}
 
 
 def _one(stage: Stage, context: Context, stopped: list[int]) -> Outcome:
