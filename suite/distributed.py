@@ -85,13 +85,13 @@ def joined(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def agreed(value: bool) -> bool:
-    """Whether the first task says so."""
+def told(value: int) -> int:
+    """The value of the first task."""
     if _group.ranks == 1:
         return value
-    said = torch.tensor(int(value))
+    said = torch.tensor(value)
     dist.broadcast(said, src=0)
-    return bool(said)
+    return int(said)
 
 
 def anywhere(value: bool) -> bool:

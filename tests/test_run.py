@@ -34,7 +34,7 @@ from suite.contract import Budget, Criterion, Learner, Planner, PruningPlan, Sta
 from suite.files import write_text
 from suite.graph import Graph
 from suite.progress import Watch
-from suite.run import Context, execute, failure, is_done
+from suite.run import WORDS, Context, execute, failure, is_done
 from suite.run.__main__ import main
 from suite.schedule import Schedule
 from suite.stages import Pruned, Stage, Timed, Timing, in_order
@@ -562,6 +562,53 @@ def test_who_waits_for_another_process_can_be_stopped(copied: Context) -> None:
         assert execute(stage, copied, Now()) == "interrupted"
         assert time.monotonic() - began < 10
     assert execute(stage, copied) == "done"
+
+
+def test_other_tasks_are_told_while_the_first_waits_for_another_process(
+    copied: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice a second, because they give up after an hour of silence; what the first says, the others do."""
+    stage = the("pruned", "dsp")
+    (copied.folder(stage) / "done.json").unlink()
+    said: list[int] = []
+
+    def told(value: int) -> int:
+        said.append(value)
+        return value
+
+    monkeypatch.setattr("suite.distributed.told", told)
+
+    class Later(Watch):
+        @property
+        def must_stop(self) -> bool:
+            return len(said) >= 2
+
+    with held(copied.folder(stage)):
+        assert execute(stage, copied, Later()) == "interrupted"
+    assert [WORDS[number] for number in said] == ["wait", "wait", "interrupted"]
+    monkeypatch.setattr("suite.distributed.is_first", lambda: False)
+    for word, outcome in (("interrupted", "interrupted"), ("done", "done")):
+        words = iter([WORDS.index("wait"), WORDS.index("wait"), WORDS.index(word)])
+        monkeypatch.setattr("suite.distributed.told", lambda value, words=words: next(words))
+        assert execute(stage, copied) == outcome
+        assert next(words, None) is None
+
+
+def test_what_goes_wrong_before_the_attempt_is_a_status(copied: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a device that is gone, or a task."""
+    stage = the("pruned", "dsp")
+    (copied.folder(stage) / "done.json").unlink()
+
+    def broken(value: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    for name in ("suite.distributed.told", "suite.records.provenance"):
+        with monkeypatch.context() as patched:
+            patched.setattr(name, broken)
+            assert execute(stage, copied) == "failed", name
+        why = failure(stage, copied)
+        assert why is not None
+        assert why["reason"].startswith("RuntimeError: Connection closed by peer"), name
 
 
 def held(folder: Path) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ import os
 import time
 import traceback
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -30,6 +30,9 @@ __all__ = ["Context", "Outcome", "cores", "execute", "fail", "failure", "forget_
 log = logging.getLogger(__name__)
 
 Outcome = Literal["done", "diverged", "failed", "interrupted"]
+Word = Literal["wait", "begin", "done", "interrupted"]
+WORDS: tuple[Word, ...] = get_args(Word)
+"""What the first task tells the others until they begin."""
 
 
 class _LogFile(logging.FileHandler):
@@ -56,12 +59,12 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
         folder.mkdir(parents=True, exist_ok=True)
         waiting = functools.partial(_wait_for, watch)
         with lease.held(folder / ".lease", waiting=waiting, lost=watch.signalled.set):
-            if not distributed.agreed(not is_done(stage, context)):
+            if _said("done" if is_done(stage, context) else "begin") == "done":
                 return "done"
             return _attempt(stage, context, watch)
     except Interrupted:  # while waiting for another process with the same stage
         return "interrupted"
-    except OSError as error:
+    except Exception as error:  # outside the attempt: no room for the log, no such device, another task is gone
         return fail(stage, context, "failed", _reason(error))
 
 
@@ -69,10 +72,11 @@ def _follow(stage: Stage, context: Context, watch: Watch) -> Outcome:
     """In every task but the first, which holds the lease and writes: do the stage along with it, if it begins."""
     watch.path = None
     try:
-        if not distributed.agreed(False) or isinstance(stage, Timed):
-            return "done"
-        _do(stage, context, watch)
-        return "done"
+        while (word := _said()) == "wait":
+            pass
+        if word == "begin" and not isinstance(stage, Timed):
+            _do(stage, context, watch)
+        return "interrupted" if word == "interrupted" else "done"
     except Interrupted:
         return "interrupted"
     except Exception as error:  # the first task says what went wrong; if it is this one alone, the log of its job does
@@ -80,9 +84,14 @@ def _follow(stage: Stage, context: Context, watch: Watch) -> Outcome:
         return "diverged" if isinstance(error, Diverged) else "failed"
 
 
+def _said(word: Word = "wait") -> Word:
+    """The first task's word, which it says twice a second: so nobody waits for as long as `distributed.TIMEOUT`."""
+    return WORDS[distributed.told(WORDS.index(word))]
+
+
 def _wait_for(watch: Watch, owner: str) -> None:
     """While another process does the stage. Raises Interrupted when it is time to stop."""
-    if watch.must_stop:
+    if _said("interrupted" if watch.must_stop else "wait") == "interrupted":
         raise Interrupted(f"stopped while {owner or 'another process'} does this stage")
 
 
@@ -154,7 +163,7 @@ def fail(
             count_failure(stage, context, status, reason)
         if isinstance(stage, Pruned | Timed):
             records.write(make_row(stage, context, status=status, reason=reason), context.results)
-    except OSError as error:
+    except Exception as error:  # a full disk, or a device that cannot even be named in a row
         log.error("%s failed (%s), and that could not be written: %s", stage.label, reason, error)
     return status
 
