@@ -58,6 +58,7 @@ NODE_AWAY_S = 33.0
 """A lost node is noticed after about 30 s."""
 TARGET_S = 180.0
 """For so long a fault waits for something that it can hit."""
+ADMINISTER_S = 5.0
 LIMIT_S = 1500.0
 """Of a machine that is busy with other things; what it takes is printed."""
 
@@ -76,6 +77,7 @@ class Grid:
         self.context = Context(results=folder / "results", threads=1)
         self.launches = 0
         self.node_back_at = float("inf")
+        self.administered_at = time.monotonic()
         self.launch()
 
     def launch(self) -> None:
@@ -96,6 +98,23 @@ class Grid:
         if time.monotonic() > self.node_back_at:
             self.node_back_at = float("inf")
             self.cluster.tool("start", "n1")
+        self.administer()
+
+    def administer(self) -> None:
+        """What an administrator does after a controller has lost its memory: it gives numbers away again, drains the nodes that
+        still run a job of that number, and holds the new one."""
+        if time.monotonic() < self.administered_at + ADMINISTER_S:
+            return
+        self.administered_at = time.monotonic()
+        with contextlib.suppress(subprocess.SubprocessError):  # the controller is not back yet
+            self.free_nodes_and_jobs()
+
+    def free_nodes_and_jobs(self) -> None:
+        if drained := asked("sinfo", "--noheader", "--Node", "--states=drain", "--format=%N").split():
+            asked("scontrol", "update", f"NodeName={','.join(sorted(set(drained)))}", "State=RESUME")
+        held = asked("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i|%r").splitlines()
+        if jobs := [job for job, _, reason in (line.partition("|") for line in held) if "held" in reason]:
+            asked("scontrol", "release", *jobs)
 
     def wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
