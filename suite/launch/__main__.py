@@ -198,7 +198,12 @@ def _run(
         return {}
     source = snapshot.take(context.results) if options else None
     launch = record.of(
-        name, arguments.cluster, every, snapshot=source.name if source else "", jobs=before.jobs if before else {}
+        name,
+        arguments.cluster,
+        every,
+        snapshot=source.name if source else "",
+        jobs=before.jobs if before else {},
+        todo=todo.todo,
     )
     record.write(launch, context.results)
     for stage in todo.todo:
@@ -209,7 +214,8 @@ def _run(
         f"{arguments.grid}: {len(todo.todo)} of {len(todo.stages)} stages to do, {how} on {context.device}",
         markup=False,
     )
-    with Display(todo.todo, context, already=todo.done, jobs=arguments.jobs, console=console) as display:
+    jobs = None if options else arguments.jobs
+    with Display(todo.todo, context, already=todo.done, jobs=jobs, console=console) as display:
         if options and source:
             return slurm.run(todo.todo, context, display, launch, options=options, source=source)
         if arguments.cluster == "debug":
