@@ -123,7 +123,13 @@ def _launch(arguments: argparse.Namespace, console: Console) -> int:
     context = _context(arguments)
     _check_names(stages)
     options = _options(arguments)
-    todo = work.of(stages, context, retry_failed=arguments.retry_failed, only_timing=arguments.only_timing)
+    todo = work.of(
+        stages,
+        context,
+        retry_failed=arguments.retry_failed,
+        only_timing=arguments.only_timing,
+        change_nothing=arguments.dry_run,
+    )
     if arguments.dry_run:
         return _dry_run(todo, arguments, context, console)
     if todo.todo:
