@@ -119,6 +119,17 @@ def average(tensors: Iterable[Tensor | None]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
+@torch.no_grad()
+def as_first(tensors: Iterable[Tensor]) -> None:
+    """Replace the tensors by those of the first task: what each computes alone may differ by rounding."""
+    if _group.ranks == 1:
+        return
+    for tensor in tensors:
+        said = tensor.contiguous()
+        dist.broadcast(said, src=0)
+        tensor.copy_(said)
+
+
 @contextlib.contextmanager
 def first_before_others() -> Iterator[None]:
     """The first task does the block, then the others do: they find the files that it wrote."""

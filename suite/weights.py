@@ -133,7 +133,7 @@ def _download(entry: PublicWeights, where: Path) -> None:
     where.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.load_state_dict_from_url(url, str(where), map_location="cpu", check_hash=True, weights_only=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter when what came is not what its name promises
         raise FileNotFoundError(f"{where / entry.file} is not there and {url} cannot be fetched ({error})") from error
 
 

@@ -76,7 +76,7 @@ class Grid:
         self.stages = grids.stages_of(grid, grids.runs_of(grid))
         self.context = Context(results=folder / "results", threads=1)
         self.launches = 0
-        self.node_back_at = float("inf")
+        self.away, self.node_back_at = "", float("inf")
         self.administered_at = time.monotonic()
         self.launch()
 
@@ -97,7 +97,8 @@ class Grid:
             self.launch()
         if time.monotonic() > self.node_back_at:
             self.node_back_at = float("inf")
-            self.cluster.tool("start", "n1")
+            self.cluster.tool("start", self.away)
+            self.away = ""
         self.administer()
 
     def administer(self) -> None:
@@ -136,6 +137,12 @@ class Grid:
         """The jobs that run."""
         return sorted(job for job, state in (queue.states() or {}).items() if state == "RUNNING")
 
+    def nodes(self) -> list[str]:
+        """The nodes of the jobs that run."""
+        command = ["squeue", "-h", "-t", "RUNNING", "-o", "%N"]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+        return sorted({node for node in said.split() if node != self.away})
+
     def processes(self) -> list[int]:
         """Processes that are doing a stage."""
         found = (read(self.context.folder(s) / "progress.json") for s in self.stages if not is_done(s, self.context))
@@ -151,10 +158,9 @@ class Grid:
     def inject(self, kind: str) -> bool:
         """Let it happen; False when there was nothing that it could happen to."""
         if kind == "pre-emption":
-            node = self.moments.choice(["n1", "n2"])
-            if hit := self.target(self.running):
+            if node := self.target(self.nodes):
                 asked("sbatch", "-p", "high", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
-            return hit is not None
+            return node is not None
         if kind in ("requeue", "scancel"):
             job = self.target(self.running)
             command = ("scancel",) if kind == "scancel" else ("scontrol", "requeue")
@@ -169,9 +175,10 @@ class Grid:
         if kind.startswith("controller killed"):
             return self.kill_controller(after_a_submit=kind != "controller killed")
         if kind == "node lost":
-            self.cluster.tool("kill", "n1")
-            self.node_back_at = time.monotonic() + NODE_AWAY_S
-            return True
+            if node := self.target(self.nodes):
+                self.cluster.tool("kill", node)
+                self.away, self.node_back_at = node, time.monotonic() + NODE_AWAY_S
+            return node is not None
         if kind == "launcher killed":
             self.keep_going()
             self.launcher.kill()

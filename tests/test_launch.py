@@ -421,6 +421,15 @@ def test_again_does_nothing(copied: Context, capsys: pytest.CaptureFixture[str])
     assert files(copied.results) == everything
 
 
+def test_a_dry_run_leaves_damage_where_it_is(copied: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied.folder(the("pruned", "dsp")) / "packed.safetensors").write_bytes(b"half")
+    next(records.rows_folder(copied.results).glob("pruned-*.json")).unlink()
+    before = files(copied.results)
+    assert launch(copied.results, "--dry-run") == 0
+    assert capsys.readouterr().out.count("[done]") == 8
+    assert files(copied.results) == before
+
+
 def test_only_what_is_missing_is_done(copied: Context, launched: Launched, capsys: pytest.CaptureFixture[str]) -> None:
     (copied.folder(the("learned", "slimming")) / "state.pt").unlink()
     (copied.folder(the("pruned", "dsp")) / "packed.safetensors").unlink()

@@ -122,6 +122,17 @@ def test_networks_that_differ_are_named(folders: tuple[Path, Path]) -> None:
     assert said.startswith(f"{RUNS[0].base.key} (digits/vgg6 seed 0): final.safetensors differs")
 
 
+@pytest.mark.parametrize("damaged", ["packed.safetensors", "done.json"])
+def test_what_is_damaged_in_the_target_is_replaced(folders: tuple[Path, Path], damaged: str) -> None:
+    first, second = folders
+    work = Path("work") / RUNS[0].key
+    shutil.copytree(second / work, first / work, dirs_exist_ok=True)
+    (first / work / damaged).write_bytes(b"half")
+    merged = merge(first, second)
+    assert (merged.conflicts, merged.unreadable) == ([], [])
+    assert contents(first / work) == contents(second / work)
+
+
 def test_what_cannot_be_read_is_named_and_left(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     first, second = folders
     row_path(second, RUNS[1].key).write_text("{half")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -81,6 +82,18 @@ def test_a_stage_whose_data_are_missing_says_run_prefetch(tmp_path: Path) -> Non
     public = Base(data="digits", model="resnet18", schedule=None, seed=0, weights="imagenet_resnet18")
     assert execute(public, context) == "failed"
     assert "`python -m suite.prefetch --grid NAME` fetches it" in (failure(public, context) or {})["reason"]
+
+
+@pytest.mark.parametrize("error", [URLError("no network"), RuntimeError('invalid hash value (expected "f37072fd")')])
+def test_weights_that_do_not_arrive_whole_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", broken)
+    with pytest.raises(FileNotFoundError, match=r"cannot be fetched \(.*(no network|invalid hash)"):
+        weights.fetch("imagenet_resnet18", tmp_path / "data")
 
 
 def test_prefetch_fetches_what_can_be_had_and_names_the_rest(

@@ -255,7 +255,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 
 def test_dirty_means_changed_outside_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "suite" / "records.py"
+    source = tmp_path / "suite" / "records" / "__init__.py"
     write_text(source, "x = 1\n")
     write_text(tmp_path / "results" / "published.csv", "a\n")
     git(tmp_path, "init", "-q")
@@ -278,6 +278,20 @@ def test_dirty_means_changed_outside_results(tmp_path: Path, monkeypatch: pytest
 def test_without_a_repository_the_packages_version_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert records.source()["commit"].startswith("package ")
+    assert records.source()["dirty"] is None
+
+
+def test_installed_inside_another_repository_its_commit_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "theirs.py", "x = 1\n")
+    write_text(tmp_path / ".gitignore", ".venv\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    write_text(tmp_path / ".venv" / "suite" / "records" / "__init__.py", "")
+    monkeypatch.setattr(records, "ROOT", tmp_path / ".venv")
     assert records.source()["commit"].startswith("package ")
     assert records.source()["dirty"] is None
 

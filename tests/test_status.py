@@ -25,6 +25,7 @@ from suite import lease
 from suite.files import write_json
 from suite.launch import record, view
 from suite.launch.__main__ import main
+from suite.launch.display import Display
 from suite.launch.record import Launch
 from suite.launch.status import Observer, State, log_of, tail, time_left_s
 from suite.run import Context
@@ -209,16 +210,59 @@ def test_the_picture_names_reasons_and_logs(context: Context, capsys: pytest.Cap
 def test_looking_costs_one_call_of_squeue(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Counter[str]()
 
-    def states(grid: str) -> dict[str, str]:
+    def jobs(grid: str) -> dict[str, tuple[str, str]]:
         asked["squeue"] += 1
         return {}
 
-    monkeypatch.setattr("suite.launch.queue.states", states)
+    monkeypatch.setattr("suite.launch.queue.jobs", jobs)
     record.write(dataclasses.replace(LAUNCH, jobs={stage.key: stage.key for stage in stages()}), context.results)
     seen = view.View("tiny_grid", stages(), context)
     view.show(seen, Console(quiet=True))
     assert asked["squeue"] == 1
     assert {state.name for state in seen.states} == {"lost"}
+
+
+def test_a_silent_slurm_does_not_end_following(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: Iterator[str | None] = iter(["7|N/A|RUNNING|None", None, ""])
+    monkeypatch.setattr("suite.launch.queue._ask", lambda *command: next(answers))
+    record.write(dataclasses.replace(LAUNCH, jobs={BASE.key: "7"}), context.results)
+    seen = view.View("tiny_grid", stages(), context)
+    goes_on = []
+    for _ in range(3):
+        seen.look()
+        goes_on.append(seen.goes_on)
+    assert goes_on == [True, True, False]
+
+
+def test_why_jobs_wait_is_counted(
+    context: Context, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, usual = "QOSMaxJobsPerUserLimit", ("Dependency", "Priority", "Resources", "None")
+    lines = [f"7|{number}|PENDING|{reason}" for number, reason in enumerate((limit, limit, *usual))]
+    monkeypatch.setattr("suite.launch.queue._ask", lambda *command: "\n".join([*lines, "8|N/A|RUNNING|None"]))
+    jobs = {stage.key: f"7_{number}" for number, stage in enumerate(stages()[:6])}
+    record.write(dataclasses.replace(LAUNCH, jobs=jobs), context.results)
+    text = shown(context, capsys)
+    assert f"SLURM lets 2 jobs wait: {limit}" in text
+    assert text.count("jobs wait") == 1
+    assert "6 queued" in text
+
+
+def test_what_a_local_launch_leaves_out_is_not_queued(context: Context) -> None:
+    here = dataclasses.replace(LAUNCH, cluster="local", host=socket.gethostname(), pid=os.getpid(), time=time.time())
+    launch = dataclasses.replace(here, todo=[BASE.key])
+    with lease.held(record.folder(context.results) / "tiny_grid.lease", waiting=lambda owner: None, lost=lambda: None):
+        names = [state.name for state in Observer([BASE, PRUNED[0]], context).states(launch, {})]
+    assert names == ["queued", "to do"]
+
+
+def test_the_launcher_divides_the_time_left_by_what_slurm_runs(context: Context) -> None:
+    display = Display(PRUNED, context, already=0, jobs=None, console=Console(quiet=True))
+    display.seconds["pruned"].append(60.0)
+    display.started(PRUNED[0])
+    assert display.time_left_s() == pytest.approx(180, abs=1)
+    display.started(PRUNED[1])
+    assert display.time_left_s() == pytest.approx(90, abs=1)
 
 
 def test_there_must_be_something_to_cancel(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,7 +282,8 @@ def test_only_recorded_jobs_are_cancelled(
         asked.append(command)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr("suite.launch.queue.states", lambda grid: {"7_0": "RUNNING", "8": "PENDING", "99": "RUNNING"})
+    runs = ("RUNNING", "None")
+    monkeypatch.setattr("suite.launch.queue.jobs", lambda grid: {"7_0": runs, "8": ("PENDING", "Priority"), "99": runs})
     monkeypatch.setattr(view.subprocess, "run", run)
     jobs = {BASE.key: "7_0", "pruned-of-a-run-that-left": "8", PRUNED[1].key: "6"}
     record.write(dataclasses.replace(LAUNCH, cluster="local", jobs=jobs), context.results)
@@ -267,7 +312,7 @@ def test_a_launcher_is_stopped_before_its_jobs(context: Context, monkeypatch: py
     record.write(here, context.results)
     lives = iter([True, False])
     monkeypatch.setattr(view, "launcher_lives", lambda launch, results: next(lives))
-    monkeypatch.setattr("suite.launch.queue.states", lambda grid: {"7": "PENDING"})
+    monkeypatch.setattr("suite.launch.queue.jobs", lambda grid: {"7": ("PENDING", "Priority")})
 
     def stop(launch: Launch, results: Path) -> str:
         record.write(dataclasses.replace(launch, jobs={BASE.key: "7"}), results)

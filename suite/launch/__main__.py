@@ -123,7 +123,13 @@ def _launch(arguments: argparse.Namespace, console: Console) -> int:
     context = _context(arguments)
     _check_names(stages)
     options = _options(arguments)
-    todo = work.of(stages, context, retry_failed=arguments.retry_failed, only_timing=arguments.only_timing)
+    todo = work.of(
+        stages,
+        context,
+        retry_failed=arguments.retry_failed,
+        only_timing=arguments.only_timing,
+        change_nothing=arguments.dry_run,
+    )
     if arguments.dry_run:
         return _dry_run(todo, arguments, context, console)
     if todo.todo:
@@ -198,7 +204,12 @@ def _run(
         return {}
     source = snapshot.take(context.results) if options else None
     launch = record.of(
-        name, arguments.cluster, every, snapshot=source.name if source else "", jobs=before.jobs if before else {}
+        name,
+        arguments.cluster,
+        every,
+        snapshot=source.name if source else "",
+        jobs=before.jobs if before else {},
+        todo=todo.todo,
     )
     record.write(launch, context.results)
     for stage in todo.todo:
@@ -209,7 +220,8 @@ def _run(
         f"{arguments.grid}: {len(todo.todo)} of {len(todo.stages)} stages to do, {how} on {context.device}",
         markup=False,
     )
-    with Display(todo.todo, context, already=todo.done, jobs=arguments.jobs, console=console) as display:
+    jobs = None if options else arguments.jobs
+    with Display(todo.todo, context, already=todo.done, jobs=jobs, console=console) as display:
         if options and source:
             return slurm.run(todo.todo, context, display, launch, options=options, source=source)
         if arguments.cluster == "debug":

@@ -28,9 +28,12 @@ class Display:
     """A live table in a terminal; elsewhere a line for each finished stage.
 
     stages  what is to be done; `already` of the grid's stages were done before
+    jobs    stages at a time, latency alone; None for as many as SLURM runs
     """
 
-    def __init__(self, stages: Sequence[Stage], context: Context, *, already: int, jobs: int, console: Console) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], context: Context, *, already: int, jobs: int | None, console: Console
+    ) -> None:
         self.context = context
         self.console = console
         self.jobs = jobs
@@ -96,15 +99,17 @@ class Display:
 
     def time_left_s(self) -> float | None:
         """From the mean time of the stages of each kind so far; None before each kind that is left was seen."""
-        total = 0.0
+        total, at_a_time = 0.0, self.jobs or max(1, len(self.running))
         for kind, count in self.left.items():
             if count and not self.seconds[kind]:
                 return None
             if count:
-                total += count * statistics.mean(self.seconds[kind]) / (1 if kind == "timed" else self.jobs)
+                total += (
+                    count * statistics.mean(self.seconds[kind]) / (1 if self.jobs and kind == "timed" else at_a_time)
+                )
         for stage, began in self.running.values():
             if self.seconds[stage.kind]:
-                total -= min(time.monotonic() - began, statistics.mean(self.seconds[stage.kind])) / self.jobs
+                total -= min(time.monotonic() - began, statistics.mean(self.seconds[stage.kind])) / at_a_time
         return max(total, 0.0)
 
     def _bar(self) -> Table:

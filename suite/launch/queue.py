@@ -10,17 +10,23 @@ TIMEOUT_S = 60
 
 
 def states(grid: str = "") -> dict[str, str] | None:
-    """Number -> state of this user's jobs that wait or run: "PENDING", "RUNNING", "COMPLETING"; None when SLURM is silent.
+    """Number -> state of this user's jobs that wait or run: "PENDING", "RUNNING", "COMPLETING"; None when SLURM is silent."""
+    found = jobs(grid)
+    return None if found is None else {job: state for job, (state, _) in found.items()}
+
+
+def jobs(grid: str = "") -> dict[str, tuple[str, str]] | None:
+    """Number -> state of such a job and the reason for it, "Priority" or "QOSMaxJobsPerUserLimit"; None when SLURM is silent.
 
     A task of an array has the number "ARRAY_TASK". A job that is not here has ended, or is between two starts. `grid` asks for
     those of its launches only: a controller that lost its memory gives numbers away again.
     """
     names = [f"--name={','.join(job_name(grid, timing=timing) for timing in (False, True))}"] if grid else []
-    text = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%T", *names)
+    text = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%T|%r", *names)
     if text is None:
         return None
-    lines = (line.split("|") for line in text.splitlines())
-    return {job if task == "N/A" else f"{job}_{task}": state for job, task, state in lines}
+    lines = (line.split("|", 3) for line in text.splitlines())
+    return {job if task == "N/A" else f"{job}_{task}": (state, reason) for job, task, state, reason in lines}
 
 
 def job_name(grid: str, *, timing: bool) -> str:

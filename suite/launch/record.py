@@ -24,6 +24,7 @@ class Launch:
 
     stages  key -> label of all stages of the grid as it was then
     jobs    key of a stage -> number of the job that was last given to it: "123", or "123_4" for a task of an array
+    todo    keys of the stages that this launch does; --only leaves out others
     """
 
     grid: str
@@ -38,9 +39,18 @@ class Launch:
     pid: int
     stages: dict[str, str]
     jobs: dict[str, str] = field(default_factory=dict)
+    todo: list[str] = field(default_factory=list)
 
 
-def of(grid: str, cluster: str, stages: Sequence[Stage], *, snapshot: str, jobs: Mapping[str, str]) -> Launch:
+def of(
+    grid: str,
+    cluster: str,
+    stages: Sequence[Stage],
+    *,
+    snapshot: str,
+    jobs: Mapping[str, str],
+    todo: Sequence[Stage] = (),
+) -> Launch:
     """The launch that begins now; `jobs` are those of the launch before."""
     source = records.source()
     return Launch(
@@ -54,6 +64,7 @@ def of(grid: str, cluster: str, stages: Sequence[Stage], *, snapshot: str, jobs:
         pid=os.getpid(),
         stages={stage.key: stage.label for stage in stages},
         jobs=dict(jobs),
+        todo=[stage.key for stage in todo],
     )
 
 
@@ -71,7 +82,7 @@ def read(results: Path, grid: str) -> Launch | None:
     """The last launch of the grid of this name; None when there was none, or when its file is damaged."""
     try:
         value = json.loads((folder(results) / f"{grid}.json").read_text())
-        return Launch(**{item.name: value[item.name] for item in fields(Launch)})
+        return Launch(**{item.name: value[item.name] for item in fields(Launch) if item.name in value})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -20,23 +20,22 @@ def take(results: Path) -> Path:
     The hash is of names and contents, of the commit and of whether it was dirty; rows that a copy makes name all three.
     """
     files = {
-        path.relative_to(records.ROOT): path
+        path.relative_to(records.ROOT): path.read_bytes()  # what is hashed is what is written, whoever saves meanwhile
         for package in PACKAGES
         for path in sorted((records.ROOT / package).rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
     source = records.source()
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode())
-    for name, path in files.items():
-        content = path.read_bytes()
+    for name, content in files.items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     folder = results / "snapshots" / digest.hexdigest()[:12]
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".", suffix=".part"))
-        for name, path in files.items():
+        for name, content in files.items():
             (part / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, part / name)
+            (part / name).write_bytes(content)
         (part / records.SNAPSHOT).write_text(json.dumps({**source, "snapshot": folder.name}))
         part.chmod(0o755)
         _move(part, folder)

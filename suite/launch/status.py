@@ -59,11 +59,8 @@ class Observer:
         begun = _names(self.context.results / "work")
         jobs = launch.jobs if launch else {}
         shared = {job for job, count in Counter(jobs.values()).items() if count > 1}
-        idle: Name = (
-            "queued"
-            if launch and launch.cluster != "slurm" and launcher_lives(launch, self.context.results)
-            else "to do"
-        )
+        here = launch is not None and launch.cluster != "slurm" and launcher_lives(launch, self.context.results)
+        queued = set(launch.todo) if launch and here else set()
         found = []
         for stage in self.stages:
             if (state := self._done.get(stage.key)) is None:
@@ -72,6 +69,7 @@ class Observer:
                 if stage.key in begun or now:
                     state = _state(stage, self.context, job, now, shared=job in shared)
                 if state is None:
+                    idle: Name = "queued" if stage.key in queued else "to do"
                     state = State(stage=stage, name="lost" if job and queue is not None else idle, job=job)
                 if state.name == "done":
                     self._done[stage.key] = state

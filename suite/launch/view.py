@@ -30,6 +30,8 @@ STYLES: dict[Name, str] = {"done": "green", "running": "cyan", "failed": "red", 
 REFRESH_S = 2.0
 WIDTH = 160
 """Columns where there is no terminal."""
+USUAL = ("None", "Dependency", "Priority", "Resources")
+"""Reasons to wait that pass by themselves."""
 AT_A_TIME = 2000
 """Jobs that one scancel is given."""
 STOP_S = 10.0
@@ -49,12 +51,17 @@ class View:
         self.launch: Launch | None = None
         self.jobs: dict[str, str] | None = {}
         """The states of SLURM's jobs; None when it is silent."""
+        self.held: Counter[str] = Counter()
+        """How many of them wait for what unusual reason."""
         self.states: list[State] = []
 
     def look(self) -> None:
         """Read the states."""
         self.launch = record.read(self.context.results, self.name)
-        self.jobs = queue.states(self.name) if self.launch and self.launch.jobs else {}
+        found = queue.jobs(self.name) if self.launch and self.launch.jobs else {}
+        self.jobs = None if found is None else {job: state for job, (state, _) in found.items()}
+        waiting = (reason for state, reason in (found or {}).values() if state == "PENDING")
+        self.held = Counter(reason for reason in waiting if reason not in USUAL)
         self.states = self.observer.states(self.launch, self.jobs)
 
     @property
@@ -65,8 +72,12 @@ class View:
 
     @property
     def goes_on(self) -> bool:
-        """Whether anything runs or waits to run."""
-        return any(state.name in ("running", "queued") for state in self.states)
+        """Whether anything runs or waits to run, or may do so while SLURM is silent."""
+        silent = self.jobs is None
+        return any(
+            state.name in ("running", "queued") or (silent and state.job and state.name not in ("done", "failed"))
+            for state in self.states
+        )
 
     def summary(self) -> str:
         """One line: how many stages stand where, and the time left."""
@@ -82,6 +93,8 @@ class View:
         yield Text(_launched(self.launch, self.context.results), style="dim")
         if self.jobs is None:
             yield Text("SLURM does not answer squeue: which jobs wait or run is not known", style="yellow")
+        for reason, count in self.held.most_common():
+            yield Text(f"SLURM lets {count:,} jobs wait: {reason}", style="yellow")
         yield _counted(self.states)
         if running := [state for state in self.states if state.name == "running"]:
             yield _running(running)

@@ -13,6 +13,7 @@ from suite import lease
 from suite.launch import record
 from suite.launch.record import Launch
 from suite.run import Context, given_up, is_done
+from suite.run.folder import seems_done
 from suite.stages import Stage, Timed
 
 
@@ -35,9 +36,15 @@ class Work:
         return len(self.stages) - len(self.todo) - len(self.left_alone) - self.waiting
 
 
-def of(stages: Sequence[Stage], context: Context, *, retry_failed: bool, only_timing: bool) -> Work:
-    """Look at every stage's folder. `only_timing` leaves out all but latency, and that of networks that are not there yet."""
-    missing = {stage.key: stage for stage in stages if not is_done(stage, context)}
+def of(
+    stages: Sequence[Stage], context: Context, *, retry_failed: bool, only_timing: bool, change_nothing: bool = False
+) -> Work:
+    """Look at every stage's folder. `only_timing` leaves out all but latency, and that of networks that are not there yet.
+
+    What is damaged is set aside, and rows that are gone are written again, unless `change_nothing`.
+    """
+    look = seems_done if change_nothing else is_done
+    missing = {stage.key: stage for stage in stages if not look(stage, context)}
     waiting = 0
     if only_timing:
         stages = [stage for stage in stages if isinstance(stage, Timed)]

@@ -246,6 +246,7 @@ def source() -> dict[str, Any]:
         taken = json.loads((ROOT / SNAPSHOT).read_text())
         return taken if taken["dirty"] else {name: taken[name] for name in ("commit", "dirty")}
     try:
+        git("ls-files", "--error-unmatch", "suite/records/__init__.py")  # not installed inside another repository
         changed = git("status", "--porcelain", "--", ":/", ":(exclude,top)results")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):

@@ -134,21 +134,14 @@ def _differing(one: Row, other: Row) -> list[str]:
 
 
 def _copy(source: Path, target: Path, merged: Merged) -> None:
-    """Copy a finished stage's files, `done.json` last, as the stage itself writes them."""
-    try:
-        done = json.loads((source / "done.json").read_bytes())
-        files = done["files"]
-        if (target / "done.json").exists():
-            there = json.loads((target / "done.json").read_bytes())["files"]
-            if differing := [name for name in files if files[name]["sha256"] != there[name]["sha256"]]:
-                merged.conflicts.append(
-                    f"{source.name} ({done['label']}): {', '.join(differing)} differs; {target} stays"
-                )
-            return
-        if any((source / name).stat().st_size != about["bytes"] for name, about in files.items()):
-            raise ValueError("its files are not as long as they were")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        merged.unreadable.append(f"{source}: {' '.join(str(error).split())}")
+    """Copy a finished stage's files, `done.json` last, as the stage itself writes them. What is damaged there is replaced."""
+    if (done := _whole(source)) is None:
+        merged.unreadable.append(f"{source}: its done.json cannot be read, or its files are not as long as that says")
+        return
+    files = done["files"]
+    if (there := _whole(target)) is not None:
+        if differing := [name for name, about in files.items() if about != there["files"].get(name)]:
+            merged.conflicts.append(f"{source.name} ({done['label']}): {', '.join(differing)} differs; {target} stays")
         return
     for name in (*files, *(name for name in ALSO if (source / name).is_file()), "done.json"):
         with replacing(target / name) as part:
@@ -156,3 +149,14 @@ def _copy(source: Path, target: Path, merged: Merged) -> None:
     with contextlib.suppress(FileNotFoundError):
         (target / "failed.json").unlink()
     merged.counts["outputs copied"] += 1
+
+
+def _whole(folder: Path) -> dict[str, Any] | None:
+    """What the `done.json` of a finished stage says, its files being there in their size; None otherwise."""
+    try:
+        done = json.loads((folder / "done.json").read_bytes())
+        sizes = {name: about["bytes"] for name, about in done["files"].items()}
+        done["label"]
+        return done if all((folder / name).stat().st_size == size for name, size in sizes.items()) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -60,6 +60,14 @@ def is_done(stage: Stage, context: Context) -> bool:
     return True
 
 
+def seems_done(stage: Stage, context: Context) -> bool:
+    """True when the stage's output is there and whole. Changes nothing, whatever is damaged or missing."""
+    try:
+        return output(stage, context) is not None
+    except DamagedError:
+        return False
+
+
 class DamagedError(ValueError):
     """Files of a finished stage are not as they were written."""
 

@@ -54,6 +54,7 @@ def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
         plan = selection.plan
         if cycle == 0:
             stage.settings.reconstruct(model, graph, plan, task)
+            distributed.as_first(model.state_dict().values())
         packed = packing.pack(model, graph, plan)
         judge = common.judge_of(stage.finetune, packed, stage.base, context)
         trainer = make_trainer(
