@@ -189,7 +189,7 @@ def test_runs_side_by_side_stop_and_go_on_together(tmp_path: Path) -> None:
     runs = "[run for b in (0.3, 0.5, 0.7) for run in cross(bases=bases(), method='l1_filter', budgets=[b], "
     grid = write_grid(tmp_path, runs + "finetune=schedule(epochs=200, images=256))]")
     found, context = stages_of(grid), Context(results=tmp_path / "results", threads=1)
-    process = submit(grid, tmp_path, "--runs-per-gpu", 3)
+    process = submit(grid, tmp_path, "--runs-per-gpu", 3, resources=("time=60", "cpus_per_task=1", "mem=8000"))
     pruned = found[1:]
 
     def fine_tuning() -> bool:
@@ -232,7 +232,7 @@ def test_a_second_launcher_finds_the_jobs_of_the_first(tmp_path: Path) -> None:
         second = submit(grid, tmp_path)
         assert ended(second) == 2
         said = (tmp_path / "out.txt").read_text().splitlines()[-1]
-        assert re.match(rf"suite.launch: .*mine.py is being launched already, by process {first.pid} on ", said)
+        assert re.match(rf"suite.launch: mine is being launched already, by process {first.pid} on ", said)
     finally:
         first.kill()
         first.wait()
