@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,16 +83,18 @@ def test_a_job_that_is_started_again_leaves_what_failed(
 
 
 def launch(monkeypatch: pytest.MonkeyPatch, context: Context, jobs: Mapping[str, str]) -> list[Stage]:
-    """What a launch of the first two stages submits, when SLURM knows all of `jobs`; it is told to stop after that."""
+    """What a launch of the first two stages submits, when SLURM knows all of `jobs`; it is told to stop while it submits."""
     submitted: list[Stage] = []
 
-    def submit(self: Any, found: Sequence[Stage]) -> None:
-        submitted.extend(found)
-        self.jobs |= {stage.key: "9" for stage in found}
-        os.kill(os.getpid(), signal.SIGTERM)
+    class Executor:
+        def map_array(self, work: object, tasks: Sequence[tuple[Stage, ...]]) -> list[Any]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            submitted.extend(stage for task in tasks for stage in task)
+            return [SimpleNamespace(job_id="9") for _ in tasks]
 
+    answers(monkeypatch)
     monkeypatch.setattr(queue, "states", lambda grid: dict.fromkeys(jobs.values(), "RUNNING"))
-    monkeypatch.setattr(slurm._Submitter, "submit", submit)
+    monkeypatch.setattr(slurm._Submitter, "_executor", lambda self, array: Executor())
     before = record.of("mine", "slurm", STAGES, snapshot="", jobs=jobs)
     display = Display(STAGES[:2], context, already=0, jobs=1, console=Console(file=io.StringIO()))
     with pytest.raises(KeyboardInterrupt):

@@ -278,10 +278,11 @@ def test_tasks_of_a_job_share_one_stage(several: str) -> None:
 
 @pytest.mark.usefixtures("site")
 def test_latency_has_a_node_and_a_kind_of_gpu_of_its_own() -> None:
-    found = options.load(["gpus_per_node=4"], timing_gpu="a100", runs_per_gpu=3)
+    found = options.load(["gpus_per_node=4", "nodes=2", "ntasks_per_node=4"], timing_gpu="a100")
     assert "exclusive" not in found.parameters(gpu=True, timing=False)
     timing = found.parameters(gpu=True, timing=True)
     assert (timing["exclusive"], timing["gpus_per_node"]) == (True, "a100:1")
+    assert (timing["nodes"], timing["ntasks_per_node"]) == (1, 1)
 
 
 def test_the_command_line_wins_over_the_folder_and_that_over_the_home(site: Path) -> None:

@@ -84,7 +84,8 @@ class Options:
         wanted: dict[str, Any] = {**DEFAULTS, **({"gpus_per_node": 1} if gpu else {}), **self.sbatch}
         if timing:
             kind = {"gpus_per_node": f"{self.timing_gpu}:1"} if gpu and self.timing_gpu else {}
-            wanted |= {"exclusive": True, **kind}
+            wanted |= {"exclusive": True, "nodes": 1, "ntasks_per_node": 1, **kind}  # latency is that of one task
+            wanted.pop("ntasks", None)
         extra = {key: value for key, value in wanted.items() if key not in known}
         named = {key: value for key, value in wanted.items() if key in known and value != 0}
         cores = [f"--cpus-per-task={named['cpus_per_task']}"]  # srun forgets it since SLURM 22.05

@@ -101,8 +101,7 @@ class _Submitter:
         for array in arrays.of(stages, self.jobs, side_by_side=per_job, most=most, chained=chained):
             for stage in (stage for task in array.tasks for stage in task):
                 (self.context.folder(stage) / "failed.json").unlink(missing_ok=True)  # of an earlier launch
-            for task, job in zip(array.tasks, self._submitted(array), strict=True):
-                self.jobs |= dict.fromkeys((stage.key for stage in task), job)
+            self._submit(array)
             if time.monotonic() - self.saved_at > 1:
                 self.save()
 
@@ -112,15 +111,17 @@ class _Submitter:
         record.write(known, self.context.results)
         self.saved_at = time.monotonic()
 
-    def _submitted(self, array: Array) -> list[str]:
-        """The numbers of the array's jobs."""
+    def _submit(self, array: Array) -> None:
+        """Submit the array, and remember the numbers of its jobs."""
         executor = self._executor(array)
         work = StageJob(context=self.context, source=self.source)
         patience = time.monotonic() + PATIENCE_S
         while True:
             try:
-                with _outside_of_jobs():
-                    return [job.job_id for job in executor.map_array(work, array.tasks)]
+                with _undisturbed(), _outside_of_jobs():
+                    for task, job in zip(array.tasks, executor.map_array(work, array.tasks), strict=True):
+                        self.jobs |= dict.fromkeys((stage.key for stage in task), job.job_id)
+                    return
             except (RuntimeError, FailedJobError) as error:
                 if any(words in str(error).lower() for words in SILENT) and time.monotonic() < patience:
                     time.sleep(POLL_S)
@@ -153,6 +154,16 @@ class _Submitter:
     def _after(self, array: Array) -> list[str]:
         jobs = {self.jobs[key] for key in array.after}
         return sorted({job.partition("_")[0] for job in jobs} if array.whole else jobs)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What tells the launcher to stop waits until the numbers of the jobs are known, or nobody would find them again."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

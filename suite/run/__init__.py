@@ -169,7 +169,8 @@ def fail(
 
 
 def _do(stage: Stage, context: Context, watch: Watch) -> None:
-    with distributed.first_before_others():
+    alone = isinstance(stage, Timed)  # the other tasks do not measure along
+    with contextlib.nullcontext() if alone else distributed.first_before_others():
         _pin_threads(context.folder(stage) / "started.json", context)
     for needed in stage.needs:
         if not is_done(needed, context):
