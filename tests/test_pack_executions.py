@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from test_pack import SMALL, images, prepared, random_plan, without
 from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensorMode
 
 from suite.contract import PruningPlan
 from suite.graph import Graph
@@ -182,6 +186,43 @@ def test_padding_makes_groups_equal() -> None:
         assert channels == max(map(len, conv.reads_G))
         assert sorted(columns_C[columns_C >= 0].tolist()) == list(range(layer.width))
     assert isinstance(EXECUTIONS["groups"](layer, operands)[0], PerGroup)
+
+
+@torch.no_grad()
+def test_what_reads_by_position_lies_where_its_input_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors that pretend to lie on a GPU, which refuse an index on the CPU."""
+    cuda = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def pretending(to: Callable[..., Any]) -> Callable[..., Any]:
+        def placed(what: nn.Module | Tensor, *where: object, **layout: object) -> nn.Module | Tensor:
+            with cuda:
+                return to(what, *where, **layout)
+
+        return placed
+
+    packed = packed_of("vgg6", 3, 0.5)
+    for kind in (nn.Module, Tensor):
+        monkeypatch.setattr(kind, "to", pretending(kind.to))
+    monkeypatch.setattr("suite.pack.executions.has_triton", lambda: False)
+    monkeypatch.setattr(tuning, "check", lambda name, got, expected: compared.append((got, expected)))
+    monkeypatch.setattr(tuning, "fastest_ms", lambda runs, device: dict.fromkeys(runs, 1.0))
+    compared: list[tuple[Tensor, Tensor]] = []
+    conv = next(conv for conv in packed.convs() if len(conv.weights) > 1)
+    width = int(torch.cat(conv.reads_G).max()) + 1
+    with cuda:
+        x, other = (torch.empty(2, size, 8, 8, device="cuda").double() for size in (width, sum(conv.filters_G)))
+    shuffled = torch.randperm(other.shape[1])
+    layer, alone = layer_of(packed, x)
+    summed = dataclasses.replace(alone, other=other, other_columns_C=shuffled)
+    conv.to(x.device)
+    walk: Any = SimpleNamespace(given=None, forced=None, layer_ms={})
+    for operands in (alone, summed):
+        tuning._Walk._execution(walk, layer, operands)
+    assert len(compared) == 2 * 5
+    assert all(got.is_cuda and got.shape == expected.shape for got, expected in compared)
+    walk._emit = lambda _, module, value: (None, module(value.tensor))
+    value: Any = SimpleNamespace(columns_C=shuffled, tensor=other, node=None)
+    assert tuning._Walk._in_order(walk, fx.Graph().placeholder("x"), 0, value).tensor.shape == other.shape
 
 
 def test_two_groups_always_read_slices() -> None:

@@ -218,7 +218,7 @@ class Operands:
 
     def read(self, wanted: Tensor) -> Read:
         """Reads the packed channels `wanted` of the input; -1 gives any channel, which weights of 0 then ignore."""
-        return Read(positions(wanted, self.columns_C).clamp(min=0), len(self.columns_C))
+        return Read(positions(wanted, self.columns_C).clamp(min=0), len(self.columns_C)).to(self.x.device)
 
     def read_other(self, wanted: Tensor) -> Read | None:
         """Reads the packed channels `wanted` of what is added, 0 where it has none."""
@@ -227,7 +227,7 @@ class Operands:
         width = len(self.other_columns_C)
         position = positions(wanted, self.other_columns_C)
         anything = torch.arange(len(wanted)).clamp(max=width - 1)
-        return Read(torch.where(wanted < 0, anything, position), width)
+        return Read(torch.where(wanted < 0, anything, position), width).to(self.x.device)
 
     def reorders(self, wanted: Tensor) -> bool:
         """Whether what is added can get the order `wanted` in its own memory: on a CPU, where the same channels are wanted."""

@@ -235,7 +235,8 @@ class _Walk:
             module, columns_C = build(name, layer, operands)
             inputs = [operands.x] if operands.other is None else [operands.x, operands.other.clone()]
             got = module(*inputs)
-            check(f"{layer.name} as {name!r}", Read(positions(wanted, columns_C), got.shape[1])(got), expected)
+            in_order = Read(positions(wanted, columns_C), got.shape[1]).to(got.device)
+            check(f"{layer.name} as {name!r}", in_order(got), expected)
             runs[name] = lambda module=module, inputs=inputs: module(*inputs)  # type: ignore[misc]
         if len(names) == 1:
             return names[0]
@@ -274,7 +275,7 @@ class _Walk:
         wanted = torch.arange(int(value.columns_C.max()) + 1)
         if torch.equal(wanted, value.columns_C):
             return value
-        read = Read(positions(wanted, value.columns_C), len(value.columns_C))
+        read = Read(positions(wanted, value.columns_C), len(value.columns_C)).to(value.tensor.device)
         return _Value(*self._emit(f"{node.name}_in_order_{index}", read, value), wanted)
 
     def _drop(self) -> None:
