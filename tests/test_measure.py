@@ -232,7 +232,7 @@ def test_a_captured_network_lives_as_long_as_its_graph(monkeypatch: pytest.Monke
     for name in ("stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
     network, images = nn.Linear(2, 2), torch.zeros(1, 2)
-    held = [weakref.ref(network), weakref.ref(images)]
+    held: list[weakref.ref[object]] = [weakref.ref(network), weakref.ref(images)]
     run = latency.captured(network, images)
     del network, images
     assert all(one() is not None for one in held)

@@ -121,6 +121,27 @@ def test_what_is_read_again_is_not_overwritten(execution: str) -> None:
         assert_tuned(pack(model, graph, plan), torch.float32, forced=execution)
 
 
+class ImageSum(nn.Module):
+    """A residual sum with the images themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1), nn.Linear(3, 2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.flatten(self.pool(self.b(self.a(x)) + x), 1))
+
+
+def test_images_are_not_overwritten_in_the_layout_that_is_theirs_already() -> None:
+    torch.manual_seed(0)
+    model = ImageSum().double().eval()
+    packed = pack(model, Graph(model, (3, 32, 32)), PruningPlan({}))
+    _, choice = tuned(packed, images(3).float())
+    for layout in ("contiguous", "channels_last"):
+        assert_tuned(packed, torch.float32, choice=dataclasses.replace(choice, layout=layout))
+
+
 def test_sums_and_relus_are_part_of_the_convolution() -> None:
     network, _ = assert_tuned(packed_of("resnet8", 2, 0.4), torch.float32, forced="padded")
     assert isinstance(network, fx.GraphModule)

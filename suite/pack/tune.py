@@ -132,7 +132,6 @@ class _Walk:
     ) -> None:
         self.nodes = Nodes(body)
         self.given, self.forced = layers, forced
-        self.images_at = images.untyped_storage().data_ptr()
         self.layers: dict[str, str] = {}
         self.layer_ms: dict[str, dict[str, float]] = {}
         self.out = fx.Graph()
@@ -200,7 +199,10 @@ class _Walk:
     def _is_last(self, node: fx.Node, fused: Fused) -> bool:
         """Whether what `node` holds may be overwritten by the sum: nothing else reads it, or shares its memory, any more."""
         memory = self.value[node].tensor.untyped_storage().data_ptr()
-        if memory == self.images_at or self.value[node] is self.value[fused.conv.all_input_nodes[0]]:
+        if (
+            memory == self.images.untyped_storage().data_ptr()
+            or self.value[node] is self.value[fused.conv.all_input_nodes[0]]
+        ):
             return False
         mine = {node, *(other for other, value in self.value.items() if value is self.value[node])}
         return all(
@@ -247,7 +249,10 @@ class _Walk:
         """Everything but a convolution with what it computes as well: on channels in the packed network's order."""
         if node.op == "placeholder":
             start = _Value(self.out.placeholder("images"), images, torch.arange(images.shape[1]))
-            self.value[node] = _Value(*self._emit("layout", _Layout(layout), start), start.columns_C)
+            result = _Value(*self._emit("layout", _Layout(layout), start), start.columns_C)
+            self.value[node] = result
+            # Whatever the layout copies here, images that have it already are passed on: they are the caller's.
+            self.images = result.tensor
         elif node.op == "output":
             (result,) = node.all_input_nodes
             self.out.output(self.value[result].node)
