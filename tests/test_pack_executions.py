@@ -15,7 +15,7 @@ from test_pack import SMALL, images, prepared, random_plan, without
 from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 
-from suite.contract import PruningPlan
+from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
 from suite.pack import Choice, PackedNetwork, deploy, load_choices, pack, save_choices, tuned
 from suite.pack import tune as tuning
@@ -140,6 +140,29 @@ def test_images_are_not_overwritten_in_the_layout_that_is_theirs_already() -> No
     _, choice = tuned(packed, images(3).float())
     for layout in ("contiguous", "channels_last"):
         assert_tuned(packed, torch.float32, choice=dataclasses.replace(choice, layout=layout))
+
+
+class Normalised(nn.Module):
+    """A batch norm that is not the only one to read its convolution, so that it cannot be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.bn = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 7, 3), nn.BatchNorm2d(7)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x))
+        return self.head(torch.flatten(self.pool(self.bn(y) + y), 1))
+
+
+@pytest.mark.parametrize("execution", ON_CPU)
+def test_a_batch_norm_that_stays_gets_its_channels_in_order(execution: str) -> None:
+    torch.manual_seed(0)
+    model = Normalised().double().eval()
+    nn.init.uniform_(model.bn.bias)
+    kept_GI = torch.arange(8)[None] % 2 == torch.arange(2)[:, None]
+    plan = PruningPlan({"b": ConvPlan(torch.arange(7) // 4, kept_GI, torch.ones(7, dtype=torch.bool))})
+    assert_tuned(pack(model, Graph(model, (3, 32, 32)), plan), torch.float32, forced=execution)
 
 
 def test_sums_and_relus_are_part_of_the_convolution() -> None:

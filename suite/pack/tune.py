@@ -27,6 +27,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torc
 """Largest error of a layer's output and of the logits, as a share of the largest entry (of 1 at least)."""
 _ROUNDS = range(3, 17)
 _SECONDS = 0.5
+_IN_ORDER = (Take, PackedShortcut, Spread, nn.BatchNorm2d, nn.Linear)
+"""What takes channels by their number in the packed network."""
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -249,16 +251,15 @@ class _Walk:
         """Everything but a convolution with what it computes as well: on channels in the packed network's order."""
         if node.op == "placeholder":
             start = _Value(self.out.placeholder("images"), images, torch.arange(images.shape[1]))
-            result = _Value(*self._emit("layout", _Layout(layout), start), start.columns_C)
-            self.value[node] = result
+            self.value[node] = _Value(*self._emit("layout", _Layout(layout), start), start.columns_C)
             # Whatever the layout copies here, images that have it already are passed on: they are the caller's.
-            self.images = result.tensor
+            self.images = self.value[node].tensor
         elif node.op == "output":
             (result,) = node.all_input_nodes
             self.out.output(self.value[result].node)
         else:
             inputs = [self.value[source] for source in node.all_input_nodes]
-            keeps = len(inputs) == 1 and not self.nodes.module(node, (Take, PackedShortcut, Spread, nn.Linear))
+            keeps = len(inputs) == 1 and not self.nodes.module(node, _IN_ORDER)
             if not (keeps and inputs[0].tensor.ndim == 4 and "flatten" not in str(node.target)):
                 inputs = [self._in_order(node, i, value) for i, value in enumerate(inputs)]
             columns = inputs[0].columns_C
