@@ -131,6 +131,32 @@ def test_an_export_computes_the_same_and_counts_the_same(to: str, packed_file: P
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("to", export.WRITERS)
+def test_an_export_takes_any_batch_where_maps_are_one_pixel(to: str, tmp_path: Path) -> None:
+    """There every map counts as channels_last, and is gathered row by row."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 8), nn.Conv2d(8, 8, 1), nn.Flatten(1), nn.Linear(8, 2)).eval()
+    kept_GI = torch.arange(8)[None] % 2 == torch.arange(2)[:, None]
+    plan = PruningPlan({"1": ConvPlan(torch.arange(8) % 2, kept_GI, torch.ones(8, dtype=torch.bool))})
+    packed = packing.pack(model, Graph(model, SHAPE), plan)
+    assert export.export(packed, SHAPE, to, tmp_path / "network") < export.TOLERANCE
+
+
+def test_an_export_that_fails_says_so_in_one_line(
+    packed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(network: nn.Module, images: Tensor, path: Path) -> export.Runner:
+        raise RuntimeError("no such operator\nand much more")
+
+    monkeypatch.setitem(export.WRITERS, "pt2", failing)
+    assert call(export.main, packed_file, "--to", "pt2", "--out", tmp_path / "x.pt2") == 2
+    assert (
+        capsys.readouterr().err
+        == "suite.export: --to pt2 cannot write this network (no such operator); try another format\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_export_that_disagrees_is_not_written(
     packed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
