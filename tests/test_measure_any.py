@@ -94,6 +94,24 @@ def test_counts_of_a_run_that_disagree_are_not_reported(monkeypatch: pytest.Monk
         products.macs_of_run(nn.Linear(12, 7), torch.zeros(1, 12))
 
 
+def test_an_operator_whose_products_are_unknown_gives_no_count() -> None:
+    weight, window = torch.rand(4, 3, 1, 1), ([0, 0], [1, 1], [1, 1], 1, "none", [None], "")
+    with pytest.raises(ValueError, match="mkldnn::_convolution_pointwise has products that are not counted here"):
+        products.macs_of_run(
+            lambda x: torch.ops.mkldnn._convolution_pointwise(x, weight, None, *window), torch.zeros(1, 3, 4, 4)
+        )
+
+
+@pytest.mark.parametrize(("kind", "domain"), [("ConvTranspose", ""), ("Einsum", ""), ("FusedConv", "com.microsoft")])
+def test_an_onnx_node_whose_products_are_unknown_gives_no_count(kind: str, domain: str, tmp_path: Path) -> None:
+    make, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    node = make.make_node(kind, ["x", "x"], ["y"], name="it", domain=domain)
+    ends = [make.make_tensor_value_info(name, float32, [1, 3, 4, 4]) for name in "xy"]
+    onnx.save(make.make_model(make.make_graph([node], "g", ends[:1], ends[1:])), tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match=f"{kind} 'it' may have products that are not counted here"):
+        products.macs_of_onnx(tmp_path / "x.onnx", torch.zeros(1, 3, 4, 4))
+
+
 # ---- export ----------------------------------------------------------------------------------------------------------
 
 
