@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -92,6 +93,27 @@ def test_counts_of_a_run_that_disagree_are_not_reported(monkeypatch: pytest.Monk
     monkeypatch.delitem(products._ARGUMENTS, "aten::addmm")
     with pytest.raises(ValueError, match="the two MAC counters disagree: torch 84, its profiler 0"):
         products.macs_of_run(nn.Linear(12, 7), torch.zeros(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("kind", "left", "right", "turned", "macs"),
+    [
+        ("MatMul", [6, 8], [1, 3, 8, 8], {}, 3 * 6 * 8 * 8),
+        ("MatMul", [2, 3, 6, 8], [8, 5], {}, 2 * 3 * 6 * 5 * 8),
+        ("Gemm", [8, 6], [5, 8], {"transA": 1, "transB": 1}, 6 * 5 * 8),
+    ],
+)
+def test_onnx_products_in_closed_form(
+    kind: str, left: list[int], right: list[int], turned: dict[str, Any], macs: int, tmp_path: Path
+) -> None:
+    make, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    factor = make.make_tensor("w", float32, right, torch.rand(right).flatten().tolist())
+    x, y = (make.make_tensor_value_info(name, float32, size) for name, size in (("x", left), ("y", None)))
+    graph = make.make_graph([make.make_node(kind, ["x", "w"], ["y"], **turned)], "g", [x], [y], [factor])
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "x.onnx")
+    assert products.macs_of_onnx(tmp_path / "x.onnx", torch.rand(left)) == macs
 
 
 def test_an_operator_whose_products_are_unknown_gives_no_count() -> None:

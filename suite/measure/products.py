@@ -167,5 +167,6 @@ def _onnx_macs(kind: str, inputs: Sequence[Sequence[int]], output: Sequence[int]
     """Each output element takes the weights of one filter, or one row of the left factor."""
     if kind == "Conv":
         return math.prod(output) * math.prod(inputs[1][1:])
-    inner = math.prod(inputs[0]) // max(math.prod(output[:-1]), 1)  # of Gemm and MatMul alike, transposed or not
+    # MatMul may repeat its left factor for a batch of right ones; Gemm may have it transposed.
+    inner = math.prod(inputs[0][-1:]) if kind == "MatMul" else math.prod(inputs[0]) // max(math.prod(output[:1]), 1)
     return math.prod(output) * inner
