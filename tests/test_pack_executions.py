@@ -17,7 +17,8 @@ from torch._subclasses import FakeTensorMode
 
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
-from suite.pack import Choice, PackedNetwork, deploy, load_choices, pack, save_choices, tuned
+from suite.measure.memory import peak_bytes
+from suite.pack import Choice, PackedNetwork, deploy, executions, load_choices, pack, save_choices, tuned
 from suite.pack import tune as tuning
 from suite.pack.executions import EXECUTIONS, FusedConv, Layer, Operands, PerGroup, Read, Reorder, Whole
 from suite.pack.layers import Take, is_channels_last
@@ -214,6 +215,29 @@ def layer_of(packed: PackedNetwork, x: Tensor) -> tuple[Layer, Operands]:
         rank=torch.zeros(width),
     )
     return layer, Operands(x=x, columns_C=torch.arange(x.shape[1]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SMALL)
+def test_images_that_are_gathered_one_by_one(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executions, "PIECE", 1)
+    assert_tuned(packed_of(name, 2, 0.5), dtype, forced="padded")
+    assert_tuned(packed_of(name, 2, 0.5), dtype, forced="union")
+
+
+@torch.no_grad()
+def test_gathering_does_not_take_the_memory_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executions, "PIECE", 2**13)
+    packed = packed_of("vgg6", 3, 0.5)
+    conv = next(conv for conv in packed.convs() if len(conv.weights) > 1)
+    packed.float()
+    width = int(torch.cat(conv.reads_G).max()) + 1
+    x = torch.rand(64, width, 32, 32)
+    layer, operands = layer_of(packed, x)
+    module, columns_C = EXECUTIONS["padded"](layer, operands)
+    assert isinstance(module, Whole)
+    gathered, result = (len(x) * size * 32 * 32 * 4 for size in (module.read.take.length, len(columns_C)))
+    assert result < peak_bytes(module, x) < result + gathered / 2
 
 
 def test_padding_makes_groups_equal() -> None:

@@ -21,6 +21,8 @@ from suite.pack.layers import PackedConv, Take, is_channels_last
 
 ROUND = 16
 """Filters: the floats of one AVX-512 register, and whole tiles of a tensor core."""
+PIECE = 2**18
+"""Elements that are gathered at a time; on a CPU this many stay in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +146,6 @@ class FusedConv(nn.Module):
 class Reorder(nn.Module):
     """All channels of a channels_last tensor in another order, in its own memory: a second one would be the network's peak."""
 
-    PIECE = 2**18
-    """Elements; on a CPU this many stay in the cache."""
-
     def __init__(self, read: Read) -> None:
         super().__init__()
         self.read = read
@@ -154,7 +153,7 @@ class Reorder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.permute(0, 2, 3, 1).view(-1, x.shape[1])
         position_C = self.read.take.positions
-        for piece in rows.split(max(1, self.PIECE // x.shape[1])):
+        for piece in rows.split(max(1, PIECE // x.shape[1])):
             piece.copy_(piece.gather(1, position_C.expand(len(piece), -1)))
         return x
 
@@ -174,7 +173,26 @@ class Whole(nn.Module):
         if self.read_other is not None:
             assert other is not None
             other = self.read_other(other)
-        return self.conv(self.read(x), other, self.in_place)
+        images = max(1, PIECE // (self.read.take.length * x.shape[2] * x.shape[3]))
+        if images >= len(x) or x.device.type != "cpu" or not self.read.copies:
+            return self.conv(self.read(x), other, self.in_place)
+        # What is gathered of all images at once would be the network's peak.
+        out = other if self.in_place and self.conv.fused else None
+        for start in range(0, len(x), images):
+            piece = slice(start, start + images)
+            y = self.conv(self.read(x[piece]), None if other is None else other[piece], self.in_place)
+            if out is None:
+                out = _empty(y, len(x), y.shape[1])
+            if out is not other:
+                out[piece] = y
+        assert out is not None, "there is an image at least"
+        return out
+
+
+def _empty(like: Tensor, images: int, channels: int) -> Tensor:
+    layout = torch.channels_last if is_channels_last(like) else torch.contiguous_format
+    shape = (images, channels, *like.shape[2:])
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 class PerGroup(nn.Module):
