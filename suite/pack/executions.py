@@ -161,13 +161,9 @@ class Reorder(nn.Module):
 class Whole(nn.Module):
     """One convolution, grouped or not, on the channels that `read` gives, summed into those of `read_other`."""
 
-    def __init__(
-        self, conv: FusedConv, read: Read, read_other: Read | None, in_place: bool, reorder: bool = False
-    ) -> None:
+    def __init__(self, conv: FusedConv, read: Read, read_other: nn.Module | None, in_place: bool) -> None:
         super().__init__()
-        self.conv, self.read = conv, read
-        self.read_other: nn.Module | None = Reorder(read_other) if reorder and read_other is not None else read_other
-        self.in_place = in_place or (read_other is not None and read_other.copies)
+        self.conv, self.read, self.read_other, self.in_place = conv, read, read_other, in_place
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         if self.read_other is not None:
@@ -190,34 +186,37 @@ class Whole(nn.Module):
 
 
 def _empty(like: Tensor, images: int, channels: int) -> Tensor:
-    layout = torch.channels_last if is_channels_last(like) else torch.contiguous_format
-    shape = (images, channels, *like.shape[2:])
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+    """A tensor of maps like these, and in their layout."""
+    if is_channels_last(like):
+        return like.new_empty(images, *like.shape[2:], channels).permute(0, 3, 1, 2)
+    return like.new_empty(images, channels, *like.shape[2:])
 
 
 class PerGroup(nn.Module):
-    """One convolution per group on the channels that it reads; the results side by side, or each summed into its place."""
+    """One convolution per group on the channels that it reads, each put, or summed, into its place as soon as it is done."""
 
-    def __init__(self, convs: Sequence[FusedConv], reads: Sequence[Read], read_other: Read | None, relu: bool) -> None:
+    def __init__(
+        self, convs: Sequence[FusedConv], reads: Sequence[Read], read_other: nn.Module | None, relu: bool, copy: bool
+    ) -> None:
         super().__init__()
-        self.convs, self.reads, self.read_other, self.relu = (
-            nn.ModuleList(convs),
-            nn.ModuleList(reads),
-            read_other,
-            relu,
-        )
+        self.convs, self.reads = nn.ModuleList(convs), nn.ModuleList(reads)
+        self.filters = sum(len(conv.bias) for conv in convs)
+        self.read_other, self.relu, self.copy = read_other, relu, copy
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        parts = [conv(read(x)) for conv, read in zip(self.convs, self.reads, strict=True)]
-        if self.read_other is None:
-            return torch.cat(parts, 1)
-        assert other is not None
-        total = self.read_other(other)
-        total = total if self.read_other.copies else total.clone()
+        total = None
+        if self.read_other is not None:
+            total = self.read_other(other)
+            total = total.clone() if self.copy else total
         start = 0
-        for part in parts:
-            total.narrow(1, start, part.shape[1]).add_(part)
+        for conv, read in zip(self.convs, self.reads, strict=True):
+            part = conv(read(x))
+            if total is None:
+                total = _empty(part, len(x), self.filters)
+            place = total.narrow(1, start, part.shape[1])
+            _ = place.copy_(part) if self.read_other is None else place.add_(part)
             start += part.shape[1]
+        assert total is not None, "there is a group at least"
         return total.relu_() if self.relu else total
 
 
@@ -246,6 +245,13 @@ class Operands:
         position = positions(wanted, self.other_columns_C)
         anything = torch.arange(len(wanted)).clamp(max=width - 1)
         return Read(torch.where(wanted < 0, anything, position), width).to(self.x.device)
+
+    def summed(self, wanted: Tensor) -> tuple[nn.Module | None, bool]:
+        """What gives the packed channels `wanted` of what is added, and whether the sum may be made in the tensor it gives."""
+        read = self.read_other(wanted)
+        if read is None:
+            return None, False
+        return (Reorder(read) if self.reorders(wanted) else read), self.in_place or read.copies
 
     def reorders(self, wanted: Tensor) -> bool:
         """Whether what is added can get the order `wanted` in its own memory: on a CPU, where the same channels are wanted."""
@@ -289,23 +295,23 @@ def _one(layer: Layer, operands: Operands, reads_I: Tensor) -> Built:
     rows = output_order(layer, operands)
     weight, bias = layer.weight_OIkk(rows, reads_I)
     conv = FusedConv(layer.conv, weight, bias, 1, layer.relu, operands.x)
-    return Whole(conv, operands.read(reads_I), operands.read_other(rows), operands.in_place), rows
+    return Whole(conv, operands.read(reads_I), *operands.summed(rows)), rows
 
 
 def groups(layer: Layer, operands: Operands) -> Built:
     """One convolution per group on the channels that it keeps: a slice where they stand side by side, else gathered."""
     rows_G = [places[layer.rank[places].argsort(stable=True)] for places in layer.places_G()]
-    convs, reads = [], []
+    convs, reads, alone = [], [], operands.other is None
     for rows, channels in zip(rows_G, layer.reads_G, strict=True):
         position = positions(channels, operands.columns_C).sort().values
         reads.append(Read(position, len(operands.columns_C)))
         weight, bias = layer.weight_OIkk(rows, operands.columns_C[position])
-        alone = operands.other is None
         convs.append(FusedConv(layer.conv, weight, bias, 1, layer.relu and alone, operands.x))
     rows = torch.cat(rows_G)
     held = torch.isin(torch.arange(layer.width), rows)
     rows = torch.cat([rows, (~held).nonzero()[:, 0]]) if operands.other is not None else rows
-    return PerGroup(convs, reads, operands.read_other(rows), layer.relu), rows
+    read_other, in_place = operands.summed(rows)
+    return PerGroup(convs, reads, read_other, layer.relu and not alone, copy=not in_place), rows
 
 
 def padded(layer: Layer, operands: Operands) -> Built:
@@ -338,8 +344,7 @@ def _grouped(layer: Layer, operands: Operands, multiple: int) -> Built:
     weight, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     rows = torch.cat(rows_G)
     conv = FusedConv(layer.conv, weight, bias, len(rows_G), layer.relu, operands.x)
-    reorder = operands.reorders(rows)
-    return Whole(conv, operands.read(torch.cat(reads_G)), operands.read_other(rows), operands.in_place, reorder), rows
+    return Whole(conv, operands.read(torch.cat(reads_G)), *operands.summed(rows)), rows
 
 
 def _up(size: int, multiple: int) -> int:
