@@ -20,8 +20,8 @@ from suite.graph import Graph
 from suite.measure.memory import peak_bytes
 from suite.pack import Choice, PackedNetwork, deploy, executions, load_choices, pack, save_choices, tuned
 from suite.pack import tune as tuning
-from suite.pack.executions import EXECUTIONS, FusedConv, Layer, Operands, PerGroup, Read, Reorder, Whole
-from suite.pack.layers import Take, is_channels_last
+from suite.pack.executions import EXECUTIONS, FusedConv, Layer, Operands, PerGroup, Read, Reorder, Whole, offered
+from suite.pack.layers import PackedConv, Take, is_channels_last
 from suite.pack.slices import slice_rank
 
 NETWORKS = (*SMALL, "resnet18", "resnet50", "vgg16_bn")
@@ -52,7 +52,10 @@ def assert_tuned(packed: PackedNetwork, dtype: torch.dtype, **how: object) -> tu
 @pytest.mark.parametrize("execution", ON_CPU)
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_execution_computes_the_same(name: str, execution: str, dtype: torch.dtype) -> None:
+def test_every_execution_computes_the_same(
+    name: str, execution: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executions, "WIDEST", 99)  # these networks have few channels to round
     for groups, removed in ((1, 0.3), (2, 0.5), (4, 0.6)):
         packed = packed_of(name, groups, removed)
         _, choice = assert_tuned(packed, dtype, forced=execution)
@@ -286,11 +289,22 @@ def test_what_reads_by_position_lies_where_its_input_is(monkeypatch: pytest.Monk
     walk: Any = SimpleNamespace(given=None, forced=None, layer_ms={})
     for operands in (alone, summed):
         tuning._Walk._execution(walk, layer, operands)
-    assert len(compared) == 2 * 5
+    assert len(compared) == 2 * 4
     assert all(got.is_cuda and got.shape == expected.shape for got, expected in compared)
     walk._emit = lambda _, module, value: (None, module(value.tensor))
     value: Any = SimpleNamespace(columns_C=shuffled, tensor=other, node=None)
     assert tuning._Walk._in_order(walk, fx.Graph().placeholder("x"), 0, value).tensor.shape == other.shape
+
+
+def test_rounding_is_offered_where_it_widens_little() -> None:
+    x = torch.zeros(1, 64, 4, 4)
+    for filters_G, wide in (([4, 4, 4, 4], False), ([30, 30], True), ([30, 17], False)):
+        conv = PackedConv(nn.Conv2d(64, 64, 1), [torch.arange(64) for _ in filters_G], filters_G, 64)
+        places = torch.arange(sum(filters_G))
+        layer = Layer(
+            name="it", conv=conv, reads_G=conv.reads_G, place_O=places, width=len(places), relu=True, rank=places
+        )
+        assert ("rounded" in offered(layer, Operands(x=x, columns_C=torch.arange(64)))) == wide
 
 
 def test_two_groups_always_read_slices() -> None:

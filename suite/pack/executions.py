@@ -21,6 +21,8 @@ from suite.pack.layers import PackedConv, Take, is_channels_last
 
 ROUND = 16
 """Filters: the floats of one AVX-512 register, and whole tiles of a tensor core."""
+WIDEST = 1.25
+"""Channels of an output that is rounded up, as a multiple of its own: all that follows gets wider with it."""
 PIECE = 2**18
 """Elements that are gathered at a time; on a CPU this many stay in the cache."""
 
@@ -325,18 +327,16 @@ def rounded(layer: Layer, operands: Operands) -> Built:
 
 
 def _grouped(layer: Layer, operands: Operands, multiple: int) -> Built:
-    places_G = list(layer.places_G())
+    places_G, filters = list(layer.places_G()), _group_size(layer, operands, multiple)
     if (
         operands.other is not None
     ):  # channels of the sum that no filter adds to: into the smallest groups, as filters of 0
         rest = (~torch.isin(torch.arange(layer.width), torch.cat(places_G))).nonzero()[:, 0]
-        size = _up(max(-(-layer.width // len(places_G)), *map(len, places_G)), multiple)
         for g, places in enumerate(places_G):
-            filled, rest = rest[: size - len(places)], rest[size - len(places) :]
+            filled, rest = rest[: filters - len(places)], rest[filters - len(places) :]
             places_G[g] = torch.cat([places, filled])
     else:
         places_G = [places[layer.rank[places].argsort(stable=True)] for places in places_G]
-    filters = _up(max(map(len, places_G)), multiple)
     channels = max(map(len, layer.reads_G))
     rows_G = [F.pad(places, (0, filters - len(places)), value=-1) for places in places_G]
     reads_G = [F.pad(reads, (0, channels - len(reads)), value=-1) for reads in layer.reads_G]
@@ -347,8 +347,10 @@ def _grouped(layer: Layer, operands: Operands, multiple: int) -> Built:
     return Whole(conv, operands.read(torch.cat(reads_G)), *operands.summed(rows)), rows
 
 
-def _up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+def _group_size(layer: Layer, operands: Operands, multiple: int) -> int:
+    """Filters of each group when all are filled up alike; those of a sum hold its other channels too."""
+    least = 0 if operands.other is None else -(-layer.width // len(layer.reads_G))
+    return -(-max(least, *layer.conv.filters_G) // multiple) * multiple
 
 
 def one_kernel(layer: Layer, operands: Operands) -> Built:
@@ -376,7 +378,9 @@ def build(execution: str, layer: Layer, operands: Operands) -> Built:
 
 def offered(layer: Layer, operands: Operands) -> tuple[str, ...]:
     """The executions of a layer that differ here."""
-    names = ["whole", "union", "groups", "padded", "rounded"]
+    names = ["whole", "union", "groups", "padded"]
+    if _group_size(layer, operands, ROUND) * len(layer.reads_G) <= WIDEST * layer.width:
+        names.append("rounded")
     if len(layer.reads_G) == 1:
         names = ["whole"] if len(layer.reads_G[0]) == len(operands.columns_C) else ["whole", "union"]
     if operands.x.is_cuda and has_triton():
