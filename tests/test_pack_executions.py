@@ -360,6 +360,16 @@ def test_an_output_that_disagrees_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         tuning.check("it", torch.tensor([float("nan")]), torch.zeros(1))
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_not_taken_for_an_error(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    with FakeTensorMode():
+        exact, half = (torch.empty(1, device="cuda", dtype=dtype) for dtype in (torch.float32, torch.float16))
+    assert tuning.tolerance(exact) == (1e-2 if allowed else 1e-4)
+    assert tuning.tolerance(half) == tuning.TOLERANCE[torch.float16]
+    assert tuning.tolerance(torch.zeros(1)) == 1e-4
+
+
 def test_choices_are_stored(tmp_path: Path) -> None:
     packed = packed_of("resnet8", 2, 0.5)
     choices = [tuned(packed, images(count))[1] for count in (1, 2)]

@@ -25,6 +25,8 @@ from suite.pack.slices import slice_rank
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest error of a layer's output and of the logits, as a share of the largest entry (of 1 at least)."""
+TF32_TOLERANCE = 1e-2
+"""The same where torch lets convolutions round fp32 to the ten bits of TF32, as it does on a GPU unless it is told not to."""
 _ROUNDS = range(3, 17)
 _SECONDS = 0.5
 _IN_ORDER = (Take, PackedShortcut, Spread, nn.BatchNorm2d, nn.Linear)
@@ -75,12 +77,18 @@ def tuned(
 def check(name: str, got: Tensor, expected: Tensor) -> None:
     """Raise ValueError, naming the layer and the largest error, where an output is not what it should be."""
     error = float((got - expected).abs().max()) if got.shape == expected.shape else float("inf")
-    allowed = TOLERANCE[expected.dtype] * max(1.0, float(expected.abs().max()))
+    allowed = tolerance(expected) * max(1.0, float(expected.abs().max()))
     if not error <= allowed:
         raise ValueError(
             f"{name} disagrees with its reference: largest error {error:.3g}, allowed {allowed:.3g} for {expected.dtype}; "
             "it is not measured"
         )
+
+
+def tolerance(expected: Tensor) -> float:
+    """What an output like this may be off by, as a share of its largest entry."""
+    tf32 = expected.is_cuda and expected.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    return TF32_TOLERANCE if tf32 else TOLERANCE[expected.dtype]
 
 
 def fastest_ms(runs: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
