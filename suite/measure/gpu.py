@@ -4,8 +4,8 @@
     python -m suite.measure.gpu --device cpu --smoke   # the same on small networks, without a GPU
 
 Each piece leaves a JSON file in RESULTS/gpu, named by its device, which decides what is done; staircases go to
-RESULTS/staircase. Plans are random, with the shape of DSP's (each group keeps its own share of the channels) or of channel pruning: latency does not depend on the
-weights. Every row says so.
+RESULTS/staircase. Plans are random, with the shape of DSP's (each group keeps its own share of the channels) or of channel
+pruning: latency does not depend on the weights. Every row says so.
 """
 
 from __future__ import annotations
