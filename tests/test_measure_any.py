@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,9 +19,10 @@ from suite import pack as packing
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
 from suite.measure import __main__ as command
-from suite.measure import networks, products
+from suite.measure import beside, latency, networks, processes, products
 from suite.measure.counting import count_macs
 from suite.models import build
+from suite.stages import Timing
 
 SHAPE = (3, 8, 8)
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*is deprecated")
@@ -256,6 +258,32 @@ def test_the_command_measures_a_packed_network(packed_file: Path, capsys: pytest
         assert row["execution"] in row["executions_ms"]
     assert sum(layer["macs"] for layer in found["layers"]) == found["macs"]
     assert found["provenance"]["threads"] == 1
+
+
+def test_fresh_processes_run_what_the_first_one_chose(packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[packing.Choice | None] = []
+    tuned = packing.tuned
+
+    def noted(*network: Any, choice: packing.Choice | None) -> tuple[nn.Module, packing.Choice]:
+        given.append(choice)
+        return tuned(*network, choice=choice)
+
+    def compared(dense: object, runs: dict[str, object], *_: object) -> processes.Found:
+        return processes.Found(comparison=None, execution="tuned", executions_ms={}, conditions={})  # type: ignore[arg-type]
+
+    monkeypatch.setattr("suite.pack.tune._SECONDS", 0)
+    monkeypatch.setattr(packing, "tuned", noted)
+    monkeypatch.setattr(processes, "choose_and_compare", compared)
+    monkeypatch.setattr(latency, "fastest", lambda runs, device: ("tuned", {}))
+    timing = Timing(batch=1)
+    job = beside.Job(
+        network=str(packed_file), dense="resnet8", classes=10, shape=SHAPE_DIGITS, timing=timing, threads=1
+    )
+    execution, found, choices = beside.measure(job)
+    again = dataclasses.replace(job, executions=(execution, found.execution), choices=choices)
+    assert beside.measure(again)[2] == choices
+    assert given == [None, None, *choices]
+    assert None not in choices
 
 
 @pytest.mark.parametrize("also", ["onnxruntime", pytest.param("compile", marks=pytest.mark.slow)])
