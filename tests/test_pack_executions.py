@@ -370,6 +370,22 @@ def test_tf32_is_not_taken_for_an_error(allowed: bool, monkeypatch: pytest.Monke
     assert tuning.tolerance(torch.zeros(1)) == 1e-4
 
 
+def test_small_outputs_are_compared_too() -> None:
+    with pytest.raises(ValueError, match=r"largest error 0\.01, allowed 1e-06"):
+        tuning.check("it", torch.full((2,), 0.02), torch.full((2,), 0.01))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_half_precision_computes_the_same_to_its_rounding(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_SECONDS", 0)
+    packed, x = packed_of("resnet8", 2, 0.5), images(2)
+    network, choice = tuned(packed, x.to(dtype))
+    error = (network(x.to(dtype)).double() - packed(x)).abs().max()
+    assert float(error) < tuning.TOLERANCE[dtype] * float(packed(x).abs().max())
+    assert choice.precision in ("fp16", "bf16")
+
+
 def test_choices_are_stored(tmp_path: Path) -> None:
     packed = packed_of("resnet8", 2, 0.5)
     choices = [tuned(packed, images(count))[1] for count in (1, 2)]
