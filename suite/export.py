@@ -29,7 +29,8 @@ def export(packed: packing.PackedNetwork, shape: tuple[int, ...], to: str, path:
     """Write the network, batch norm folded, for any batch of images of `shape` [C, H, W]; the largest error of its logits.
 
     The error is relative to the largest logit of the eager network on random images.
-    Raises ValueError, and writes nothing, when what was written computes something else, or a package is missing.
+    Raises ValueError, and writes nothing, when what was written computes something else or does not run, or a package is
+    missing.
     """
     network = packing.deploy(packed, "groups").cpu()
     images = torch.randn(CHECKED_BATCH, *shape, generator=torch.Generator().manual_seed(0))
@@ -37,6 +38,9 @@ def export(packed: packing.PackedNetwork, shape: tuple[int, ...], to: str, path:
         with replacing(path) as part, torch.no_grad():
             run = WRITERS[to](network, images[:2], part)
             return _check(run, network, images, to)
+    except RuntimeError as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(f"--to {to} cannot write this network ({why}); try another format") from error
     except ImportError as error:
         raise ValueError(
             f"--to {to} needs a package that is missing ({error}): pip install 'pruning-suite[export]'"

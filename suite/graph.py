@@ -153,6 +153,8 @@ class Graph:
         target: Any = node.target
         if node.op == "call_module":
             module = self.modules[str(target)]
+            if isinstance(module, nn.Conv2d) and isinstance(module.padding, str):
+                raise ValueError(f"{target} has padding={module.padding!r}; give the padding as numbers, one a side")
             if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros":
                 return "conv"
             if isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats:

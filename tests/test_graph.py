@@ -392,6 +392,11 @@ def test_a_layer_without_a_rule_is_named(layer: nn.Module, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_padding_in_words_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 has padding='same'; give the padding as numbers"):
+        Graph(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3, padding="same")), (3, 8, 8))
+
+
 def test_a_network_without_convolution_is_refused() -> None:
     with pytest.raises(ValueError, match="Sequential has no convolution to prune"):
         Graph(nn.Sequential(nn.Flatten(1), nn.Linear(192, 2)), (3, 8, 8))

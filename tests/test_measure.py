@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -221,6 +224,20 @@ def test_the_fastest_candidate_is_found(clock: dict[str, Iterator[float]]) -> No
     name, milliseconds = fastest({key: run_of(key) for key in clock}, "cpu")
     assert name == "union"
     assert milliseconds == pytest.approx({"groups": 4, "union": 3, "third": 5}, rel=0.1)
+
+
+def test_a_captured_network_lives_as_long_as_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    network, images = nn.Linear(2, 2), torch.zeros(1, 2)
+    held: list[weakref.ref[object]] = [weakref.ref(network), weakref.ref(images)]
+    run = latency.captured(network, images)
+    del network, images
+    assert all(one() is not None for one in held)
+    del run
+    assert all(one() is None for one in held)
 
 
 def test_protocols() -> None:

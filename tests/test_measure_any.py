@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -17,9 +19,10 @@ from suite import pack as packing
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
 from suite.measure import __main__ as command
-from suite.measure import networks, products
+from suite.measure import beside, latency, networks, processes, products
 from suite.measure.counting import count_macs
 from suite.models import build
+from suite.stages import Timing
 
 SHAPE = (3, 8, 8)
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*is deprecated")
@@ -94,6 +97,45 @@ def test_counts_of_a_run_that_disagree_are_not_reported(monkeypatch: pytest.Monk
         products.macs_of_run(nn.Linear(12, 7), torch.zeros(1, 12))
 
 
+@pytest.mark.parametrize(
+    ("kind", "left", "right", "turned", "macs"),
+    [
+        ("MatMul", [6, 8], [1, 3, 8, 8], {}, 3 * 6 * 8 * 8),
+        ("MatMul", [2, 3, 6, 8], [8, 5], {}, 2 * 3 * 6 * 5 * 8),
+        ("Gemm", [8, 6], [5, 8], {"transA": 1, "transB": 1}, 6 * 5 * 8),
+    ],
+)
+def test_onnx_products_in_closed_form(
+    kind: str, left: list[int], right: list[int], turned: dict[str, Any], macs: int, tmp_path: Path
+) -> None:
+    make, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    factor = make.make_tensor("w", float32, right, torch.rand(right).flatten().tolist())
+    x, y = (make.make_tensor_value_info(name, float32, size) for name, size in (("x", left), ("y", None)))
+    graph = make.make_graph([make.make_node(kind, ["x", "w"], ["y"], **turned)], "g", [x], [y], [factor])
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "x.onnx")
+    assert products.macs_of_onnx(tmp_path / "x.onnx", torch.rand(left)) == macs
+
+
+def test_an_operator_whose_products_are_unknown_gives_no_count() -> None:
+    weight, window = torch.rand(4, 3, 1, 1), ([0, 0], [1, 1], [1, 1], 1, "none", [None], "")
+    with pytest.raises(ValueError, match="mkldnn::_convolution_pointwise has products that are not counted here"):
+        products.macs_of_run(
+            lambda x: torch.ops.mkldnn._convolution_pointwise(x, weight, None, *window), torch.zeros(1, 3, 4, 4)
+        )
+
+
+@pytest.mark.parametrize(("kind", "domain"), [("ConvTranspose", ""), ("Einsum", ""), ("FusedConv", "com.microsoft")])
+def test_an_onnx_node_whose_products_are_unknown_gives_no_count(kind: str, domain: str, tmp_path: Path) -> None:
+    make, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    node = make.make_node(kind, ["x", "x"], ["y"], name="it", domain=domain)
+    ends = [make.make_tensor_value_info(name, float32, [1, 3, 4, 4]) for name in "xy"]
+    onnx.save(make.make_model(make.make_graph([node], "g", ends[:1], ends[1:])), tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match=f"{kind} 'it' may have products that are not counted here"):
+        products.macs_of_onnx(tmp_path / "x.onnx", torch.zeros(1, 3, 4, 4))
+
+
 # ---- export ----------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +171,32 @@ def test_an_export_computes_the_same_and_counts_the_same(to: str, packed_file: P
     assert network.batch is None
     assert network.macs(SHAPE_DIGITS) == count_macs(packed.execute("groups"), SHAPE_DIGITS).macs
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("to", export.WRITERS)
+def test_an_export_takes_any_batch_where_maps_are_one_pixel(to: str, tmp_path: Path) -> None:
+    """There every map counts as channels_last, and is gathered row by row."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 8), nn.Conv2d(8, 8, 1), nn.Flatten(1), nn.Linear(8, 2)).eval()
+    kept_GI = torch.arange(8)[None] % 2 == torch.arange(2)[:, None]
+    plan = PruningPlan({"1": ConvPlan(torch.arange(8) % 2, kept_GI, torch.ones(8, dtype=torch.bool))})
+    packed = packing.pack(model, Graph(model, SHAPE), plan)
+    assert export.export(packed, SHAPE, to, tmp_path / "network") < export.TOLERANCE
+
+
+def test_an_export_that_fails_says_so_in_one_line(
+    packed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(network: nn.Module, images: Tensor, path: Path) -> export.Runner:
+        raise RuntimeError("no such operator\nand much more")
+
+    monkeypatch.setitem(export.WRITERS, "pt2", failing)
+    assert call(export.main, packed_file, "--to", "pt2", "--out", tmp_path / "x.pt2") == 2
+    assert (
+        capsys.readouterr().err
+        == "suite.export: --to pt2 cannot write this network (no such operator); try another format\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_that_disagrees_is_not_written(
@@ -190,6 +258,32 @@ def test_the_command_measures_a_packed_network(packed_file: Path, capsys: pytest
         assert row["execution"] in row["executions_ms"]
     assert sum(layer["macs"] for layer in found["layers"]) == found["macs"]
     assert found["provenance"]["threads"] == 1
+
+
+def test_fresh_processes_run_what_the_first_one_chose(packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[packing.Choice | None] = []
+    tuned = packing.tuned
+
+    def noted(*network: Any, choice: packing.Choice | None) -> tuple[nn.Module, packing.Choice]:
+        given.append(choice)
+        return tuned(*network, choice=choice)
+
+    def compared(dense: object, runs: dict[str, object], *_: object) -> processes.Found:
+        return processes.Found(comparison=None, execution="tuned", executions_ms={}, conditions={})  # type: ignore[arg-type]
+
+    monkeypatch.setattr("suite.pack.tune._SECONDS", 0)
+    monkeypatch.setattr(packing, "tuned", noted)
+    monkeypatch.setattr(processes, "choose_and_compare", compared)
+    monkeypatch.setattr(latency, "fastest", lambda runs, device: ("tuned", {}))
+    timing = Timing(batch=1)
+    job = beside.Job(
+        network=str(packed_file), dense="resnet8", classes=10, shape=SHAPE_DIGITS, timing=timing, threads=1
+    )
+    execution, found, choices = beside.measure(job)
+    again = dataclasses.replace(job, executions=(execution, found.execution), choices=choices)
+    assert beside.measure(again)[2] == choices
+    assert given == [None, None, *choices]
+    assert None not in choices
 
 
 @pytest.mark.parametrize("also", ["onnxruntime", pytest.param("compile", marks=pytest.mark.slow)])

@@ -28,8 +28,11 @@ def test_random_plans_remove_what_they_say(groups: int) -> None:
     assert max(len(layer.groups) for layer in plan.canonical().values()) == groups
 
 
-def test_pieces_that_are_done_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_that_are_done_are_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     done: list[str] = []
+    fails = True
 
     def piece(case: gpu.Case) -> dict[str, Any]:
         done.append(case.name)
@@ -43,6 +46,8 @@ def test_pieces_that_are_done_are_not_done_again(tmp_path: Path, monkeypatch: py
         }
 
     def stairs(kernel: int, *rest: object) -> dict[str, Any]:
+        if fails and kernel == 1:
+            raise ValueError("it does not fit")
         done.append(str(kernel))
         return {"kernel": kernel}
 
@@ -51,11 +56,14 @@ def test_pieces_that_are_done_are_not_done_again(tmp_path: Path, monkeypatch: py
     asked = ("--device", "cpu", "--smoke", "--results", tmp_path)
     assert call(gpu.main, *asked, "--minutes", -1) == 75
     assert done == []
+    assert call(gpu.main, *asked) == 1
+    assert capsys.readouterr().err == "suite.measure.gpu: staircase_1x1 failed: it does not fit\n"
+    fails = False
     assert call(gpu.main, *asked) == 0
     assert call(gpu.main, *asked) == 0
     names = [case.name for case in gpu.cases("cpu", smoke=True)]
-    assert done == [*names, "1", "3"]
-    assert json.loads((tmp_path / "smoke" / "gpu" / f"{names[0]}.json").read_text())["case"] == names[0]
+    assert done == [*names, "3", "1"]
+    assert json.loads((tmp_path / "smoke" / "gpu" / f"cpu_{names[0]}.json").read_text())["case"] == names[0]
 
 
 def test_names_tell_cases_apart() -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from test_pack import SMALL, images, prepared, random_plan, without
 from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensorMode
 
-from suite.contract import PruningPlan
+from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
-from suite.pack import Choice, PackedNetwork, deploy, load_choices, pack, save_choices, tuned
+from suite.measure.memory import peak_bytes
+from suite.pack import Choice, PackedNetwork, deploy, executions, load_choices, pack, save_choices, tuned
 from suite.pack import tune as tuning
-from suite.pack.executions import EXECUTIONS, FusedConv, Layer, Operands, PerGroup, Read, Reorder, Whole
-from suite.pack.layers import Take, is_channels_last
+from suite.pack.executions import EXECUTIONS, FusedConv, Layer, Operands, PerGroup, Read, Reorder, Whole, offered
+from suite.pack.layers import PackedConv, Take, is_channels_last
 from suite.pack.slices import slice_rank
 
 NETWORKS = (*SMALL, "resnet18", "resnet50", "vgg16_bn")
@@ -47,7 +52,10 @@ def assert_tuned(packed: PackedNetwork, dtype: torch.dtype, **how: object) -> tu
 @pytest.mark.parametrize("execution", ON_CPU)
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_execution_computes_the_same(name: str, execution: str, dtype: torch.dtype) -> None:
+def test_every_execution_computes_the_same(
+    name: str, execution: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executions, "WIDEST", 99)  # these networks have few channels to round
     for groups, removed in ((1, 0.3), (2, 0.5), (4, 0.6)):
         packed = packed_of(name, groups, removed)
         _, choice = assert_tuned(packed, dtype, forced=execution)
@@ -117,6 +125,50 @@ def test_what_is_read_again_is_not_overwritten(execution: str) -> None:
         assert_tuned(pack(model, graph, plan), torch.float32, forced=execution)
 
 
+class ImageSum(nn.Module):
+    """A residual sum with the images themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1), nn.Linear(3, 2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.flatten(self.pool(self.b(self.a(x)) + x), 1))
+
+
+def test_images_are_not_overwritten_in_the_layout_that_is_theirs_already() -> None:
+    torch.manual_seed(0)
+    model = ImageSum().double().eval()
+    packed = pack(model, Graph(model, (3, 32, 32)), PruningPlan({}))
+    _, choice = tuned(packed, images(3).float())
+    for layout in ("contiguous", "channels_last"):
+        assert_tuned(packed, torch.float32, choice=dataclasses.replace(choice, layout=layout))
+
+
+class Normalised(nn.Module):
+    """A batch norm that is not the only one to read its convolution, so that it cannot be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.bn = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 7, 3), nn.BatchNorm2d(7)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x))
+        return self.head(torch.flatten(self.pool(self.bn(y) + y), 1))
+
+
+@pytest.mark.parametrize("execution", ON_CPU)
+def test_a_batch_norm_that_stays_gets_its_channels_in_order(execution: str) -> None:
+    torch.manual_seed(0)
+    model = Normalised().double().eval()
+    nn.init.uniform_(model.bn.bias)
+    kept_GI = torch.arange(8)[None] % 2 == torch.arange(2)[:, None]
+    plan = PruningPlan({"b": ConvPlan(torch.arange(7) // 4, kept_GI, torch.ones(7, dtype=torch.bool))})
+    assert_tuned(pack(model, Graph(model, (3, 32, 32)), plan), torch.float32, forced=execution)
+
+
 def test_sums_and_relus_are_part_of_the_convolution() -> None:
     network, _ = assert_tuned(packed_of("resnet8", 2, 0.4), torch.float32, forced="padded")
     assert isinstance(network, fx.GraphModule)
@@ -168,6 +220,29 @@ def layer_of(packed: PackedNetwork, x: Tensor) -> tuple[Layer, Operands]:
     return layer, Operands(x=x, columns_C=torch.arange(x.shape[1]))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SMALL)
+def test_images_that_are_gathered_one_by_one(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executions, "PIECE", 1)
+    assert_tuned(packed_of(name, 2, 0.5), dtype, forced="padded")
+    assert_tuned(packed_of(name, 2, 0.5), dtype, forced="union")
+
+
+@torch.no_grad()
+def test_gathering_does_not_take_the_memory_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executions, "PIECE", 2**13)
+    packed = packed_of("vgg6", 3, 0.5)
+    conv = next(conv for conv in packed.convs() if len(conv.weights) > 1)
+    packed.float()
+    width = int(torch.cat(conv.reads_G).max()) + 1
+    x = torch.rand(64, width, 32, 32)
+    layer, operands = layer_of(packed, x)
+    module, columns_C = EXECUTIONS["padded"](layer, operands)
+    assert isinstance(module, Whole)
+    gathered, result = (len(x) * size * 32 * 32 * 4 for size in (module.read.take.length, len(columns_C)))
+    assert result < peak_bytes(module, x) < result + gathered / 2
+
+
 def test_padding_makes_groups_equal() -> None:
     packed = packed_of("vgg6", 3, 0.5)
     conv = next(conv for conv in packed.convs() if len(conv.weights) > 1)
@@ -182,6 +257,54 @@ def test_padding_makes_groups_equal() -> None:
         assert channels == max(map(len, conv.reads_G))
         assert sorted(columns_C[columns_C >= 0].tolist()) == list(range(layer.width))
     assert isinstance(EXECUTIONS["groups"](layer, operands)[0], PerGroup)
+
+
+@torch.no_grad()
+def test_what_reads_by_position_lies_where_its_input_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors that pretend to lie on a GPU, which refuse an index on the CPU."""
+    cuda = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def pretending(to: Callable[..., Any]) -> Callable[..., Any]:
+        def placed(what: nn.Module | Tensor, *where: object, **layout: object) -> nn.Module | Tensor:
+            with cuda:
+                return to(what, *where, **layout)
+
+        return placed
+
+    packed = packed_of("vgg6", 3, 0.5)
+    for kind in (nn.Module, Tensor):
+        monkeypatch.setattr(kind, "to", pretending(kind.to))
+    monkeypatch.setattr("suite.pack.executions.has_triton", lambda: False)
+    monkeypatch.setattr(tuning, "check", lambda name, got, expected: compared.append((got, expected)))
+    monkeypatch.setattr(tuning, "fastest_ms", lambda runs, device: dict.fromkeys(runs, 1.0))
+    compared: list[tuple[Tensor, Tensor]] = []
+    conv = next(conv for conv in packed.convs() if len(conv.weights) > 1)
+    width = int(torch.cat(conv.reads_G).max()) + 1
+    with cuda:
+        x, other = (torch.empty(2, size, 8, 8, device="cuda").double() for size in (width, sum(conv.filters_G)))
+    shuffled = torch.randperm(other.shape[1])
+    layer, alone = layer_of(packed, x)
+    summed = dataclasses.replace(alone, other=other, other_columns_C=shuffled)
+    conv.to(x.device)
+    walk: Any = SimpleNamespace(given=None, forced=None, layer_ms={})
+    for operands in (alone, summed):
+        tuning._Walk._execution(walk, layer, operands)
+    assert len(compared) == 2 * 4
+    assert all(got.is_cuda and got.shape == expected.shape for got, expected in compared)
+    walk._emit = lambda _, module, value: (None, module(value.tensor))
+    value: Any = SimpleNamespace(columns_C=shuffled, tensor=other, node=None)
+    assert tuning._Walk._in_order(walk, fx.Graph().placeholder("x"), 0, value).tensor.shape == other.shape
+
+
+def test_rounding_is_offered_where_it_widens_little() -> None:
+    x = torch.zeros(1, 64, 4, 4)
+    for filters_G, wide in (([4, 4, 4, 4], False), ([30, 30], True), ([30, 17], False)):
+        conv = PackedConv(nn.Conv2d(64, 64, 1), [torch.arange(64) for _ in filters_G], filters_G, 64)
+        places = torch.arange(sum(filters_G))
+        layer = Layer(
+            name="it", conv=conv, reads_G=conv.reads_G, place_O=places, width=len(places), relu=True, rank=places
+        )
+        assert ("rounded" in offered(layer, Operands(x=x, columns_C=torch.arange(64)))) == wide
 
 
 def test_two_groups_always_read_slices() -> None:
@@ -235,6 +358,32 @@ def test_an_output_that_disagrees_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         tuning.check("the network", torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="largest error nan"):
         tuning.check("it", torch.tensor([float("nan")]), torch.zeros(1))
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_not_taken_for_an_error(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    with FakeTensorMode():
+        exact, half = (torch.empty(1, device="cuda", dtype=dtype) for dtype in (torch.float32, torch.float16))
+    assert tuning.tolerance(exact) == (1e-2 if allowed else 1e-4)
+    assert tuning.tolerance(half) == tuning.TOLERANCE[torch.float16]
+    assert tuning.tolerance(torch.zeros(1)) == 1e-4
+
+
+def test_small_outputs_are_compared_too() -> None:
+    with pytest.raises(ValueError, match=r"largest error 0\.01, allowed 1e-06"):
+        tuning.check("it", torch.full((2,), 0.02), torch.full((2,), 0.01))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_half_precision_computes_the_same_to_its_rounding(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_SECONDS", 0)
+    packed, x = packed_of("resnet8", 2, 0.5), images(2)
+    network, choice = tuned(packed, x.to(dtype))
+    error = (network(x.to(dtype)).double() - packed(x)).abs().max()
+    assert float(error) < tuning.TOLERANCE[dtype] * float(packed(x).abs().max())
+    assert choice.precision in ("fp16", "bf16")
 
 
 def test_choices_are_stored(tmp_path: Path) -> None:

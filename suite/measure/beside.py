@@ -31,6 +31,7 @@ class Job:
 
     dense       a model of the suite, or a file
     executions  those that an earlier process chose, of the dense network and of the other one; empty: to be chosen
+    choices     of the layers of both, by an earlier process, None where its network was not tuned; empty: to be made
     """
 
     network: str
@@ -40,14 +41,15 @@ class Job:
     timing: Timing
     threads: int
     executions: tuple[str, ...] = ()
+    choices: tuple[packing.Choice | None, ...] = ()
     also: tuple[str, ...] = ()
     """Of `ALSO`, tried for each network that the suite has packed, dense ones included."""
 
 
 def columns(job: Job) -> dict[str, Any]:
     """The columns of a latency row: as many processes as the protocol asks for, the first chooses the executions."""
-    dense_execution, first = measure(job)
-    again = dataclasses.replace(job, executions=(dense_execution, first.execution))
+    dense_execution, first, choices = measure(job)
+    again = dataclasses.replace(job, executions=(dense_execution, first.execution), choices=choices)
     count = latency.protocol(job.timing.protocol, job.timing.device).processes
     others = [processes.in_fresh_process(measure, again)[1] for _ in range(1, count)]
     about = {name: getattr(job.timing, name) for name in ("device", "batch", "precision", "layout", "protocol")}
@@ -55,26 +57,26 @@ def columns(job: Job) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def measure(job: Job) -> tuple[str, processes.Found]:
-    """The dense network's fastest execution, and the comparison with it, in this process."""
+def measure(job: Job) -> tuple[str, processes.Found, tuple[packing.Choice | None, ...]]:
+    """The dense network's fastest execution, the comparison with it, in this process, and the choices made or given."""
     torch.set_num_threads(job.threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     timing = job.timing
-    only = job.executions or ("", "")
-    dense, other = (
-        runs_of(_load(name, job), job, chosen) for name, chosen in zip((job.dense, job.network), only, strict=True)
-    )
+    given = zip((job.dense, job.network), job.executions or ("", ""), job.choices or (None, None), strict=True)
+    (dense, its), (other, others) = (runs_of(_load(name, job), job, only, choice) for name, only, choice in given)
     chosen, _ = latency.fastest(dense, timing.device) if len(dense) > 1 else (next(iter(dense)), {})
     protocol = latency.protocol(timing.protocol, timing.device)
-    return chosen, processes.choose_and_compare(dense[chosen], other, timing.device, protocol)
+    return chosen, processes.choose_and_compare(dense[chosen], other, timing.device, protocol), (its, others)
 
 
 def _load(name: str, job: Job) -> Network:
     return networks.load(name) if Path(name).is_file() else networks.dense(name, job.classes, job.shape)
 
 
-def runs_of(network: Network, job: Job, only: str = "") -> dict[str, latency.Run]:
-    """Every execution of the network that is to be tried, or just `only`, ready to be timed.
+def runs_of(
+    network: Network, job: Job, only: str = "", choice: packing.Choice | None = None
+) -> tuple[dict[str, latency.Run], packing.Choice | None]:
+    """Every execution of the network that is to be tried, or just `only`, ready to be timed; how its layers are tuned.
 
     Raises ValueError where the network cannot run as it is asked to.
     """
@@ -88,9 +90,9 @@ def runs_of(network: Network, job: Job, only: str = "") -> dict[str, latency.Run
         raise ValueError("TensorRT runs on NVIDIA GPUs only: add --device cuda, or drop tensorrt")
     images = torch.randn(timing.batch, *job.shape, generator=torch.Generator().manual_seed(0))
     if network.kind == "onnx":
-        return {ONNX: functools.partial(network.module, images)}
+        return {ONNX: functools.partial(network.module, images)}, None
     if network.packed is None:
-        return {network.kind: _run(network.module, images, timing)}
+        return {network.kind: _run(network.module, images, timing)}, None
     grouped = any(len(conv.weights) > 1 for conv in network.packed.convs())
     every: tuple[packing.Execution, ...] = get_args(packing.Execution) if grouped else ("groups",)
     found: dict[str, latency.Run] = {
@@ -98,13 +100,14 @@ def runs_of(network: Network, job: Job, only: str = "") -> dict[str, latency.Run
     }
     if timing.protocol == "full" and only in ("", TUNED):  # each layer in the way that is fastest here
         ready = images.to(timing.device, DTYPES[timing.precision])
-        found[TUNED] = _prepared(packing.tuned(network.packed.to(timing.device), ready)[0], ready)
+        network_here, choice = packing.tuned(network.packed.to(timing.device), ready, choice=choice)
+        found[TUNED] = _prepared(network_here, ready)
     if ONNX in job.also and only in ("", ONNX):
         found[ONNX] = functools.partial(_as_onnx(network.packed, job.shape), images)
     for name, compiled in ((COMPILED, _compiled), (TENSORRT, _by_tensorrt)):
         if name in job.also and only in ("", name):
             found[name] = compiled(network.packed, images, timing)
-    return found
+    return found, choice
 
 
 def _run(module: nn.Module, images: Tensor, timing: Timing) -> latency.Run:

@@ -3,9 +3,9 @@
     python -m suite.measure.gpu                        # does what is missing, for 9 minutes at most; call it again to go on
     python -m suite.measure.gpu --device cpu --smoke   # the same on small networks, without a GPU
 
-Each piece leaves a JSON file in RESULTS/gpu, which decides what is done; staircases go to RESULTS/staircase. Plans are random,
-with the shape of DSP's (each group keeps its own share of the channels) or of channel pruning: latency does not depend on the
-weights. Every row says so.
+Each piece leaves a JSON file in RESULTS/gpu, named by its device, which decides what is done; staircases go to
+RESULTS/staircase. Plans are random, with the shape of DSP's (each group keeps its own share of the channels) or of channel
+pruning: latency does not depend on the weights. Every row says so.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Exit status: 0 all is done, 2 bad arguments, 75 call it again."""
+    """Exit status: 0 all is done, 1 a piece failed and the others are done, 2 bad arguments, 75 call it again."""
     arguments = parser().parse_args()
     cli.configure_logging()
     console, ends = Console(), time.monotonic() + 60 * arguments.minutes
@@ -152,17 +152,22 @@ def main() -> int:
         pieces[case.name] = lambda case=case: time_case(case)  # type: ignore[misc]
     for kernel in (1, 3):
         pieces[f"staircase_{kernel}x{kernel}"] = lambda kernel=kernel: climb(kernel, device, arguments.smoke, results)  # type: ignore[misc]
+    paths = {name: results / "gpu" / f"{device}_{name}.json" for name in pieces}
     for name, piece in pieces.items():
-        path = results / "gpu" / f"{name}.json"
-        if path.is_file():
+        if paths[name].is_file():
             continue
         if time.monotonic() > ends:
             console.print(f"stopped before {name}; call the same command again")
             return 75
-        write_json(path, piece())
+        try:
+            write_json(paths[name], piece())
+        except ValueError as error:
+            sys.stderr.write(f"suite.measure.gpu: {name} failed: {error}\n")
+            continue
         console.print(f"done {name}", highlight=False)
-    console.print(_table([json.loads((results / "gpu" / f"{name}.json").read_text()) for name in pieces]))
-    return 0
+    done = [path for path in paths.values() if path.is_file()]
+    console.print(_table([json.loads(path.read_text()) for path in done]))
+    return int(len(done) < len(paths))
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -24,7 +24,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler reports on st
 def macs_of_run(run: Callable[[Tensor], object], image: Tensor) -> int:
     """Conv + linear (and other matrix product) MACs of `run(image)`, for one image [1, C, H, W].
 
-    Raises ValueError when the two counts disagree.
+    Raises ValueError when the two counts disagree, or an operator's products are not known.
     """
     from torch.utils.flop_counter import FlopCounterMode  # it imports triton, 75 MB that only workers need
 
@@ -48,6 +48,8 @@ def _recorded(run: Callable[[Tensor], object], image: Tensor) -> Iterator[int]:
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         run(image)
     for event in profiler.events() or ():
+        if event.name.startswith(_UNCOUNTED):
+            raise ValueError(f"{event.name} has products that are not counted here, {_PLAIN}")
         if event.name in _ARGUMENTS:
             count = _ARGUMENTS[event.name]  # an index earlier in the run may leave its shapes before an event's own
             yield _macs(event.name, event.input_shapes[-count:], event.concrete_inputs[-count:])
@@ -55,6 +57,9 @@ def _recorded(run: Callable[[Tensor], object], image: Tensor) -> Iterator[int]:
 
 _ARGUMENTS = {"aten::_convolution": 13, "aten::mm": 2, "aten::addmm": 5, "aten::bmm": 2, "aten::baddbmm": 5}
 """The operators that every convolution and matrix product ends in, and how many arguments they have."""
+_UNCOUNTED = ("quantized::", "mkldnn::", "mkldnn_prepacked::")
+"""Convolutions and products that end in none of them."""
+_PLAIN = "so no count is reported: measure the network before it is quantized or optimised for one runtime"
 
 
 def _macs(name: str, shapes: Sequence[Sequence[int]], values: Sequence[Any]) -> int:
@@ -89,7 +94,7 @@ def conv_macs(
 def macs_of_onnx(path: Path, image: Tensor) -> int:
     """Conv, Gemm and MatMul MACs of an ONNX network on one image.
 
-    Raises ValueError when the two counts disagree.
+    Raises ValueError when the two counts disagree, or a node's products are not known.
     """
     inferred, ran = sum(_inferred(path, image)), sum(_ran(path, image))
     if inferred != ran:
@@ -105,6 +110,12 @@ def _inferred(path: Path, image: Tensor) -> Iterator[int]:
     from onnx import shape_inference
 
     model = onnx.load(path)
+    for node in model.graph.node:
+        if node.op_type in _ONNX_UNCOUNTED or node.domain not in ("", "ai.onnx"):
+            kind = ".".join(filter(None, (node.domain, node.op_type)))
+            raise ValueError(
+                f"{kind} {node.name or node.output[0]!r} may have products that are not counted here, {_PLAIN}"
+            )
     for place, size in zip(model.graph.input[0].type.tensor_type.shape.dim, image.shape, strict=True):
         place.dim_value = size
     del model.graph.value_info[:]  # with the batch of the export in them
@@ -140,11 +151,22 @@ def _ran(path: Path, image: Tensor) -> Iterator[int]:
 
 
 _ONNX_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_ONNX_UNCOUNTED = {
+    "ConvTranspose",
+    "DeformConv",
+    "ConvInteger",
+    "QLinearConv",
+    "MatMulInteger",
+    "QLinearMatMul",
+    "QGemm",
+}
+_ONNX_UNCOUNTED |= {"Einsum", "Attention", "LSTM", "GRU", "RNN"}
 
 
 def _onnx_macs(kind: str, inputs: Sequence[Sequence[int]], output: Sequence[int]) -> int:
     """Each output element takes the weights of one filter, or one row of the left factor."""
     if kind == "Conv":
         return math.prod(output) * math.prod(inputs[1][1:])
-    inner = math.prod(inputs[0]) // max(math.prod(output[:-1]), 1)  # of Gemm and MatMul alike, transposed or not
+    # MatMul may repeat its left factor for a batch of right ones; Gemm may have it transposed.
+    inner = math.prod(inputs[0][-1:]) if kind == "MatMul" else math.prod(inputs[0]) // max(math.prod(output[:1]), 1)
     return math.prod(output) * inner

@@ -21,6 +21,10 @@ from suite.pack.layers import PackedConv, Take, is_channels_last
 
 ROUND = 16
 """Filters: the floats of one AVX-512 register, and whole tiles of a tensor core."""
+WIDEST = 1.25
+"""Channels of an output that is rounded up, as a multiple of its own: all that follows gets wider with it."""
+PIECE = 2**18
+"""Elements that are gathered at a time; on a CPU this many stay in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +148,6 @@ class FusedConv(nn.Module):
 class Reorder(nn.Module):
     """All channels of a channels_last tensor in another order, in its own memory: a second one would be the network's peak."""
 
-    PIECE = 2**18
-    """Elements; on a CPU this many stay in the cache."""
-
     def __init__(self, read: Read) -> None:
         super().__init__()
         self.read = read
@@ -154,7 +155,7 @@ class Reorder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.permute(0, 2, 3, 1).view(-1, x.shape[1])
         position_C = self.read.take.positions
-        for piece in rows.split(max(1, self.PIECE // x.shape[1])):
+        for piece in rows.split(max(1, PIECE // x.shape[1])):
             piece.copy_(piece.gather(1, position_C.expand(len(piece), -1)))
         return x
 
@@ -162,44 +163,62 @@ class Reorder(nn.Module):
 class Whole(nn.Module):
     """One convolution, grouped or not, on the channels that `read` gives, summed into those of `read_other`."""
 
-    def __init__(
-        self, conv: FusedConv, read: Read, read_other: Read | None, in_place: bool, reorder: bool = False
-    ) -> None:
+    def __init__(self, conv: FusedConv, read: Read, read_other: nn.Module | None, in_place: bool) -> None:
         super().__init__()
-        self.conv, self.read = conv, read
-        self.read_other: nn.Module | None = Reorder(read_other) if reorder and read_other is not None else read_other
-        self.in_place = in_place or (read_other is not None and read_other.copies)
+        self.conv, self.read, self.read_other, self.in_place = conv, read, read_other, in_place
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         if self.read_other is not None:
             assert other is not None
             other = self.read_other(other)
-        return self.conv(self.read(x), other, self.in_place)
+        images = max(1, PIECE // (self.read.take.length * x.shape[2] * x.shape[3]))
+        if images >= len(x) or x.device.type != "cpu" or not self.read.copies:
+            return self.conv(self.read(x), other, self.in_place)
+        # What is gathered of all images at once would be the network's peak.
+        out = other if self.in_place and self.conv.fused else None
+        for start in range(0, len(x), images):
+            piece = slice(start, start + images)
+            y = self.conv(self.read(x[piece]), None if other is None else other[piece], self.in_place)
+            if out is None:
+                out = _empty(y, len(x), y.shape[1])
+            if out is not other:
+                out[piece] = y
+        assert out is not None, "there is an image at least"
+        return out
+
+
+def _empty(like: Tensor, images: int, channels: int) -> Tensor:
+    """A tensor of maps like these, and in their layout."""
+    if is_channels_last(like):
+        return like.new_empty(images, *like.shape[2:], channels).permute(0, 3, 1, 2)
+    return like.new_empty(images, channels, *like.shape[2:])
 
 
 class PerGroup(nn.Module):
-    """One convolution per group on the channels that it reads; the results side by side, or each summed into its place."""
+    """One convolution per group on the channels that it reads, each put, or summed, into its place as soon as it is done."""
 
-    def __init__(self, convs: Sequence[FusedConv], reads: Sequence[Read], read_other: Read | None, relu: bool) -> None:
+    def __init__(
+        self, convs: Sequence[FusedConv], reads: Sequence[Read], read_other: nn.Module | None, relu: bool, copy: bool
+    ) -> None:
         super().__init__()
-        self.convs, self.reads, self.read_other, self.relu = (
-            nn.ModuleList(convs),
-            nn.ModuleList(reads),
-            read_other,
-            relu,
-        )
+        self.convs, self.reads = nn.ModuleList(convs), nn.ModuleList(reads)
+        self.filters = sum(len(conv.bias) for conv in convs)
+        self.read_other, self.relu, self.copy = read_other, relu, copy
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        parts = [conv(read(x)) for conv, read in zip(self.convs, self.reads, strict=True)]
-        if self.read_other is None:
-            return torch.cat(parts, 1)
-        assert other is not None
-        total = self.read_other(other)
-        total = total if self.read_other.copies else total.clone()
+        total = None
+        if self.read_other is not None:
+            total = self.read_other(other)
+            total = total.clone() if self.copy else total
         start = 0
-        for part in parts:
-            total.narrow(1, start, part.shape[1]).add_(part)
+        for conv, read in zip(self.convs, self.reads, strict=True):
+            part = conv(read(x))
+            if total is None:
+                total = _empty(part, len(x), self.filters)
+            place = total.narrow(1, start, part.shape[1])
+            _ = place.copy_(part) if self.read_other is None else place.add_(part)
             start += part.shape[1]
+        assert total is not None, "there is a group at least"
         return total.relu_() if self.relu else total
 
 
@@ -218,7 +237,7 @@ class Operands:
 
     def read(self, wanted: Tensor) -> Read:
         """Reads the packed channels `wanted` of the input; -1 gives any channel, which weights of 0 then ignore."""
-        return Read(positions(wanted, self.columns_C).clamp(min=0), len(self.columns_C))
+        return Read(positions(wanted, self.columns_C).clamp(min=0), len(self.columns_C)).to(self.x.device)
 
     def read_other(self, wanted: Tensor) -> Read | None:
         """Reads the packed channels `wanted` of what is added, 0 where it has none."""
@@ -227,7 +246,14 @@ class Operands:
         width = len(self.other_columns_C)
         position = positions(wanted, self.other_columns_C)
         anything = torch.arange(len(wanted)).clamp(max=width - 1)
-        return Read(torch.where(wanted < 0, anything, position), width)
+        return Read(torch.where(wanted < 0, anything, position), width).to(self.x.device)
+
+    def summed(self, wanted: Tensor) -> tuple[nn.Module | None, bool]:
+        """What gives the packed channels `wanted` of what is added, and whether the sum may be made in the tensor it gives."""
+        read = self.read_other(wanted)
+        if read is None:
+            return None, False
+        return (Reorder(read) if self.reorders(wanted) else read), self.in_place or read.copies
 
     def reorders(self, wanted: Tensor) -> bool:
         """Whether what is added can get the order `wanted` in its own memory: on a CPU, where the same channels are wanted."""
@@ -271,23 +297,23 @@ def _one(layer: Layer, operands: Operands, reads_I: Tensor) -> Built:
     rows = output_order(layer, operands)
     weight, bias = layer.weight_OIkk(rows, reads_I)
     conv = FusedConv(layer.conv, weight, bias, 1, layer.relu, operands.x)
-    return Whole(conv, operands.read(reads_I), operands.read_other(rows), operands.in_place), rows
+    return Whole(conv, operands.read(reads_I), *operands.summed(rows)), rows
 
 
 def groups(layer: Layer, operands: Operands) -> Built:
     """One convolution per group on the channels that it keeps: a slice where they stand side by side, else gathered."""
     rows_G = [places[layer.rank[places].argsort(stable=True)] for places in layer.places_G()]
-    convs, reads = [], []
+    convs, reads, alone = [], [], operands.other is None
     for rows, channels in zip(rows_G, layer.reads_G, strict=True):
         position = positions(channels, operands.columns_C).sort().values
         reads.append(Read(position, len(operands.columns_C)))
         weight, bias = layer.weight_OIkk(rows, operands.columns_C[position])
-        alone = operands.other is None
         convs.append(FusedConv(layer.conv, weight, bias, 1, layer.relu and alone, operands.x))
     rows = torch.cat(rows_G)
     held = torch.isin(torch.arange(layer.width), rows)
     rows = torch.cat([rows, (~held).nonzero()[:, 0]]) if operands.other is not None else rows
-    return PerGroup(convs, reads, operands.read_other(rows), layer.relu), rows
+    read_other, in_place = operands.summed(rows)
+    return PerGroup(convs, reads, read_other, layer.relu and not alone, copy=not in_place), rows
 
 
 def padded(layer: Layer, operands: Operands) -> Built:
@@ -301,18 +327,16 @@ def rounded(layer: Layer, operands: Operands) -> Built:
 
 
 def _grouped(layer: Layer, operands: Operands, multiple: int) -> Built:
-    places_G = list(layer.places_G())
+    places_G, filters = list(layer.places_G()), _group_size(layer, operands, multiple)
     if (
         operands.other is not None
     ):  # channels of the sum that no filter adds to: into the smallest groups, as filters of 0
         rest = (~torch.isin(torch.arange(layer.width), torch.cat(places_G))).nonzero()[:, 0]
-        size = _up(max(-(-layer.width // len(places_G)), *map(len, places_G)), multiple)
         for g, places in enumerate(places_G):
-            filled, rest = rest[: size - len(places)], rest[size - len(places) :]
+            filled, rest = rest[: filters - len(places)], rest[filters - len(places) :]
             places_G[g] = torch.cat([places, filled])
     else:
         places_G = [places[layer.rank[places].argsort(stable=True)] for places in places_G]
-    filters = _up(max(map(len, places_G)), multiple)
     channels = max(map(len, layer.reads_G))
     rows_G = [F.pad(places, (0, filters - len(places)), value=-1) for places in places_G]
     reads_G = [F.pad(reads, (0, channels - len(reads)), value=-1) for reads in layer.reads_G]
@@ -320,12 +344,13 @@ def _grouped(layer: Layer, operands: Operands, multiple: int) -> Built:
     weight, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     rows = torch.cat(rows_G)
     conv = FusedConv(layer.conv, weight, bias, len(rows_G), layer.relu, operands.x)
-    reorder = operands.reorders(rows)
-    return Whole(conv, operands.read(torch.cat(reads_G)), operands.read_other(rows), operands.in_place, reorder), rows
+    return Whole(conv, operands.read(torch.cat(reads_G)), *operands.summed(rows)), rows
 
 
-def _up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+def _group_size(layer: Layer, operands: Operands, multiple: int) -> int:
+    """Filters of each group when all are filled up alike; those of a sum hold its other channels too."""
+    least = 0 if operands.other is None else -(-layer.width // len(layer.reads_G))
+    return -(-max(least, *layer.conv.filters_G) // multiple) * multiple
 
 
 def one_kernel(layer: Layer, operands: Operands) -> Built:
@@ -353,7 +378,9 @@ def build(execution: str, layer: Layer, operands: Operands) -> Built:
 
 def offered(layer: Layer, operands: Operands) -> tuple[str, ...]:
     """The executions of a layer that differ here."""
-    names = ["whole", "union", "groups", "padded", "rounded"]
+    names = ["whole", "union", "groups", "padded"]
+    if _group_size(layer, operands, ROUND) * len(layer.reads_G) <= WIDEST * layer.width:
+        names.append("rounded")
     if len(layer.reads_G) == 1:
         names = ["whole"] if len(layer.reads_G[0]) == len(operands.columns_C) else ["whole", "union"]
     if operands.x.is_cuda and has_triton():

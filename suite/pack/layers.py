@@ -44,7 +44,7 @@ class Take(nn.Module):
             return x.index_select(1, self.positions)
         # Row by row: index_select on channels that lie side by side takes about ten times as long on a CPU.
         rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-        rows = rows.gather(1, self.positions.expand(len(rows), -1))
+        rows = rows.gather(1, self.positions.expand(rows.shape[0], -1))  # len() would be a constant of an export
         return rows.view(x.shape[0], *x.shape[2:], self.length).permute(0, 3, 1, 2)
 
 

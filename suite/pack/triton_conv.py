@@ -109,7 +109,7 @@ class TritonConv(nn.Module):
             x, buffers.weight, buffers.bias, added, out, buffers.reads, buffers.places, buffers.tiles,
             height, width, channels, *size, self.filters, pixels, self.stride, self.padding,
             SIDE=self.side, ADD=other is not None, RELU=self.relu,
-            PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            PRECISION="tf32" if torch.backends.cudnn.allow_tf32 else "ieee",
             TILE_P=_TILE_P, TILE_F=_TILE_F, TILE_R=_TILE_R,
         )  # fmt: skip
         return out
