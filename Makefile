@@ -29,7 +29,7 @@ test: lint
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-all: test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -29,7 +29,7 @@ from suite.stages import Stage
 
 T = TypeVar("T")
 __all__ = ["_tidy", "slurm"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]  # one cluster at a time
 
 SEED = int(os.environ.get("SUITE_FAULT_SEED", "20251126"))
 RUNS = """[

@@ -19,7 +19,11 @@ from suite.run import Context, execute, failure, is_done
 from suite.stages import Stage
 
 __all__ = ["_tidy", "slurm"]
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("slurm")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("slurm"),
+    pytest.mark.xdist_group("slurm"),
+]  # one cluster at a time
 
 
 def stages_of(grid: Path) -> list[Stage]:
