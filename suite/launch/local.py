@@ -117,7 +117,6 @@ def run(
     """
     # Threads that wait for work would otherwise spin, which costs several times the work itself on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    workers = _Workers(jobs, stop_by=signal.SIGTERM if signals is STOPPING else signals[0])
     waiting = list(stages)
     running: dict[Future[Outcome], Stage] = {}
     outcomes: dict[str, Outcome] = {}
@@ -125,6 +124,7 @@ def run(
     deadline = float("inf") if context.max_minutes is None else time.monotonic() + 60 * context.max_minutes
     stop = False
     with _stopping(signals, [] if stopped is None else stopped) as stopped:
+        workers = _Workers(jobs, stop_by=signal.SIGTERM if signals is STOPPING else signals[0])
         while running or (waiting and not stop):
             stop = bool(stopped) or time.monotonic() >= deadline
             for stage in [s for s in waiting if any(outcomes.get(n.key) == "interrupted" for n in s.needs)]:
