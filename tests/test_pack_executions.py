@@ -418,6 +418,15 @@ def test_a_choice_that_does_not_fit_is_refused() -> None:
         tuned(packed, images(2), forced="magic")
 
 
+def test_a_deployed_network_keeps_its_weights_once() -> None:
+    packed = packed_of("resnet8", 2, 0.5)
+    union = deploy(packed, "union")
+    for name, conv in packed.body.named_modules():
+        if isinstance(conv, PackedConv) and len(conv.weights) > 1:
+            assert [*dict(union.get_submodule(name).named_parameters())] == ["bias"]
+    torch.testing.assert_close(union(images(2)), packed(images(2)))
+
+
 def test_the_packed_network_is_not_changed() -> None:
     packed = packed_of("resnet8", 2, 0.5)
     before = {key: tensor.clone() for key, tensor in packed.state_dict().items()}

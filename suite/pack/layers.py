@@ -93,6 +93,7 @@ class PackedConv(nn.Module):
         """Fix the weights for inference, so that a forward pass assembles nothing."""
         if self.execution == "union":
             self.frozen_weight = self.union_weight().detach()
+            self.weights = nn.ParameterList()  # not kept twice
 
     def forward(self, x: Tensor) -> Tensor:
         if self.execution == "union":

@@ -52,7 +52,7 @@ def tuned(
     where = images.device.type, PRECISIONS[images.dtype], len(images)
     if choice is not None and choice.where != where:
         raise ValueError(f"the choice of executions is for {choice.where}, and the images are {where}; tune it again")
-    body: Any = deploy(packed, "union").to(images.dtype)
+    body: Any = deploy(packed, "groups").to(images.dtype)
     expected = body(images)
     layouts: tuple[Layout, ...] = (choice.layout,) if choice else get_args(Layout)
     walks = {layout: _Walk(body, images, layout, choice.layers if choice else None, forced) for layout in layouts}
