@@ -159,11 +159,16 @@ class _Submitter:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """What tells the launcher to stop waits until the numbers of the jobs are known, or nobody would find them again."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    came: list[int] = []
+    # Not by a signal mask: it is the thread's, and another thread of this process would take the signal.
+    before = {n: signal.signal(n, lambda number, frame: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextmanager
