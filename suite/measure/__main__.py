@@ -17,7 +17,7 @@ from rich.text import Text
 from suite import cli, data, models, records
 from suite.contract import PruningPlan
 from suite.graph import Graph
-from suite.measure import beside, bounds, networks
+from suite.measure import beside, bounds, latency, networks
 from suite.measure.networks import Network, Shape
 from suite.run import cores
 from suite.stages import Timing
@@ -183,7 +183,7 @@ def _layers(arguments: argparse.Namespace, network: Network, shape: Shape) -> li
         raise ValueError(
             f"--layers: {network.name} is {network.kind}; only packed networks of this suite have a plan to read"
         )
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[arguments.precision]
+    dtype = latency.DTYPES[arguments.precision]
     peak = bounds.measured_peak(arguments.device, dtype, torch.get_num_threads())
     batch = arguments.batch[0] if arguments.batch else 1
     layers = bounds.layer_bounds(*_graph(network, shape), peak, batch=batch, dtype=dtype)

@@ -22,7 +22,6 @@ from suite.stages import Timing
 ONNX, COMPILED, TENSORRT, TUNED = "onnxruntime", "compile", "tensorrt", "tuned"
 ALSO = (ONNX, COMPILED, TENSORRT)
 """Executions by other compilers, tried on request: each takes a while, and needs something that may not be installed."""
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ def runs_of(
         name: _run(packing.deploy(network.packed, name), images, timing) for name in every if only in ("", name)
     }
     if timing.protocol == "full" and only in ("", TUNED):  # each layer in the way that is fastest here
-        ready = images.to(timing.device, DTYPES[timing.precision])
+        ready = images.to(timing.device, latency.DTYPES[timing.precision])
         network_here, choice = packing.tuned(network.packed.to(timing.device), ready, choice=choice)
         found[TUNED] = _prepared(network_here, ready)
     if ONNX in job.also and only in ("", ONNX):
@@ -116,7 +115,7 @@ def _run(module: nn.Module, images: Tensor, timing: Timing) -> latency.Run:
 
 def _placed(module: nn.Module, images: Tensor, timing: Timing) -> tuple[nn.Module, Tensor]:
     layout = torch.channels_last if timing.layout == "channels_last" else torch.contiguous_format
-    dtype = DTYPES[timing.precision]
+    dtype = latency.DTYPES[timing.precision]
     module.to(timing.device, dtype).to(memory_format=layout)
     return module, images.to(timing.device, dtype, memory_format=layout)
 

@@ -58,7 +58,8 @@ def layer_bounds(graph: Graph, plan: PruningPlan, peak: Peak, *, batch: int, dty
             kernels = int((filters_G * layer.kept_GI.sum(1)).sum())
             read = int(layer.kept_GI[filters_G > 0].any(0).sum())
             weights, macs = kernels * conv.kernel, kernels * conv.macs_per_kernel
-            moved = read * conv.input_elements // conv.channels + int(filters_G.sum()) * conv.positions
+            pixels = min(conv.input_elements // conv.channels, conv.positions * conv.kernel)  # a stride may skip some
+            moved = read * pixels + int(filters_G.sum()) * conv.positions
         else:
             weights = macs = read * graph.width[node]
             moved = read + graph.width[node]

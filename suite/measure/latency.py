@@ -20,6 +20,7 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 Run = Callable[[], object]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Verdict = Literal["faster", "slower", "no difference", "not trusted"]
 Name = TypeVar("Name", bound=str)
 
@@ -39,7 +40,7 @@ class Protocol:
 
 def protocol(name: str, device: str) -> Protocol:
     """ "quick": about a second; "full": in each of three processes until the interval is narrow (3 % on a CPU, 1 % on a GPU),
-    at most half a minute."""
+    for half a minute at most, or for the 30 blocks that there must be where these take longer."""
     if name == "quick":
         return Protocol(warmup_s=0.05, seconds=0.6, min_blocks=18, precision=None)
     narrow = 0.01 if device == "cuda" else 0.03

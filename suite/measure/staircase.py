@@ -28,7 +28,6 @@ from suite.measure import latency, machine
 from suite.report import style
 from suite.run import cores
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MULTIPLES = (2, 4, 8, 16, 32, 64)
 
@@ -69,8 +68,10 @@ def _kept(layer: Layer, step: int) -> list[int]:
 
 
 def _run(layer: Layer, kept: int, device: str, layout: str, precision: str) -> latency.Run:
-    conv = nn.Conv2d(kept, layer.filters, layer.kernel, layer.stride, layer.kernel // 2).to(device, DTYPES[precision])
-    images = torch.randn(layer.batch, kept, layer.size, layer.size).to(device, DTYPES[precision])
+    conv = nn.Conv2d(kept, layer.filters, layer.kernel, layer.stride, layer.kernel // 2).to(
+        device, latency.DTYPES[precision]
+    )
+    images = torch.randn(layer.batch, kept, layer.size, layer.size).to(device, latency.DTYPES[precision])
     conv.requires_grad_(False).to(memory_format=LAYOUTS[layout])
     return functools.partial(conv, images.to(memory_format=LAYOUTS[layout]))
 
@@ -125,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     result.add_argument(
-        "--precision", nargs="*", choices=tuple(DTYPES), help="default: fp32, on a GPU fp16 and bf16 as well"
+        "--precision", nargs="*", choices=tuple(latency.DTYPES), help="default: fp32, on a GPU fp16 and bf16 as well"
     )
     result.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all cores)")
     result.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
@@ -155,7 +156,7 @@ def _measure(arguments: argparse.Namespace, layer: Layer, console: Console) -> N
     torch.set_num_threads(arguments.threads or cores())
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     device = arguments.device
-    precisions = arguments.precision or (list(DTYPES) if device == "cuda" else ["fp32"])
+    precisions = arguments.precision or (list(latency.DTYPES) if device == "cuda" else ["fp32"])
     with machine.watched(device) as conditions:
         found = climb(layer, device, precisions, arguments.step, arguments.rounds)
     costs = rounding(found)

@@ -27,7 +27,6 @@ from suite.stages import Timed, Timing
 CHOICES = "executions.json"
 """How each layer of the dense and of the packed network was executed, with the times that decided it."""
 TUNED = "tuned"
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +143,7 @@ def _networks(job: Job) -> Networks:
     candidates: dict[str, nn.Module] = {name: packing.deploy(packed, name) for name in every}
     ready = packing.deploy(dense)
     for network in (ready, *candidates.values()):
-        network.to(job.timing.device, _DTYPES[job.timing.precision]).to(memory_format=_layout(job.timing))
+        network.to(job.timing.device, latency.DTYPES[job.timing.precision]).to(memory_format=_layout(job.timing))
     return Networks(dense=ready, candidates=candidates)
 
 
@@ -154,7 +153,7 @@ def _layout(timing: Timing) -> torch.memory_format:
 
 def _images(timing: Timing, shape: tuple[int, ...]) -> Tensor:
     images = torch.randn(timing.batch, *shape, generator=torch.Generator().manual_seed(0))
-    return images.to(timing.device, _DTYPES[timing.precision], memory_format=_layout(timing))
+    return images.to(timing.device, latency.DTYPES[timing.precision], memory_format=_layout(timing))
 
 
 def _leg(networks: Networks, job: Job, leg: records.Leg) -> processes.Found:
@@ -190,7 +189,7 @@ def _peaks_and_bound(job: Job, graph: Graph) -> dict[str, Any]:
     """Peak memory of both networks, and the least time on paper for the packed one."""
     timing, networks = job.timing, _networks(job)
     images = _images(timing, graph.input_shape)
-    dtype = _DTYPES[timing.precision]
+    dtype = latency.DTYPES[timing.precision]
     peak = bounds.measured_peak(timing.device, dtype, job.threads)
     layers = bounds.layer_bounds(graph, packing.plan_of(job.packed), peak, batch=timing.batch, dtype=dtype)
     return {
