@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from suite import export
 from suite import pack as packing
 from suite.measure import latency, networks, processes
 from suite.measure.networks import Network, Shape
+from suite.run.timed_stage import TUNED, executions_of, images_for, placed
 from suite.stages import Timing
 
-ONNX, COMPILED, TENSORRT, TUNED = "onnxruntime", "compile", "tensorrt", "tuned"
+ONNX, COMPILED, TENSORRT = "onnxruntime", "compile", "tensorrt"
 ALSO = (ONNX, COMPILED, TENSORRT)
 """Executions by other compilers, tried on request: each takes a while, and needs something that may not be installed."""
 
@@ -87,22 +88,21 @@ def runs_of(
         raise ValueError("ONNX Runtime is used on the CPU in fp32 only: drop --device and --precision")
     if TENSORRT in job.also and timing.device != "cuda":
         raise ValueError("TensorRT runs on NVIDIA GPUs only: add --device cuda, or drop tensorrt")
-    images = torch.randn(timing.batch, *job.shape, generator=torch.Generator().manual_seed(0))
+    images = images_for(timing, job.shape)
     if network.kind == "onnx":
-        return {ONNX: functools.partial(network.module, images)}, None
+        return {ONNX: functools.partial(network.module, images.contiguous())}, None
     if network.packed is None:
         return {network.kind: _run(network.module, images, timing)}, None
-    grouped = any(len(conv.weights) > 1 for conv in network.packed.convs())
-    every: tuple[packing.Execution, ...] = get_args(packing.Execution) if grouped else ("groups",)
     found: dict[str, latency.Run] = {
-        name: _run(packing.deploy(network.packed, name), images, timing) for name in every if only in ("", name)
+        name: _run(packing.deploy(network.packed, name), images, timing)
+        for name in executions_of(network.packed)
+        if only in ("", name)
     }
     if timing.protocol == "full" and only in ("", TUNED):  # each layer in the way that is fastest here
-        ready = images.to(timing.device, latency.DTYPES[timing.precision])
-        network_here, choice = packing.tuned(network.packed.to(timing.device), ready, choice=choice)
-        found[TUNED] = _prepared(network_here, ready)
+        network_here, choice = packing.tuned(network.packed.to(timing.device), images, choice=choice)
+        found[TUNED] = _prepared(network_here, images)
     if ONNX in job.also and only in ("", ONNX):
-        found[ONNX] = functools.partial(_as_onnx(network.packed, job.shape), images)
+        found[ONNX] = functools.partial(_as_onnx(network.packed, job.shape), images.contiguous())
     for name, compiled in ((COMPILED, _compiled), (TENSORRT, _by_tensorrt)):
         if name in job.also and only in ("", name):
             found[name] = compiled(network.packed, images, timing)
@@ -110,14 +110,7 @@ def runs_of(
 
 
 def _run(module: nn.Module, images: Tensor, timing: Timing) -> latency.Run:
-    return _prepared(*_placed(module, images, timing))
-
-
-def _placed(module: nn.Module, images: Tensor, timing: Timing) -> tuple[nn.Module, Tensor]:
-    layout = torch.channels_last if timing.layout == "channels_last" else torch.contiguous_format
-    dtype = latency.DTYPES[timing.precision]
-    module.to(timing.device, dtype).to(memory_format=layout)
-    return module, images.to(timing.device, dtype, memory_format=layout)
+    return _prepared(placed(module, timing), images)
 
 
 def _prepared(module: Callable[[Tensor], object], images: Tensor) -> latency.Run:
@@ -126,8 +119,7 @@ def _prepared(module: Callable[[Tensor], object], images: Tensor) -> latency.Run
 
 def _compiled(packed: packing.PackedNetwork, images: Tensor, timing: Timing) -> latency.Run:
     """The packed network by torch.compile, which on a CPU needs a C++ compiler."""
-    module, images = _placed(packing.deploy(packed, "groups"), images, timing)
-    compiled = torch.compile(module, dynamic=False)
+    compiled = torch.compile(placed(packing.deploy(packed, "groups"), timing), dynamic=False)
     try:
         with torch.no_grad():
             compiled(images)
@@ -142,7 +134,7 @@ def _by_tensorrt(packed: packing.PackedNetwork, images: Tensor, timing: Timing) 
         import torch_tensorrt
     except ImportError as error:
         raise ValueError("torch_tensorrt is not installed: pip install torch-tensorrt, or drop tensorrt") from error
-    module, images = _placed(packing.deploy(packed, "groups"), images, timing)
+    module = placed(packing.deploy(packed, "groups"), timing)
     engine = torch_tensorrt.compile(module, ir="dynamo", inputs=[images], enabled_precisions={images.dtype})
     return _prepared(engine, images)
 

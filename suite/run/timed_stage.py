@@ -131,35 +131,44 @@ def _networks(job: Job) -> Networks:
     dense network is plain, and the packed one has one execution for all its layers."""
     dense, packed = (packing.load(path, job.timing.device) for path in (job.dense, job.packed))
     if job.timing.protocol == "full":
-        images = _images(job.timing, packing.header(job.packed)["input_shape"])
+        images = images_for(job.timing, packing.header(job.packed)["input_shape"])
         given = job.choices or (None, None)
         (one, its), (other, others) = (
             packing.tuned(network, images, choice=choice)
             for network, choice in zip((dense, packed), given, strict=True)
         )
         return Networks(dense=one, candidates={TUNED: other}, choices=(its, others))
+    candidates: dict[str, nn.Module] = {
+        name: placed(packing.deploy(packed, name), job.timing) for name in executions_of(packed)
+    }
+    return Networks(dense=placed(packing.deploy(dense), job.timing), candidates=candidates)
+
+
+def executions_of(packed: packing.PackedNetwork) -> tuple[packing.Execution, ...]:
+    """Those that differ for this network, each for all its layers."""
     grouped = any(len(conv.weights) > 1 for conv in packed.convs())
-    every: tuple[packing.Execution, ...] = get_args(packing.Execution) if grouped else ("groups",)
-    candidates: dict[str, nn.Module] = {name: packing.deploy(packed, name) for name in every}
-    ready = packing.deploy(dense)
-    for network in (ready, *candidates.values()):
-        network.to(job.timing.device, latency.DTYPES[job.timing.precision]).to(memory_format=_layout(job.timing))
-    return Networks(dense=ready, candidates=candidates)
+    return get_args(packing.Execution) if grouped else ("groups",)
+
+
+def placed(network: nn.Module, timing: Timing) -> nn.Module:
+    """The network itself, on the device and in the precision and layout that are asked for."""
+    return network.to(timing.device, latency.DTYPES[timing.precision]).to(memory_format=_layout(timing))
+
+
+def images_for(timing: Timing, shape: Sequence[int]) -> Tensor:
+    """The batch that is timed, random, placed like the network."""
+    images = torch.randn(timing.batch, *shape, generator=torch.Generator().manual_seed(0))
+    return images.to(timing.device, latency.DTYPES[timing.precision], memory_format=_layout(timing))
 
 
 def _layout(timing: Timing) -> torch.memory_format:
     return torch.channels_last if timing.layout == "channels_last" else torch.contiguous_format
 
 
-def _images(timing: Timing, shape: tuple[int, ...]) -> Tensor:
-    images = torch.randn(timing.batch, *shape, generator=torch.Generator().manual_seed(0))
-    return images.to(timing.device, latency.DTYPES[timing.precision], memory_format=_layout(timing))
-
-
 def _leg(networks: Networks, job: Job, leg: records.Leg) -> processes.Found:
     """Choose the fastest packed execution unless that was done, then measure it beside the dense network."""
     timing = job.timing
-    images = _images(timing, packing.header(job.packed)["input_shape"])
+    images = images_for(timing, packing.header(job.packed)["input_shape"])
 
     def prepare(network: nn.Module) -> latency.Run:
         return latency.captured(network, images) if leg == "graph" else functools.partial(network, images)
@@ -188,7 +197,7 @@ def _columns(found: Sequence[Legs], timing: Timing) -> dict[str, Any]:
 def _peaks_and_bound(job: Job, graph: Graph) -> dict[str, Any]:
     """Peak memory of both networks, and the least time on paper for the packed one."""
     timing, networks = job.timing, _networks(job)
-    images = _images(timing, graph.input_shape)
+    images = images_for(timing, graph.input_shape)
     dtype = latency.DTYPES[timing.precision]
     peak = bounds.measured_peak(timing.device, dtype, job.threads)
     layers = bounds.layer_bounds(graph, packing.plan_of(job.packed), peak, batch=timing.batch, dtype=dtype)
