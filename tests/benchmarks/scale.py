@@ -26,10 +26,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:  # `measure` imports when it is to be measured
+    from suite.run import Context
+    from suite.stages import Pruned, Stage
 
 PARTS = ("list the runs", "find and hash the stages", "what is done (launch)", "status", "status again")
 LEARNING, PLAIN, MODELS, BUDGETS = (
@@ -60,6 +64,43 @@ def memory_mb(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
+def many(count: int) -> list[Pruned]:
+    """About so many runs, of methods that learn and of such that do not."""
+    from suite.grids import cross
+    from suite.schedule import Schedule
+    from suite.stages import Base
+
+    short = Schedule(epochs=2, lr=0.1, weight_decay=0.0)
+    seeds = range(count // (len(MODELS) * BUDGETS * len(LEARNING + PLAIN)))
+    bases = [Base(data="cifar10", model=model, schedule=short, seed=seed) for model in MODELS for seed in seeds]
+    budgets = [(1 + number) / (1 + BUDGETS) for number in range(BUDGETS)]
+    return [
+        run
+        for method in LEARNING + PLAIN
+        for run in cross(bases=bases, method=method, budgets=budgets, finetune=short, learning=short)
+    ]
+
+
+def leave(stage: Stage, number: int, context: Context) -> None:
+    """What a finished stage, or one of a hundred a failed one, leaves."""
+    from suite.stages import identity
+
+    folder = context.folder(stage)
+    folder.mkdir(parents=True)
+    if number % 100 == 0:
+        (folder / "failed.json").write_text(json.dumps({"status": "failed", "reason": "example", "time": 0.0}))
+        return
+    about = {"stage": identity(stage), "label": stage.label}
+    row: dict[str, Any] | None = None
+    if stage.kind in ("pruned", "timed"):
+        row = {"key": stage.key, **about, "seconds": 1.0, "filler": "x" * 1500}
+        (context.results / "rows" / f"{stage.key}.json").write_text(json.dumps(row, indent=1))
+    (folder / "packed.safetensors").write_bytes(b"whole")
+    files = {"packed.safetensors": {"bytes": 5, "sha256": "0" * 64}}
+    done = {**about, "files": files, "result": {"seconds": 1.0}, "row": row}
+    (folder / "done.json").write_text(json.dumps(done, indent=1))
+
+
 def measure(count: int) -> Sizes:
     """All parts, for a grid of `count` runs."""
     import torch  # noqa: F401  (what it takes is measured)
@@ -68,8 +109,7 @@ def measure(count: int) -> Sizes:
     from suite import grids, methods
     from suite.launch.status import Observer
     from suite.run import Context, is_done
-    from suite.schedule import Schedule
-    from suite.stages import Base, Pruned, Stage, Timing, identity
+    from suite.stages import Timing
 
     @contextmanager
     def timed(part: str) -> Iterator[None]:
@@ -78,42 +118,10 @@ def measure(count: int) -> Sizes:
         sizes.seconds[part] = time.process_time() - cpu
         sizes.wall_s += time.perf_counter() - began
 
-    short = Schedule(epochs=2, lr=0.1, weight_decay=0.0)
-    seeds = range(count // (len(MODELS) * BUDGETS * len(LEARNING + PLAIN)))
-
-    def runs() -> list[Pruned]:
-        bases = [Base(data="cifar10", model=model, schedule=short, seed=seed) for model in MODELS for seed in seeds]
-        budgets = [(1 + number) / (1 + BUDGETS) for number in range(BUDGETS)]
-        return [
-            run
-            for method in LEARNING + PLAIN
-            for run in grids.cross(bases=bases, method=method, budgets=budgets, finetune=short, learning=short)
-        ]
-
-    def leave(stage: Stage, number: int, context: Context) -> None:
-        """What a finished stage, or one of a hundred a failed one, leaves."""
-        folder = context.folder(stage)
-        folder.mkdir(parents=True)
-        if number % 100 == 0:
-            (folder / "failed.json").write_text(json.dumps({"status": "failed", "reason": "example", "time": 0.0}))
-            return
-        row: dict[str, Any] | None = None
-        if stage.kind in ("pruned", "timed"):
-            row = {
-                "key": stage.key,
-                "stage": identity(stage),
-                "label": stage.label,
-                "seconds": 1.0,
-                "filler": "x" * 1500,
-            }
-            (context.results / "rows" / f"{stage.key}.json").write_text(json.dumps(row, indent=1))
-        (folder / "packed.safetensors").write_bytes(b"whole")
-        files = {"packed.safetensors": {"bytes": 5, "sha256": "0" * 64}}
-        about = {"stage": identity(stage), "label": stage.label, "files": files, "result": {"seconds": 1.0}, "row": row}
-        (folder / "done.json").write_text(json.dumps(about, indent=1))
-
     methods.discover()  # imports every method's libraries: a second, whatever the grid
-    grid = grids.Grid(title="Scale", about="Nothing.", runs=runs, timings=(Timing(device="cuda", protocol="quick"),))
+    grid = grids.Grid(
+        title="Scale", about="Nothing.", runs=lambda: many(count), timings=(Timing(device="cuda", protocol="quick"),)
+    )
     with timed(PARTS[0]):
         found = grids.runs_of(grid)
     with timed(PARTS[1]):
