@@ -6,19 +6,38 @@ Shapes: O filters, S filter sets (filters tied through residual sums disappear t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from suite.contract import Planner, PruningPlan
+from suite.contract import Planner, Pruner, PruningPlan, State, Task
 from suite.graph import Graph
 from suite.select import same_layers, set_scores, without_sets
 
-DEVIATIONS = (
-    "a run that removes whole filters, tied ones together, has its share of removed filters as a layer's rate; any other its "
-    "share of removed kernels, over tied layers together; rates are scaled until the budget is met, since filters that go "
-    "take the next layer's channels with them"
-)
+
+@dataclass(frozen=True, kw_only=True)
+class Rates(Pruner):
+    """Removes the filters with the smallest `scores`, from each layer the share that the run it follows removed there."""
+
+    granularity = "filter"
+    deviations = (
+        "a run that removes whole filters, tied ones together, has its share of removed filters as a layer's rate; any other its "
+        "share of removed kernels, over tied layers together; rates are scaled until the budget is met, since filters that go "
+        "take the next layer's channels with them"
+    )
+    needs_reference = True
+
+    like: str = ""
+    """The method whose run is followed."""
+
+    def scores(self, model: nn.Module, graph: Graph, task: Task) -> Mapping[str, Tensor]:
+        """Layer -> score [O]."""
+        raise NotImplementedError
+
+    def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
+        """Knob 0.5 gives the followed run's own rates."""
+        return rates_planner(graph, self.scores(model, graph, task), task.reference)
 
 
 def rates_planner(graph: Graph, scores: Mapping[str, Tensor], reference: PruningPlan | None) -> Planner:

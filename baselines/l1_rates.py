@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from baselines._rates import DEVIATIONS, rates_planner
+from baselines._rates import Rates
 from baselines.l1_filter import L1Filter
-from suite.contract import Planner, Pruner, State, Task
+from suite.contract import Task
 from suite.graph import Graph
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1Rates(Pruner):
+class L1Rates(Rates):
     """Removes the filters with the smallest L1 norms, from each layer the share that the run it follows removed there."""
 
-    granularity = "filter"
     source = "control; norms as Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, section 3.1"
-    deviations = DEVIATIONS
-    needs_reference = True
 
-    like: str = ""
-    """The method whose run is followed."""
-
-    def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Knob 0.5 gives the followed run's own rates."""
-        return rates_planner(graph, L1Filter().score(model, graph, state, task), task.reference)
+    def scores(self, model: nn.Module, graph: Graph, task: Task) -> Mapping[str, Tensor]:
+        """The filters' L1 norms."""
+        return L1Filter().score(model, graph, {}, task)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from baselines._rates import DEVIATIONS, rates_planner
+from baselines._rates import Rates
 from baselines.random_filter import RandomFilter
-from suite.contract import Planner, Pruner, State, Task
+from suite.contract import Task
 from suite.graph import Graph
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomRates(Pruner):
+class RandomRates(Rates):
     """Removes random filters, from each layer the share that the run it follows removed there."""
 
-    granularity = "filter"
     source = "control"
-    deviations = DEVIATIONS
-    needs_reference = True
 
-    like: str = ""
-    """The method whose run is followed."""
-
-    def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Knob 0.5 gives the followed run's own rates."""
-        return rates_planner(graph, RandomFilter().score(model, graph, state, task), task.reference)
+    def scores(self, model: nn.Module, graph: Graph, task: Task) -> Mapping[str, Tensor]:
+        """Random, by the run's seed."""
+        return RandomFilter().score(model, graph, {}, task)
