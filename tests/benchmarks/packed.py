@@ -188,6 +188,12 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="time torch.compile as one more dense execution")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
+    named = {f"{target.model} G={target.groups} -{target.removed:.0%}": target for target in TARGETS}
+    wanted = [target for name, target in named.items() if options.only in name]
+    if not wanted:
+        parser.error(f"--only {options.only!r} is in none of: {', '.join(named)}")
+    if options.threads < 1 or (options.batch or 1) < 1:
+        parser.error("--threads and --batch take 1 or more")
     torch.set_num_threads(options.threads)
     console = Console(width=220)
     table = Table(
@@ -196,9 +202,7 @@ def main() -> None:
         title=f"packed beside the fastest dense network, fp32, {options.threads} threads, {platform.machine()}, torch "
         f"{torch.__version__}, {datetime.date.today()}",
     )
-    for target in TARGETS:
-        if options.only not in f"{target.model} G={target.groups} -{target.removed:.0%}":
-            continue
+    for target in wanted:
         batches = (options.batch,) if options.batch else (target.batch,) if options.targets else BATCHES
         for batch in batches:
             line = measure(target, batch, options, console)

@@ -153,6 +153,8 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, default=5.0, metavar="S")
     parser.add_argument("--limit-mb", type=float, default=500.0, metavar="MB")
     arguments = parser.parse_args()
+    if min(arguments.runs) < 100:
+        parser.error(f"--runs {min(arguments.runs)}: it takes 100 or more, a seed of every network, budget and method")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         measured = list(pool.map(measure, sorted(arguments.runs)))
