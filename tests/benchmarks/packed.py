@@ -192,7 +192,7 @@ def main() -> None:
     wanted = [target for name, target in named.items() if options.only in name]
     if not wanted:
         parser.error(f"--only {options.only!r} is in none of: {', '.join(named)}")
-    if options.threads < 1 or (options.batch or 1) < 1:
+    if options.threads < 1 or (options.batch is not None and options.batch < 1):
         parser.error("--threads and --batch take 1 or more")
     torch.set_num_threads(options.threads)
     console = Console(width=220)
