@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
@@ -233,7 +234,7 @@ def test_a_captured_network_lives_as_long_as_its_graph(monkeypatch: pytest.Monke
         monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
     network, images = nn.Linear(2, 2), torch.zeros(1, 2)
     held: list[weakref.ref[object]] = [weakref.ref(network), weakref.ref(images)]
-    run = latency.captured(network, images)
+    run = latency.captured(functools.partial(network, images))
     del network, images
     assert all(one() is not None for one in held)
     del run

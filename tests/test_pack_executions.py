@@ -20,13 +20,24 @@ from suite.graph import Graph
 from suite.measure.memory import peak_bytes
 from suite.pack import Choice, PackedNetwork, deploy, executions, load_choices, pack, save_choices, tuned
 from suite.pack import tune as tuning
-from suite.pack.executions import EXECUTIONS, FusedConv, Layer, Operands, PerGroup, Read, Reorder, Whole, offered
+from suite.pack.executions import (
+    EXECUTIONS,
+    TRITON,
+    FusedConv,
+    Layer,
+    Operands,
+    PerGroup,
+    Read,
+    Reorder,
+    Whole,
+    offered,
+)
 from suite.pack.layers import PackedConv, Take, is_channels_last
 from suite.pack.slices import slice_rank
 
 NETWORKS = (*SMALL, "resnet18", "resnet50", "vgg16_bn")
 DTYPES = (torch.float64, torch.float32)
-ON_CPU = [name for name in EXECUTIONS if name != "triton"]
+ON_CPU = [name for name in EXECUTIONS if name not in TRITON]
 
 
 def packed_of(

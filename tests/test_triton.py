@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import pytest
@@ -12,7 +14,7 @@ from test_pack_executions import packed_of
 from torch import Tensor, nn
 
 from suite.pack import tuned
-from suite.pack.executions import EXECUTIONS, Layer, Operands, Read, offered, positions
+from suite.pack.executions import EXECUTIONS, TRITON, Layer, Operands, Read, offered, positions
 from suite.pack.layers import PackedConv
 from suite.pack.tune import tolerance
 
@@ -35,10 +37,19 @@ def triton_conv() -> Iterator[ModuleType]:
 
 
 @torch.no_grad()
-def layer_of(kernel: int, stride: int, relu: bool, filters_G: list[int], dtype: torch.dtype, extra: int = 0) -> Layer:
+def layer_of(
+    kernel: int,
+    stride: int,
+    relu: bool,
+    filters_G: list[int],
+    dtype: torch.dtype,
+    *,
+    extra: int = 0,
+    reads_G: Sequence[Tensor] | None = None,
+) -> Layer:
     """A layer on 40 channels whose groups keep 37, 9 and 1 of them; `extra` channels of its sum get nothing from it."""
     generator = torch.Generator().manual_seed(kernel + stride)
-    reads_G = [torch.randperm(40, generator=generator)[:count] for count in (37, 9, 1)]
+    reads_G = [*(reads_G or [torch.randperm(40, generator=generator)[:count] for count in (37, 9, 1)])]
     conv = PackedConv(nn.Conv2d(40, sum(filters_G), kernel, stride, kernel // 2), reads_G, filters_G, 40)
     for parameter in conv.parameters():
         parameter.normal_(0, 0.2, generator=generator)
@@ -54,20 +65,51 @@ def in_order(built: tuple[nn.Module, Tensor], layer: Layer, *inputs: Tensor) -> 
     return Read(positions(torch.arange(layer.width), built[1]), got.shape[1]).to(DEVICE)(got)
 
 
+SLICES = [torch.arange(3, 37), torch.arange(36, 40), torch.arange(12)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=ON_CUDA)])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize(
+    ("execution", "kernel", "stride"),
+    [*itertools.product(["triton"], [1, 3], [1, 2]), *((name, 3, 1) for name in TRITON if name != "triton")],
+)
 @torch.no_grad()
-def test_one_kernel_computes_all_groups(triton_conv: ModuleType, kernel: int, stride: int, dtype: torch.dtype) -> None:
-    layer = layer_of(kernel, stride, relu=kernel == 3, filters_G=[70, 5, 16], dtype=dtype)
-    columns_C = torch.cat([torch.randperm(40), torch.tensor([-1, -1])])
-    x = torch.randn(2, 42, 7, 9).to(DEVICE, dtype)
-    operands = Operands(x=x, columns_C=columns_C)
-    got = in_order(triton_conv.kernel(layer, operands), layer, x)
+def test_one_kernel_computes_all_groups(
+    triton_conv: ModuleType, execution: str, kernel: int, stride: int, sliced: bool, dtype: torch.dtype
+) -> None:
+    """Channels by index, and slices, whose vectors hold channels that the group does not read, or that are padding."""
+    reads_G = SLICES if sliced else None
+    layer = layer_of(kernel, stride, relu=kernel == 3, filters_G=[70, 5, 16], dtype=dtype, reads_G=reads_G)
+    columns_C = torch.arange(48) if sliced else torch.cat([torch.randperm(40), torch.tensor([-1, -1])])
+    x = torch.randn(2, len(columns_C), 7, 9).to(DEVICE, dtype)
+    x[:, 40:] = 0
+    operands = Operands(x=x, columns_C=torch.where(columns_C < 40, columns_C, -1))
+    module, rows = triton_conv.kernel(layer, operands, execution)
+    assert module.sliced == (sliced or (execution == "triton_whole" and len(columns_C) % 8 == 0))
+    got = in_order((module, rows), layer, x)
     expected = in_order(EXECUTIONS["groups"](layer, operands), layer, x)
     assert got.shape == expected.shape == (2, 91, *((7, 9) if stride == 1 else (4, 5)))
     assert float((got - expected).abs().max()) < TOLERANCE[dtype] * float(expected.abs().max())
     assert float(expected.abs().max()) > 0.5
+
+
+@pytest.mark.parametrize("filters", [16, 21])
+@pytest.mark.parametrize("add", [False, True])
+@torch.no_grad()
+def test_one_group_writes_its_output_as_it_stands(triton_conv: ModuleType, filters: int, add: bool) -> None:
+    layer = layer_of(1, 1, True, [filters], torch.float32, reads_G=[torch.arange(40)])
+    x, other = (torch.randn(2, channels, 7, 9).to(DEVICE) for channels in (40, filters))
+    operands = Operands(x=x, columns_C=torch.arange(40))
+    inputs = [x]
+    if add:
+        operands = dataclasses.replace(operands, other=other, other_columns_C=torch.randperm(filters))
+        inputs.append(other)
+    module, rows = triton_conv.kernel(layer, operands)
+    assert (module.conv if add else module).direct == (len(rows) % 8 == 0)
+    got = in_order((module, rows), layer, *inputs)
+    expected = in_order(EXECUTIONS["groups"](layer, operands), layer, *(one.clone() for one in inputs))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("held", ["all", "some", "padded"])
@@ -87,14 +129,18 @@ def test_the_sum_is_part_of_the_kernel(triton_conv: ModuleType, relu: bool, held
 
 
 def test_where_the_kernel_is_offered(triton_conv: ModuleType) -> None:
-    layer = layer_of(3, 1, True, [4, 4, 4], torch.float32)
     x = torch.randn(1, 40, 4, 4)
-    assert triton_conv.takes(layer, Operands(x=x, columns_C=torch.arange(40)))
-    assert not triton_conv.takes(layer, Operands(x=x.double(), columns_C=torch.arange(40)))
-    assert not triton_conv.takes(
-        layer_of(5, 1, True, [4, 4, 4], torch.float32), Operands(x=x, columns_C=torch.arange(40))
-    )
-    assert "triton" not in offered(layer, Operands(x=x, columns_C=torch.arange(40)))
+    operands = Operands(x=x, columns_C=torch.arange(40))
+
+    def names(kernel: int, filters_G: list[int], dtype: torch.dtype = torch.float32) -> list[str]:
+        layer = layer_of(kernel, 1, True, filters_G, dtype, reads_G=[torch.arange(40)] * len(filters_G))
+        return triton_conv.offered(layer, dataclasses.replace(operands, x=x.to(dtype)))
+
+    assert names(3, [4, 4, 4]) == ["triton", "triton_narrow", "triton_whole"]
+    assert names(1, [64]) == ["triton"]
+    assert names(1, [65]) == ["triton", "triton_wide"]
+    assert names(5, [4, 4, 4]) == names(3, [4], torch.float64) == []
+    assert not set(offered(layer_of(3, 1, True, [4, 4, 4], torch.float32), operands)) & set(TRITON), "not on a CPU"
 
 
 def test_the_kernel_needs_cuda() -> None:

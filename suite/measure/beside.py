@@ -46,27 +46,50 @@ class Job:
     """Of `ALSO`, tried for each network that the suite has packed, dense ones included."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one process found: the comparison with the fastest execution of the dense network, and the choices made or given.
+
+    dense_executions_ms   of all that were tried, empty when there was one
+    """
+
+    dense_execution: str
+    dense_executions_ms: dict[str, float]
+    found: processes.Found
+    choices: tuple[packing.Choice | None, ...]
+
+    def about_dense(self) -> dict[str, Any]:
+        """Its columns of a row."""
+        return {"dense_execution": self.dense_execution, "dense_executions_ms": self.dense_executions_ms}
+
+
 def columns(job: Job) -> dict[str, Any]:
     """The columns of a latency row: as many processes as the protocol asks for, the first chooses the executions."""
-    dense_execution, first, choices = measure(job)
-    again = dataclasses.replace(job, executions=(dense_execution, first.execution), choices=choices)
+    first = measure(job)
+    executions = first.dense_execution, first.found.execution
+    again = dataclasses.replace(job, executions=executions, choices=first.choices)
     count = latency.protocol(job.timing.protocol, job.timing.device).processes
-    others = [processes.in_fresh_process(measure, again)[1] for _ in range(1, count)]
+    others = [processes.in_fresh_process(measure, again).found for _ in range(1, count)]
     about = {name: getattr(job.timing, name) for name in ("device", "batch", "precision", "layout", "protocol")}
-    return {**about, **processes.columns([first, *others], job.timing.device), "dense_execution": dense_execution}
+    return {**about, **processes.columns([first.found, *others], job.timing.device), **first.about_dense()}
 
 
 @torch.inference_mode()
-def measure(job: Job) -> tuple[str, processes.Found, tuple[packing.Choice | None, ...]]:
-    """The dense network's fastest execution, the comparison with it, in this process, and the choices made or given."""
+def measure(job: Job) -> Measured:
+    """Both networks, in this process."""
     torch.set_num_threads(job.threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     timing = job.timing
     given = zip((job.dense, job.network), job.executions or ("", ""), job.choices or (None, None), strict=True)
     (dense, its), (other, others) = (runs_of(_load(name, job), job, only, choice) for name, only, choice in given)
-    chosen, _ = latency.fastest(dense, timing.device) if len(dense) > 1 else (next(iter(dense)), {})
+    chosen, milliseconds = latency.fastest(dense, timing.device) if len(dense) > 1 else (next(iter(dense)), {})
     protocol = latency.protocol(timing.protocol, timing.device)
-    return chosen, processes.choose_and_compare(dense[chosen], other, timing.device, protocol), (its, others)
+    return Measured(
+        dense_execution=chosen,
+        dense_executions_ms=milliseconds,
+        found=processes.choose_and_compare(dense[chosen], other, timing.device, protocol),
+        choices=(its, others),
+    )
 
 
 def _load(name: str, job: Job) -> Network:
@@ -114,7 +137,8 @@ def _run(module: nn.Module, images: Tensor, timing: Timing) -> latency.Run:
 
 
 def _prepared(module: Callable[[Tensor], object], images: Tensor) -> latency.Run:
-    return latency.captured(module, images) if images.is_cuda else functools.partial(module, images)
+    run = functools.partial(module, images)
+    return latency.captured(run) if images.is_cuda else run
 
 
 def _compiled(packed: packing.PackedNetwork, images: Tensor, timing: Timing) -> latency.Run:

@@ -11,6 +11,7 @@ pruning: latency does not depend on the weights. Every row says so.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -30,10 +31,13 @@ from suite import pack as packing
 from suite.contract import Budget, PruningPlan
 from suite.files import write_json
 from suite.graph import Graph
-from suite.measure import staircase
+from suite.measure import beside, processes, staircase
 from suite.run import timed_stage
 from suite.select import channel_planner, filter_planner, meet
 from suite.stages import Timing
+
+_HEADLINE = 2
+"""Cases that are also tried under torch.compile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,28 +90,55 @@ def random_plan(graph: Graph, groups: int, cut: float, seed: int = 0) -> Pruning
     return meet(channel_planner(order, member), graph, Budget(share=cut)).plan
 
 
-def time_case(case: Case) -> dict[str, Any]:
-    """The latency columns of a case, by the protocol of its timing."""
+def _saved(case: Case, folder: Path) -> tuple[Graph, PruningPlan, Path, Path]:
+    """The dense and the packed network of a case, as files."""
     torch.manual_seed(0)
     model, shape = models.build(case.model, case.classes).eval(), (3, case.size, case.size)
     graph = Graph(model, shape)
     plan = random_plan(graph, case.groups, case.cut)
-    with tempfile.TemporaryDirectory() as scratch:
-        dense, packed = Path(scratch) / "dense", Path(scratch) / "packed"
-        for path, what in ((dense, PruningPlan({})), (packed, plan)):
-            about: dict[str, Any] = {"model": case.model, "classes": case.classes, "input_shape": shape, "about": {}}
-            packing.save(packing.pack(model, graph, what), path, **about)
-        job = timed_stage.Job(dense=dense, packed=packed, timing=case.timing, threads=torch.get_num_threads())
-        columns, choices = timed_stage.measured_columns(job, graph)
+    dense, packed = folder / "dense", folder / "packed"
+    for path, what in ((dense, PruningPlan({})), (packed, plan)):
+        about: dict[str, Any] = {"model": case.model, "classes": case.classes, "input_shape": shape, "about": {}}
+        packing.save(packing.pack(model, graph, what), path, **about)
+    return graph, plan, dense, packed
+
+
+def _about(case: Case, graph: Graph, plan: PruningPlan) -> dict[str, Any]:
     return {
         "case": case.name,
         "plan": f"random, {case.groups} groups, seed 0; weights as initialised",
         "theoretical_x": graph.dense_macs.total / graph.macs(plan).total,
         **{name: getattr(case.timing, name) for name in ("batch", "precision", "layout", "protocol")},
-        **columns,
-        "layer_ms": [choice.layer_ms for choice in choices],
         "provenance": records.provenance(case.timing.device),
     }
+
+
+def time_case(case: Case) -> dict[str, Any]:
+    """The latency columns of a case, eager and as a graph, by the protocol of its timing; every layer's times."""
+    with tempfile.TemporaryDirectory() as scratch:
+        graph, plan, dense, packed = _saved(case, Path(scratch))
+        job = timed_stage.Job(dense=dense, packed=packed, timing=case.timing, threads=torch.get_num_threads())
+        columns, choices = timed_stage.measured_columns(job, graph)
+    return {**_about(case, graph, plan), **columns, "layer_ms": [choice.layer_ms for choice in choices]}
+
+
+def compile_case(case: Case) -> dict[str, Any]:
+    """Both networks by torch.compile too, in graphs and in one process: the fastest of each stand beside each other."""
+    with tempfile.TemporaryDirectory() as scratch:
+        graph, plan, dense, packed = _saved(case, Path(scratch))
+        shape = (graph.input_shape[0], graph.input_shape[1], graph.input_shape[2])
+        job = beside.Job(
+            network=str(packed),
+            dense=str(dense),
+            classes=case.classes,
+            shape=shape,
+            timing=case.timing,
+            threads=torch.get_num_threads(),
+            also=(beside.COMPILED,),
+        )
+        measured = beside.measure(job)
+    columns = processes.columns([measured.found], case.timing.device)
+    return {**_about(case, graph, plan), **columns, **measured.about_dense(), "leg": "one process"}
 
 
 def climb(kernel: int, device: str, smoke: bool, results: Path) -> dict[str, Any]:
@@ -121,6 +152,18 @@ def climb(kernel: int, device: str, smoke: bool, results: Path) -> dict[str, Any
     if staircase.main([*options, f"--device={device}", f"--results={results}"]):
         raise ValueError(f"the staircase of a {kernel}x{kernel} convolution failed")
     return {"kernel": kernel, "arguments": options, "provenance": records.provenance(device)}
+
+
+def pieces_of(device: Literal["cpu", "cuda"], smoke: bool, results: Path) -> dict[str, Callable[[], dict[str, Any]]]:
+    """By name, what matters most first."""
+    first, others = cases(device, smoke)[:_HEADLINE], cases(device, smoke)[_HEADLINE:]
+    pieces = {case.name: functools.partial(time_case, case) for case in first}
+    if device == "cuda":
+        pieces |= {f"{case.name}_compiled": functools.partial(compile_case, case) for case in first}
+    pieces |= {
+        f"staircase_{kernel}x{kernel}": functools.partial(climb, kernel, device, smoke, results) for kernel in (1, 3)
+    }
+    return pieces | {case.name: functools.partial(time_case, case) for case in others}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -147,11 +190,7 @@ def main() -> int:
     except ValueError as error:
         sys.stderr.write(f"suite.measure.gpu: {error}, or try --device cpu --smoke\n")
         return 2
-    pieces: dict[str, Callable[[], dict[str, Any]]] = {}
-    for case in cases("cuda" if device == "cuda" else "cpu", arguments.smoke):
-        pieces[case.name] = lambda case=case: time_case(case)  # type: ignore[misc]
-    for kernel in (1, 3):
-        pieces[f"staircase_{kernel}x{kernel}"] = lambda kernel=kernel: climb(kernel, device, arguments.smoke, results)  # type: ignore[misc]
+    pieces = pieces_of("cuda" if device == "cuda" else "cpu", arguments.smoke, results)
     paths = {name: results / "gpu" / f"{device}_{name}.json" for name in pieces}
     for name, piece in pieces.items():
         if paths[name].is_file():

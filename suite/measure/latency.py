@@ -17,7 +17,6 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from scipy.stats import bootstrap
-from torch import Tensor
 
 Run = Callable[[], object]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -186,21 +185,21 @@ def _time(run: Run, repeats: int, device: str) -> float:
 
 
 @torch.inference_mode()
-def captured(module: Callable[[Tensor], object], images: Tensor) -> Run:
-    """One forward pass as a CUDA graph: no launch cost is left in it."""
+def captured(run: Run) -> Run:
+    """What `run` does on the GPU, a forward pass, as a CUDA graph: no launch cost is left in it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            module(images)
+            run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        module(images)
+        run()
 
-    def replay() -> tuple[object, Tensor]:
+    def replay() -> Run:
         graph.replay()
-        return module, images  # the graph reads their memory, and does not keep it
+        return run  # the graph reads the memory of its network and images, and does not keep it
 
     return replay
 

@@ -8,6 +8,7 @@ the packed network each one is, -1 for padding. So an execution is free to put o
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ WIDEST = 1.25
 """Channels of an output that is rounded up, as a multiple of its own: all that follows gets wider with it."""
 PIECE = 2**18
 """Elements that are gathered at a time; on a CPU this many stay in the cache."""
+VECTOR = 8
+"""Channels that a GPU moves at once (16 bytes of fp16) and that its matrix units want: outputs there have a multiple."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +102,19 @@ class Read(nn.Module):
         return x.index_fill(1, self.missing, 0) if len(self.missing) else x
 
 
+def vectors(rows: Tensor, x: Tensor) -> Tensor:
+    """Filled up with -1 to a multiple of `VECTOR` on a GPU."""
+    return F.pad(rows, (0, -len(rows) % VECTOR), value=-1) if x.is_cuda else rows
+
+
 def fusible(x: Tensor) -> bool:
     """Whether oneDNN can compute convolution, bias, sum and ReLU in one pass here, on weights that are laid out ahead."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def cudnn_fusible(x: Tensor) -> bool:
+    """Whether cuDNN may compute convolution, bias, sum and ReLU in one pass here; for some shapes it then says that it cannot."""
+    return x.is_cuda and x.dtype != torch.float64 and torch.backends.cudnn.is_available()
 
 
 class FusedConv(nn.Module):
@@ -119,6 +132,7 @@ class FusedConv(nn.Module):
         )  # as oneDNN's operators take it
         self.relu = relu
         self.fused = fusible(x)
+        self.by_cudnn = relu and cudnn_fusible(x)
         layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
         weight = weight_OIkk.contiguous(memory_format=layout)
         if self.fused:
@@ -131,6 +145,8 @@ class FusedConv(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor | None = None, in_place: bool = False) -> Tensor:
         after = "relu" if self.relu else "none"
+        if self.by_cudnn and (fused := self._cudnn(x, other)) is not None:
+            return fused
         if not self.fused:
             padding, stride, dilation, groups = self.window
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
@@ -143,6 +159,20 @@ class FusedConv(nn.Module):
         if in_place:
             return ops._convolution_pointwise_(other, x, self.weight, self.bias, *self.window, *sum_then)
         return ops._convolution_pointwise(x, other, self.weight, self.bias, *self.window, *sum_then)
+
+    def _cudnn(self, x: Tensor, other: Tensor | None) -> Tensor | None:
+        """In one pass, None where cuDNN has none for these shapes; it is not asked again."""
+        padding, stride, dilation, groups = self.window
+        window = stride, padding, dilation, groups
+        try:
+            if other is None:
+                return torch.cudnn_convolution_relu(x, self.weight, self.bias, *window)
+            return torch.cudnn_convolution_add_relu(x, self.weight, other, 1.0, self.bias, *window)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.by_cudnn = False
+            return None
 
 
 class Reorder(nn.Module):
@@ -281,16 +311,17 @@ def whole(layer: Layer, operands: Operands) -> Built:
 
 def union(layer: Layer, operands: Operands) -> Built:
     """One dense convolution over the union of the kept channels, 0 where a group does not read."""
-    return _one(layer, operands, torch.cat(layer.reads_G).unique())
+    reads_I = torch.cat(layer.reads_G).unique()
+    gathered = not bool((positions(reads_I, operands.columns_C).diff() == 1).all())
+    return _one(layer, operands, vectors(reads_I, operands.x) if gathered else reads_I)
 
 
 def output_order(layer: Layer, operands: Operands) -> Tensor:
     """The order of output channels that costs nothing where any will do: that of what is added, else what the reader likes."""
     every = torch.arange(layer.width)
     held = operands.other_columns_C
-    return (
-        every[layer.rank.argsort(stable=True)] if held is None else torch.cat([held, every[~torch.isin(every, held)]])
-    )
+    free = every[layer.rank.argsort(stable=True)]
+    return vectors(free if held is None else torch.cat([held, every[~torch.isin(every, held)]]), operands.x)
 
 
 def _one(layer: Layer, operands: Operands, reads_I: Tensor) -> Built:
@@ -304,6 +335,8 @@ def groups(layer: Layer, operands: Operands) -> Built:
     """One convolution per group on the channels that it keeps: a slice where they stand side by side, else gathered."""
     rows_G = [places[layer.rank[places].argsort(stable=True)] for places in layer.places_G()]
     convs, reads, alone = [], [], operands.other is None
+    if alone:  # the last group's filters are filled up so that all of them are whole vectors
+        rows_G[-1] = vectors(torch.cat(rows_G), operands.x)[sum(map(len, rows_G[:-1])) :]
     for rows, channels in zip(rows_G, layer.reads_G, strict=True):
         position = positions(channels, operands.columns_C).sort().values
         reads.append(Read(position, len(operands.columns_C)))
@@ -353,11 +386,14 @@ def _group_size(layer: Layer, operands: Operands, multiple: int) -> int:
     return -(-max(least, *layer.conv.filters_G) // multiple) * multiple
 
 
-def one_kernel(layer: Layer, operands: Operands) -> Built:
-    """All groups in one Triton kernel, which reads and writes channels where they are."""
+def one_kernel(layer: Layer, operands: Operands, execution: str) -> Built:
+    """All groups in one Triton kernel, which reads and writes channels where they are; `execution` names its tiles."""
     from suite.pack import triton_conv  # only where there is CUDA
 
-    return triton_conv.kernel(layer, operands)
+    return triton_conv.kernel(layer, operands, execution)
+
+
+TRITON = ("triton", "triton_wide", "triton_narrow", "triton_whole")
 
 
 EXECUTIONS: dict[str, Callable[[Layer, Operands], Built]] = {
@@ -366,7 +402,7 @@ EXECUTIONS: dict[str, Callable[[Layer, Operands], Built]] = {
     "groups": groups,
     "padded": padded,
     "rounded": rounded,
-    "triton": one_kernel,
+    **{name: functools.partial(one_kernel, execution=name) for name in TRITON},
 }
 
 
@@ -386,7 +422,7 @@ def offered(layer: Layer, operands: Operands) -> tuple[str, ...]:
     if operands.x.is_cuda and has_triton():
         from suite.pack import triton_conv
 
-        names += ["triton"] if triton_conv.takes(layer, operands) else []
+        names += triton_conv.offered(layer, operands)
     return tuple(names)
 
 

@@ -1,100 +1,154 @@
-"""All filter groups of a layer in one Triton kernel: it reads each group's channels through an index, convolves, adds bias and
+"""All filter groups of a layer in one Triton kernel: it reads each group's channels where they are, convolves, adds bias and
 residual sum, applies the ReLU and writes at the filters' positions, so that nothing is gathered, concatenated or scattered.
 
 Shapes: N images, H W pixels of the input, P pixels of the output of all images, C channels of the input, D of the output,
-F filters and R read channels of a group, T kernel taps.
+F filters of one tile and R channels that they read, T kernel taps.
 
 1x1 and 3x3 kernels, any stride, channels_last; fp32 (TF32 where torch allows it), fp16, bf16, all summed in fp32.
+
+Where every group reads one slice of the channels, 16 bytes are loaded at once; else each channel by its index. Where one set of
+filters is the whole output in its order, 16 bytes are stored at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from suite.pack.executions import Built, Layer, Operands, output_order, positions
+from suite.pack.executions import VECTOR, Built, Layer, Operands, output_order, positions
 
-_TILE_P, _TILE_F, _TILE_R = 128, 64, 32
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """What one program computes: `filters` at `pixels`, from `reads` channels at a time, with so many warps."""
+
+    pixels: int
+    filters: int
+    reads: int
+    warps: int
+
+
+TILES = {
+    "triton": Tile(pixels=128, filters=64, reads=32, warps=4),
+    "triton_wide": Tile(pixels=128, filters=128, reads=32, warps=8),
+    "triton_narrow": Tile(pixels=128, filters=32, reads=32, warps=4),
+    "triton_whole": Tile(pixels=128, filters=64, reads=32, warps=4),
+}
+"""By execution. "triton_whole" computes all filters from every channel that any of them reads, as one group."""
 
 
 @triton.jit
 def _convolve(  # type: ignore[no-untyped-def]
     x, weight, bias, other, out, reads, places, tiles,
-    height, width, channels, out_height, out_width, out_channels, pixels, stride, padding,
-    SIDE: tl.constexpr, ADD: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    tile_count, height, width, channels, out_height, out_width, out_channels, pixels,
+    SIDE: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, SLICED: tl.constexpr, DIRECT: tl.constexpr,
+    ADD: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
     TILE_P: tl.constexpr, TILE_F: tl.constexpr, TILE_R: tl.constexpr,
 ):  # fmt: skip
-    """Output tile [TILE_P pixels, TILE_F filters of one group]. `tiles` has a row a filter tile: where the group's channels begin
-    among `reads`, how many there are, where its weights begin, its first filter, how many it has, and the tile's first."""
-    row = tiles + tl.program_id(1) * 6
-    read_start, read_count = tl.load(row), tl.load(row + 1)
-    weight_start, filter_start, filter_count, first = (
-        tl.load(row + 2),
-        tl.load(row + 3),
-        tl.load(row + 4),
-        tl.load(row + 5),
-    )
-    p = tl.program_id(0) * TILE_P + tl.arange(0, TILE_P)
-    f = first + tl.arange(0, TILE_F)
+    """Output tile [TILE_P pixels, TILE_F filters]. `tiles` has a row for each tile of filters: where its channels begin, how
+    many there are, where its weights [T, R, F] begin, its first filter, and how many it has. `channels` and `out_channels` are
+    counted in IN and OUT, which divide them."""
+    row = (
+        tiles + tl.program_id(0) % tile_count * 5
+    )  # tiles of the same pixels run side by side, and share what they read
+    read_start, read_count, weight_start = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    filter_start, filter_count = tl.load(row + 3), tl.load(row + 4)
+    if SLICED:
+        read_start, read_count = tl.multiple_of(read_start, IN), tl.multiple_of(read_count, IN)
+    if DIRECT:
+        filter_start, filter_count = tl.multiple_of(filter_start, 16), tl.multiple_of(filter_count, OUT)
+    p = tl.program_id(0) // tile_count * TILE_P + tl.arange(0, TILE_P)
+    f = tl.arange(0, TILE_F)
+    r = tl.arange(0, TILE_R)
     has_p, has_f = p < pixels, f < filter_count
     image, y, z = p // (out_height * out_width), p // out_width % out_height, p % out_width
+    steps = (read_count + TILE_R - 1) // TILE_R
+    block = weight + tl.multiple_of(weight_start, 16) + r[:, None] * TILE_F + f[None, :]
     total = tl.full((TILE_P, TILE_F), 0.0, dtype=tl.float32)
-    for tap in range(SIDE * SIDE):
-        h, w = y * stride - padding + tap // SIDE, z * stride - padding + tap % SIDE
-        inside = has_p & (h >= 0) & (h < height) & (w >= 0) & (w < width)
-        pixel = ((image * height + h) * width + w).to(tl.int64) * channels
-        for start in range(0, read_count, TILE_R):
-            r = start + tl.arange(0, TILE_R)
-            has_r = r < read_count
-            channel = tl.load(reads + read_start + r, mask=has_r, other=0)
-            a = tl.load(x + pixel[:, None] + channel[None, :], mask=inside[:, None] & has_r[None, :], other=0.0)
-            at = weight_start + (tap * read_count + r)[:, None] * filter_count + f[None, :]
-            b = tl.load(weight + at, mask=has_r[:, None] & has_f[None, :], other=0.0)
-            total = tl.dot(a, b, total, input_precision=PRECISION)
+    for step in range(SIDE * SIDE * steps):
+        tap, at = step // steps, step % steps * TILE_R
+        if SIDE == 1 and STRIDE == 1 and PADDING == 0:
+            inside, pixel = has_p, p
+        else:
+            h, w = y * STRIDE - PADDING + tap // SIDE, z * STRIDE - PADDING + tap % SIDE
+            inside = has_p & (h >= 0) & (h < height) & (w >= 0) & (w < width)
+            pixel = (image * height + h) * width + w
+        has_r = at + r < read_count
+        channel = read_start + at + r if SLICED else tl.load(reads + read_start + at + r, mask=has_r, other=0)
+        place = pixel.to(tl.int64)[:, None] * (channels * IN) + channel[None, :]
+        a = tl.load(x + place, mask=inside[:, None] & has_r[None, :], other=0.0)
+        b = tl.load(block + step * (TILE_R * TILE_F))
+        total = tl.dot(a, b, total, input_precision=PRECISION)
     total += tl.load(bias + filter_start + f, mask=has_f, other=0.0).to(tl.float32)[None, :]
-    place = tl.load(places + filter_start + f, mask=has_f, other=0)
-    at = p.to(tl.int64)[:, None] * out_channels + place[None, :]
+    column = filter_start + f if DIRECT else tl.load(places + filter_start + f, mask=has_f, other=0)
+    place = p.to(tl.int64)[:, None] * (out_channels * OUT) + column[None, :]
     mask = has_p[:, None] & has_f[None, :]
     if ADD:
-        total += tl.load(other + at, mask=mask, other=0.0).to(tl.float32)
+        total += tl.load(other + place, mask=mask, other=0.0).to(tl.float32)
     if RELU:
         total = tl.maximum(total, 0.0)
-    tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Filters that read the same channels: positions in the output, and in the input."""
+
+    places: Tensor
+    reads: Tensor
+
+    def aligned(self, width: int) -> _Part:
+        """Reads whole vectors, of which some channels get weights of 0."""
+        low, high = int(self.reads[0]) // VECTOR * VECTOR, -(-int(self.reads[-1] + 1) // VECTOR) * VECTOR
+        return _Part(places=self.places, reads=torch.arange(low, min(high, width)))
 
 
 class TritonConv(nn.Module):
     """[N, C, H, W] and, where there is a sum, what is added -> [N, D, H', W'], in channels_last."""
 
-    def __init__(self, layer: Layer, operands: Operands, rows_D: Tensor) -> None:
+    def __init__(self, layer: Layer, operands: Operands, rows_D: Tensor, execution: str) -> None:
         super().__init__()
-        conv = layer.conv
-        self.side = conv.weights[0].shape[-1]
-        self.stride, self.padding, self.relu = int(conv.stride[0]), int(conv.padding[0]), layer.relu
-        self.filters = len(rows_D)
-        rest = rows_D[~torch.isin(rows_D, layer.place_O)]
-        places = [positions(place, rows_D) for place in layer.places_G()]
-        biases = [*layer.bias_O().split(conv.filters_G)]
-        reads = [positions(channels, operands.columns_C) for channels in layer.reads_G]
-        weights_TRF = [weight.permute(2, 3, 1, 0).flatten() for weight in conv.weights]
-        if len(rest):  # channels of the sum that no filter adds to: filters that read nothing
-            places.append((~torch.isin(rows_D, layer.place_O)).nonzero()[:, 0])
-            biases.append(biases[0].new_zeros(len(rest)))
-            reads.append(reads[0][:0])
-            weights_TRF.append(weights_TRF[0][:0])
-        tiles = []
+        conv, self.tile = layer.conv, TILES[execution]
+        self.side, self.stride, self.padding = conv.weights[0].shape[-1], int(conv.stride[0]), int(conv.padding[0])
+        self.relu, self.filters = layer.relu, len(rows_D)
+        width = len(operands.columns_C)
+        parts = _parts(layer, operands, rows_D, merged=execution == "triton_whole")
+        self.vector_in = VECTOR if width % VECTOR == 0 else 1
+        self.vector_out = VECTOR if len(rows_D) % VECTOR == 0 else 1
+        self.sliced = self.vector_in > 1 and all(bool((part.reads.diff() == 1).all()) for part in parts)
+        self.direct = self.vector_out > 1 and len(parts) == 1
+        if self.sliced:
+            parts = [part.aligned(width) if len(part.reads) else part for part in parts]
+        tiles, weights, biases = [], [], []
         read_at = weight_at = filter_at = 0
-        for place, channels, taps in zip(places, reads, weights_TRF, strict=True):
-            for first in range(0, len(place), _TILE_F):
-                tiles.append((read_at, len(channels), weight_at, filter_at, len(place), first))
-            read_at, weight_at, filter_at = read_at + len(channels), weight_at + len(taps), filter_at + len(place)
-        buffers = {"weight": torch.cat(weights_TRF), "bias": torch.cat(biases), "tiles": torch.tensor(tiles).int()}
-        buffers |= {"reads": torch.cat(reads).int(), "places": torch.cat(places).int()}
+        for part in parts:
+            for places in part.places.split(self.tile.filters):
+                weight, bias = self._weight_TRF(layer, rows_D[places], operands.columns_C[part.reads])
+                start = int(part.reads[0]) if self.sliced and len(part.reads) else read_at
+                tiles.append((start, len(part.reads), weight_at, filter_at, len(places)))
+                weights.append(weight.flatten())
+                biases.append(bias)
+                weight_at, filter_at = weight_at + weight.numel(), filter_at + len(places)
+            read_at += len(part.reads)
+        buffers = {"weight": torch.cat(weights), "bias": torch.cat(biases), "tiles": torch.tensor(tiles).int()}
+        buffers |= {"reads": torch.cat([part.reads for part in parts]).int()}
+        buffers |= {"places": torch.cat([part.places for part in parts]).int()}
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor.to(operands.x.device), persistent=False)
+
+    def _weight_TRF(self, layer: Layer, rows_F: Tensor, reads_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of one tile, filled up with 0 to whole blocks, and its bias."""
+        weight, bias = layer.weight_OIkk(rows_F, reads_R)
+        weight_TRF = weight.permute(2, 3, 1, 0).flatten(0, 1)
+        missing = -len(reads_R) % self.tile.reads, self.tile.filters - len(rows_F)
+        return F.pad(weight_TRF, (0, missing[1], 0, missing[0])), bias
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -104,15 +158,32 @@ class TritonConv(nn.Module):
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         added = x if other is None else other.contiguous(memory_format=torch.channels_last)
         buffers: Any = self
-        pixels = count * size[0] * size[1]
-        _convolve[triton.cdiv(pixels, _TILE_P), len(buffers.tiles)](
+        pixels, tiles, tile = count * size[0] * size[1], len(buffers.tiles), self.tile
+        _convolve[(triton.cdiv(pixels, tile.pixels) * tiles,)](
             x, buffers.weight, buffers.bias, added, out, buffers.reads, buffers.places, buffers.tiles,
-            height, width, channels, *size, self.filters, pixels, self.stride, self.padding,
-            SIDE=self.side, ADD=other is not None, RELU=self.relu,
-            PRECISION="tf32" if torch.backends.cudnn.allow_tf32 else "ieee",
-            TILE_P=_TILE_P, TILE_F=_TILE_F, TILE_R=_TILE_R,
+            tiles, height, width, channels // self.vector_in, *size, self.filters // self.vector_out, pixels,
+            SIDE=self.side, STRIDE=self.stride, PADDING=self.padding, SLICED=self.sliced, DIRECT=self.direct,
+            ADD=other is not None, RELU=self.relu, PRECISION="tf32" if torch.backends.cudnn.allow_tf32 else "ieee",
+            IN=self.vector_in, OUT=self.vector_out, TILE_P=tile.pixels, TILE_F=tile.filters, TILE_R=tile.reads,
+            num_warps=tile.warps, num_stages=4 if x.element_size() == 2 else 2,
         )  # fmt: skip
         return out
+
+
+def _parts(layer: Layer, operands: Operands, rows_D: Tensor, *, merged: bool) -> list[_Part]:
+    """The filter groups; merged, all rows of the output as one. Rows that no group makes are a part that reads nothing."""
+    if merged:
+        reads = positions(torch.cat(layer.reads_G).unique(), operands.columns_C).sort().values
+        return [_Part(places=torch.arange(len(rows_D)), reads=reads)]
+    reads_G = [positions(channels, operands.columns_C).sort().values for channels in layer.reads_G]
+    places_G = [positions(places, rows_D).sort().values for places in layer.places_G()]
+    rest = (~torch.isin(rows_D, layer.place_O)).nonzero()[:, 0]
+    if len(places_G) == 1 and len(rest) < VECTOR:  # the whole output, in its order
+        return [_Part(places=torch.arange(len(rows_D)), reads=reads_G[0])]
+    parts: Sequence[_Part] = [
+        _Part(places=places, reads=reads) for places, reads in zip(places_G, reads_G, strict=True)
+    ]
+    return [*parts, _Part(places=rest, reads=rest[:0])] if len(rest) else [*parts]
 
 
 class _Summed(nn.Module):
@@ -126,17 +197,24 @@ class _Summed(nn.Module):
         return self.conv(x, self.read_other(other))
 
 
-def kernel(layer: Layer, operands: Operands) -> Built:
+def kernel(layer: Layer, operands: Operands, execution: str = "triton") -> Built:
     """The layer as one kernel, its output in the order of what is added."""
     rows_D = output_order(layer, operands)
-    conv = TritonConv(layer, operands, rows_D)
+    conv = TritonConv(layer, operands, rows_D, execution)
     read_other = operands.read_other(rows_D)
     return (conv if read_other is None else _Summed(conv, read_other)), rows_D
 
 
-def takes(layer: Layer, operands: Operands) -> bool:
-    """Whether the kernel can compute the layer: square kernels and strides, no dilation, no fp64."""
+def offered(layer: Layer, operands: Operands) -> list[str]:
+    """The executions that differ here, none for a layer that the kernel cannot compute: it takes square kernels of 1 or 3,
+    square strides, no dilation, no fp64."""
     conv = layer.conv
     window = (conv.weights[0].shape[-2:], conv.stride, conv.padding)
     square = all(pair[0] == pair[1] for pair in window) and conv.dilation == (1, 1)
-    return square and conv.weights[0].shape[-1] in (1, 3) and operands.x.dtype != torch.float64
+    if not square or conv.weights[0].shape[-1] not in (1, 3) or operands.x.dtype == torch.float64:
+        return []
+    most = max(conv.filters_G)
+    names = ["triton", "triton_narrow" if most <= TILES["triton_narrow"].filters else ""]
+    names += ["triton_wide" if most > TILES["triton"].filters else ""]
+    names += ["triton_whole" if len(conv.filters_G) > 1 else ""]
+    return [name for name in names if name]

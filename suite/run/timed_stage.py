@@ -171,7 +171,8 @@ def _leg(networks: Networks, job: Job, leg: records.Leg) -> processes.Found:
     images = images_for(timing, packing.header(job.packed)["input_shape"])
 
     def prepare(network: nn.Module) -> latency.Run:
-        return latency.captured(network, images) if leg == "graph" else functools.partial(network, images)
+        run = functools.partial(network, images)
+        return latency.captured(run) if leg == "graph" else run
 
     names = [job.executions[leg]] if leg in job.executions else list(networks.candidates)
     runs = {name: prepare(networks.candidates[name]) for name in names}
