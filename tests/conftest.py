@@ -12,9 +12,10 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """A stage pins the number of threads; the next test starts from one again."""
+def _exact() -> None:
+    """A stage pins the number of threads; the next test starts from one again. fp32 is fp32 on a GPU too."""
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _folder(variable: str, what: str) -> Path:

@@ -295,7 +295,7 @@ def test_no_loop_over_layers() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("mode", ["exact", "released", "none"])
 def test_a_captured_step_equals_an_eager_one(mode: str) -> None:
-    eager, captured = (Training(device="cuda", second_order=mode) for _ in range(2))
+    eager, captured = (Training(device="cuda", dtype=torch.float64, second_order=mode) for _ in range(2))
     index = torch.zeros((), device="cuda")
     for training in (eager, captured):
         for _ in range(3):
@@ -313,6 +313,6 @@ def test_a_captured_step_equals_an_eager_one(mode: str) -> None:
         graph.replay()
     torch.cuda.synchronize()
     for name, logits_GO in eager.learner.state_dict()["logits"].items():
-        torch.testing.assert_close(captured.learner.state_dict()["logits"][name], logits_GO, rtol=0, atol=1e-3)
+        torch.testing.assert_close(captured.learner.state_dict()["logits"][name], logits_GO, rtol=0, atol=1e-6)
     for key, value in eager.model.state_dict().items():
-        torch.testing.assert_close(captured.model.state_dict()[key], value, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(captured.model.state_dict()[key], value, rtol=0, atol=1e-6)

@@ -136,9 +136,9 @@ def test_where_the_kernel_is_offered(triton_conv: ModuleType) -> None:
         layer = layer_of(kernel, 1, True, filters_G, dtype, reads_G=[torch.arange(40)] * len(filters_G))
         return triton_conv.offered(layer, dataclasses.replace(operands, x=x.to(dtype)))
 
-    assert names(3, [4, 4, 4]) == ["triton", "triton_narrow", "triton_whole"]
-    assert names(1, [64]) == ["triton"]
-    assert names(1, [65]) == ["triton", "triton_wide"]
+    assert names(3, [4, 4, 4]) == ["triton", "triton_deep", "triton_whole"]
+    assert names(1, [64]) == ["triton", "triton_deep"]
+    assert names(1, [65]) == ["triton", "triton_deep", "triton_wide"]
     assert names(5, [4, 4, 4]) == names(3, [4], torch.float64) == []
     assert not set(offered(layer_of(3, 1, True, [4, 4, 4], torch.float32), operands)) & set(TRITON), "not on a CPU"
 

@@ -158,11 +158,11 @@ def pieces_of(device: Literal["cpu", "cuda"], smoke: bool, results: Path) -> dic
     """By name, what matters most first."""
     first, others = cases(device, smoke)[:_HEADLINE], cases(device, smoke)[_HEADLINE:]
     pieces = {case.name: functools.partial(time_case, case) for case in first}
-    if device == "cuda":
-        pieces |= {f"{case.name}_compiled": functools.partial(compile_case, case) for case in first}
     pieces |= {
         f"staircase_{kernel}x{kernel}": functools.partial(climb, kernel, device, smoke, results) for kernel in (1, 3)
     }
+    if device == "cuda":
+        pieces |= {f"{case.name}_compiled": functools.partial(compile_case, case) for case in first}
     return pieces | {case.name: functools.partial(time_case, case) for case in others}
 
 

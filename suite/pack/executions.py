@@ -26,8 +26,8 @@ WIDEST = 1.25
 """Channels of an output that is rounded up, as a multiple of its own: all that follows gets wider with it."""
 PIECE = 2**18
 """Elements that are gathered at a time; on a CPU this many stay in the cache."""
-VECTOR = 8
-"""Channels that a GPU moves at once (16 bytes of fp16) and that its matrix units want: outputs there have a multiple."""
+VECTOR, MATRIX = 8, 32
+"""Channels that a GPU moves at once (16 bytes of fp16), and those that its matrix units, for half precision, do best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,11 @@ def positions(wanted: Tensor, columns_C: Tensor) -> Tensor:
     return torch.where(found.any(1) & (wanted >= 0), found.int().argmax(1), -1)
 
 
+def _or_any(position_C: Tensor, width: int) -> Tensor:
+    """Instead of -1 the channel that stands in this place, so that a tensor with padding is read as it is."""
+    return torch.where(position_C < 0, torch.arange(len(position_C)).clamp(max=width - 1), position_C)
+
+
 class Read(nn.Module):
     """Channels of [N, C, H, W] by position; -1 gives 0."""
 
@@ -103,8 +108,9 @@ class Read(nn.Module):
 
 
 def vectors(rows: Tensor, x: Tensor) -> Tensor:
-    """Filled up with -1 to a multiple of `VECTOR` on a GPU."""
-    return F.pad(rows, (0, -len(rows) % VECTOR), value=-1) if x.is_cuda else rows
+    """On a GPU filled up with -1 to a multiple of `VECTOR`, from `MATRIX` on in half precision to one of `MATRIX`."""
+    multiple = MATRIX if x.element_size() == 2 and len(rows) > MATRIX else VECTOR
+    return F.pad(rows, (0, -len(rows) % multiple), value=-1) if x.is_cuda else rows
 
 
 def fusible(x: Tensor) -> bool:
@@ -267,7 +273,8 @@ class Operands:
 
     def read(self, wanted: Tensor) -> Read:
         """Reads the packed channels `wanted` of the input; -1 gives any channel, which weights of 0 then ignore."""
-        return Read(positions(wanted, self.columns_C).clamp(min=0), len(self.columns_C)).to(self.x.device)
+        width = len(self.columns_C)
+        return Read(_or_any(positions(wanted, self.columns_C), width), width).to(self.x.device)
 
     def read_other(self, wanted: Tensor) -> Read | None:
         """Reads the packed channels `wanted` of what is added, 0 where it has none."""
@@ -275,8 +282,7 @@ class Operands:
             return None
         width = len(self.other_columns_C)
         position = positions(wanted, self.other_columns_C)
-        anything = torch.arange(len(wanted)).clamp(max=width - 1)
-        return Read(torch.where(wanted < 0, anything, position), width).to(self.x.device)
+        return Read(torch.where(wanted < 0, _or_any(position, width), position), width).to(self.x.device)
 
     def summed(self, wanted: Tensor) -> tuple[nn.Module | None, bool]:
         """What gives the packed channels `wanted` of what is added, and whether the sum may be made in the tensor it gives."""
@@ -393,7 +399,7 @@ def one_kernel(layer: Layer, operands: Operands, execution: str) -> Built:
     return triton_conv.kernel(layer, operands, execution)
 
 
-TRITON = ("triton", "triton_wide", "triton_narrow", "triton_whole")
+TRITON = ("triton", "triton_deep", "triton_wide", "triton_whole")
 
 
 EXECUTIONS: dict[str, Callable[[Layer, Operands], Built]] = {
