@@ -71,7 +71,8 @@ def _run(layer: Layer, kept: int, device: str, layout: str, precision: str) -> l
     conv = nn.Conv2d(kept, layer.filters, layer.kernel, layer.stride, layer.kernel // 2).to(
         device, latency.DTYPES[precision]
     )
-    images = torch.randn(layer.batch, kept, layer.size, layer.size).to(device, latency.DTYPES[precision])
+    shape = layer.batch, kept, layer.size, layer.size
+    images = torch.randn(shape, device=device).to(latency.DTYPES[precision])
     conv.requires_grad_(False).to(memory_format=LAYOUTS[layout])
     return functools.partial(conv, images.to(memory_format=LAYOUTS[layout]))
 
