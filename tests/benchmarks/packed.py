@@ -38,6 +38,7 @@ from suite.graph import Graph
 from suite.measure import latency
 from suite.measure.memory import peak_bytes
 from suite.pack import Choice, PackedNetwork, deploy, pack, tuned
+from suite.pack.executions import EXECUTIONS
 from suite.pack.tune import fastest_ms
 
 
@@ -113,7 +114,7 @@ def dense_candidates(dense: PackedNetwork, images: Tensor, compiled: bool) -> di
 
 def of_layers(choice: Choice) -> Table:
     """The executions of each layer, and their milliseconds."""
-    names = list(next(iter(choice.layer_ms.values())))
+    names = [name for name in EXECUTIONS if any(name in milliseconds for milliseconds in choice.layer_ms.values())]
     table = Table("layer", *names, "chosen", title=f"milliseconds of each layer, batch {choice.batch}, {choice.layout}")
     for layer, milliseconds in choice.layer_ms.items():
         table.add_row(
