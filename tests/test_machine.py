@@ -256,6 +256,8 @@ def test_the_full_protocol_measures_in_three_processes(tmp_path: Path, monkeypat
     assert row.packed_peak_bytes
     assert row.dense_peak_bytes
     assert row.bound_ms
+    assert row.dense_bound_ms
+    assert row.dense_bound_ms > row.bound_ms
     assert row.packed_ms
     assert row.of_bound == row.bound_ms / row.packed_ms
     assert records.from_dict(records.to_dict(row)) == row

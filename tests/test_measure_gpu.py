@@ -66,6 +66,34 @@ def test_pieces_that_are_done_are_not_done_again(
     assert json.loads((tmp_path / "smoke" / "gpu" / f"cpu_{names[0]}.json").read_text())["case"] == names[0]
 
 
+def test_what_was_done_is_shown_on_any_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(gpu.main, "--show", "--results", tmp_path) == 2
+    assert "has no measurement yet" in capsys.readouterr().err
+    row: dict[str, Any] = {
+        "case": "it",
+        "leg": "graph",
+        "dense_ms": 3.0,
+        "packed_ms": 2.0,
+        "speedup_x": 1.5,
+        "speedup_low_x": 1.4,
+        "speedup_high_x": 1.6,
+        "theoretical_x": 3.0,
+        "verdict": "faster",
+        "layer_ms": [{}, {"a": {"whole": 2.5, "union": 4.0, "triton": 3.0}, "b": {"whole": 5.0, "triton_wide": 1.0}}],
+    }
+    also = {"executions_ms": {"groups": 9.0, "tuned": 2.0}, "dense_executions_ms": {"compile": 7.25}}
+    (tmp_path / "gpu").mkdir()
+    for name, one in {"a": row, "b": {**row, **also}, "c": {"kernel": 1}}.items():
+        (tmp_path / "gpu" / f"{name}.json").write_text(json.dumps(one))
+    assert call(gpu.main, "--show", "--results", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "1.50 [1.40, 1.60]   3.00          0.50" in printed
+    words = [line.split() for line in printed.splitlines()]
+    assert ["it", "packed", "2", "7.500", "4.000", "3.500", "1"] in words
+    assert ["it", "dense", "7.250"] in words
+    assert ["it", "packed", "9.000", "2.000"] in words
+
+
 def test_names_tell_cases_apart() -> None:
     found = gpu.cases("cuda", smoke=False)
     assert len({case.name for case in found}) == len(found) == 12

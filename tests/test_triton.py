@@ -94,16 +94,16 @@ def test_one_kernel_computes_all_groups(
     assert float(expected.abs().max()) > 0.5
 
 
-@pytest.mark.parametrize("filters", [16, 21])
+@pytest.mark.parametrize(("filters", "extra"), [(16, 0), (21, 0), (16, 24)])
 @pytest.mark.parametrize("add", [False, True])
 @torch.no_grad()
-def test_one_group_writes_its_output_as_it_stands(triton_conv: ModuleType, filters: int, add: bool) -> None:
-    layer = layer_of(1, 1, True, [filters], torch.float32, reads_G=[torch.arange(40)])
-    x, other = (torch.randn(2, channels, 7, 9).to(DEVICE) for channels in (40, filters))
+def test_one_group_writes_its_output_as_it_stands(triton_conv: ModuleType, filters: int, extra: int, add: bool) -> None:
+    layer = layer_of(1, 1, True, [filters], torch.float32, extra=extra * add, reads_G=[torch.arange(40)])
+    x, other = (torch.randn(2, channels, 7, 9).to(DEVICE) for channels in (40, layer.width))
     operands = Operands(x=x, columns_C=torch.arange(40))
     inputs = [x]
     if add:
-        operands = dataclasses.replace(operands, other=other, other_columns_C=torch.randperm(filters))
+        operands = dataclasses.replace(operands, other=other, other_columns_C=torch.randperm(layer.width))
         inputs.append(other)
     module, rows = triton_conv.kernel(layer, operands)
     assert (module.conv if add else module).direct == (len(rows) % 8 == 0)

@@ -2,6 +2,7 @@
 
     python -m suite.measure.gpu                        # does what is missing, for 9 minutes at most; call it again to go on
     python -m suite.measure.gpu --device cpu --smoke   # the same on small networks, without a GPU
+    python -m suite.measure.gpu --show                 # the table of what was done, on any machine
 
 Each piece leaves a JSON file in RESULTS/gpu, named by its device, which decides what is done; staircases go to
 RESULTS/staircase. Plans are random, with the shape of DSP's (each group keeps its own share of the channels) or of channel
@@ -174,6 +175,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--minutes", type=float, default=9, metavar="M", help="start no piece after M minutes (default: 9)"
     )
+    result.add_argument("--show", action="store_true", help="measure nothing: print what RESULTS/gpu has")
     result.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     return result
 
@@ -182,8 +184,10 @@ def main() -> int:
     """Exit status: 0 all is done, 1 a piece failed and the others are done, 2 bad arguments, 75 call it again."""
     arguments = parser().parse_args()
     cli.configure_logging()
-    console, ends = Console(), time.monotonic() + 60 * arguments.minutes
+    console, ends = Console(width=None if sys.stdout.isatty() else 150), time.monotonic() + 60 * arguments.minutes
     results = cli.results_of(arguments)
+    if arguments.show:
+        return _show(results, console)
     try:
         device = cli.device_of(arguments.device)
         assert device in ("cpu", "cuda")
@@ -205,23 +209,78 @@ def main() -> int:
             continue
         console.print(f"done {name}", highlight=False)
     done = [path for path in paths.values() if path.is_file()]
-    console.print(_table([json.loads(path.read_text()) for path in done]))
+    _print(done, console)
     return int(len(done) < len(paths))
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _show(results: Path, console: Console) -> int:
+    paths = sorted((results / "gpu").glob("*.json"))
+    if not paths:
+        sys.stderr.write(
+            f"suite.measure.gpu: {results / 'gpu'} has no measurement yet; leave out --show where a GPU is\n"
+        )
+        return 2
+    _print(paths, console)
+    return 0
+
+
+def _print(paths: list[Path], console: Console) -> None:
+    rows = [row for row in (json.loads(path.read_text()) for path in paths) if "verdict" in row]
+    for table in (_speedups(rows), _executions(rows), _layers(rows)):
+        if table.row_count:
+            console.print(table)
+
+
+def _new_table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    for name in headings:
+        table.add_column(name, no_wrap=name in ("case", "speed-up"))
+    return table
+
+
+def _speedups(rows: list[dict[str, Any]]) -> Table:
     headings = ("case", "leg", "dense ms", "packed ms", "speed-up", "theoretical", "realised", "verdict")
-    table = Table(
-        *headings, title="Random plans of DSP-like shape", title_justify="left", box=box.SIMPLE, pad_edge=False
-    )
+    table = _new_table("Random plans of DSP-like shape, beside the fastest dense network", *headings)
     for row in rows:
-        if "verdict" not in row:
-            continue
         trusted = row["verdict"] != "not trusted"
         gain = f"{row['speedup_x']:.2f} [{row['speedup_low_x']:.2f}, {row['speedup_high_x']:.2f}]" if trusted else ""
         realised = f"{row['speedup_x'] / row['theoretical_x']:.2f}" if trusted else ""
         times = (f"{row[name]:.3f}" for name in ("dense_ms", "packed_ms"))
         table.add_row(row["case"], row["leg"], *times, gain, f"{row['theoretical_x']:.2f}", realised, row["verdict"])
+    return table
+
+
+def _executions(rows: list[dict[str, Any]]) -> Table:
+    """Of those that were also compiled."""
+    rows = [row for row in rows if "dense_executions_ms" in row]
+    names = sorted({name for row in rows for name in (*row["dense_executions_ms"], *row["executions_ms"])})
+    table = _new_table("Whole networks as graphs, ms", "case", "network", *names)
+    for row in rows:
+        for network, column in (("dense", "dense_executions_ms"), ("packed", "executions_ms")):
+            cells = (f"{row[column][name]:.3f}" if name in row[column] else "" for name in names)
+            table.add_row(row["case"], network, *cells)
+    return table
+
+
+def _layers(rows: list[dict[str, Any]]) -> Table:
+    """Sums over the layers that had a choice, each by the fastest execution of its kind."""
+    headings = ("case", "network", "layers", "cuDNN", "Triton", "the faster", "Triton chosen")
+    table = _new_table("Layers with a choice, ms in all", *headings)
+    for row in rows:
+        for network, layers in zip(("dense", "packed"), row.get("layer_ms", ()), strict=False):
+            both = [
+                tuple(
+                    min((ms for name, ms in one.items() if name.startswith("triton") == triton), default=float("inf"))
+                    for triton in (False, True)
+                )
+                for one in layers.values()
+            ]
+            both = [pair for pair in both if float("inf") not in pair]
+            if both:
+                cudnn, triton = zip(*both, strict=True)
+                sums = (sum(cudnn), sum(triton), sum(map(min, both)))
+                chosen = sum(pair[1] < pair[0] for pair in both)
+                table.add_row(row["case"], network, str(len(both)), *(f"{ms:.3f}" for ms in sums), str(chosen))
     return table
 
 

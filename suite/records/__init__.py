@@ -172,6 +172,8 @@ class TimedRow(Row):
     """Weights and the most that a forward pass allocates at once ("full" protocol)."""
     bound_ms: float | None = None
     """The least time on paper for the packed network on this machine (`measure.bounds`, "full" protocol)."""
+    dense_bound_ms: float | None = None
+    """The same of the dense network: `dense_bound_ms` / `bound_ms` is the speed-up that the machine allows."""
     of_bound: float | None = None
     """`bound_ms` / `packed_ms`: the share of the physical limit that is reached."""
 

@@ -196,14 +196,18 @@ def _columns(found: Sequence[Legs], timing: Timing) -> dict[str, Any]:
 
 
 def _peaks_and_bound(job: Job, graph: Graph) -> dict[str, Any]:
-    """Peak memory of both networks, and the least time on paper for the packed one."""
+    """Peak memory of both networks, and their least times on paper."""
     timing, networks = job.timing, _networks(job)
     images = images_for(timing, graph.input_shape)
     dtype = latency.DTYPES[timing.precision]
     peak = bounds.measured_peak(timing.device, dtype, job.threads)
-    layers = bounds.layer_bounds(graph, packing.plan_of(job.packed), peak, batch=timing.batch, dtype=dtype)
+
+    def bound_ms(plan: PruningPlan) -> float:
+        return bounds.total_ms(bounds.layer_bounds(graph, plan, peak, batch=timing.batch, dtype=dtype))
+
     return {
         "dense_peak_bytes": peak_bytes(networks.dense, images),
         "packed_peak_bytes": peak_bytes(networks.candidates[TUNED], images),
-        "bound_ms": bounds.total_ms(layers),
+        "dense_bound_ms": bound_ms(PruningPlan({})),
+        "bound_ms": bound_ms(packing.plan_of(job.packed)),
     }
