@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tiny_grid import call
 
+from suite.contract import Budget
 from suite.graph import Graph
 from suite.measure import gpu
 from suite.models import build
@@ -23,7 +24,7 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatc
 @pytest.mark.parametrize("groups", [1, 2])
 def test_random_plans_remove_what_they_say(groups: int) -> None:
     graph = Graph(build("resnet8", 10), (3, 32, 32))
-    plan = gpu.random_plan(graph, groups, 0.5)
+    plan = gpu.random_plan(graph, groups, Budget(share=0.5))
     assert 0.5 <= graph.cut(plan) < 0.56
     assert max(len(layer.groups) for layer in plan.canonical().values()) == groups
 

@@ -77,18 +77,18 @@ def cases(device: Literal["cpu", "cuda"], smoke: bool) -> list[Case]:
     ]
 
 
-def random_plan(graph: Graph, groups: int, cut: float, seed: int = 0) -> PruningPlan:
-    """A plan that removes this share of the network's MACs, at random."""
+def random_plan(graph: Graph, groups: int, budget: Budget, seed: int = 0) -> PruningPlan:
+    """A plan that meets the budget, at random."""
     draw = torch.Generator().manual_seed(seed)
     if groups == 1:
         scores = {name: torch.rand(conv.filters, generator=draw) for name, conv in graph.convs.items()}
-        return meet(filter_planner(graph, scores, ranking="layer"), graph, Budget(share=cut)).plan
+        return meet(filter_planner(graph, scores, ranking="layer"), graph, budget).plan
     pruned = {name: conv for name, conv in graph.convs.items() if conv.prunable}
     order = {
         n: torch.stack([torch.randperm(c.channels, generator=draw) for _ in range(groups)]) for n, c in pruned.items()
     }
     member = {n: torch.randperm(c.filters, generator=draw) % groups for n, c in pruned.items()}
-    return meet(channel_planner(order, member), graph, Budget(share=cut)).plan
+    return meet(channel_planner(order, member), graph, budget).plan
 
 
 def _saved(case: Case, folder: Path) -> tuple[Graph, PruningPlan, Path, Path]:
@@ -96,7 +96,7 @@ def _saved(case: Case, folder: Path) -> tuple[Graph, PruningPlan, Path, Path]:
     torch.manual_seed(0)
     model, shape = models.build(case.model, case.classes).eval(), (3, case.size, case.size)
     graph = Graph(model, shape)
-    plan = random_plan(graph, case.groups, case.cut)
+    plan = random_plan(graph, case.groups, Budget(share=case.cut))
     dense, packed = folder / "dense", folder / "packed"
     for path, what in ((dense, PruningPlan({})), (packed, plan)):
         about: dict[str, Any] = {"model": case.model, "classes": case.classes, "input_shape": shape, "about": {}}

@@ -1,6 +1,6 @@
 """How much faster are packed networks than the fastest dense execution, really?
 
-    python tests/benchmarks/packed.py [--quick] [--only resnet50] [--batch 8] [--layers]
+    python -m tests.benchmarks.packed [--quick] [--only resnet50] [--batch 8] [--layers] [--profile]
 
 Plans are random, with the shape of DSP's: each prunable convolution's filters are split at random into G groups of equal size,
 each group keeps a random share of the input channels, and that share is bisected until the settled network (dead filters gone)
@@ -30,12 +30,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from suite import models
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
 from suite.measure import latency
+from suite.measure.bounds import Peak, layer_bounds
 from suite.measure.memory import peak_bytes
 from suite.pack import Choice, PackedNetwork, deploy, pack, tuned
 from suite.pack.executions import EXECUTIONS
@@ -125,6 +126,41 @@ def of_layers(choice: Choice) -> Table:
     return table
 
 
+class _Timed(fx.Interpreter):
+    """Runs a network node by node; the least milliseconds of each over all runs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        assert isinstance(network, fx.GraphModule)
+        super().__init__(network)
+        self.ms: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        began = time.perf_counter()
+        result = super().run_node(n)
+        self.ms[str(n.target)] = min(self.ms.get(str(n.target), float("inf")), 1e3 * (time.perf_counter() - began))
+        return result
+
+
+def profile(graph: Graph, plan: PruningPlan, dense: nn.Module, packed: nn.Module, images: Tensor) -> Table:
+    """Where the time goes: each convolution, with the sum and the ReLU that are part of it, beside its share of MACs."""
+    timed = [_Timed(network) for network in (dense, packed)]
+    for _ in range(7):
+        for one in timed:
+            one.run(images)
+    any_peak = Peak(macs_per_s=1, bytes_per_s=1)
+    bounds = [layer_bounds(graph, one, any_peak, batch=1, dtype=images.dtype) for one in (PruningPlan({}), plan)]
+    macs = [{layer.name: layer.macs for layer in layers} for layers in bounds]
+    table = Table("node", "MACs x", "dense ms", "packed ms", "time x", title="the nodes of both networks")
+    rest = [sum(one.ms.values()) for one in timed]
+    for name in graph.convs:
+        ms = [one.ms.get(name, 0.0) for one in timed]
+        rest = [left - taken for left, taken in zip(rest, ms, strict=True)]
+        ratio = f"{macs[0][name] / macs[1][name]:.2f}" if macs[1].get(name) else ""
+        table.add_row(name, ratio, *(f"{one:.2f}" for one in ms), f"{ms[0] / ms[1]:.2f}" if ms[1] else "")
+    table.add_row("all others", "", *(f"{one:.2f}" for one in rest), f"{rest[0] / rest[1]:.2f}")
+    return table
+
+
 def measure(target: Target, batch: int, options: argparse.Namespace, console: Console) -> list[str]:
     """One line of the table."""
     torch.manual_seed(0)
@@ -141,6 +177,9 @@ def measure(target: Target, batch: int, options: argparse.Namespace, console: Co
         network, choice = tuned(pack(model, graph, plan), images)
         seconds = time.perf_counter() - began
         found = latency.compare(candidates[best], functools.partial(network, images), "cpu", protocol(options.quick))
+        if options.profile:
+            ours = tuned(pack(model, graph, PruningPlan({})), images)[0]
+            console.print(profile(graph, plan, ours, network, images))
         memory = _peak(candidates[best], images), peak_bytes(network, images)
     if options.layers and choice.layer_ms:
         console.print(of_layers(choice))
@@ -186,6 +225,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="this batch size; default: that of the target and 1, 8, 32, 128")
     parser.add_argument("--targets", action="store_true", help="only the batch size of the target")
     parser.add_argument("--layers", action="store_true", help="print the milliseconds of each layer's executions")
+    parser.add_argument("--profile", action="store_true", help="print the milliseconds of each node in both networks")
     parser.add_argument("--compile", action="store_true", help="time torch.compile as one more dense execution")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
