@@ -29,6 +29,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torc
 TF32_TOLERANCE = 1e-2
 """The same where torch lets convolutions round fp32 to the ten bits of TF32, as it does on a GPU unless it is told not to."""
 _ROUNDS = range(3, 17)
+_COPIES_X = 1.05
+"""How much faster an execution must be that copies channels: a copy is memory, and a smaller gain may be chance."""
 _SECONDS = 0.5
 _GPU_SECONDS, _REPLAYS = 0.05, 5
 """A GPU is steadier. Captured executions are replayed several times, so that waiting for the last is little of the time."""
@@ -253,6 +255,7 @@ class _Walk:
             names = (self.forced,) if self.forced in names else ("union",) if "union" in names else names[:1]
         expected = _reference(layer, operands)
         runs: dict[str, Callable[[], object]] = {}
+        handicap: dict[str, float] = {}
         wanted = torch.arange(layer.width)
         for name in names:
             module, columns_C = build(name, layer, operands)
@@ -261,10 +264,12 @@ class _Walk:
             in_order = Read(positions(wanted, columns_C), got.shape[1]).to(got.device)
             check(f"{layer.name} as {name!r}", in_order(got), expected)
             runs[name] = lambda module=module, inputs=inputs: module(*inputs)  # type: ignore[misc]
+            copies = any(isinstance(part, Read) and part.copies for part in module.modules())
+            handicap[name] = _COPIES_X if copies else 1.0
         if len(names) == 1:
             return names[0]
-        self.layer_ms[layer.name] = fastest_ms(runs, operands.x.device)
-        return min(names, key=self.layer_ms[layer.name].__getitem__)
+        milliseconds = self.layer_ms[layer.name] = fastest_ms(runs, operands.x.device)
+        return min(names, key=lambda name: milliseconds[name] * handicap[name])
 
     def _other(self, node: fx.Node, images: Tensor, layout: Layout) -> None:
         """Everything but a convolution with what it computes as well: on channels in the packed network's order."""

@@ -144,7 +144,7 @@ class _Timed(fx.Interpreter):
 def profile(graph: Graph, plan: PruningPlan, dense: nn.Module, packed: nn.Module, images: Tensor) -> Table:
     """Where the time goes: each convolution, with the sum and the ReLU that are part of it, beside its share of MACs."""
     timed = [_Timed(network) for network in (dense, packed)]
-    for _ in range(7):
+    for _ in range(15):
         for one in timed:
             one.run(images)
     any_peak = Peak(macs_per_s=1, bytes_per_s=1)
