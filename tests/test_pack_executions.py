@@ -87,7 +87,7 @@ def test_the_fastest_computes_the_same(name: str, dtype: torch.dtype) -> None:
     packed = packed_of(name)
     _, choice = assert_tuned(packed, dtype)
     for layer, milliseconds in choice.layer_ms.items():
-        assert milliseconds[choice.layers[layer]] == min(milliseconds.values())
+        assert milliseconds[choice.layers[layer]] <= tuning._COPIES_X * min(milliseconds.values())
     assert choice.layout_ms[choice.layout] == min(choice.layout_ms.values())
     assert list(choice.layers) == [name for name, m in packed.body.named_modules() if name in choice.layers]
     again = assert_tuned(packed, dtype, choice=choice)[1]

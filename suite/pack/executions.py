@@ -231,8 +231,8 @@ def _empty(like: Tensor, images: int, channels: int) -> Tensor:
 
 
 class PerGroup(nn.Module):
-    """One convolution per group on the channels that it reads, each put, or summed, into its place as soon as it is done; on a CPU
-    a few images at a time, because a whole group's output beside all groups' would be the network's peak."""
+    """One convolution per group on the channels that it reads, each put, or summed, into its place as soon as it is done; on a
+    CPU a few images at a time, because a whole group's output beside all groups' would be the network's peak."""
 
     def __init__(
         self, convs: Sequence[FusedConv], reads: Sequence[Read], read_other: nn.Module | None, relu: bool, copy: bool
