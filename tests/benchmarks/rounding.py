@@ -24,6 +24,8 @@ from suite.measure.gpu import random_plan
 from suite.pack import pack, tuned
 
 MULTIPLES = (1, 8, 16, 32)
+IMAGENET = ("resnet18", "resnet34", "resnet50", "vgg16_bn")
+"""Of 224x224 pixels, 1,000 classes; the others are CIFAR's."""
 
 
 def main() -> None:
@@ -34,7 +36,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
-    pixels, classes = (32, 10) if options.model in ("resnet20", "resnet56", "vgg16") else (224, 1000)
+    try:
+        Console(width=120).print(measured(options))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def measured(options: argparse.Namespace) -> Table:
+    """Each rounded network beside the one that is not rounded. Raises ValueError for a model or a cut that is not there."""
+    if options.batch < 1 or min(options.groups) < 1:
+        raise ValueError("--batch and --groups take 1 or more")
+    pixels, classes = (224, 1000) if options.model in IMAGENET else (32, 10)
     torch.manual_seed(0)
     model = models.build(options.model, classes).eval()
     graph = Graph(model, (3, pixels, pixels))
@@ -59,7 +71,7 @@ def main() -> None:
                 cells = f"{graph.cut(found):.2%}", f"{macs_x:.3f}", f"{result.packed_ms.mean():.1f}"
                 null = f"{result.null[0]:.3f}" if result.passed else "failed"
                 table.add_row(str(groups), str(multiple), *cells, rf"{ratio:.3f} \[{low:.3f}, {high:.3f}]", null)
-    Console(width=120).print(table)
+    return table
 
 
 if __name__ == "__main__":
