@@ -99,12 +99,14 @@ def test_captured_steps_equal_eager_ones(method: str | None) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_captured_run_goes_on_from_its_state(method: str | None) -> None:
     whole, first = build(GraphedTrainer, method, "cuda"), build(GraphedTrainer, method, "cuda")
-    advance(whole, 8)
+    advance(whole, 10)
     advance(first, 5)
     state = copy.deepcopy(first.state_dict())
     second = build(GraphedTrainer, method, "cuda")
     second.load_state_dict(state)
-    advance(second, 3)
+    advance(second, 5)
+    assert isinstance(second, GraphedTrainer)
+    assert second.graph is not None, "it was captured again"
     assert second.step == whole.step
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(second.model.state_dict()[name], value, rtol=0, atol=1e-6, msg=name)

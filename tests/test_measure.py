@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from suite.graph import Graph
 from suite.measure import counting, latency
+from suite.measure.captured import captured
 from suite.measure.counting import count_macs, count_params
 from suite.measure.latency import Comparison, Protocol, compare, fastest, protocol, warm_up
 from suite.models import build
@@ -234,7 +235,7 @@ def test_a_captured_network_lives_as_long_as_its_graph(monkeypatch: pytest.Monke
         monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
     network, images = nn.Linear(2, 2), torch.zeros(1, 2)
     held: list[weakref.ref[object]] = [weakref.ref(network), weakref.ref(images)]
-    run = latency.captured(functools.partial(network, images))
+    run = captured(functools.partial(network, images))
     del network, images
     assert all(one() is not None for one in held)
     del run

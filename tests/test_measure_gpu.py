@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_grid import call
 
 from suite.contract import Budget
@@ -19,6 +20,8 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatc
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert call(gpu.main) == 2
     assert "no CUDA device that torch can use" in capsys.readouterr().err
+    assert call(gpu.main, "--device", "cpu") == 2
+    assert "it takes hours with networks of this size, or try --device cpu --smoke" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -44,11 +47,12 @@ def test_pieces_that_are_done_are_not_done_again(
             "dense_ms": 1,
             "packed_ms": 1,
             "theoretical_x": 2,
+            "provenance": {"commit": "0123456789"},
         }
 
     def stairs(kernel: int, *rest: object) -> dict[str, Any]:
         if fails and kernel == 1:
-            raise ValueError("it does not fit")
+            raise torch.OutOfMemoryError("it does not fit")
         done.append(str(kernel))
         return {"kernel": kernel}
 
@@ -58,7 +62,7 @@ def test_pieces_that_are_done_are_not_done_again(
     assert call(gpu.main, *asked, "--minutes", -1) == 75
     assert done == []
     assert call(gpu.main, *asked) == 1
-    assert capsys.readouterr().err == "suite.measure.gpu: staircase_1x1 failed: it does not fit\n"
+    assert capsys.readouterr().err == "suite.measure.gpu: staircase_1x1 failed: OutOfMemoryError: it does not fit\n"
     fails = False
     assert call(gpu.main, *asked) == 0
     assert call(gpu.main, *asked) == 0
@@ -80,6 +84,8 @@ def test_what_was_done_is_shown_on_any_machine(tmp_path: Path, capsys: pytest.Ca
         "speedup_high_x": 1.6,
         "theoretical_x": 3.0,
         "verdict": "faster",
+        "provenance": {"commit": "0123456789"},
+        "layers": {"dense": {"executions": {}}, "packed": {"executions": {"whole": 1, "triton_wide": 2, "triton": 3}}},
         "layer_ms": [{}, {"a": {"whole": 2.5, "union": 4.0, "triton": 3.0}, "b": {"whole": 5.0, "triton_wide": 1.0}}],
     }
     also = {"executions_ms": {"groups": 9.0, "tuned": 2.0}, "dense_executions_ms": {"compile": 7.25}}
@@ -90,7 +96,8 @@ def test_what_was_done_is_shown_on_any_machine(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "1.50 [1.40, 1.60]   3.00          0.50" in printed
     words = [line.split() for line in printed.splitlines()]
-    assert ["it", "packed", "2", "7.500", "4.000", "3.500", "1"] in words
+    assert ["it", "packed", "2", "7.500", "4.000", "5"] in words
+    assert any(line[-2:] == ["faster", "0123456"] for line in words)
     assert ["it", "dense", "7.250"] in words
     assert ["it", "packed", "9.000", "2.000"] in words
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from test_pack_executions import packed_of
 from torch import Tensor, nn
+from torch.nn import functional
 
 from suite.pack import tuned
-from suite.pack.executions import EXECUTIONS, TRITON, Layer, Operands, Read, offered, positions
+from suite.pack.executions import EXECUTIONS, TILES, Layer, Operands, Read, offered, positions
 from suite.pack.layers import PackedConv
 from suite.pack.tune import tolerance
 
@@ -72,7 +73,7 @@ SLICES = [torch.arange(3, 37), torch.arange(36, 40), torch.arange(12)]
 @pytest.mark.parametrize("sliced", [False, True])
 @pytest.mark.parametrize(
     ("execution", "kernel", "stride"),
-    [*itertools.product(["triton"], [1, 3], [1, 2]), *((name, 3, 1) for name in TRITON if name != "triton")],
+    [*itertools.product(["triton"], [1, 3], [1, 2]), *((name, 3, 1) for name in TILES if name != "triton")],
 )
 @torch.no_grad()
 def test_one_kernel_computes_all_groups(
@@ -81,12 +82,13 @@ def test_one_kernel_computes_all_groups(
     """Channels by index, and slices, whose vectors hold channels that the group does not read, or that are padding."""
     reads_G = SLICES if sliced else None
     layer = layer_of(kernel, stride, relu=kernel == 3, filters_G=[70, 5, 16], dtype=dtype, reads_G=reads_G)
-    columns_C = torch.arange(48) if sliced else torch.cat([torch.randperm(40), torch.tensor([-1, -1])])
+    order = torch.arange(40) if sliced else torch.randperm(40)
+    columns_C = functional.pad(order, (0, 8), value=-1)
     x = torch.randn(2, len(columns_C), 7, 9).to(DEVICE, dtype)
-    x[:, 40:] = 0
-    operands = Operands(x=x, columns_C=torch.where(columns_C < 40, columns_C, -1))
-    module, rows = triton_conv.kernel(layer, operands, execution)
-    assert module.sliced == (sliced or (execution == "triton_whole" and len(columns_C) % 8 == 0))
+    x[:, 40:] = 1e3  # padding may hold anything
+    operands = Operands(x=x, columns_C=columns_C)
+    module, rows = triton_conv.kernel(layer, operands, TILES[execution])
+    assert module.sliced == (sliced or execution == "triton_whole")
     got = in_order((module, rows), layer, x)
     expected = in_order(EXECUTIONS["groups"](layer, operands), layer, x)
     assert got.shape == expected.shape == (2, 91, *((7, 9) if stride == 1 else (4, 5)))
@@ -94,7 +96,7 @@ def test_one_kernel_computes_all_groups(
     assert float(expected.abs().max()) > 0.5
 
 
-@pytest.mark.parametrize(("filters", "extra"), [(16, 0), (21, 0), (16, 24)])
+@pytest.mark.parametrize(("filters", "extra"), [(16, 0), (21, 0), (16, 24), (200, 0)])
 @pytest.mark.parametrize("add", [False, True])
 @torch.no_grad()
 def test_one_group_writes_its_output_as_it_stands(triton_conv: ModuleType, filters: int, extra: int, add: bool) -> None:
@@ -139,8 +141,10 @@ def test_where_the_kernel_is_offered(triton_conv: ModuleType) -> None:
     assert names(3, [4, 4, 4]) == ["triton", "triton_deep", "triton_whole"]
     assert names(1, [64]) == ["triton", "triton_deep"]
     assert names(1, [65]) == ["triton", "triton_deep", "triton_wide"]
+    alone = layer_of(1, 1, True, [40], torch.float32, extra=60, reads_G=[torch.arange(40)])
+    assert "triton_wide" in triton_conv.offered(alone, operands), "all rows of a sum are written"
     assert names(5, [4, 4, 4]) == names(3, [4], torch.float64) == []
-    assert not set(offered(layer_of(3, 1, True, [4, 4, 4], torch.float32), operands)) & set(TRITON), "not on a CPU"
+    assert not set(offered(layer_of(3, 1, True, [4, 4, 4], torch.float32), operands)) & set(TILES), "not on a CPU"
 
 
 def test_the_kernel_needs_cuda() -> None:

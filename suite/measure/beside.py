@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from suite import export
 from suite import pack as packing
 from suite.measure import latency, networks, processes
+from suite.measure.captured import captured
 from suite.measure.networks import Network, Shape
 from suite.run.timed_stage import TUNED, executions_of, images_for, placed
 from suite.stages import Timing
@@ -138,7 +139,7 @@ def _run(module: nn.Module, images: Tensor, timing: Timing) -> latency.Run:
 
 def _prepared(module: Callable[[Tensor], object], images: Tensor) -> latency.Run:
     run = functools.partial(module, images)
-    return latency.captured(run) if images.is_cuda else run
+    return captured(run) if images.is_cuda else run
 
 
 def _compiled(packed: packing.PackedNetwork, images: Tensor, timing: Timing) -> latency.Run:

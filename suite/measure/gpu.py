@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in pieces of a few minutes that can be done one call after another (25 minutes in all).
 
-    python -m suite.measure.gpu                        # does what is missing, for 9 minutes at most; call it again to go on
+    python -m suite.measure.gpu                        # does what is missing, starts nothing after 6 minutes; call it again
     python -m suite.measure.gpu --device cpu --smoke   # the same on small networks, without a GPU
     python -m suite.measure.gpu --show                 # the table of what was done, on any machine
 
@@ -139,7 +139,8 @@ def compile_case(case: Case) -> dict[str, Any]:
         )
         measured = beside.measure(job)
     columns = processes.columns([measured.found], case.timing.device)
-    return {**_about(case, graph, plan), **columns, **measured.about_dense(), "leg": "one process"}
+    about = {"leg": "graph", "protocol": "full, in one process"}
+    return {**_about(case, graph, plan), **columns, **measured.about_dense(), **about}
 
 
 def climb(kernel: int, device: str, smoke: bool, results: Path) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     result.add_argument("--smoke", action="store_true", help="small networks and the quick protocol, in RESULTS/smoke")
     result.add_argument(
-        "--minutes", type=float, default=9, metavar="M", help="start no piece after M minutes (default: 9)"
+        "--minutes", type=float, default=6, metavar="M", help="start no piece after M minutes (default: 6)"
     )
     result.add_argument("--show", action="store_true", help="measure nothing: print what RESULTS/gpu has")
     result.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
@@ -191,6 +192,8 @@ def main() -> int:
     try:
         device = cli.device_of(arguments.device)
         assert device in ("cpu", "cuda")
+        if device == "cpu" and not arguments.smoke:
+            raise ValueError("--device cpu is for trying the script: it takes hours with networks of this size")
     except ValueError as error:
         sys.stderr.write(f"suite.measure.gpu: {error}, or try --device cpu --smoke\n")
         return 2
@@ -204,8 +207,8 @@ def main() -> int:
             return 75
         try:
             write_json(paths[name], piece())
-        except ValueError as error:
-            sys.stderr.write(f"suite.measure.gpu: {name} failed: {error}\n")
+        except Exception as error:  # of many kinds: ours, CUDA's, a compiler's
+            sys.stderr.write(f"suite.measure.gpu: {name} failed: {type(error).__name__}: {error}\n")
             continue
         console.print(f"done {name}", highlight=False)
     done = [path for path in paths.values() if path.is_file()]
@@ -239,14 +242,15 @@ def _new_table(title: str, *headings: str) -> Table:
 
 
 def _speedups(rows: list[dict[str, Any]]) -> Table:
-    headings = ("case", "leg", "dense ms", "packed ms", "speed-up", "theoretical", "realised", "verdict")
+    headings = ("case", "leg", "dense ms", "packed ms", "speed-up", "theoretical", "realised", "verdict", "commit")
     table = _new_table("Random plans of DSP-like shape, beside the fastest dense network", *headings)
     for row in rows:
         trusted = row["verdict"] != "not trusted"
         gain = f"{row['speedup_x']:.2f} [{row['speedup_low_x']:.2f}, {row['speedup_high_x']:.2f}]" if trusted else ""
         realised = f"{row['speedup_x'] / row['theoretical_x']:.2f}" if trusted else ""
         times = (f"{row[name]:.3f}" for name in ("dense_ms", "packed_ms"))
-        table.add_row(row["case"], row["leg"], *times, gain, f"{row['theoretical_x']:.2f}", realised, row["verdict"])
+        about = row["verdict"], row["provenance"]["commit"][:7]
+        table.add_row(row["case"], row["leg"], *times, gain, f"{row['theoretical_x']:.2f}", realised, *about)
     return table
 
 
@@ -263,8 +267,8 @@ def _executions(rows: list[dict[str, Any]]) -> Table:
 
 
 def _layers(rows: list[dict[str, Any]]) -> Table:
-    """Sums over the layers that had a choice, each by the fastest execution of its kind."""
-    headings = ("case", "network", "layers", "cuDNN", "Triton", "the faster", "Triton chosen")
+    """Sums over the layers that had a choice of both, each by the fastest execution of its kind."""
+    headings = ("case", "network", "layers", "cuDNN", "Triton", "Triton chosen")
     table = _new_table("Layers with a choice, ms in all", *headings)
     for row in rows:
         for network, layers in zip(("dense", "packed"), row.get("layer_ms", ()), strict=False):
@@ -278,9 +282,10 @@ def _layers(rows: list[dict[str, Any]]) -> Table:
             both = [pair for pair in both if float("inf") not in pair]
             if both:
                 cudnn, triton = zip(*both, strict=True)
-                sums = (sum(cudnn), sum(triton), sum(map(min, both)))
-                chosen = sum(pair[1] < pair[0] for pair in both)
-                table.add_row(row["case"], network, str(len(both)), *(f"{ms:.3f}" for ms in sums), str(chosen))
+                executions = row["layers"][network]["executions"]
+                chosen = sum(count for name, count in executions.items() if name.startswith("triton"))
+                sums = (f"{sum(kind):.3f}" for kind in (cudnn, triton))
+                table.add_row(row["case"], network, str(len(both)), *sums, str(chosen))
     return table
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
-Run = Callable[[], object]
+from suite.measure.captured import Run
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Verdict = Literal["faster", "slower", "no difference", "not trusted"]
 Name = TypeVar("Name", bound=str)
@@ -182,26 +183,6 @@ def _time(run: Run, repeats: int, device: str) -> float:
     for _ in range(repeats):
         run()
     return (time.perf_counter() - started) / repeats
-
-
-@torch.inference_mode()
-def captured(run: Run) -> Run:
-    """What `run` does on the GPU, a forward pass, as a CUDA graph: no launch cost is left in it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-
-    def replay() -> Run:
-        graph.replay()
-        return run  # the graph reads the memory of its network and images, and does not keep it
-
-    return replay
 
 
 def fastest(candidates: Mapping[Name, Run], device: str, rounds: int = 5) -> tuple[Name, dict[Name, float]]:

@@ -3,13 +3,15 @@
 Shapes: N images, C channels of a tensor as it is laid out, O filters, I input channels, G filter groups, k kernel size.
 
 A tensor of a deployed network may hold its channels in any order, and some that nobody reads: `columns_C` says which channel of
-the packed network each one is, -1 for padding. So an execution is free to put out its filters in the order that suits it.
+the packed network each one is, -1 for padding. So an execution is free to put out its filters in the order that suits it, and to
+fill them up (`rounded`, `vectors`). Padding holds any finite values: whoever reads it gives it weights of 0.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +29,9 @@ WIDEST = 1.25
 PIECE = 2**18
 """Elements that are gathered at a time; on a CPU this many stay in the cache."""
 VECTOR, MATRIX = 8, 32
-"""Channels that a GPU moves at once (16 bytes of fp16), and those that its matrix units, for half precision, do best."""
+"""Channels that a GPU moves at once (16 bytes of fp16), and those that its matrix units, for half precision, do best: there a 3x3
+convolution of 64 channels takes less time than one of 34 or of 40 (`suite.measure.staircase`)."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +117,7 @@ def vectors(rows: Tensor, x: Tensor) -> Tensor:
     return F.pad(rows, (0, -len(rows) % multiple), value=-1) if x.is_cuda else rows
 
 
-def fusible(x: Tensor) -> bool:
+def onednn_fusible(x: Tensor) -> bool:
     """Whether oneDNN can compute convolution, bias, sum and ReLU in one pass here, on weights that are laid out ahead."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
@@ -137,11 +141,11 @@ class FusedConv(nn.Module):
             groups,
         )  # as oneDNN's operators take it
         self.relu = relu
-        self.fused = fusible(x)
+        self.by_onednn = onednn_fusible(x)
         self.by_cudnn = relu and cudnn_fusible(x)
         layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
         weight = weight_OIkk.contiguous(memory_format=layout)
-        if self.fused:
+        if self.by_onednn:
             shape = [x.shape[0], weight.shape[1] * groups, *x.shape[2:]]
             weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.window, shape)
         self.register_buffer("weight", weight, persistent=False)
@@ -153,7 +157,7 @@ class FusedConv(nn.Module):
         after = "relu" if self.relu else "none"
         if self.by_cudnn and (fused := self._cudnn(x, other)) is not None:
             return fused
-        if not self.fused:
+        if not self.by_onednn:
             padding, stride, dilation, groups = self.window
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
             y = y if other is None else y.add_(other)
@@ -175,8 +179,9 @@ class FusedConv(nn.Module):
                 return torch.cudnn_convolution_relu(x, self.weight, self.bias, *window)
             return torch.cudnn_convolution_add_relu(x, self.weight, other, 1.0, self.bias, *window)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
                 raise
+            log.info("cuDNN does not fuse a convolution of %s: %s", list(self.weight.shape), error)
             self.by_cudnn = False
             return None
 
@@ -202,6 +207,7 @@ class Whole(nn.Module):
     def __init__(self, conv: FusedConv, read: Read, read_other: nn.Module | None, in_place: bool) -> None:
         super().__init__()
         self.conv, self.read, self.read_other, self.in_place = conv, read, read_other, in_place
+        self.gathers = read.copies
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         if self.read_other is not None:
@@ -211,7 +217,7 @@ class Whole(nn.Module):
         if images >= len(x) or x.device.type != "cpu" or not self.read.copies:
             return self.conv(self.read(x), other, self.in_place)
         # What is gathered of all images at once would be the network's peak.
-        out = other if self.in_place and self.conv.fused else None
+        out = other if self.in_place and self.conv.by_onednn else None
         for start in range(0, len(x), images):
             piece = slice(start, start + images)
             y = self.conv(self.read(x[piece]), None if other is None else other[piece], self.in_place)
@@ -241,6 +247,7 @@ class PerGroup(nn.Module):
         self.convs, self.reads = nn.ModuleList(convs), nn.ModuleList(reads)
         self.filters, self.widest = sum(len(conv.bias) for conv in convs), max(len(conv.bias) for conv in convs)
         self.read_other, self.relu, self.copy = read_other, relu, copy
+        self.gathers = any(read.copies for read in reads)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         total = None
@@ -320,9 +327,9 @@ def whole(layer: Layer, operands: Operands) -> Built:
 
 def union(layer: Layer, operands: Operands) -> Built:
     """One dense convolution over the union of the kept channels, 0 where a group does not read."""
-    reads_I = torch.cat(layer.reads_G).unique()
-    gathered = not bool((positions(reads_I, operands.columns_C).diff() == 1).all())
-    return _one(layer, operands, vectors(reads_I, operands.x) if gathered else reads_I)
+    position = positions(torch.cat(layer.reads_G).unique(), operands.columns_C).sort().values
+    reads_I, slices = operands.columns_C[position], bool((position.diff() == 1).all())
+    return _one(layer, operands, reads_I if slices else vectors(reads_I, operands.x))
 
 
 def output_order(layer: Layer, operands: Operands) -> Tensor:
@@ -399,10 +406,31 @@ def one_kernel(layer: Layer, operands: Operands, execution: str) -> Built:
     """All groups in one Triton kernel, which reads and writes channels where they are; `execution` names its tiles."""
     from suite.pack import triton_conv  # only where there is CUDA
 
-    return triton_conv.kernel(layer, operands, execution)
+    return triton_conv.kernel(layer, operands, TILES[execution])
 
 
-TRITON = ("triton", "triton_deep", "triton_wide", "triton_whole")
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """What one program of the Triton kernel computes: `filters` at `pixels`, from `reads` channels at a time, `stages` of which
+    are on their way.
+
+    merged   all filter groups are taken for one, which reads whatever any of them reads
+    """
+
+    pixels: int
+    filters: int
+    reads: int
+    stages: int
+    merged: bool = False
+
+
+TILES = {
+    "triton": Tile(pixels=128, filters=64, reads=32, stages=4),
+    "triton_deep": Tile(pixels=64, filters=64, reads=64, stages=3),
+    "triton_wide": Tile(pixels=64, filters=128, reads=64, stages=3),
+    "triton_whole": Tile(pixels=64, filters=128, reads=64, stages=3, merged=True),
+}
+"""By execution: of thirteen shapes, those that were fastest for some layer of a ResNet-50 on an H100 in fp16."""
 
 
 EXECUTIONS: dict[str, Callable[[Layer, Operands], Built]] = {
@@ -411,7 +439,7 @@ EXECUTIONS: dict[str, Callable[[Layer, Operands], Built]] = {
     "groups": groups,
     "padded": padded,
     "rounded": rounded,
-    **{name: functools.partial(one_kernel, execution=name) for name in TRITON},
+    **{name: functools.partial(one_kernel, execution=name) for name in TILES},
 }
 
 
@@ -423,11 +451,13 @@ def build(execution: str, layer: Layer, operands: Operands) -> Built:
 
 def offered(layer: Layer, operands: Operands) -> tuple[str, ...]:
     """The executions of a layer that differ here."""
-    names = ["whole", "union", "groups", "padded"]
-    if _group_size(layer, operands, ROUND) * len(layer.reads_G) <= WIDEST * layer.width:
-        names.append("rounded")
-    if len(layer.reads_G) == 1:
-        names = ["whole"] if len(layer.reads_G[0]) == len(operands.columns_C) else ["whole", "union"]
+    names = ["whole"]
+    if len(torch.cat(layer.reads_G).unique()) < int((operands.columns_C >= 0).sum()):
+        names.append("union")
+    if len(layer.reads_G) > 1:
+        names += ["groups", "padded"]
+        if _group_size(layer, operands, ROUND) * len(layer.reads_G) <= WIDEST * layer.width:
+            names.append("rounded")
     if operands.x.is_cuda and has_triton():
         from suite.pack import triton_conv
 
@@ -435,6 +465,16 @@ def offered(layer: Layer, operands: Operands) -> tuple[str, ...]:
     return tuple(names)
 
 
+@functools.cache
 def has_triton() -> bool:
-    """Whether Triton is installed; torch's builds for CUDA bring it."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton can compile and run a kernel on this GPU; torch's builds for CUDA bring it, not the C compiler it needs."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from suite.pack import triton_conv
+
+    try:
+        triton_conv.probe()
+    except Exception as error:  # of many kinds: its own, the compiler's, CUDA's
+        log.warning("Triton does not work here (%s: %s); its kernels are not tried", type(error).__name__, error)
+        return False
+    return True

@@ -22,29 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from suite.pack.executions import VECTOR, Built, Layer, Operands, output_order, positions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """What one program computes: `filters` at `pixels`, from `reads` channels at a time, `stages` of which are on their way."""
-
-    pixels: int
-    filters: int
-    reads: int
-    stages: int
-
-
-TILES = {
-    "triton": Tile(pixels=128, filters=64, reads=32, stages=4),
-    "triton_deep": Tile(pixels=64, filters=64, reads=64, stages=3),
-    "triton_wide": Tile(pixels=64, filters=128, reads=64, stages=3),
-    "triton_whole": Tile(pixels=64, filters=128, reads=64, stages=3),
-}
-"""By execution: of thirteen shapes, those that were fastest for some layer of a ResNet-50 on an H100 in fp16.
-
-"triton_whole" computes all filters from every channel that any of them reads, as one group.
-"""
+from suite.pack.executions import TILES, VECTOR, Built, Layer, Operands, Tile, output_order, positions
 
 
 @triton.jit
@@ -55,12 +33,12 @@ def _convolve(  # type: ignore[no-untyped-def]
     ADD: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
     TILE_P: tl.constexpr, TILE_F: tl.constexpr, TILE_R: tl.constexpr,
 ):  # fmt: skip
-    """Output tile [TILE_P pixels, TILE_F filters]. `tiles` has a row for each tile of filters: where its channels begin, how
-    many there are, where its weights [T, R, F] begin, its first filter, and how many it has. `channels` and `out_channels` are
-    counted in IN and OUT, which divide them."""
-    row = (
-        tiles + tl.program_id(0) % tile_count * 5
-    )  # tiles of the same pixels run side by side, and share what they read
+    """Output tile [TILE_P pixels, TILE_F filters]. `tiles` has a row for each tile of filters: where its channels begin (in x, or
+    in `reads`, which lists channels of x), how many there are, where its weights [T, R, F] begin, its first filter (in `bias` and
+    in `places`, which lists channels of the output), and how many it has. `channels` and `out_channels` are counted in IN and
+    OUT, so that the compiler knows what divides them, and moves as many at once."""
+    # Tiles of the same pixels run side by side, and share what they read.
+    row = tiles + tl.program_id(0) % tile_count * 5
     read_start, read_count, weight_start = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     filter_start, filter_count = tl.load(row + 3), tl.load(row + 4)
     if SLICED:
@@ -107,28 +85,28 @@ class _Part:
     places: Tensor
     reads: Tensor
 
-    def aligned(self, width: int) -> _Part:
+    def aligned(self) -> _Part:
         """Reads whole vectors, of which some channels get weights of 0."""
         low, high = int(self.reads[0]) // VECTOR * VECTOR, -(-int(self.reads[-1] + 1) // VECTOR) * VECTOR
-        return _Part(places=self.places, reads=torch.arange(low, min(high, width)))
+        return _Part(places=self.places, reads=torch.arange(low, high))
 
 
 class TritonConv(nn.Module):
     """[N, C, H, W] and, where there is a sum, what is added -> [N, D, H', W'], in channels_last."""
 
-    def __init__(self, layer: Layer, operands: Operands, rows_D: Tensor, execution: str) -> None:
+    def __init__(self, layer: Layer, operands: Operands, rows_D: Tensor, tile: Tile) -> None:
         super().__init__()
-        conv, self.tile = layer.conv, TILES[execution]
+        conv, self.tile = layer.conv, tile
         self.side, self.stride, self.padding = conv.weights[0].shape[-1], int(conv.stride[0]), int(conv.padding[0])
         self.relu, self.filters = layer.relu, len(rows_D)
         width = len(operands.columns_C)
-        parts = _parts(layer, operands, rows_D, merged=execution == "triton_whole")
+        parts = _parts(layer, operands, rows_D, merged=tile.merged)
         self.vector_in = VECTOR if width % VECTOR == 0 else 1
         self.vector_out = VECTOR if len(rows_D) % VECTOR == 0 else 1
         self.sliced = self.vector_in > 1 and all(bool((part.reads.diff() == 1).all()) for part in parts)
         self.direct = self.vector_out > 1 and len(parts) == 1
         if self.sliced:
-            parts = [part.aligned(width) if len(part.reads) else part for part in parts]
+            parts = [part.aligned() if len(part.reads) else part for part in parts]
         tiles, weights, biases = [], [], []
         read_at = weight_at = filter_at = 0
         for part in parts:
@@ -178,7 +156,8 @@ def _parts(layer: Layer, operands: Operands, rows_D: Tensor, *, merged: bool) ->
     scattered, a store takes ten times as long. Else rows that no group makes are a part that reads nothing."""
     if merged or len(layer.reads_G) == 1:
         reads = positions(torch.cat(layer.reads_G).unique(), operands.columns_C).sort().values
-        return [_Part(places=torch.arange(len(rows_D)), reads=reads)]
+        hull = torch.arange(int(reads[0]), int(reads[-1]) + 1)  # gaps get weights of 0
+        return [_Part(places=torch.arange(len(rows_D)), reads=hull)]
     reads_G = [positions(channels, operands.columns_C).sort().values for channels in layer.reads_G]
     places_G = [positions(places, rows_D).sort().values for places in layer.places_G()]
     rest = (~torch.isin(rows_D, layer.place_O)).nonzero()[:, 0]
@@ -199,12 +178,23 @@ class _Summed(nn.Module):
         return self.conv(x, self.read_other(other))
 
 
-def kernel(layer: Layer, operands: Operands, execution: str = "triton") -> Built:
+def kernel(layer: Layer, operands: Operands, tile: Tile = TILES["triton"]) -> Built:
     """The layer as one kernel, its output in the order of what is added."""
     rows_D = output_order(layer, operands)
-    conv = TritonConv(layer, operands, rows_D, execution)
+    conv = TritonConv(layer, operands, rows_D, tile)
     read_other = operands.read_other(rows_D)
     return (conv if read_other is None else _Summed(conv, read_other)), rows_D
+
+
+@triton.jit
+def _count(out, ONE: tl.constexpr):  # type: ignore[no-untyped-def]
+    tl.store(out, ONE)
+
+
+def probe() -> None:
+    """Compile and run a kernel that does nearly nothing; raises whatever goes wrong where Triton does not work."""
+    _count[(1,)](torch.zeros(1, device="cuda", dtype=torch.int32), ONE=1)
+    torch.cuda.synchronize()
 
 
 def offered(layer: Layer, operands: Operands) -> list[str]:
@@ -215,5 +205,5 @@ def offered(layer: Layer, operands: Operands) -> list[str]:
     square = all(pair[0] == pair[1] for pair in window) and conv.dilation == (1, 1)
     if not square or conv.weights[0].shape[-1] not in (1, 3) or operands.x.dtype == torch.float64:
         return []
-    wide = max(conv.filters_G) > TILES["triton"].filters
+    wide = (layer.width if len(conv.filters_G) == 1 else max(conv.filters_G)) > TILES["triton"].filters
     return ["triton", "triton_deep", *["triton_wide"] * wide, *["triton_whole"] * (len(conv.filters_G) > 1)]

@@ -15,10 +15,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from suite.measure import latency
+from suite.measure.captured import captured
 from suite.pack.choice import PRECISIONS, Choice, Layout
 from suite.pack.deploy import deploy
-from suite.pack.executions import EXECUTIONS, TRITON, Layer, Operands, Read, build, offered, positions
+from suite.pack.executions import EXECUTIONS, TILES, Layer, Operands, Read, build, offered, positions
 from suite.pack.fuse import Fused, Nodes, fuse, only_user
 from suite.pack.layers import PackedConv, PackedShortcut, Spread, Take
 from suite.pack.network import PackedNetwork
@@ -29,8 +29,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torc
 TF32_TOLERANCE = 1e-2
 """The same where torch lets convolutions round fp32 to the ten bits of TF32, as it does on a GPU unless it is told not to."""
 _ROUNDS = range(3, 17)
-_COPIES_X = 1.05
-"""How much faster an execution must be that copies channels: a copy is memory, and a smaller gain may be chance."""
+_GATHERS_X = 1.05
+"""How much faster an execution must be that gathers its input: a copy is memory, and a smaller gain may be chance."""
 _SECONDS = 0.5
 _GPU_SECONDS, _REPLAYS = 0.05, 5
 """A GPU is steadier. Captured executions are replayed several times, so that waiting for the last is little of the time."""
@@ -52,7 +52,7 @@ def tuned(
         raise ValueError(
             f"execution {forced!r} is not one of {', '.join(EXECUTIONS)}; leave it out to have the fastest"
         )
-    if forced in TRITON and not images.is_cuda:
+    if forced in TILES and not images.is_cuda:
         raise ValueError(f"execution {forced!r} was asked for, and the images are on the CPU; it needs a CUDA device")
     where = images.device.type, PRECISIONS[images.dtype], len(images)
     if choice is not None and choice.where != where:
@@ -107,7 +107,7 @@ def fastest_ms(runs: Mapping[str, Callable[[], object]], device: torch.device) -
     repeats, seconds = 1, _SECONDS
     if device.type == "cuda":
         repeats, seconds = _REPLAYS, _GPU_SECONDS
-        runs = {name: latency.captured(run) for name, run in runs.items()}
+        runs = {name: captured(run) for name, run in runs.items()}
     for run in runs.values():
         run()
     started = time.perf_counter()
@@ -245,7 +245,7 @@ class _Walk:
         return slice_rank([reads.cpu() for reads in reader.reads_G], fused.width)
 
     def _execution(self, layer: Layer, operands: Operands) -> str:
-        """The one that is given, or forced where it differs, or the fastest; each is checked."""
+        """The one that is given, or forced where it differs, or the fastest (`_GATHERS_X`); each is checked."""
         names = offered(layer, operands)
         if self.given is not None:
             names = (self.given.get(layer.name, names[0]),)
@@ -264,8 +264,7 @@ class _Walk:
             in_order = Read(positions(wanted, columns_C), got.shape[1]).to(got.device)
             check(f"{layer.name} as {name!r}", in_order(got), expected)
             runs[name] = lambda module=module, inputs=inputs: module(*inputs)  # type: ignore[misc]
-            copies = any(isinstance(part, Read) and part.copies for part in module.modules())
-            handicap[name] = _COPIES_X if copies else 1.0
+            handicap[name] = _GATHERS_X if getattr(module, "gathers", False) else 1.0
         if len(names) == 1:
             return names[0]
         milliseconds = self.layer_ms[layer.name] = fastest_ms(runs, operands.x.device)

@@ -18,6 +18,7 @@ from suite import records
 from suite.contract import PruningPlan
 from suite.graph import Graph
 from suite.measure import bounds, latency, processes
+from suite.measure.captured import captured
 from suite.measure.memory import peak_bytes
 from suite.progress import Interrupted, Watch
 from suite.run import common
@@ -172,7 +173,7 @@ def _leg(networks: Networks, job: Job, leg: records.Leg) -> processes.Found:
 
     def prepare(network: nn.Module) -> latency.Run:
         run = functools.partial(network, images)
-        return latency.captured(run) if leg == "graph" else run
+        return captured(run) if leg == "graph" else run
 
     names = [job.executions[leg]] if leg in job.executions else list(networks.candidates)
     runs = {name: prepare(networks.candidates[name]) for name in names}
