@@ -133,11 +133,12 @@ class _Timed(fx.Interpreter):
         assert isinstance(network, fx.GraphModule)
         super().__init__(network)
         self.ms: dict[str, float] = {}
+        self.node_of = {str(node.target): node.name for node in network.graph.nodes}
 
     def run_node(self, n: fx.Node) -> object:
         began = time.perf_counter()
         result = super().run_node(n)
-        self.ms[str(n.target)] = min(self.ms.get(str(n.target), float("inf")), 1e3 * (time.perf_counter() - began))
+        self.ms[n.name] = min(self.ms.get(n.name, float("inf")), 1e3 * (time.perf_counter() - began))
         return result
 
 
@@ -153,7 +154,7 @@ def profile(graph: Graph, plan: PruningPlan, dense: nn.Module, packed: nn.Module
     table = Table("node", "MACs x", "dense ms", "packed ms", "time x", title="the nodes of both networks")
     rest = [sum(one.ms.values()) for one in timed]
     for name in graph.convs:
-        ms = [one.ms.get(name, 0.0) for one in timed]
+        ms = [one.ms[one.node_of[name]] if name in one.node_of else 0.0 for one in timed]
         rest = [left - taken for left, taken in zip(rest, ms, strict=True)]
         ratio = f"{macs[0][name] / macs[1][name]:.2f}" if macs[1].get(name) else ""
         table.add_row(name, ratio, *(f"{one:.2f}" for one in ms), f"{ms[0] / ms[1]:.2f}" if ms[1] else "")
