@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,8 +57,10 @@ def is_first() -> bool:
 def joined(device: str) -> Iterator[None]:
     """Work together with the other tasks of this job step, if `srun` started several.
 
-    CPU tensors go over gloo, CUDA tensors over NCCL. The tasks meet on the first node, at a port that follows from the job's
-    number, unless MASTER_ADDR and MASTER_PORT say otherwise.
+    CPU tensors go over gloo, CUDA tensors over NCCL. The tasks meet on the first node, by its name where there are several, at
+    a port that follows from the job's number, unless MASTER_ADDR and MASTER_PORT say otherwise.
+
+    Raises ValueError when the first node has no address here: the others would wait for it until `TIMEOUT`.
     """
     ranks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if ranks == 1:
@@ -68,8 +71,15 @@ def joined(device: str) -> Iterator[None]:
     job = SlurmJobEnvironment()
     if device == "cuda":
         torch.cuda.set_device(job.local_rank % torch.cuda.device_count())
-    host = os.environ.get("MASTER_ADDR") or job.hostnames[0]
+    several = int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) > 1
+    host = os.environ.get("MASTER_ADDR") or (job.hostnames[0] if several else "127.0.0.1")
     port = os.environ.get("MASTER_PORT") or PORTS[int(os.environ["SLURM_JOB_ID"]) % len(PORTS)]
+    try:
+        socket.getaddrinfo(host, int(port))
+    except OSError as error:
+        raise ValueError(
+            f"the first node, {host}, has no address on {socket.gethostname()} ({error.strerror}); set MASTER_ADDR to one"
+        ) from error
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     place = f"tcp://{host}:{port}"
     dist.init_process_group(backend, init_method=place, rank=job.global_rank, world_size=ranks, timeout=TIMEOUT)

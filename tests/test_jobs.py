@@ -19,7 +19,7 @@ from suite.files import write_json
 from suite.launch import job, queue, record, slurm
 from suite.launch.display import Display
 from suite.launch.options import Options
-from suite.run import Context, Outcome, fail, given_up
+from suite.run import Context, Outcome, fail, failure, given_up
 from suite.stages import Stage
 
 STAGES = stages()
@@ -120,3 +120,35 @@ def test_what_failed_is_tried_again_while_its_job_is_still_there(
     context = Context(results=tmp_path)
     fail(BASE, context, "failed", "no such file")
     assert BASE in launch(monkeypatch, context, {BASE.key: "1_0"})
+
+
+@pytest.mark.parametrize(("job", "kept"), [("", True), ("7", False)])
+def test_what_a_person_sets_for_jobs_reaches_them(monkeypatch: pytest.MonkeyPatch, job: str, kept: bool) -> None:
+    """In a job, where its own tasks meet is not for others."""
+    variables = {"SLURM_CONF": "/etc/slurm.conf", "SUBMITIT_PREEMPT_SIGNAL": "TERM", "MASTER_ADDR": "node7"}
+    for name, value in {**variables, "SLURM_JOB_ID": job, "SLURM_NTASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    if not job:
+        monkeypatch.delenv("SLURM_JOB_ID")
+    with slurm._outside_of_jobs():
+        assert "SLURM_NTASKS" not in os.environ
+        assert {name: os.environ.get(name) for name in variables} == {
+            **variables,
+            "MASTER_ADDR": variables["MASTER_ADDR"] if kept else None,
+        }
+    assert os.environ["SLURM_NTASKS"] == "2"
+
+
+def test_tasks_that_cannot_meet_fail_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of waiting for each other; that is no failure of the stage."""
+    where = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}
+    for name, value in {**where, "MASTER_ADDR": "no-such-host.invalid", "MASTER_PORT": "20000"}.items():
+        monkeypatch.setenv(name, value)
+    context = Context(results=tmp_path)
+    for _ in range(3):
+        assert job.StageJob(context=context, source=records.ROOT)([BASE]) == ["failed"]
+    why = failure(BASE, context)
+    assert why is not None
+    assert why["reason"].startswith("the first node, no-such-host.invalid, has no address on ")
+    assert why["reason"].endswith("; set MASTER_ADDR to one")
+    assert given_up(BASE, context) is None

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import signal
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import tiny_grid
 import torch
-from cluster import DEADLINE_S, Cluster, _tidy, asked, ended, job_of, slurm, state_of, submit, waiting
+from cluster import DEADLINE_S, OPTIONS, STARTED, Cluster, _tidy, asked, ended, job_of, slurm, state_of, submit, waiting
+from safetensors.torch import load_file
 from test_launch import HEAD
-from tiny_grid import results, wait_for
+from tiny_grid import call, results, start, wait_for
+from torch.testing import assert_close
 
 from suite import grids, records
-from suite.launch import queue, record
+from suite.launch import queue, record, view
+from suite.launch.__main__ import main
 from suite.progress import read
 from suite.run import Context, execute, failure, is_done
 from suite.stages import Stage
@@ -274,3 +282,135 @@ def test_no_more_jobs_than_wanted(tmp_path: Path, slurm: Cluster) -> None:
     launch = record.read(tmp_path / "results", "mine")
     assert launch is not None
     assert {job.partition("_")[2] for job in launch.jobs.values()} == {"", "0", "1", "2", "3"}
+
+
+def test_slurm_without_a_cluster_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands are here, and the file that says which cluster they are for is not."""
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    assert call(main, "--grid", tiny_grid.FILE, "--results", tmp_path / "results", *OPTIONS) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("suite.launch: --cluster slurm: SLURM's commands here know of no cluster (")
+    assert shown.count(str(tmp_path / "slurm.conf")) == 1
+    assert "use --cluster local" in shown
+    assert (shown.count("\n"), len(shown) < 400) == (1, True), shown
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Names and callers of SLURM's commands that are called from here; the commands do what they always do."""
+    log, folder = tmp_path / "calls", tmp_path / "bin"
+    folder.mkdir()
+    for name in ("squeue", "sacct", "scancel"):
+        path = folder / name
+        path.write_text(f'#!/bin/sh\necho "{name} $PPID" >> {log}\nexec {shutil.which(name)} "$@"\n')
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return log
+
+
+def test_a_grid_is_watched_and_ended_from_another_process(
+    tmp_path: Path, calls: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = "[run for e in (1, 9000, 9001) for run in cross(bases=bases(epochs=e), method='l1_filter', budgets=[0.5], "
+    grid = write_grid(tmp_path, runs + "finetune=schedule())]")
+    context = Context(results=tmp_path / "results", threads=1)
+    short, short_run, lost, lost_run, cancelled, _ = stages_of(grid)
+    assert [execute(stage, context) for stage in (short, short_run)] == ["done", "done"]
+    other = asked("sbatch", "--parsable", "-J", "mine-training", "-o", "/dev/null", "--wrap", "sleep 600").strip()
+    options = ("--grid", grid, "--results", context.results)
+    launcher = submit(grid, tmp_path)
+
+    def look(option: str = "--status") -> tuple[int, str, Counter[str]]:
+        """Exit status, picture, and the commands of SLURM that it took."""
+        calls.write_text("")
+        code = call(main, *options, option)
+        mine = (line.split() for line in calls.read_text().splitlines())
+        return code, capsys.readouterr().out, Counter(name for name, pid in mine if int(pid) == os.getpid())
+
+    wait_for(lambda: job_of(lost_run, context), DEADLINE_S)
+    code, text, took = look()
+    assert re.search(r"6 stages: 2 done, (1 running, 3|2 running, 2|4) queued", text), text
+    wait_for(lambda: training(lost, context) and training(cancelled, context), DEADLINE_S)
+    code, text, took = look()
+    assert (code, took) == (75, {"squeue": 1})
+    assert "6 stages: 2 done, 2 running, 2 queued" in text
+    for stage, epochs in ((lost, 9000), (cancelled, 9001)):
+        row = rf"{stage.key} +{re.escape(stage.label)} +base +\d+/{epochs} .* job {job_of(stage, context)}\b"
+        assert re.search(row, text), text
+
+    calls.write_text("")
+    began = time.monotonic()
+    follower = start("suite.launch", *options, "--follow", log=tmp_path / "follow")
+    STARTED.append(follower)
+    wait_for(lambda: "2 running, 2 queued" in (tmp_path / "follow").read_text(), 60)
+    asked("scancel", job_of(lost, context))
+    wait_for(lambda: "1 lost" in (tmp_path / "follow").read_text(), 60)
+    took = Counter(line.split()[0] for line in calls.read_text().splitlines() if line.endswith(f" {follower.pid}"))
+    assert 2 <= took["squeue"] <= (time.monotonic() - began) / view.REFRESH_S + 1
+    assert took["sacct"] <= 2
+    code, text, took = look()
+    assert (code, took) == (1, {"squeue": 1, "sacct": 1})
+    assert f"lost        {lost.key}" in text
+    assert f"its job {job_of(lost, context)} ended as CANCELLED" in text
+
+    follower.send_signal(signal.SIGINT)
+    assert follower.wait(30) == 130
+    assert "Traceback" not in (tmp_path / "follow").read_text()
+
+    code, text, took = look("--cancel")
+    assert (code, took["scancel"], took["squeue"] <= 2) == (0, 1, True), (text, took)
+    assert f"told its launcher (process {launcher.pid}) to stop; cancelled" in text
+    ended_by = rf"interrupted {cancelled.key} .*\n +cancelled by --cancel"
+    text = look()[1]
+    assert re.search(ended_by, text), text
+    assert launcher.wait(30) == 130
+    wait_for(lambda: asked("squeue", "-h", "--array", "-o", "%F").split() == [other], 60)
+    text = look()[1]
+    assert re.search(ended_by, text), text
+    assert not re.search("running|queued", text.splitlines()[0]), text
+
+
+def test_two_tasks_of_a_job_stop_and_go_on_together(tmp_path: Path) -> None:
+    """By real srun: the signal to all, then to the second task alone; the row is that of one process, to rounding."""
+    runs = "cross(bases=bases(), method='l1_filter', budgets=[0.5], finetune=schedule(epochs=50, images=256, lr=1e-3))"
+    grid = write_grid(tmp_path, runs)
+    base, pruned = stages_of(grid)
+    alone, context = (Context(results=tmp_path / name, threads=1) for name in ("alone", "results"))
+    assert execute(base, alone) == "done"
+    shutil.copytree(alone.results, context.results)
+    process = submit(grid, tmp_path, "--slurm", "ntasks_per_node=2", "--slurm", "mem=3000")
+    steps, pids = [], {0}
+
+    def fine_tuning() -> bool:
+        """In processes that were not there before."""
+        assert process.poll() is None, (tmp_path / "out.txt").read_text()
+        pid = read(context.folder(pruned) / "progress.json").get("pid", 0)
+        return (context.folder(pruned) / "train0.pt").exists() and pid not in pids
+
+    for whom in ("all", "second"):
+        wait_for(fine_tuning, DEADLINE_S)
+        pids.add(read(context.folder(pruned) / "progress.json")["pid"])
+        job = job_of(pruned, context)
+        if whom == "all":
+            asked("scancel", "--signal=USR2", job)
+        else:
+            lines = (line.split() for line in asked("scontrol", "listpids", job).splitlines())
+            (second,) = (int(pid) for pid, _, step, _, rank in lines if (step, rank) == ("0", "1"))
+            os.kill(second, signal.SIGUSR2)
+        wait_for(lambda: (failure(pruned, context) or {}).get("status") == "interrupted", 30)
+        steps.append(torch.load(context.folder(pruned) / "train0.pt", weights_only=True)["step"])
+        wait_for(lambda: state_of(job) != "RUNNING", 60)  # noqa: B023 (used at once)
+    assert steps == sorted(set(steps)), "each start went on"
+    assert ended(process) == 0, (tmp_path / "out.txt").read_text()
+    assert len(list((context.results / "rows").iterdir())) == 1
+    assert execute(pruned, alone) == "done"
+    row, expected = (records.read(c.results / "rows" / f"{pruned.key}.json") for c in (context, alone))
+    assert isinstance(row, records.PrunedRow)
+    assert isinstance(expected, records.PrunedRow)
+    assert (row.status, row.provenance["tasks"]) == ("done", 2)
+    differing = {name for name in row.result_fields if getattr(row, name) != getattr(expected, name)}
+    assert differing <= {"weights_sha256"}
+    ours, theirs = (load_file(c.folder(pruned) / "packed.safetensors") for c in (context, alone))
+    assert_close(ours, theirs, rtol=0, atol=1e-3)

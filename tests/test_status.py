@@ -224,7 +224,7 @@ def test_looking_costs_one_call_of_squeue(context: Context, monkeypatch: pytest.
 
 def test_a_silent_slurm_does_not_end_following(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: Iterator[str | None] = iter(["7|N/A|RUNNING|None", None, ""])
-    monkeypatch.setattr("suite.launch.queue._ask", lambda *command: next(answers))
+    monkeypatch.setattr("suite.launch.queue._ask", lambda *command: next(answers) if command[0] == "squeue" else None)
     record.write(dataclasses.replace(LAUNCH, jobs={BASE.key: "7"}), context.results)
     seen = view.View("tiny_grid", stages(), context)
     goes_on = []
@@ -284,6 +284,7 @@ def test_only_recorded_jobs_are_cancelled(
 
     runs = ("RUNNING", "None")
     monkeypatch.setattr("suite.launch.queue.jobs", lambda grid: {"7_0": runs, "8": ("PENDING", "Priority"), "99": runs})
+    monkeypatch.setattr("suite.launch.queue.ended", lambda jobs: {})
     monkeypatch.setattr(view.subprocess, "run", run)
     jobs = {BASE.key: "7_0", "pruned-of-a-run-that-left": "8", PRUNED[1].key: "6"}
     record.write(dataclasses.replace(LAUNCH, cluster="local", jobs=jobs), context.results)
@@ -293,7 +294,11 @@ def test_only_recorded_jobs_are_cancelled(
     assert "leave --only out" in capsys.readouterr().err
     assert "cancelled 2 jobs, of which 1 ran" in shown(context, capsys, "--cancel", 0)
     assert asked == [["scancel", "7_0", "8"]]
-    assert (context.folder(BASE) / "failed.json").exists()
+    for later_s, host, seen in ((5, "node7", "interrupted"), (5, "node8", "running")):
+        with leased(BASE, context):  # until it is killed, the process goes on; another one is another attempt
+            report(BASE, context, job="99", host=host, time=time.time() + later_s)
+            (state,) = Observer([BASE], context).states(record.read(context.results, "tiny_grid"), {})
+        assert state.name == seen
     assert not (context.folder(PRUNED[0]) / "failed.json").exists()
     left = record.read(context.results, "tiny_grid")
     assert left is not None

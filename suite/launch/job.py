@@ -42,8 +42,11 @@ class StageJob(submitit.helpers.Checkpointable):
         outcomes = _ended_before(stages, self.context)
         left = [stage for stage in stages if stage.key not in outcomes]
         if len(left) == 1:
-            with distributed.joined(self.context.device):
-                outcomes[left[0].key] = _one(left[0], self.context, stopped)
+            try:
+                with distributed.joined(self.context.device):
+                    outcomes[left[0].key] = _one(left[0], self.context, stopped)
+            except ValueError as error:  # the tasks cannot meet, which says nothing against the stage
+                outcomes[left[0].key] = fail(left[0], self.context, "failed", str(error), counts=False)
         elif left:
             threads = self.context.threads or max(1, cores() // len(left))
             context = dataclasses.replace(self.context, threads=threads)

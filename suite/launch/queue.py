@@ -7,6 +7,9 @@ import subprocess
 from collections.abc import Iterable
 
 TIMEOUT_S = 60
+CHECK_S = 10
+"""SLURM's commands look for a missing configuration for a minute; they have said what is wrong at once."""
+SILENT = ("unable to contact slurm controller", "socket timed out", "zero bytes were transmitted", "connection refused")
 
 
 def states(grid: str = "") -> dict[str, str] | None:
@@ -47,6 +50,22 @@ def ended(jobs: Iterable[str]) -> dict[str, str]:
     rows = dict(line.split("|")[:2] for line in (text or "").splitlines() if "|" in line)
     rest = {job.partition("_")[0]: state for job, state in rows.items() if "_[" in job}
     return {job: state for job in jobs if (state := rows.get(job) or rest.get(job.partition("_")[0]))}
+
+
+def is_silent(said: str) -> bool:
+    """Whether a command failed because the controller did not answer, which passes."""
+    return any(words in said.lower() for words in SILENT)
+
+
+def unconfigured() -> str:
+    """The first line of SLURM's own words where its commands cannot read which cluster they are for; "" where they can."""
+    try:
+        done = subprocess.run(("scontrol", "show", "config"), capture_output=True, timeout=CHECK_S, check=False)
+        failed, said = done.returncode != 0, done.stderr
+    except subprocess.TimeoutExpired as error:
+        failed, said = True, error.stderr or b""
+    text = said.decode(errors="replace").strip()
+    return text.splitlines()[0] if failed and text and not is_silent(text) else ""
 
 
 def limit(name: str, otherwise: int) -> int:

@@ -41,18 +41,25 @@ LOST_AFTER_S = 20.0
 be started again is unknown, too."""
 PATIENCE_S = 120.0
 """While the controller is silent, a submission is tried again for so long."""
-SILENT = ("unable to contact slurm controller", "socket timed out", "zero bytes were transmitted", "connection refused")
 UNKNOWN = "unknown to SLURM"
 NO_FAULT = ("CANCELLED", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", UNKNOWN)
 """How states begin that say nothing against the stage: a person or the cluster ended its job."""
+PERSONS = ("SLURM_CONF", "SUBMITIT_PREEMPT_SIGNAL")
+MEETING = ("MASTER_ADDR", "MASTER_PORT")
+"""Where the tasks of a job meet; in a job, where its own do."""
 MANY = 10**6
 """Time-outs that submitit allows."""
 
 
 def check() -> None:
-    """Raises ValueError where there is no SLURM."""
+    """Raises ValueError where there is no SLURM, or where its commands know of no cluster. A silent controller may come back."""
     if missing := [command for command in ("sbatch", "srun", "squeue") if shutil.which(command) is None]:
         raise ValueError(f"--cluster slurm: there is no SLURM here (no {missing[0]} on PATH); use --cluster local")
+    if said := queue.unconfigured():
+        raise ValueError(
+            f"--cluster slurm: SLURM's commands here know of no cluster ({said}); launch on a login node, point SLURM_CONF to "
+            "the cluster's slurm.conf, or use --cluster local"
+        )
 
 
 def run(
@@ -123,7 +130,7 @@ class _Submitter:
                         self.jobs |= dict.fromkeys((stage.key for stage in task), job.job_id)
                     return
             except (RuntimeError, FailedJobError) as error:
-                if any(words in str(error).lower() for words in SILENT) and time.monotonic() < patience:
+                if queue.is_silent(str(error)) and time.monotonic() < patience:
                     time.sleep(POLL_S)
                     continue
                 raise ValueError(_refused(array, str(error))) from error
@@ -173,11 +180,11 @@ def _undisturbed() -> Iterator[None]:
 
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Without the variables of the job that this may run in; where SLURM is, they say as well."""
-    conf = os.environ.get("SLURM_CONF")
+    """Without the variables of the job that this may run in; what a person sets for jobs stays."""
+    names = PERSONS if "SLURM_JOB_ID" in os.environ else PERSONS + MEETING
+    kept = {name: os.environ[name] for name in names if name in os.environ}
     with submitit.helpers.clean_env():
-        if conf is not None:
-            os.environ["SLURM_CONF"] = conf
+        os.environ.update(kept)
         yield
 
 

@@ -100,7 +100,7 @@ def _state(stage: Stage, context: Context, job: str, now: str | None, *, shared:
         return State(stage=stage, name="done", seconds=(done["row"] or done["result"]).get("seconds"))
     reported, ended = progress.read(context.folder(stage) / "progress.json"), failure(stage, context)
     job = job or str(reported.get("job", ""))
-    goes_on = bool(reported) and (ended is None or ended.get("time", 0) < reported.get("time", 0))
+    goes_on = bool(reported) and (ended is None or _is_another(reported, ended))
     if now is not None and now not in RUNNING:
         return State(stage=stage, name="queued", about=ended or reported, job=job)
     if goes_on and (now or _is_alive(stage, context, reported)):
@@ -110,6 +110,17 @@ def _state(stage: Stage, context: Context, job: str, now: str | None, *, shared:
     if now:
         return State(stage=stage, name="queued" if shared or ended else "running", about=ended or {}, job=job)
     return State(stage=stage, name="lost", about=reported, job=job) if reported else None
+
+
+def process_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Which process reported this."""
+    return {name: about[name] for name in ("host", "pid") if name in about}
+
+
+def _is_another(reported: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
+    """Whether the report is of a later attempt than the end. Until it is killed, a cancelled process goes on reporting."""
+    cancelled = process_of(ended)
+    return ended.get("time", 0) < reported.get("time", 0) and not (cancelled and cancelled == process_of(reported))
 
 
 def _is_alive(stage: Stage, context: Context, reported: Mapping[str, Any]) -> bool:

@@ -22,7 +22,19 @@ from suite.files import write_json
 from suite.launch import queue, record
 from suite.launch.display import minutes
 from suite.launch.record import Launch
-from suite.launch.status import NAMES, Name, Observer, State, counts, launcher_lives, log_of, tail, time_left_s
+from suite.launch.status import (
+    NAMES,
+    RUNNING,
+    Name,
+    Observer,
+    State,
+    counts,
+    launcher_lives,
+    log_of,
+    process_of,
+    tail,
+    time_left_s,
+)
 from suite.run import Context
 from suite.stages import Stage
 
@@ -30,8 +42,8 @@ STYLES: dict[Name, str] = {"done": "green", "running": "cyan", "failed": "red", 
 REFRESH_S = 2.0
 WIDTH = 160
 """Columns where there is no terminal."""
-USUAL = ("None", "Dependency", "Priority", "Resources")
-"""Reasons to wait that pass by themselves."""
+USUAL = ("None", "Dependency", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit")
+"""Reasons to wait that pass by themselves: after a requeue, and by --parallel, too."""
 AT_A_TIME = 2000
 """Jobs that one scancel is given."""
 STOP_S = 10.0
@@ -39,7 +51,8 @@ STOP_S = 10.0
 
 
 class View:
-    """What is to be seen of a grid: everything is read anew each time, with one call of squeue.
+    """What is to be seen of a grid: everything is read anew each time, with one call of squeue, and one of sacct when a job
+    was lost since the last.
 
     name  of the grid's launch file
     """
@@ -53,6 +66,8 @@ class View:
         """The states of SLURM's jobs; None when it is silent."""
         self.held: Counter[str] = Counter()
         """How many of them wait for what unusual reason."""
+        self.ended: dict[str, str] = {}
+        """How the jobs of lost stages ended, as far as SLURM knows."""
         self.states: list[State] = []
 
     def look(self) -> None:
@@ -63,6 +78,10 @@ class View:
         waiting = (reason for state, reason in (found or {}).values() if state == "PENDING")
         self.held = Counter(reason for reason in waiting if reason not in USUAL)
         self.states = self.observer.states(self.launch, self.jobs)
+        lost = {state.job for state in self.states if state.name == "lost"} - {""}
+        self.ended = {job: how for job, how in self.ended.items() if job in lost}
+        if unknown := lost - self.ended.keys():
+            self.ended |= {job: how for job, how in queue.ended(unknown).items() if how not in (*RUNNING, "PENDING")}
 
     @property
     def exit_status(self) -> int:
@@ -107,6 +126,8 @@ class View:
             if state.name not in ("failed", "lost", "interrupted"):
                 continue
             reason = str(state.about.get("reason") or f"nothing was heard of it since {_when(state)}")
+            if how := self.ended.get(state.job):
+                reason = f"its job {state.job} ended as {how}; {reason}"
             yield Text.assemble((f"{state.name:11} ", STYLES[state.name]), f"{state.stage.key} {state.stage.label}")
             yield Text(f"{'':12}{reason}")
             log = log_of(state, self.context) if state.name != "interrupted" else None
@@ -127,27 +148,29 @@ def show(view: View, console: Console) -> int:
 
 def follow(view: View, console: Console) -> int:
     """Draw the picture anew until nothing runs or waits; without a terminal, a line whenever the counts change."""
-    view.look()
     said = ""
     if not console.is_terminal:
-        while view.goes_on:
+        for _ in _looks(view):
             if (now := view.summary().partition(";")[0]) != said:
                 said = now
                 console.print(view.summary(), markup=False, highlight=False)
-            _pause(view)
     else:
         with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False, screen=True) as live:
-            while view.goes_on:
+            for _ in _looks(view):
                 live.update(Group(*view.lines()), refresh=True)
-                _pause(view)
     return show(view, console)
 
 
-def _pause(view: View) -> None:
-    """Wait, longer where looking takes long, and look again."""
-    began = time.monotonic()
-    view.look()
-    time.sleep(max(REFRESH_S, 2 * (time.monotonic() - began)))
+def _looks(view: View) -> Iterator[None]:
+    """Look again and again while anything goes on, after a pause that is longer where looking takes long."""
+    while True:
+        began = time.monotonic()
+        view.look()
+        took_s = time.monotonic() - began
+        if not view.goes_on:
+            return
+        yield
+        time.sleep(max(REFRESH_S, 2 * took_s))
 
 
 def _launched(launch: Launch | None, results: Path) -> str:
@@ -235,7 +258,12 @@ def _cancel_jobs(view: View, launch: Launch, states: Mapping[str, str]) -> str:
             raise ValueError(f"--cancel: scancel says: {' '.join(done.stderr.split())}")
     running = [s for s in view.states if s.name == "running" and launch.jobs.get(s.stage.key) in there]
     for state in running:
-        about = {"status": "interrupted", "reason": "cancelled by --cancel", "time": time.time()}
+        about = {
+            "status": "interrupted",
+            "reason": "cancelled by --cancel",
+            "time": time.time(),
+            **process_of(state.about),
+        }
         write_json(view.context.folder(state.stage) / "failed.json", about)
     kept = {key: job for key, job in launch.jobs.items() if job not in there}
     record.write(dataclasses.replace(launch, jobs=kept), view.context.results)
@@ -253,4 +281,5 @@ def _stop(launch: Launch, results: Path) -> str:
     patience = time.monotonic() + STOP_S
     while launcher_lives(launch, results) and time.monotonic() < patience:
         time.sleep(0.1)
-    return f"told its launcher (process {launch.pid}) to stop; what runs stops at its next step and goes on at the next launch"
+    runs = "" if launch.cluster == "slurm" else "; what runs stops at its next step and goes on at the next launch"
+    return f"told its launcher (process {launch.pid}) to stop{runs}"

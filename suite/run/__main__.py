@@ -45,8 +45,12 @@ def main() -> int:
         return 2
     watch = Watch(max_minutes=arguments.max_minutes)
     watch.listen(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    with distributed.joined(context.device):
-        return _do(stage, context, watch, Console(quiet=not distributed.is_first()))
+    try:
+        with distributed.joined(context.device):
+            return _do(stage, context, watch, Console(quiet=not distributed.is_first()))
+    except ValueError as error:
+        sys.stderr.write(f"suite.run: {error}\n")
+        return 2
 
 
 def _do(stage: Stage, context: Context, watch: Watch, console: Console) -> int:
