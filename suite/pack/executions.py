@@ -237,15 +237,14 @@ def _empty(like: Tensor, images: int, channels: int) -> Tensor:
 
 
 class PerGroup(nn.Module):
-    """One convolution per group on the channels that it reads, each put, or summed, into its place as soon as it is done; on a
-    CPU a few images at a time, because a whole group's output beside all groups' would be the network's peak."""
+    """One convolution per group on the channels that it reads, each put, or summed, into its place as soon as it is done."""
 
     def __init__(
         self, convs: Sequence[FusedConv], reads: Sequence[Read], read_other: nn.Module | None, relu: bool, copy: bool
     ) -> None:
         super().__init__()
         self.convs, self.reads = nn.ModuleList(convs), nn.ModuleList(reads)
-        self.filters, self.widest = sum(len(conv.bias) for conv in convs), max(len(conv.bias) for conv in convs)
+        self.filters = sum(len(conv.bias) for conv in convs)
         self.read_other, self.relu, self.copy = read_other, relu, copy
         self.gathers = any(read.copies for read in reads)
 
@@ -254,17 +253,15 @@ class PerGroup(nn.Module):
         if self.read_other is not None:
             total = self.read_other(other)
             total = total.clone() if self.copy else total
-        images = max(1, PIECE // (self.widest * x.shape[2] * x.shape[3])) if x.device.type == "cpu" else len(x)
-        for first in range(0, len(x), images):
-            piece, start = slice(first, first + images), 0
-            for conv, read in zip(self.convs, self.reads, strict=True):
-                part = conv(read(x[piece]))
-                if total is None:
-                    total = _empty(part, len(x), self.filters)
-                place = total[piece].narrow(1, start, part.shape[1])
-                _ = place.copy_(part) if self.read_other is None else place.add_(part)
-                start += part.shape[1]
-        assert total is not None, "there is a group and an image at least"
+        start = 0
+        for conv, read in zip(self.convs, self.reads, strict=True):
+            part = conv(read(x))
+            if total is None:
+                total = _empty(part, len(x), self.filters)
+            place = total.narrow(1, start, part.shape[1])
+            _ = place.copy_(part) if self.read_other is None else place.add_(part)
+            start += part.shape[1]
+        assert total is not None, "there is a group at least"
         return total.relu_() if self.relu else total
 
 
