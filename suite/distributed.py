@@ -18,6 +18,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from submitit.slurm.slurm import SlurmJobEnvironment
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -26,7 +27,13 @@ from suite import files
 TIMEOUT = timedelta(hours=1)
 """The other tasks wait for so long while the first plans."""
 
+MEETING = timedelta(minutes=5)
+"""All tasks must have come within so long."""
 PORTS = range(20_000, 60_000)
+
+
+class NoMeeting(ValueError):
+    """The tasks of a stage did not find each other, which says nothing against the stage."""
 
 
 @dataclass
@@ -57,32 +64,29 @@ def is_first() -> bool:
 def joined(device: str) -> Iterator[None]:
     """Work together with the other tasks of this job step, if `srun` started several.
 
-    CPU tensors go over gloo, CUDA tensors over NCCL. The tasks meet on the first node, by its name where there are several, at
-    a port that follows from the job's number, unless MASTER_ADDR and MASTER_PORT say otherwise.
+    CPU tensors go over gloo, CUDA tensors over NCCL. The tasks meet on the first node, at a port that follows from the job's
+    number, unless MASTER_ADDR and MASTER_PORT say otherwise. Where there are several nodes, and its name has no address, that
+    is where `srun` was started, which in a batch job is the first node too.
 
-    Raises ValueError when the first node has no address here: the others would wait for it until `TIMEOUT`.
+    Raises NoMeeting when there is no address, or when not all come within `MEETING`.
     """
     ranks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if ranks == 1:
         yield
         return
-    from submitit.slurm.slurm import SlurmJobEnvironment
-
     job = SlurmJobEnvironment()
     if device == "cuda":
         torch.cuda.set_device(job.local_rank % torch.cuda.device_count())
-    several = int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) > 1
-    host = os.environ.get("MASTER_ADDR") or (job.hostnames[0] if several else "127.0.0.1")
-    port = os.environ.get("MASTER_PORT") or PORTS[int(os.environ["SLURM_JOB_ID"]) % len(PORTS)]
-    try:
-        socket.getaddrinfo(host, int(port))
-    except OSError as error:
-        raise ValueError(
-            f"the first node, {host}, has no address on {socket.gethostname()} ({error.strerror}); set MASTER_ADDR to one"
-        ) from error
+    host, port = _place(job)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    place = f"tcp://{host}:{port}"
-    dist.init_process_group(backend, init_method=place, rank=job.global_rank, world_size=ranks, timeout=TIMEOUT)
+    try:
+        store = dist.TCPStore(host, port, ranks, is_master=job.global_rank == 0, timeout=MEETING)
+        dist.init_process_group(backend, store=store, rank=job.global_rank, world_size=ranks, timeout=TIMEOUT)
+    except dist.DistError as error:
+        words = str(error).splitlines()[0]
+        raise NoMeeting(
+            f"the {ranks} tasks did not meet at {host}:{port} ({words}); set MASTER_ADDR or MASTER_PORT"
+        ) from error
     _group.rank, _group.ranks = job.global_rank, ranks
     alone, nn.BatchNorm2d.forward = nn.BatchNorm2d.forward, _batch_norm  # type: ignore[assignment, method-assign]
     files.writes = is_first()
@@ -93,6 +97,23 @@ def joined(device: str) -> Iterator[None]:
         nn.BatchNorm2d.forward = alone  # type: ignore[method-assign]
         _group.rank, _group.ranks = 0, 1
         dist.destroy_process_group()
+
+
+def _place(job: SlurmJobEnvironment) -> tuple[str, int]:
+    """Where the tasks meet: an address that is known here, and a port."""
+    hosts = [os.environ.get("MASTER_ADDR", "")]
+    if not hosts[0]:
+        several = int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) > 1
+        hosts = [job.hostnames[0], os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "")] if several else ["127.0.0.1"]
+    port = os.environ.get("MASTER_PORT") or str(PORTS[int(os.environ["SLURM_JOB_ID"]) % len(PORTS)])
+    for host in filter(None, hosts):
+        with contextlib.suppress(OSError):
+            socket.getaddrinfo(host, port)
+            return host, int(port)
+    raise NoMeeting(
+        f"the first node, {hosts[0]}, has no address on {socket.gethostname()}, or {port} is no port; set MASTER_ADDR and "
+        "MASTER_PORT to where the tasks can meet"
+    )
 
 
 def told(value: int) -> int:

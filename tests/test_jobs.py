@@ -32,9 +32,10 @@ def answers(monkeypatch: pytest.MonkeyPatch, **texts: str | None) -> None:
 
 
 def test_tasks_that_never_began_are_one_line_of_sacct(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers(monkeypatch, sacct="1_0|COMPLETED\n1_1|OUT_OF_MEMORY\n1_[2-9%2]|CANCELLED by 0\n2|NODE_FAIL\n")
-    states = queue.ended(job for job in ("1_1", "1_5", "2", "3"))
-    assert states == {"1_1": "OUT_OF_MEMORY", "1_5": "CANCELLED by 0", "2": "NODE_FAIL"}
+    lines = "1_0|6|COMPLETED\n1_1|7|OUT_OF_MEMORY\n1_[2-9%2]|1|CANCELLED by 0\n2|2|NODE_FAIL\n"
+    answers(monkeypatch, sacct=lines)
+    states = queue.ended(job for job in ("1_1", "1_5", "2", "3", "7"))
+    assert states == {"1_1": "OUT_OF_MEMORY", "1_5": "CANCELLED by 0", "2": "NODE_FAIL", "7": "OUT_OF_MEMORY"}
     answers(monkeypatch)
     assert queue.ended(["1_1"]) == {}
 
@@ -55,7 +56,7 @@ def test_tasks_that_never_began_are_one_line_of_sacct(monkeypatch: pytest.Monkey
 def test_what_the_cluster_did_is_no_failure_of_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str | None, counts: bool
 ) -> None:
-    answers(monkeypatch, sacct=f"1_[0-3]|{state}\n" if state else None)
+    answers(monkeypatch, sacct=f"1_[0-3]|1|{state}\n" if state else None)
     context = Context(results=tmp_path)
     for _ in range(3):
         assert slurm._lost([BASE], {BASE.key: "1_2"}, context) == [(BASE, "failed")]
@@ -124,8 +125,8 @@ def test_what_failed_is_tried_again_while_its_job_is_still_there(
 
 @pytest.mark.parametrize(("job", "kept"), [("", True), ("7", False)])
 def test_what_a_person_sets_for_jobs_reaches_them(monkeypatch: pytest.MonkeyPatch, job: str, kept: bool) -> None:
-    """In a job, where its own tasks meet is not for others."""
-    variables = {"SLURM_CONF": "/etc/slurm.conf", "SUBMITIT_PREEMPT_SIGNAL": "TERM", "MASTER_ADDR": "node7"}
+    """In a job, its own options are not for others."""
+    variables = {"SLURM_CONF": "/etc/slurm.conf", "SUBMITIT_PREEMPT_SIGNAL": "TERM", "SBATCH_ACCOUNT": "me"}
     for name, value in {**variables, "SLURM_JOB_ID": job, "SLURM_NTASKS": "2"}.items():
         monkeypatch.setenv(name, value)
     if not job:
@@ -134,7 +135,7 @@ def test_what_a_person_sets_for_jobs_reaches_them(monkeypatch: pytest.MonkeyPatc
         assert "SLURM_NTASKS" not in os.environ
         assert {name: os.environ.get(name) for name in variables} == {
             **variables,
-            "MASTER_ADDR": variables["MASTER_ADDR"] if kept else None,
+            "SBATCH_ACCOUNT": variables["SBATCH_ACCOUNT"] if kept else None,
         }
     assert os.environ["SLURM_NTASKS"] == "2"
 
@@ -150,5 +151,5 @@ def test_tasks_that_cannot_meet_fail_at_once(tmp_path: Path, monkeypatch: pytest
     why = failure(BASE, context)
     assert why is not None
     assert why["reason"].startswith("the first node, no-such-host.invalid, has no address on ")
-    assert why["reason"].endswith("; set MASTER_ADDR to one")
+    assert why["reason"].endswith("; set MASTER_ADDR and MASTER_PORT to where the tasks can meet")
     assert given_up(BASE, context) is None

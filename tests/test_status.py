@@ -214,11 +214,17 @@ def test_looking_costs_one_call_of_squeue(context: Context, monkeypatch: pytest.
         asked["squeue"] += 1
         return {}
 
+    def ended(numbers: set[str]) -> dict[str, str]:
+        asked["sacct"] += 1
+        return {}
+
     monkeypatch.setattr("suite.launch.queue.jobs", jobs)
+    monkeypatch.setattr("suite.launch.queue.ended", ended)
     record.write(dataclasses.replace(LAUNCH, jobs={stage.key: stage.key for stage in stages()}), context.results)
     seen = view.View("tiny_grid", stages(), context)
-    view.show(seen, Console(quiet=True))
-    assert asked["squeue"] == 1
+    for _ in range(3):
+        view.show(seen, Console(quiet=True))
+    assert asked == {"squeue": 3, "sacct": 1}, "one look at the queue each; an accounting that knows nothing is let be"
     assert {state.name for state in seen.states} == {"lost"}
 
 
@@ -237,7 +243,7 @@ def test_a_silent_slurm_does_not_end_following(context: Context, monkeypatch: py
 def test_why_jobs_wait_is_counted(
     context: Context, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit, usual = "QOSMaxJobsPerUserLimit", ("Dependency", "Priority", "Resources", "None")
+    limit, usual = "QOSMaxJobsPerUserLimit", (*view.USUAL, "None")
     lines = [f"7|{number}|PENDING|{reason}" for number, reason in enumerate((limit, limit, *usual))]
     monkeypatch.setattr("suite.launch.queue._ask", lambda *command: "\n".join([*lines, "8|N/A|RUNNING|None"]))
     jobs = {stage.key: f"7_{number}" for number, stage in enumerate(stages()[:6])}

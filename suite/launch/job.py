@@ -45,7 +45,7 @@ class StageJob(submitit.helpers.Checkpointable):
             try:
                 with distributed.joined(self.context.device):
                     outcomes[left[0].key] = _one(left[0], self.context, stopped)
-            except ValueError as error:  # the tasks cannot meet, which says nothing against the stage
+            except distributed.NoMeeting as error:  # which says nothing against the stage
                 outcomes[left[0].key] = fail(left[0], self.context, "failed", str(error), counts=False)
         elif left:
             threads = self.context.threads or max(1, cores() // len(left))

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 TIMEOUT_S = 60
 CHECK_S = 10
 """SLURM's commands look for a missing configuration for a minute; they have said what is wrong at once."""
+UNCONFIGURED = ("cannot stat file", "configuration source")
+"""SLURM's words where no cluster is configured."""
 SILENT = ("unable to contact slurm controller", "socket timed out", "zero bytes were transmitted", "connection refused")
 
 
@@ -46,8 +48,9 @@ def ended(jobs: Iterable[str]) -> dict[str, str]:
     arrays = sorted({job.partition("_")[0] for job in jobs})
     if not arrays:
         return {}
-    text = _ask("sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", ",".join(arrays))
-    rows = dict(line.split("|")[:2] for line in (text or "").splitlines() if "|" in line)
+    text = _ask("sacct", "-n", "-P", "-X", "-o", "JobID,JobIDRaw,State", "-j", ",".join(arrays))
+    lines = [line.split("|") for line in (text or "").splitlines() if line.count("|") >= 2]
+    rows = {number: state for job, raw, state, *_ in lines for number in (raw, job)}
     rest = {job.partition("_")[0]: state for job, state in rows.items() if "_[" in job}
     return {job: state for job in jobs if (state := rows.get(job) or rest.get(job.partition("_")[0]))}
 
@@ -65,7 +68,7 @@ def unconfigured() -> str:
     except subprocess.TimeoutExpired as error:
         failed, said = True, error.stderr or b""
     text = said.decode(errors="replace").strip()
-    return text.splitlines()[0] if failed and text and not is_silent(text) else ""
+    return text.splitlines()[0] if failed and any(words in text for words in UNCONFIGURED) else ""
 
 
 def limit(name: str, otherwise: int) -> int:

@@ -45,15 +45,13 @@ UNKNOWN = "unknown to SLURM"
 NO_FAULT = ("CANCELLED", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", UNKNOWN)
 """How states begin that say nothing against the stage: a person or the cluster ended its job."""
 PERSONS = ("SLURM_CONF", "SUBMITIT_PREEMPT_SIGNAL")
-MEETING = ("MASTER_ADDR", "MASTER_PORT")
-"""Where the tasks of a job meet; in a job, where its own do."""
 MANY = 10**6
 """Time-outs that submitit allows."""
 
 
 def check() -> None:
     """Raises ValueError where there is no SLURM, or where its commands know of no cluster. A silent controller may come back."""
-    if missing := [command for command in ("sbatch", "srun", "squeue") if shutil.which(command) is None]:
+    if missing := [command for command in ("sbatch", "srun", "squeue", "scontrol") if shutil.which(command) is None]:
         raise ValueError(f"--cluster slurm: there is no SLURM here (no {missing[0]} on PATH); use --cluster local")
     if said := queue.unconfigured():
         raise ValueError(
@@ -180,9 +178,13 @@ def _undisturbed() -> Iterator[None]:
 
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Without the variables of the job that this may run in; what a person sets for jobs stays."""
-    names = PERSONS if "SLURM_JOB_ID" in os.environ else PERSONS + MEETING
-    kept = {name: os.environ[name] for name in names if name in os.environ}
+    """Without the variables of the job that this may run in; what a person sets for jobs stays, sbatch's defaults too."""
+    inside = "SLURM_JOB_ID" in os.environ
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in PERSONS or (name.startswith("SBATCH_") and not inside)
+    }
     with submitit.helpers.clean_env():
         os.environ.update(kept)
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -44,6 +45,8 @@ WIDTH = 160
 """Columns where there is no terminal."""
 USUAL = ("None", "Dependency", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit")
 """Reasons to wait that pass by themselves: after a requeue, and by --parallel, too."""
+AGAIN_S = 60.0
+"""After so long accounting is asked again about a job that it did not know."""
 AT_A_TIME = 2000
 """Jobs that one scancel is given."""
 STOP_S = 10.0
@@ -68,6 +71,8 @@ class View:
         """How many of them wait for what unusual reason."""
         self.ended: dict[str, str] = {}
         """How the jobs of lost stages ended, as far as SLURM knows."""
+        self.asked: dict[str, float] = {}
+        """When it was asked about each, in seconds."""
         self.states: list[State] = []
 
     def look(self) -> None:
@@ -80,7 +85,10 @@ class View:
         self.states = self.observer.states(self.launch, self.jobs)
         lost = {state.job for state in self.states if state.name == "lost"} - {""}
         self.ended = {job: how for job, how in self.ended.items() if job in lost}
-        if unknown := lost - self.ended.keys():
+        now = time.monotonic()
+        unknown = {job for job in lost - self.ended.keys() if now - self.asked.get(job, -math.inf) > AGAIN_S}
+        if unknown:
+            self.asked |= dict.fromkeys(unknown, now)
             self.ended |= {job: how for job, how in queue.ended(unknown).items() if how not in (*RUNNING, "PENDING")}
 
     @property
@@ -121,21 +129,21 @@ class View:
 
     def _bad(self) -> Iterator[RenderableType]:
         """What failed, was lost or interrupted; the end of the log once for each reason."""
-        shown: set[str] = set()
+        shown: set[tuple[str, str]] = set()
         for state in self.states:
             if state.name not in ("failed", "lost", "interrupted"):
                 continue
             reason = str(state.about.get("reason") or f"nothing was heard of it since {_when(state)}")
-            if how := self.ended.get(state.job):
-                reason = f"its job {state.job} ended as {how}; {reason}"
+            how = self.ended.get(state.job, "") if state.name == "lost" else ""
+            ended = f"its job {state.job} ended as {how}; " if how else ""
             yield Text.assemble((f"{state.name:11} ", STYLES[state.name]), f"{state.stage.key} {state.stage.label}")
-            yield Text(f"{'':12}{reason}")
+            yield Text(f"{'':12}{ended}{reason}")
             log = log_of(state, self.context) if state.name != "interrupted" else None
             if log is not None:
                 yield Text(f"{'':12}{_shown(log)}", style="dim")
-                if reason not in shown:
+                if (how, reason) not in shown:
                     yield from (Text(f"{'':12}| {line}", style="dim") for line in tail(log))
-                shown.add(reason)
+                shown.add((how, reason))
 
 
 def show(view: View, console: Console) -> int:

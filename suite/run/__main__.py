@@ -48,7 +48,7 @@ def main() -> int:
     try:
         with distributed.joined(context.device):
             return _do(stage, context, watch, Console(quiet=not distributed.is_first()))
-    except ValueError as error:
+    except distributed.NoMeeting as error:
         sys.stderr.write(f"suite.run: {error}\n")
         return 2
 
