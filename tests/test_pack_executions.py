@@ -20,10 +20,11 @@ from torch.nn import functional
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
 from suite.measure.memory import peak_bytes
-from suite.pack import Choice, PackedNetwork, deploy, executions, load_choices, pack, save_choices, tuned
+from suite.pack import Choice, PackedNetwork, deploy, executions, load_choices, operations, pack, save_choices, tuned
 from suite.pack import tune as tuning
-from suite.pack.executions import EXECUTIONS, TILES, FusedConv, Layer, Operands, PerGroup, Read, Reorder, Whole, offered
+from suite.pack.executions import EXECUTIONS, TILES, Layer, Operands, offered
 from suite.pack.layers import PackedConv, Take, is_channels_last
+from suite.pack.operations import FusedConv, PerGroup, Read, Reorder, Whole
 from suite.pack.slices import slice_rank
 
 NETWORKS = (*SMALL, "resnet18", "resnet50", "vgg16_bn")
@@ -227,14 +228,14 @@ def layer_of(packed: PackedNetwork, x: Tensor) -> tuple[Layer, Operands]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SMALL)
 def test_images_that_are_gathered_one_by_one(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executions, "PIECE", 1)
+    monkeypatch.setattr(operations, "PIECE", 1)
     assert_tuned(packed_of(name, 2, 0.5), dtype, forced="padded")
     assert_tuned(packed_of(name, 2, 0.5), dtype, forced="union")
 
 
 @torch.no_grad()
 def test_gathering_does_not_take_the_memory_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executions, "PIECE", 2**13)
+    monkeypatch.setattr(operations, "PIECE", 2**13)
     packed = packed_of("vgg6", 3, 0.5)
     conv = next(conv for conv in packed.convs() if len(conv.weights) > 1)
     packed.float()

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from suite.pack import tuned
-from suite.pack.executions import EXECUTIONS, TILES, Layer, Operands, Read, offered, positions
+from suite.pack.executions import EXECUTIONS, TILES, Layer, Operands, offered, positions
 from suite.pack.layers import PackedConv
+from suite.pack.operations import Read
 from suite.pack.tune import tolerance
 
 pytest.importorskip("triton")

@@ -18,10 +18,11 @@ from torch import Tensor, fx, nn
 from suite.measure.captured import captured
 from suite.pack.choice import PRECISIONS, Choice, Layout
 from suite.pack.deploy import deploy
-from suite.pack.executions import EXECUTIONS, TILES, Layer, Operands, Read, build, offered, positions
+from suite.pack.executions import EXECUTIONS, TILES, Layer, Operands, build, offered, positions
 from suite.pack.fuse import Fused, Nodes, fuse, only_user
 from suite.pack.layers import PackedConv, PackedShortcut, Spread, Take
 from suite.pack.network import PackedNetwork
+from suite.pack.operations import Read
 from suite.pack.slices import slice_rank
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
