@@ -261,7 +261,7 @@ def test_dirty_means_changed_outside_results(tmp_path: Path, monkeypatch: pytest
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "first")
-    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr("suite.records.origin.ROOT", tmp_path)
     clean = records.source()
     assert clean["dirty"] is False
     assert len(clean["commit"]) == 40
@@ -276,7 +276,7 @@ def test_dirty_means_changed_outside_results(tmp_path: Path, monkeypatch: pytest
 
 
 def test_without_a_repository_the_packages_version_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr("suite.records.origin.ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert records.source()["commit"].startswith("package ")
     assert records.source()["dirty"] is None
@@ -291,7 +291,7 @@ def test_installed_inside_another_repository_its_commit_is_not_ours(
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "first")
     write_text(tmp_path / ".venv" / "suite" / "records" / "__init__.py", "")
-    monkeypatch.setattr(records, "ROOT", tmp_path / ".venv")
+    monkeypatch.setattr("suite.records.origin.ROOT", tmp_path / ".venv")
     assert records.source()["commit"].startswith("package ")
     assert records.source()["dirty"] is None
 

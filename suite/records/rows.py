@@ -1,0 +1,154 @@
+"""Row types: the columns of each kind of row.
+
+A column is None or empty in rows of versions that did not record it, and if its value could not be read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+Status = Literal["done", "diverged", "failed"]
+Leg = Literal["eager", "graph"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Columns of every row. If the status is not "done", `reason` gives the reason and all result fields are None."""
+
+    kind: ClassVar[str]
+    key: str
+    label: str
+    status: Status
+    reason: str = ""
+    stage: dict[str, Any]
+    """Full identity of the stage."""
+    data: str
+    model: str
+    method: str
+    settings: str
+    """Method with its settings other than the defaults; equal in runs that differ in seed only."""
+    granularity: str
+    groups: int
+    budget: float
+    budget_scope: str
+    seed: int
+    split: str
+    smoke: bool
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedRow(Row):
+    """A pruned, fine-tuned network. Accuracies are of the last epoch, on the test set, which is read once."""
+
+    kind: ClassVar[str] = "pruned"
+    result_fields: ClassVar[tuple[str, ...]] = (
+        "base_top1_pct",
+        "pruned_top1_pct",
+        "macs",
+        "params",
+        "macs_cut_pct",
+        "prunable_macs_cut_pct",
+        "plan_sha256",
+        "weights_sha256",
+    )
+    """Columns that must be equal in two rows of one run."""
+
+    base_top1_pct: float | None = None
+    pruned_top1_pct: float | None = None
+    drop_pp: float | None = None
+    """Base minus pruned accuracy; positive is worse."""
+    dense_macs: int | None = None
+    macs: int | None = None
+    executed_macs: int | None = None
+    """MACs of the execution used in training: more than `macs` if groups are merged."""
+    macs_cut_pct: float | None = None
+    prunable_macs_cut_pct: float | None = None
+    dense_params: int | None = None
+    params: int | None = None
+    params_cut_pct: float | None = None
+    coarse: bool | None = None
+    selection: str = "last"
+    """Kept epoch: "last", "best_validation" or "best_test". "best_test" is comparable with published rows of that kind only."""
+    unsupported_ops: tuple[str, ...] = ()
+    """Operators not counted by fvcore; none of them is a convolution or a linear layer."""
+    base_epochs: int | None = None
+    learning_epochs: int | None = None
+    finetune_epochs: int | None = None
+    seconds: float | None = None
+    """Time of fine-tuning and measuring in this stage; not a result."""
+    plan_sha256: str | None = None
+    weights_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedRow(Row):
+    """Latency of a packed network beside its dense one, alternating in one process ("quick") or in three ("full")."""
+
+    kind: ClassVar[str] = "timed"
+    result_fields: ClassVar[tuple[str, ...]] = ()
+
+    pruned_key: str
+    device: str
+    batch: int
+    precision: str
+    layout: str
+    protocol: str
+    leg: Leg | None = None
+    """"eager" or, on a GPU, "graph": one captured CUDA graph."""
+    execution: str | None = None
+    """Measured packed execution: the fastest of `executions_ms`, or "tuned" if each layer has its own ("full")."""
+    layers: dict[str, Any] = field(default_factory=dict)
+    """Memory layout and number of layers per execution, of "dense" and "packed", if layers were tuned."""
+    executions_ms: dict[str, float] = field(default_factory=dict)
+    blocks: int | None = None
+    attempts: int | None = None
+    """Measurements until the null test passed; the test fails by chance in about one of twenty."""
+    dense_ms: float | None = None
+    dense_ms_q1: float | None = None
+    dense_ms_q3: float | None = None
+    dense_ms_p5: float | None = None
+    dense_ms_p95: float | None = None
+    packed_ms: float | None = None
+    packed_ms_q1: float | None = None
+    packed_ms_q3: float | None = None
+    packed_ms_p5: float | None = None
+    packed_ms_p95: float | None = None
+    speedup_x: float | None = None
+    """Median over blocks of dense time / packed time; with several processes, the median over processes."""
+    speedup_low_x: float | None = None
+    speedup_high_x: float | None = None
+    """Bootstrap 95 % interval of `speedup_x`; with several processes, from the lowest to the highest end."""
+    eager_speedup_x: float | None = None
+    eager_speedup_low_x: float | None = None
+    eager_speedup_high_x: float | None = None
+    """Speed-up and interval of the eager leg, launch cost included."""
+    theoretical_x: float | None = None
+    """Dense MACs / packed MACs. Not a speed-up."""
+    null_x: float | None = None
+    null_low_x: float | None = None
+    null_high_x: float | None = None
+    """Dense against dense, measured alike. The measurement is not trusted if this interval misses 1. With several
+    processes, the interval of the process with the worst failure."""
+    verdict: str | None = None
+    """"faster", "slower", "no difference", or "not trusted" if the null test fails."""
+    deployed: str | None = None
+    """Network to deploy: the packed execution, or "dense" if packing is slower."""
+    processes: tuple[dict[str, Any], ...] = ()
+    """Ratio and null test with intervals, and the machine's conditions (`measure.machine`), per process and leg."""
+    flags: tuple[str, ...] = ()
+    """Reasons to doubt the measurement: other processes, a throttled GPU. Empty if there are none."""
+    cudnn_benchmark: bool | None = None
+    dense_peak_bytes: int | None = None
+    packed_peak_bytes: int | None = None
+    """Weights plus the peak allocation of a forward pass ("full" protocol)."""
+    bound_ms: float | None = None
+    """Least possible time of the packed network on this machine (`measure.bounds`, "full" protocol)."""
+    dense_bound_ms: float | None = None
+    """Least possible time of the dense network: `dense_bound_ms` / `bound_ms` is the speed-up bound of the machine."""
+    of_bound: float | None = None
+    """`bound_ms` / `packed_ms`: reached share of the physical limit."""
+
+
+ROW_TYPES: dict[str, type[Row]] = {row_type.kind: row_type for row_type in (PrunedRow, TimedRow)}

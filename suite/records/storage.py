@@ -1,0 +1,103 @@
+"""Row files: write, read and list them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+from suite.files import write_json
+from suite.records.migrations import MIGRATIONS, SCHEMA
+from suite.records.rows import ROW_TYPES, Row, Status
+
+log = logging.getLogger(__name__)
+
+DAMAGED = ".json.damaged"
+
+
+def rows_folder(results: Path) -> Path:
+    """Return the folder of the row files."""
+    return results / "rows"
+
+
+def write(row: Row, results: Path) -> None:
+    """Write the row's file, atomically."""
+    write_json(rows_folder(results) / f"{row.key}.json", to_dict(row))
+
+
+def to_dict(row: Row) -> dict[str, Any]:
+    """Return the row as plain JSON values, with kind and schema version."""
+    return {"schema": SCHEMA, "kind": row.kind, **dataclasses.asdict(row)}
+
+
+class NewerRowError(ValueError):
+    """Raised for a row of a later schema version than `SCHEMA`."""
+
+
+def from_dict(value: Any) -> Row:
+    """Return the row of a value made by `to_dict`, in this schema version or an earlier one.
+
+    Raises ValueError naming the bad field; NewerRowError if the schema version is later.
+    """
+    if not isinstance(value, dict) or value.get("kind") not in tuple(ROW_TYPES):
+        raise ValueError(f"not a row: its kind is none of {', '.join(ROW_TYPES)}")
+    version = value.get("schema")
+    if type(version) is not int or version < 1:
+        raise ValueError(f"schema {version} is none of 1 to {SCHEMA}, which this version reads")
+    if version > SCHEMA:
+        raise NewerRowError(f"schema {version} is later than {SCHEMA}; update the suite to read it")
+    if not isinstance(value.get("provenance", {}), dict):
+        raise ValueError(f"provenance = {value['provenance']!r} is no object of names and values")
+    if value.get("status") not in get_args(Status):
+        raise ValueError(f"status = {value.get('status')!r} is none of {', '.join(get_args(Status))}")
+    kind: type[Row] = ROW_TYPES[value["kind"]]
+    fields: dict[str, Any] = {k: v for k, v in value.items() if k not in ("schema", "kind")}
+    for before in range(version, SCHEMA):
+        fields = MIGRATIONS[before](fields)
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    if unknown := fields.keys() - {f.name for f in dataclasses.fields(kind)}:
+        raise ValueError(f"unknown fields {sorted(unknown)}")
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def read(path: Path) -> Row | None:
+    """Return the row in this file, or None if the file is missing or unreadable.
+
+    A damaged file is renamed to NAME.damaged; a file of a later schema version stays in place. The log names both.
+    """
+    try:
+        row = from_dict(json.loads(path.read_text(encoding="utf-8")))
+        if row.key != path.stem:
+            raise ValueError(f"it holds the row {row.key}")
+        return row
+    except FileNotFoundError:
+        return None
+    except NewerRowError as error:
+        log.warning("row %s is left out: %s", path, error)
+        return None
+    except (ValueError, UnicodeDecodeError) as error:
+        aside = path.with_suffix(DAMAGED)
+        os.replace(path, aside)
+        log.warning("row %s cannot be read (%s); set aside as %s", path, error, aside.name)
+        return None
+
+
+def read_all(results: Path, keys: Iterable[str]) -> list[Row]:
+    """Return the readable rows of these keys."""
+    rows = (read(rows_folder(results) / f"{key}.json") for key in keys)
+    return [row for row in rows if row is not None]
+
+
+def unreadable(results: Path, keys: Iterable[str]) -> list[Path]:
+    """Return the existing files of keys without a row from `read`: damaged ones and ones of a later schema version."""
+    folder = rows_folder(results)
+    names = {path.name for path in folder.glob("*.json*")}
+    candidates = (name for key in keys for name in (f"{key}.json", f"{key}{DAMAGED}"))
+    return [folder / name for name in candidates if name in names]
