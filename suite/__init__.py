@@ -1,1 +1,1 @@
-"""What all pruning methods share: training, packing, measuring, rows, grids, launching, reports."""
+"""Everything that methods share: models, data, packing, training, measuring, records, grids and reports."""
