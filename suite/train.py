@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from suite import distributed
 from suite.contract import Batch, Learner, Step
+from suite.cudagraph import CapturedStep
 from suite.data import Loader
 from suite.files import write_bytes
 from suite.progress import Interrupted, Watch
@@ -116,10 +117,10 @@ class Trainer:
 
     def compute(self, images: Tensor, labels: Tensor, lr: float | Tensor, index: int | Tensor) -> None:
         """One optimizer step with the learner's hooks around it; nothing in it waits for the device."""
+        self.optimizer.zero_grad()
         logits = self.model(images)
         loss = F.cross_entropy(logits, labels)
         penalty = self.learner.penalty()
-        self.optimizer.zero_grad()
         (loss if penalty is None else loss + penalty).backward()
         distributed.average(parameter.grad for parameter in self.model.parameters())
         step = Step(self.model, self.optimizer, images, labels, lr, index, self.total, distributed.average)
@@ -191,6 +192,53 @@ class Trainer:
         np.random.set_state(state["rng_numpy"])
         if state["rng_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["rng_cuda"][0].cpu())
+
+
+class CapturedTrainer(Trainer):
+    """A `Trainer` on a CUDA device whose steps are captured once and replayed.
+
+    Its batches have one size, as the suite's loaders give, and its learner is `capturable`. Learning rate and step index live
+    on the device; the optimizer is torch's fused SGD, which reads its rate there.
+    """
+
+    def __init__(self, model: nn.Module, *arguments: Any, **options: Any) -> None:
+        device = next(model.parameters()).device
+        self.lr = torch.zeros((), device=device)
+        self.index = torch.zeros((), device=device, dtype=torch.int64)
+        super().__init__(model, *arguments, **options)
+        self.captured = CapturedStep(
+            lambda images, labels: self.compute(images, labels, self.lr, self.index), self.learner.generators
+        )
+
+    def make_optimizer(self) -> torch.optim.SGD:
+        """Torch's fused SGD, which reads its rate from the device."""
+        return torch.optim.SGD(
+            self.model.parameters(),
+            lr=self.lr,
+            momentum=self.schedule.momentum,
+            weight_decay=self.schedule.weight_decay,
+            fused=True,
+        )
+
+    def advance(self, images: Tensor, labels: Tensor) -> None:
+        """One step at the schedule's learning rate."""
+        self.lr.fill_(self.schedule.lr_at(self.step, self.steps_per_epoch))
+        self.index.fill_(self.step)
+        self.captured(images, labels)
+        self.step += 1
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the rate stays this trainer's own tensor."""
+        super().load_state_dict(state)
+        for group in self.optimizer.param_groups:
+            group.update(lr=self.lr, fused=True, foreach=None)
+
+
+def make_trainer(model: nn.Module, *arguments: Any, learner: Learner | None = None, **options: Any) -> Trainer:
+    """The fastest `Trainer` for this model's device and learner; takes what `Trainer` takes."""
+    captures = next(model.parameters()).is_cuda and (learner is None or learner.capturable) and distributed.tasks() == 1
+    kind = CapturedTrainer if captures else Trainer
+    return kind(model, *arguments, learner=learner, **options)
 
 
 def _numpy_state() -> tuple[Any, ...]:

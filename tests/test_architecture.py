@@ -21,12 +21,20 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for home in HOMES for path in (
 SUITE = [file for file in FILES if file.startswith("suite/")]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("suite.files", "suite.lease", "suite.registry", "suite.schedule", "suite.progress", "suite.cli", "suite.measure"),
-    ("suite.models", "suite.distributed"),
+    (
+        "suite.files",
+        "suite.lease",
+        "suite.registry",
+        "suite.schedule",
+        "suite.progress",
+        "suite.cli",
+        "suite.cudagraph",
+    ),
+    ("suite.models", "suite.distributed", "suite.measure"),
     ("suite.contract",),
     ("suite.graph", "suite.data"),
     ("suite.select", "suite.weights", "suite.pack", "suite.train", "suite.measure.bounds"),
-    ("suite.graphed", "suite.methods"),
+    ("suite.methods",),
     ("suite.stages",),
     ("suite.records",),
     ("suite.run", "suite.grids"),

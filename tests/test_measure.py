@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from suite.cudagraph import captured
 from suite.graph import Graph
 from suite.measure import counting, latency
-from suite.measure.captured import captured
 from suite.measure.counting import count_macs, count_params
 from suite.measure.latency import Comparison, Protocol, compare, fastest, protocol, warm_up
 from suite.models import build

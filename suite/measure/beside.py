@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from suite import export
 from suite import pack as packing
+from suite.cudagraph import captured
 from suite.measure import latency, networks, processes
-from suite.measure.captured import captured
 from suite.measure.networks import Network, Shape
 from suite.run.timed_stage import TUNED, executions_of, images_for, placed
 from suite.stages import Timing

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
-from suite.measure.captured import Run
+from suite.cudagraph import Run
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Verdict = Literal["faster", "slower", "no difference", "not trusted"]

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from suite.measure.captured import captured
+from suite.cudagraph import captured
 from suite.pack.choice import PRECISIONS, Choice, Layout
 from suite.pack.deploy import deploy
 from suite.pack.executions import EXECUTIONS, TILES, Layer, Operands, build, offered, positions

@@ -22,14 +22,13 @@ from suite import pack as packing
 from suite.contract import Budget, Planner, PruningPlan, State, Task
 from suite.files import write_bytes
 from suite.graph import Graph
-from suite.graphed import make_trainer
 from suite.measure.counting import count_macs, count_params
 from suite.progress import Watch
 from suite.run import common
 from suite.run.folder import Context, finish, result_of
 from suite.select import Selection, meet
 from suite.stages import Pruned
-from suite.train import History, fit, load_checkpoint, seed_everything
+from suite.train import History, fit, load_checkpoint, make_trainer, seed_everything
 
 
 def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from suite import pack as packing
 from suite import records
 from suite.contract import PruningPlan
+from suite.cudagraph import captured
 from suite.graph import Graph
 from suite.measure import bounds, latency, processes
-from suite.measure.captured import captured
 from suite.measure.memory import peak_bytes
 from suite.progress import Interrupted, Watch
 from suite.run import common

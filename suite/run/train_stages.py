@@ -5,13 +5,12 @@ from __future__ import annotations
 from suite import distributed, models, records, weights
 from suite.files import sha256
 from suite.graph import Graph
-from suite.graphed import make_trainer
 from suite.measure.counting import count_params
 from suite.progress import Watch
 from suite.run import common
 from suite.run.folder import Context, finish
 from suite.stages import Base, Learned
-from suite.train import fit, save_checkpoint, seed_everything
+from suite.train import fit, make_trainer, save_checkpoint, seed_everything
 
 
 def do_base(stage: Base, context: Context, watch: Watch) -> None:

@@ -11,10 +11,10 @@ from torch import nn
 
 from suite import methods, models
 from suite.contract import Batch, Budget, Learner, Task
+from suite.cudagraph import EAGER_STEPS
 from suite.graph import Graph
-from suite.graphed import EAGER_STEPS, GraphedTrainer, make_trainer
 from suite.schedule import Schedule
-from suite.train import Trainer
+from suite.train import CapturedTrainer, Trainer, make_trainer
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SCHEDULE = Schedule(epochs=2, lr=0.05, weight_decay=1e-3, batch=16)
@@ -87,26 +87,26 @@ def test_cpu_takes_the_plain_trainer() -> None:
 @needs_cuda
 @pytest.mark.parametrize("method", METHODS)
 def test_captured_steps_equal_eager_ones(method: str | None) -> None:
-    eager, graphed = build(Trainer, method, "cuda"), build(GraphedTrainer, method, "cuda")
-    for trainer in (eager, graphed):
+    eager, captured = build(Trainer, method, "cuda"), build(CapturedTrainer, method, "cuda")
+    for trainer in (eager, captured):
         advance(trainer, EAGER_STEPS + 4)
     for name, value in eager.model.state_dict().items():
-        torch.testing.assert_close(graphed.model.state_dict()[name], value, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(captured.model.state_dict()[name], value, rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.cuda
 @needs_cuda
 @pytest.mark.parametrize("method", METHODS)
 def test_a_captured_run_goes_on_from_its_state(method: str | None) -> None:
-    whole, first = build(GraphedTrainer, method, "cuda"), build(GraphedTrainer, method, "cuda")
+    whole, first = build(CapturedTrainer, method, "cuda"), build(CapturedTrainer, method, "cuda")
     advance(whole, 10)
     advance(first, 5)
     state = copy.deepcopy(first.state_dict())
-    second = build(GraphedTrainer, method, "cuda")
+    second = build(CapturedTrainer, method, "cuda")
     second.load_state_dict(state)
     advance(second, 5)
-    assert isinstance(second, GraphedTrainer)
-    assert second.graph is not None, "it was captured again"
+    assert isinstance(second, CapturedTrainer)
+    assert second.captured.graph is not None, "the second trainer has captured its step"
     assert second.step == whole.step
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(second.model.state_dict()[name], value, rtol=0, atol=1e-6, msg=name)
