@@ -52,7 +52,7 @@ def test_a_tuned_recipe_names_the_rows_of_its_trial(method: str) -> None:
         assert not found
         return
     of_method = [run for run in grids.runs_of(grids.load("tuning_digits")) if run.method == method]
-    rows = {row.key: row for row in records.read_all(ROOT / "results", [run.key for run in of_method])}
+    rows = {row.key: row for row in records.read_all(ROOT / "results" / "reference", [run.key for run in of_method])}
     top1: dict[Any, list[float]] = defaultdict(list)
     for run in of_method:
         row = rows[run.key]

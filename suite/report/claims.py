@@ -1,6 +1,6 @@
 """The claims under test, with the evidence so far and a verdict: what the abstract and the released rows of a paper say.
 
-The rows are those in `results/published/`: the method whose abstract is among them, and what its authors published of it.
+The rows are in `results/reference/published/`: the method whose abstract is among them, and what its authors published of it.
 """
 
 from __future__ import annotations

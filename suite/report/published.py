@@ -1,4 +1,4 @@
-"""The numbers that others published, from `results/published/`: every row was read in the source that it names.
+"""The numbers that others published, from `results/reference/published/`: every row was read in the source that it names.
 
 They stand beside ours and never among them. What a source did not state is absent, never filled in. `names.csv` there says
 which of the suite's methods is meant where a source calls it otherwise.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-HOME = Path(__file__).resolve().parents[2] / "results" / "published"
+HOME = Path(__file__).resolve().parents[2] / "results" / "reference" / "published"
 NAMES = "names.csv"
 TEXTS = ("data", "model", "method", "variant", "flops_scope", "runs", "selection", "derived", "seen", "source")
 NUMBERS = ("groups", "base_top1_pct", "top1_pct", "flops_cut_pct", "params_cut_pct")
