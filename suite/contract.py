@@ -9,201 +9,39 @@ stores, the same for all. A plan knows nothing of training, and a method never s
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from suite.graph import Graph
+from suite.graph import Graph
+from suite.plan import Budget, ConvPlan, Planner, PruningPlan, Ranking
+from suite.select import filter_planner
+
+__all__ = [
+    "Batch",
+    "Budget",
+    "ConvPlan",
+    "Criterion",
+    "Granularity",
+    "Learner",
+    "OptOut",
+    "Planner",
+    "Pruner",
+    "PruningPlan",
+    "Ranking",
+    "Recipe",
+    "State",
+    "Step",
+    "Task",
+]
 
 Granularity = Literal["filter", "channel", "intra_channel"]
-Ranking = Literal["global", "raw", "layer"]
-"""How scores of different layers compare: "global" divides them by their layer's mean and "raw" takes them as they are, for
-one order over the network; "layer" removes the same share of every layer."""
 Batch = tuple[Tensor, Tensor]
 State = dict[str, Any]
 """What a learner leaves behind: tensors, numbers and strings in dicts and lists, so that it loads with `weights_only=True`."""
-
-
-# ---- plans -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class ConvPlan:
-    """What the filters of one convolution still read.
-
-    filter_group_O  int64 [O]     the group of each filter, 0..G-1
-    kept_GI         bool  [G, I]  the input channels that the filters of each group still read
-    kept_O          bool  [O]     False: the filter is removed, whatever its group keeps
-
-    A filter that reads nothing counts as removed. The tensors are taken to the CPU.
-
-    Raises ValueError when the shapes or types do not fit together.
-    """
-
-    filter_group_O: Tensor
-    kept_GI: Tensor
-    kept_O: Tensor
-
-    def __post_init__(self) -> None:
-        for name in ("filter_group_O", "kept_GI", "kept_O"):
-            object.__setattr__(self, name, getattr(self, name).detach().cpu())
-        group, kept, filters = self.filter_group_O, self.kept_GI, self.kept_O
-        if group.dtype != torch.int64 or kept.dtype != torch.bool or filters.dtype != torch.bool:
-            raise ValueError(
-                f"a ConvPlan takes int64 groups and bool masks, got {group.dtype}, {kept.dtype} and {filters.dtype}"
-            )
-        if group.ndim != 1 or kept.ndim != 2 or filters.shape != group.shape or len(group) == 0:
-            raise ValueError(
-                "a ConvPlan takes filter_group_O [O], kept_GI [G, I], kept_O [O], "
-                f"got {list(group.shape)}, {list(kept.shape)}, {list(filters.shape)}"
-            )
-        low, high = int(group.min()), int(group.max())
-        if low < 0 or high >= len(kept):
-            raise ValueError(f"filter groups must lie in 0..{len(kept) - 1}, got {low}..{high}")
-
-    @staticmethod
-    def of(mask_OI: Tensor) -> ConvPlan:
-        """The plan in which filter o reads channel i where `mask_OI` [O, I] is True."""
-        rows, group = mask_OI.bool().unique(dim=0, return_inverse=True)
-        return ConvPlan(group, rows, mask_OI.bool().any(1))
-
-    @staticmethod
-    def full(filters: int, channels: int) -> ConvPlan:
-        """The plan that removes nothing."""
-        return ConvPlan(
-            torch.zeros(filters, dtype=torch.int64),
-            torch.ones(1, channels, dtype=torch.bool),
-            torch.ones(filters, dtype=torch.bool),
-        )
-
-    @property
-    def mask_OI(self) -> Tensor:
-        """bool [O, I]: filter o reads channel i."""
-        return self.kept_GI[self.filter_group_O] & self.kept_O[:, None]
-
-    @property
-    def groups(self) -> list[tuple[Tensor, Tensor]]:
-        """(filters, channels) of each group of the canonical form: indices, ascending."""
-        plan = self.canonical()
-        return [
-            (((plan.filter_group_O == g) & plan.kept_O).nonzero()[:, 0], kept.nonzero()[:, 0])
-            for g, kept in enumerate(plan.kept_GI)
-            if bool(kept.any())
-        ]
-
-    def __and__(self, other: ConvPlan) -> ConvPlan:
-        """The plan that removes what either removes; a group for each pair of groups."""
-        kept_GI = (self.kept_GI[:, None] & other.kept_GI[None]).flatten(0, 1)
-        group = self.filter_group_O * len(other.kept_GI) + other.filter_group_O
-        return ConvPlan(group, kept_GI, self.kept_O & other.kept_O)
-
-    def canonical(self) -> ConvPlan:
-        """The one form of this plan: groups that keep the same channels are one, in the order of their first filter.
-
-        Removed filters stand in group 0, and a filter that reads nothing is removed.
-        """
-        kept_O = self.kept_O & self.kept_GI.any(1)[self.filter_group_O]
-        number: dict[bytes, int] = {}
-        rows: list[Tensor] = []
-        renamed = torch.zeros(len(self.kept_GI), dtype=torch.int64)
-        used = self.filter_group_O[kept_O].tolist()
-        for g in dict.fromkeys(used):
-            row = self.kept_GI[g]
-            index = number.setdefault(row.numpy().tobytes(), len(rows))
-            if index == len(rows):
-                rows.append(row)
-            renamed[g] = index
-        kept_GI = torch.stack(rows) if rows else torch.zeros_like(self.kept_GI[:1])
-        return ConvPlan(torch.where(kept_O, renamed[self.filter_group_O], 0), kept_GI, kept_O)
-
-
-class PruningPlan(Mapping[str, ConvPlan]):
-    """Layer name -> `ConvPlan`; an absent layer is untouched. Compares and hashes in canonical form."""
-
-    def __init__(self, layers: Mapping[str, ConvPlan]) -> None:
-        self._layers = dict(sorted(layers.items()))
-
-    def __getitem__(self, name: str) -> ConvPlan:
-        return self._layers[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-    def __and__(self, other: PruningPlan) -> PruningPlan:
-        """The plan that removes what either removes."""
-        both = {name: self[name] & other[name] for name in self if name in other}
-        return PruningPlan({**self, **other, **both})
-
-    def canonical(self) -> PruningPlan:
-        """Every layer in canonical form; layers from which nothing is removed are absent."""
-        layers = {name: plan.canonical() for name, plan in self.items()}
-        return PruningPlan({name: plan for name, plan in layers.items() if not bool(plan.mask_OI.all())})
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the canonical form."""
-        digest = hashlib.sha256()
-        for name, tensor in self.canonical().to_tensors().items():
-            digest.update(f"{name}{list(tensor.shape)}".encode() + tensor.numpy().tobytes())
-        return digest.hexdigest()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PruningPlan) and self.sha256 == other.sha256
-
-    def __hash__(self) -> int:
-        return int(self.sha256[:15], 16)
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Flat tensors for a file; `from_tensors` reads them back."""
-        return {
-            f"{name}/{field}": getattr(plan, field)
-            for name, plan in self.items()
-            for field in ("filter_group_O", "kept_GI", "kept_O")
-        }
-
-    @staticmethod
-    def from_tensors(tensors: Mapping[str, Tensor]) -> PruningPlan:
-        """The plan that `to_tensors` wrote."""
-        layers: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            name, field = key.rsplit("/", 1)
-            layers.setdefault(name, {})[field] = tensor
-        return PruningPlan({name: ConvPlan(**fields) for name, fields in layers.items()})
-
-
-# ---- what a run asks for ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The share of MACs to remove, in [0, 1), after dead channels are gone.
-
-    scope "network" counts all convolutions and linear layers; "prunable" counts the convolutions that are neither the
-    stem nor a shortcut, as the DSP authors do. `round_to` rounds the widths that are left up to a multiple, where hardware
-    computes in such steps: the kept channels of every filter group, and the kept filters (`suite.select.rounded`).
-    """
-
-    share: float
-    scope: Literal["network", "prunable"] = "network"
-    round_to: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
-            raise ValueError(f"budget {self.share} is outside [0, 1): it is the share of MACs to remove, such as 0.6")
-        if self.scope not in ("network", "prunable"):
-            raise ValueError(f"budget scope {self.scope!r} is unknown; choose network or prunable")
-        if self.round_to < 1:
-            raise ValueError(
-                f"round_to = {self.round_to}: widths are rounded up to a multiple of 1 (off), 8, 16 or the like"
-            )
 
 
 @dataclass(frozen=True)
@@ -289,10 +127,6 @@ class OptOut:
     reason: str
 
 
-Planner = Callable[[float], PruningPlan]
-"""knob in [0, 1] -> plan; monotone: a larger knob removes all that a smaller one does, and 0 removes nothing."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pruner:
     """A pruning method: its fields are its hyperparameters and part of a run's identity."""
@@ -373,6 +207,4 @@ class Criterion(Pruner):
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
         """Remove filters in the order of their scores, coupled ones together (`suite.select`)."""
-        from suite.select import filter_planner
-
         return filter_planner(graph, self.score(model, graph, state, task), ranking=self.ranking)

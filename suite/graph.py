@@ -23,8 +23,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from suite.contract import Budget, ConvPlan, PruningPlan
 from suite.models._layers import PaddedShortcut
+from suite.plan import Budget, ConvPlan, PruningPlan
 
 Kind = Literal["input", "conv", "bn", "shortcut", "linear", "sum", "flatten", "pass", "output"]
 Role = Literal["stem", "inner", "closing", "shortcut"]

@@ -13,8 +13,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from suite.contract import Budget, ConvPlan, Planner, PruningPlan, Ranking
 from suite.graph import Graph
+from suite.plan import Budget, ConvPlan, Planner, PruningPlan, Ranking
 
 HALVINGS = 44
 """Over the bits of a float64, so that thresholds of every order of magnitude are told apart (to 9 digits or more)."""

@@ -21,19 +21,14 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for home in HOMES for path in (
 SUITE = [file for file in FILES if file.startswith("suite/")]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    (
-        "suite.files",
-        "suite.lease",
-        "suite.registry",
-        "suite.schedule",
-        "suite.progress",
-        "suite.cli",
-        "suite.cudagraph",
-    ),
-    ("suite.models", "suite.distributed", "suite.measure"),
+    ("suite.files", "suite.lease", "suite.registry", "suite.schedule", "suite.progress", "suite.cli"),
+    ("suite.plan", "suite.cudagraph"),
+    ("suite.timing", "suite.measure", "suite.models", "suite.distributed"),
+    ("suite.graph",),
+    ("suite.select", "suite.pack", "suite.measure.bounds"),
     ("suite.contract",),
-    ("suite.graph", "suite.data"),
-    ("suite.select", "suite.weights", "suite.pack", "suite.train", "suite.measure.bounds"),
+    ("suite.data",),
+    ("suite.weights", "suite.train"),
     ("suite.methods",),
     ("suite.stages",),
     ("suite.records",),
@@ -65,11 +60,7 @@ def module_of(file: str) -> str:
 MODULES = {module_of(file): file for file in FILES}
 
 
-def is_for_types(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
-def imported(node: ast.AST, *, types: bool = True) -> Iterator[str]:
+def imported(node: ast.AST) -> Iterator[str]:
     """The modules that are imported anywhere below `node`; `from package import module` gives the module."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
@@ -79,8 +70,8 @@ def imported(node: ast.AST, *, types: bool = True) -> Iterator[str]:
             for alias in child.names:
                 full = f"{child.module}.{alias.name}"
                 yield full if full in MODULES else str(child.module)
-        elif types or not is_for_types(child):
-            yield from imported(child, types=types)
+        else:
+            yield from imported(child)
 
 
 def part_of(module: str) -> str:
@@ -102,29 +93,20 @@ def calls(file: str) -> Iterator[tuple[str, ast.Call]]:
 
 def test_there_is_something_to_check() -> None:
     assert {"suite/contract.py", "dsp/method.py", "baselines/_template.py", "suite/pack/network.py"} <= set(FILES)
-    assert set(imported(tree("suite/graph.py"))) >= {"torch", "suite.contract", "suite.models._layers"}
+    assert set(imported(tree("suite/graph.py"))) >= {"torch", "suite.plan", "suite.models._layers"}
 
 
 @pytest.mark.parametrize("file", [file for file in SUITE if file != "suite/__init__.py"])
 def test_the_suite_imports_downwards_only(file: str) -> None:
-    """Not counting imports for type checkers, and the one in the contract that makes a criterion short."""
-    here = part_of(module_of(file))
-    for module in imported(tree(file), types=False):
+    own = part_of(module_of(file))
+    for module in imported(tree(file)):
         home = module.split(".")[0]
         if home != "suite":
             assert home in sys.stdlib_module_names | {*LIBRARIES.split(), "baselines"}, module
             assert home != "baselines" or file == "suite/methods.py"
-        elif (file, module) != ("suite/contract.py", "suite.select"):
-            there = part_of(module)
-            assert there == here or level(there) < level(here), f"{file} imports {module}"
-
-
-def test_the_contract_knows_nothing_of_the_suite() -> None:
-    """Types of `suite.graph`, and `suite.select` inside the one function that uses it."""
-    contract = tree("suite/contract.py")
-    assert {name for name in imported(contract) if name.startswith("suite")} == {"suite.graph", "suite.select"}
-    assert {name for name in imported(contract, types=False) if name.startswith("suite")} == {"suite.select"}
-    assert not any(isinstance(node, ast.ImportFrom) and node.module == "suite.select" for node in contract.body)
+        else:
+            part = part_of(module)
+            assert part == own or level(part) < level(own), f"{file} imports {module}"
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("suite/")])

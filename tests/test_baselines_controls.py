@@ -121,7 +121,7 @@ def test_scratch_has_the_plan_that_it_follows() -> None:
 def test_scratch_says_how_many_groups_it_follows() -> None:
     model, graph = chain()
     masks = torch.tensor(list(itertools.permutations([1, 1, 0, 0], 4)))[[0, 5, 10, 23]].bool()
-    reference = graph.settle(PruningPlan({"2": ConvPlan.of(masks)}))
+    reference = graph.settle(PruningPlan({"2": ConvPlan.from_mask(masks)}))
     most = len(reference["2"].kept_GI)
     assert most > 1
     with pytest.raises(ValueError, match=rf"follows a plan with {most}: give it groups={most}"):

@@ -346,7 +346,7 @@ def test_lapp_counts_the_macs_under_a_mask_and_their_slope(network: str, scope: 
     kept_S = mask_S.detach().bool()
     plan = PruningPlan(
         {
-            name: ConvPlan.of(kept_S[ids][:, None].expand(-1, graph.convs[name].channels))
+            name: ConvPlan.from_mask(kept_S[ids][:, None].expand(-1, graph.convs[name].channels))
             for name, ids in graph.filter_sets.items()
         }
     )

@@ -114,11 +114,11 @@ def test_the_canonical_form_of_a_plan_worked_out_by_hand() -> None:
 def test_plans_with_the_same_mask_are_equal_however_they_are_written(mask_OI: Tensor, seed: int) -> None:
     other = in_another_way(mask_OI, torch.Generator().manual_seed(seed))
     assert torch.equal(other.mask_OI, mask_OI)
-    one, two = PruningPlan({"conv": ConvPlan.of(mask_OI)}), PruningPlan({"conv": other})
+    one, two = PruningPlan({"conv": ConvPlan.from_mask(mask_OI)}), PruningPlan({"conv": other})
     assert one == two
     assert hash(one) == hash(two)
     assert one.sha256 == two.sha256
-    left, right = ConvPlan.of(mask_OI).canonical(), other.canonical()
+    left, right = ConvPlan.from_mask(mask_OI).canonical(), other.canonical()
     for field in ("filter_group_O", "kept_GI", "kept_O"):
         assert torch.equal(getattr(left, field), getattr(right, field))
         assert torch.equal(getattr(left, field), getattr(left.canonical(), field))
@@ -132,12 +132,12 @@ def test_plans_with_the_same_mask_are_equal_however_they_are_written(mask_OI: Te
 @given(first=masks(filters=4, channels=3), second=masks(filters=4, channels=3))
 @settings(max_examples=60, deadline=None)
 def test_plans_are_equal_only_when_their_masks_are(first: Tensor, second: Tensor) -> None:
-    one, two = (PruningPlan({"conv": ConvPlan.of(mask)}) for mask in (first, second))
+    one, two = (PruningPlan({"conv": ConvPlan.from_mask(mask)}) for mask in (first, second))
     assert (one == two) == torch.equal(first, second)
 
 
 def test_layer_names_order_and_untouched_layers() -> None:
-    mask, full = ConvPlan.of(bools("10", "11")), ConvPlan.full(2, 2)
+    mask, full = ConvPlan.from_mask(bools("10", "11")), ConvPlan.full(2, 2)
     assert PruningPlan({"a": mask, "b": mask}) == PruningPlan({"b": mask, "a": mask})
     assert PruningPlan({"a": mask}) != PruningPlan({"b": mask})
     assert PruningPlan({"a": mask, "b": full}) == PruningPlan({"a": mask})
@@ -149,7 +149,7 @@ def test_layer_names_order_and_untouched_layers() -> None:
 @given(mask_OI=masks())
 @settings(max_examples=30, deadline=None)
 def test_of_keeps_the_mask(mask_OI: Tensor) -> None:
-    plan = ConvPlan.of(mask_OI)
+    plan = ConvPlan.from_mask(mask_OI)
     assert torch.equal(plan.mask_OI, mask_OI)
     assert len(plan.kept_GI) == len({tuple(row) for row in mask_OI.tolist()})
 

@@ -65,7 +65,7 @@ def test_a_cut_has_the_scope_of_its_budget() -> None:
     assert graph.cut(plan, "prunable") == 0
     assert graph.cut(plan, "network") == pytest.approx(shortcut.macs / 2 / graph.dense_macs.total)
     inner = graph.convs["stage_1.0.conv_a"]
-    plan = PruningPlan({inner.name: ConvPlan.of(torch.arange(16) % 2 == torch.zeros(16, 1))})
+    plan = PruningPlan({inner.name: ConvPlan.from_mask(torch.arange(16) % 2 == torch.zeros(16, 1))})
     assert graph.macs(plan).prunable == graph.dense_macs.prunable - inner.macs // 2
     assert stem.role == "stem"
     cut = graph.cut(plan, "prunable")
@@ -130,7 +130,7 @@ def test_each_input_channel_names_the_filters_that_make_it(name: str) -> None:
     for number in (0, 5, int(torch.cat(list(graph.filter_sets.values())).max())):
         plan = {
             layer: ConvPlan.full(conv.filters, conv.channels)
-            & ConvPlan.of((ids != number)[:, None].expand(-1, conv.channels))
+            & ConvPlan.from_mask((ids != number)[:, None].expand(-1, conv.channels))
             for (layer, conv), ids in zip(graph.convs.items(), graph.filter_sets.values(), strict=True)
         }
         live = graph.live(PruningPlan(plan))
@@ -160,9 +160,9 @@ def test_what_is_left_worked_out_by_hand() -> None:
     graph = Graph(Residual(), (3, 4, 4))
     plan = PruningPlan(
         {
-            "stem": ConvPlan.of(torch.tensor([[1, 1, 1], [0, 0, 0]])),
-            "first": ConvPlan.of(torch.tensor([[0, 1], [1, 1]])),  # filter 0 reads what is always zero
-            "second": ConvPlan.of(
+            "stem": ConvPlan.from_mask(torch.tensor([[1, 1, 1], [0, 0, 0]])),
+            "first": ConvPlan.from_mask(torch.tensor([[0, 1], [1, 1]])),  # filter 0 reads what is always zero
+            "second": ConvPlan.from_mask(
                 torch.tensor([[1, 1], [1, 0]])
             ),  # so filter 1 does too, and channel 1 of the sum is 0
         }
@@ -186,7 +186,7 @@ def test_a_filter_that_nobody_reads_goes_with_all_that_only_it_reads() -> None:
     last, before = graph.convs[names[-1]], graph.convs[names[-2]]
     reads = torch.ones(last.filters, last.channels, dtype=torch.bool)
     reads[:, 5] = False
-    plan = PruningPlan({last.name: ConvPlan.of(reads)})
+    plan = PruningPlan({last.name: ConvPlan.from_mask(reads)})
     left = graph.settle(plan)
     assert left[before.name].kept_O.tolist() == [channel != 5 for channel in range(before.filters)]
     assert set(left) == {last.name, before.name}

@@ -81,7 +81,7 @@ def without(graph: Graph, *endings: str) -> PruningPlan:
     """All filters of the layers whose names end so are removed."""
     return PruningPlan(
         {
-            name: ConvPlan.of(torch.zeros(conv.filters, conv.channels))
+            name: ConvPlan.from_mask(torch.zeros(conv.filters, conv.channels))
             for name, conv in graph.convs.items()
             if name.endswith(endings)
         }
@@ -228,7 +228,7 @@ def test_a_single_channel_is_left_of_everything(name: str) -> None:
     one = {layer: torch.zeros(conv.filters, conv.channels) for layer, conv in graph.convs.items()}
     for mask_OI in one.values():
         mask_OI[0, 0] = 1
-    packed = check(name, PruningPlan({layer: ConvPlan.of(mask_OI) for layer, mask_OI in one.items()}))
+    packed = check(name, PruningPlan({layer: ConvPlan.from_mask(mask_OI) for layer, mask_OI in one.items()}))
     assert all(conv.union_take.length == 1 and sum(conv.filters_G) == 1 for conv in packed.convs())
 
 
@@ -239,7 +239,7 @@ def test_groups_that_read_disjoint_channels(name: str) -> None:
     for layer, conv in graph.convs.items():
         groups = min(4, conv.channels)
         filters, channels = torch.arange(conv.filters) % groups, torch.arange(conv.channels) % groups
-        layers[layer] = ConvPlan.of(filters[:, None] == channels)
+        layers[layer] = ConvPlan.from_mask(filters[:, None] == channels)
     packed = check(name, PruningPlan(layers))
     assert max(len(conv.weights) for conv in packed.convs()) == 4
     macs = [count_macs(packed.execute(execution), graph.input_shape).macs for execution in EXECUTIONS]
@@ -298,7 +298,7 @@ def test_the_execution_is_chosen_where_there_are_groups() -> None:
     layer = list(graph.convs.values())[2]
     mask = torch.ones(layer.filters, layer.channels, dtype=torch.bool)
     mask[: layer.filters // 2, 0] = False
-    packed = pack(model, graph, PruningPlan({layer.name: ConvPlan.of(mask)}))
+    packed = pack(model, graph, PruningPlan({layer.name: ConvPlan.from_mask(mask)}))
     for execution in EXECUTIONS:
         chosen = [conv.execution for conv in packed.execute(execution).convs()]
         assert chosen == ["groups", "groups", execution, "groups", "groups"]

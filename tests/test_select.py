@@ -267,7 +267,7 @@ def test_a_coarse_cut_is_marked() -> None:
     graph = graph_of("resnet8")
     half = {name: torch.arange(conv.filters) % 2 == 0 for name, conv in graph.convs.items()}
     plan = PruningPlan(
-        {name: ConvPlan.of(kept[:, None].expand(-1, graph.convs[name].channels)) for name, kept in half.items()}
+        {name: ConvPlan.from_mask(kept[:, None].expand(-1, graph.convs[name].channels)) for name, kept in half.items()}
     )
     all_or_nothing: Planner = lambda knob: plan if knob > 0.3 else PruningPlan({})  # noqa: E731
     cut = graph.cut(plan)

@@ -105,7 +105,7 @@ def test_extreme_plans_are_drawn(plan_of: str, tmp_path: Path) -> None:
     graph = graph_of("resnet8")
     conv = graph.convs["stage_2.0.conv_a"]
     mask = torch.rand(conv.filters, conv.channels, generator=torch.Generator().manual_seed(0)) < 0.5
-    layer = ConvPlan.of(mask if plan_of == "a filter a group" else torch.zeros_like(mask))
+    layer = ConvPlan.from_mask(mask if plan_of == "a filter a group" else torch.zeros_like(mask))
     paths = structure.write(PruningPlan({conv.name: layer}), graph, "a $caption$ with _marks_", tmp_path / "figure")
     assert [path.name for path in paths] == ["figure.png", "figure.pdf"]
     assert all(path.stat().st_size > 1000 for path in paths)

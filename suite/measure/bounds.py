@@ -9,14 +9,14 @@ the cache can be faster than the copy, so a layer bound by memory may beat its b
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from suite.contract import PruningPlan
 from suite.graph import Graph
+from suite.plan import PruningPlan
+from suite.timing import Run, least_ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,21 +91,9 @@ def measured_peak(device: str, dtype: torch.dtype, threads: int) -> Peak:
     out = torch.empty_like(left)
     source = torch.ones(copied // dtype.itemsize, device=device, dtype=dtype)
     target = torch.empty_like(source)
-    product_s = _best_s(lambda: torch.mm(left, left, out=out), device)
-    copy_s = _best_s(lambda: target.copy_(source), device)
-    return Peak(macs_per_s=size**3 / product_s, bytes_per_s=2 * copied / copy_s)
-
-
-@torch.inference_mode()
-def _best_s(run: Callable[[], object], device: str, rounds: int = 7) -> float:
-    """Seconds of the fastest round, after one that warms up."""
-    times = []
-    for _ in range(rounds + 1):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
+    runs: dict[str, Run] = {
+        "product": lambda: torch.mm(left, left, out=out),
+        "copy": lambda: target.copy_(source),
+    }
+    ms = least_ms(runs, device, seconds=0, counts=range(7, 8))
+    return Peak(macs_per_s=1e3 * size**3 / ms["product"], bytes_per_s=2e3 * copied / ms["copy"])

@@ -13,10 +13,10 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from suite import models
-from suite.contract import PruningPlan
 from suite.files import write_bytes
 from suite.graph import Graph
 from suite.pack.network import PackedNetwork, pack
+from suite.plan import PruningPlan
 
 
 def save(

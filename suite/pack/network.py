@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from suite.contract import PruningPlan
 from suite.graph import Graph
 from suite.models._layers import PaddedShortcut
 from suite.pack.layers import ConstantLinear, Execution, PackedConv, PackedShortcut, Spread, SumInto, Take
+from suite.plan import PruningPlan
 
 
 @dataclass(frozen=True)

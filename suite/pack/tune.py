@@ -7,8 +7,7 @@ does so in both memory layouts and keeps the faster network. A dense network (an
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -24,6 +23,7 @@ from suite.pack.layers import PackedConv, PackedShortcut, Spread, Take
 from suite.pack.network import PackedNetwork
 from suite.pack.operations import Read
 from suite.pack.slices import slice_rank
+from suite.timing import Run, least_ms
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest error of a layer's output and of the logits, as a share of the largest entry (of 1e-3 at least)."""
@@ -64,7 +64,7 @@ def tuned(
     walks = {layout: _Walk(body, images, layout, choice.layers if choice else None, forced) for layout in layouts}
     for walk in walks.values():
         check("the network", walk.network(images), expected)
-    runs: dict[str, Callable[[], object]] = {name: lambda w=walk: w.network(images) for name, walk in walks.items()}  # type: ignore[misc]
+    runs: dict[str, Run] = {name: lambda w=walk: w.network(images) for name, walk in walks.items()}  # type: ignore[misc]
     layout_ms = choice.layout_ms if choice else fastest_ms(runs, images.device)
     best = layouts[0] if choice else min(layouts, key=layout_ms.__getitem__)
     walk = walks[best]
@@ -97,37 +97,17 @@ def tolerance(expected: Tensor) -> float:
     return TF32_TOLERANCE if tf32 else TOLERANCE[expected.dtype]
 
 
-def fastest_ms(runs: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Milliseconds of each, the least over alternating rounds: what disturbs a quick look only slows it.
+def fastest_ms(runs: Mapping[str, Run], device: torch.device) -> dict[str, float]:
+    """Return the least milliseconds of each run over alternating rounds; no time if there is one run only.
 
     On a GPU each is captured, because a packed network is: launching a small kernel takes longer than running it.
     """
-    best = dict.fromkeys(runs, float("inf"))
     if len(runs) < 2:
-        return best
-    repeats, seconds = 1, _SECONDS
+        return dict.fromkeys(runs, float("inf"))
     if device.type == "cuda":
-        repeats, seconds = _REPLAYS, _GPU_SECONDS
-        runs = {name: captured(run) for name, run in runs.items()}
-    for run in runs.values():
-        run()
-    started = time.perf_counter()
-    for done in range(1, _ROUNDS.stop):
-        for name, run in runs.items():
-            _finish(device)
-            began = time.perf_counter()
-            for _ in range(repeats):
-                run()
-            _finish(device)
-            best[name] = min(best[name], 1e3 * (time.perf_counter() - began) / repeats)
-        if done >= _ROUNDS.start and time.perf_counter() - started > seconds:
-            break
-    return best
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        graphs = {name: captured(run) for name, run in runs.items()}
+        return least_ms(graphs, device, _REPLAYS, seconds=_GPU_SECONDS, counts=_ROUNDS)
+    return least_ms(runs, device, seconds=_SECONDS, counts=_ROUNDS)
 
 
 @dataclass
@@ -255,7 +235,7 @@ class _Walk:
         elif self.forced is not None:
             names = (self.forced,) if self.forced in names else ("union",) if "union" in names else names[:1]
         expected = _reference(layer, operands)
-        runs: dict[str, Callable[[], object]] = {}
+        runs: dict[str, Run] = {}
         handicap: dict[str, float] = {}
         wanted = torch.arange(layer.width)
         for name in names:

@@ -1,0 +1,192 @@
+"""Plans and budgets: plain values that every other part of the suite builds on.
+
+Shapes: O filters, I input channels, G filter groups of one convolution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Ranking = Literal["global", "raw", "layer"]
+"""Order of scores across layers. "global" divides the scores of a layer by their mean and sorts all layers together; "raw"
+sorts all layers together without the division; "layer" removes the same share of every layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConvPlan:
+    """Input channels that each filter of one convolution keeps.
+
+    filter_group_O  int64 [O]     the group of each filter, 0..G-1
+    kept_GI         bool  [G, I]  the input channels that the filters of each group keep
+    kept_O          bool  [O]     False: the filter is removed, whatever its group keeps
+
+    A filter without kept channels counts as removed. The constructor copies the tensors to the CPU.
+
+    Raises ValueError if the shapes or types do not fit together.
+    """
+
+    filter_group_O: Tensor
+    kept_GI: Tensor
+    kept_O: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("filter_group_O", "kept_GI", "kept_O"):
+            object.__setattr__(self, name, getattr(self, name).detach().cpu())
+        group, kept, filters = self.filter_group_O, self.kept_GI, self.kept_O
+        if group.dtype != torch.int64 or kept.dtype != torch.bool or filters.dtype != torch.bool:
+            raise ValueError(
+                f"a ConvPlan takes int64 groups and bool masks, got {group.dtype}, {kept.dtype} and {filters.dtype}"
+            )
+        if group.ndim != 1 or kept.ndim != 2 or filters.shape != group.shape or len(group) == 0:
+            raise ValueError(
+                "a ConvPlan takes filter_group_O [O], kept_GI [G, I], kept_O [O], "
+                f"got {list(group.shape)}, {list(kept.shape)}, {list(filters.shape)}"
+            )
+        low, high = int(group.min()), int(group.max())
+        if low < 0 or high >= len(kept):
+            raise ValueError(f"filter groups must lie in 0..{len(kept) - 1}, got {low}..{high}")
+
+    @staticmethod
+    def from_mask(mask_OI: Tensor) -> ConvPlan:
+        """Return the plan in which filter o reads channel i if `mask_OI[o, i]` is True."""
+        rows, group = mask_OI.bool().unique(dim=0, return_inverse=True)
+        return ConvPlan(group, rows, mask_OI.bool().any(1))
+
+    @staticmethod
+    def full(filters: int, channels: int) -> ConvPlan:
+        """Return the plan that removes nothing."""
+        return ConvPlan(
+            torch.zeros(filters, dtype=torch.int64),
+            torch.ones(1, channels, dtype=torch.bool),
+            torch.ones(filters, dtype=torch.bool),
+        )
+
+    @property
+    def mask_OI(self) -> Tensor:
+        """bool [O, I], True if filter o reads channel i."""
+        return self.kept_GI[self.filter_group_O] & self.kept_O[:, None]
+
+    @property
+    def groups(self) -> list[tuple[Tensor, Tensor]]:
+        """Indices (filters, channels) of each group of the canonical form, ascending."""
+        plan = self.canonical()
+        return [
+            (((plan.filter_group_O == g) & plan.kept_O).nonzero()[:, 0], kept.nonzero()[:, 0])
+            for g, kept in enumerate(plan.kept_GI)
+            if bool(kept.any())
+        ]
+
+    def __and__(self, other: ConvPlan) -> ConvPlan:
+        """Return the plan that removes what either plan removes; one group per pair of groups."""
+        kept_GI = (self.kept_GI[:, None] & other.kept_GI[None]).flatten(0, 1)
+        group = self.filter_group_O * len(other.kept_GI) + other.filter_group_O
+        return ConvPlan(group, kept_GI, self.kept_O & other.kept_O)
+
+    def canonical(self) -> ConvPlan:
+        """Merge groups that keep the same channels, ordered by their first filter.
+
+        Removed filters are in group 0. A filter without kept channels is removed.
+        """
+        kept_O = self.kept_O & self.kept_GI.any(1)[self.filter_group_O]
+        index_of_row: dict[bytes, int] = {}
+        rows: list[Tensor] = []
+        index_G = torch.zeros(len(self.kept_GI), dtype=torch.int64)
+        for g in dict.fromkeys(self.filter_group_O[kept_O].tolist()):
+            row = self.kept_GI[g]
+            index_G[g] = index_of_row.setdefault(row.numpy().tobytes(), len(rows))
+            if index_G[g] == len(rows):
+                rows.append(row)
+        kept_GI = torch.stack(rows) if rows else torch.zeros_like(self.kept_GI[:1])
+        return ConvPlan(torch.where(kept_O, index_G[self.filter_group_O], 0), kept_GI, kept_O)
+
+
+class PruningPlan(Mapping[str, ConvPlan]):
+    """Mapping layer name -> `ConvPlan`; an absent layer is unpruned. Equality and hash use the canonical form."""
+
+    def __init__(self, layers: Mapping[str, ConvPlan]) -> None:
+        self._layers = dict(sorted(layers.items()))
+
+    def __getitem__(self, name: str) -> ConvPlan:
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __and__(self, other: PruningPlan) -> PruningPlan:
+        """Return the plan that removes what either plan removes."""
+        common = {name: self[name] & other[name] for name in self if name in other}
+        return PruningPlan({**self, **other, **common})
+
+    def canonical(self) -> PruningPlan:
+        """Return every pruned layer in canonical form, without the unpruned ones."""
+        layers = {name: plan.canonical() for name, plan in self.items()}
+        return PruningPlan({name: plan for name, plan in layers.items() if not bool(plan.mask_OI.all())})
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal digest of the canonical form."""
+        digest = hashlib.sha256()
+        for name, tensor in self.canonical().to_tensors().items():
+            digest.update(f"{name}{list(tensor.shape)}".encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PruningPlan) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return int(self.sha256[:15], 16)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return flat tensors for a file, the input of `from_tensors`."""
+        return {
+            f"{name}/{field}": getattr(plan, field)
+            for name, plan in self.items()
+            for field in ("filter_group_O", "kept_GI", "kept_O")
+        }
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor]) -> PruningPlan:
+        """Return the plan of a `to_tensors` result."""
+        layers: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, field = key.rsplit("/", 1)
+            layers.setdefault(name, {})[field] = tensor
+        return PruningPlan({name: ConvPlan(**fields) for name, fields in layers.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Share of MACs to remove, in [0, 1), counted without dead channels.
+
+    scope     "network" counts all convolutions and linear layers; "prunable" counts the convolutions that are neither the
+              stem nor a shortcut, as the DSP authors do
+    round_to  rounds the kept channels of every filter group and the kept filters up to a multiple (`suite.select.rounded`),
+              for hardware that computes in such steps
+    """
+
+    share: float
+    scope: Literal["network", "prunable"] = "network"
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ValueError(f"budget {self.share} is outside [0, 1): it is the share of MACs to remove, such as 0.6")
+        if self.scope not in ("network", "prunable"):
+            raise ValueError(f"budget scope {self.scope!r} is unknown; choose network or prunable")
+        if self.round_to < 1:
+            raise ValueError(
+                f"round_to = {self.round_to}: widths are rounded up to a multiple of 1 (off), 8, 16 or the like"
+            )
+
+
+Planner = Callable[[float], PruningPlan]
+"""knob in [0, 1] -> plan; monotone: a larger knob removes all that a smaller one does, and 0 removes nothing."""

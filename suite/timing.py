@@ -1,0 +1,97 @@
+"""Timing of callables on a device: the one loop that every measurement of the suite runs in.
+
+CUDA events time a GPU, the wall clock times a CPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+Run = Callable[[], object]
+Name = TypeVar("Name", bound=str)
+
+
+@torch.inference_mode()
+def seconds_per_run(run: Run, device: str | torch.device, repeats: int = 1) -> float:
+    """Return the mean seconds of one run over `repeats` consecutive ones."""
+    if torch.device(device).type == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        begin.record()
+        for _ in range(repeats):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1e3 / repeats
+    started = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - started) / repeats
+
+
+def warm_up(run: Run, device: str | torch.device, seconds: float, cap_s: float = 10.0) -> float:
+    """Run until the time of a run is stable; return that time in seconds.
+
+    Stable: `seconds` have passed and the median of the last ten runs differs by less than 1 % from that of the ten before.
+    The loop ends after 5 x `seconds` or `cap_s` in any case.
+    """
+    times: list[float] = []
+    previous = float("inf")
+    started = time.perf_counter()
+    while True:
+        times.append(seconds_per_run(run, device))
+        spent = time.perf_counter() - started
+        if len(times) % 10 == 0 or spent > cap_s:
+            median = float(np.median(times[-10:]))
+            if spent > cap_s or (spent >= seconds and abs(median - previous) < 0.01 * median) or spent > 5 * seconds:
+                return median
+            previous = median
+
+
+def rounds(
+    runs: Mapping[Name, Run], device: str | torch.device, repeats: int = 1, *, permute: bool = False
+) -> Iterator[dict[Name, float]]:
+    """Yield the seconds of one run of each, round after round without end.
+
+    permute   every round takes the next permutation of the runs, so that position effects cancel in ratios; False keeps
+              the order of `runs`
+    """
+    orders = list(itertools.permutations(runs)) if permute else [tuple(runs)]
+    for order in itertools.cycle(orders):
+        yield {name: seconds_per_run(runs[name], device, repeats) for name in order}
+
+
+def fastest(runs: Mapping[Name, Run], device: str | torch.device, count: int = 5) -> tuple[Name, dict[Name, float]]:
+    """Return the name of the fastest run and the median milliseconds of each over `count` alternating rounds."""
+    for run in runs.values():
+        warm_up(run, device, 0.02)
+    times = list(itertools.islice(rounds(runs, device, 3), count))
+    medians = {name: 1e3 * float(np.median([round_s[name] for round_s in times])) for name in runs}
+    return min(medians, key=medians.__getitem__), medians
+
+
+@torch.inference_mode()
+def least_ms(
+    runs: Mapping[Name, Run], device: str | torch.device, repeats: int = 1, *, seconds: float, counts: range
+) -> dict[Name, float]:
+    """Return the least milliseconds of each run over alternating rounds, for choices that must be quick.
+
+    Disturbances only add time, so that the least of a few rounds orders the runs better than their median.
+
+    seconds   the loop ends after the first round that ends later, within the limits of `counts`
+    """
+    for run in runs.values():
+        run()
+    least = dict.fromkeys(runs, float("inf"))
+    started = time.perf_counter()
+    for done, times in enumerate(rounds(runs, device, repeats), 1):
+        least = {name: min(ms, 1e3 * times[name]) for name, ms in least.items()}
+        if done >= counts.stop - 1 or (done >= counts.start and time.perf_counter() - started > seconds):
+            return least
+    raise AssertionError("rounds() does not end")
