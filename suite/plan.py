@@ -107,7 +107,10 @@ class ConvPlan:
 
 
 class PruningPlan(Mapping[str, ConvPlan]):
-    """Mapping layer name -> `ConvPlan`; an absent layer is unpruned. Equality and hash use the canonical form."""
+    """Mapping layer name -> `ConvPlan`.
+
+    An absent layer is unpruned. Equality and hash use the canonical form.
+    """
 
     def __init__(self, layers: Mapping[str, ConvPlan]) -> None:
         self._layers = dict(sorted(layers.items()))
