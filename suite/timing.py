@@ -1,4 +1,4 @@
-"""Timing of callables on a device: the one loop that every measurement of the suite runs in.
+"""Timing of callables on a device, the one loop of all measurements.
 
 CUDA events time a GPU, the wall clock times a CPU.
 """
@@ -68,7 +68,7 @@ def rounds(
 
 
 def fastest(runs: Mapping[Name, Run], device: str | torch.device, count: int = 5) -> tuple[Name, dict[Name, float]]:
-    """Return the name of the fastest run and the median milliseconds of each over `count` alternating rounds."""
+    """Return the name of the fastest run, and the median milliseconds of each over `count` rounds."""
     for run in runs.values():
         warm_up(run, device, 0.02)
     times = list(itertools.islice(rounds(runs, device, 3), count))
@@ -80,9 +80,9 @@ def fastest(runs: Mapping[Name, Run], device: str | torch.device, count: int = 5
 def least_ms(
     runs: Mapping[Name, Run], device: str | torch.device, repeats: int = 1, *, seconds: float, counts: range
 ) -> dict[Name, float]:
-    """Return the least milliseconds of each run over alternating rounds, for choices that must be quick.
+    """Return the least milliseconds of each run over alternating rounds.
 
-    Disturbances only add time, so that the least of a few rounds orders the runs better than their median.
+    For quick choices: disturbances only add time, so that the least of few rounds orders runs better than their median.
 
     seconds   the loop ends after the first round that ends later, within the limits of `counts`
     """
