@@ -68,7 +68,7 @@ def rounds(
 
 
 def fastest(runs: Mapping[Name, Run], device: str | torch.device, count: int = 5) -> tuple[Name, dict[Name, float]]:
-    """Return the name of the fastest run, and the median milliseconds of each over `count` rounds."""
+    """Return the fastest run's name and the median milliseconds of each over `count` rounds."""
     for run in runs.values():
         warm_up(run, device, 0.02)
     times = list(itertools.islice(rounds(runs, device, 3), count))
