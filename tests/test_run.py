@@ -34,8 +34,9 @@ from suite.contract import Budget, Criterion, Learner, Planner, PruningPlan, Sta
 from suite.files import write_text
 from suite.graph import Graph
 from suite.progress import Watch
-from suite.run import WORDS, Context, execute, failure, is_done
+from suite.run import Context, execute, failure, is_done, repair
 from suite.run.__main__ import main
+from suite.run.execute import DECISIONS
 from suite.schedule import Schedule
 from suite.stages import Pruned, Stage, Timed, Timing, in_order
 from suite.train import top1_pct
@@ -84,6 +85,10 @@ def row_of(stage: Stage, context: Context) -> records.Row:
 
 def log_of(stage: Stage, context: Context) -> str:
     return (context.folder(stage) / "log.txt").read_text()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # ---- what each stage leaves ------------------------------------------------------------------------------------------
@@ -150,7 +155,7 @@ def test_a_cycle_starts_from_the_best_of_all_before_it(
     held_out = dataclasses.replace(tiny_grid.base(), split="held_out")
     stage, context = run_of("l1_filter", of=held_out, finetune=short), Context(results=tmp_path, threads=1)
     assert execute(stage.base, context) == "done"
-    monkeypatch.setattr("suite.run.common.judge_of", lambda *_: lambda: next(accuracies))
+    monkeypatch.setattr("suite.run.workspace.Workspace.judge", lambda *_: lambda: next(accuracies))
     assert execute(stage, context) == "done", failure(stage, context)
     base, first, second = planned_on
     assert not torch.equal(base, first)
@@ -232,8 +237,11 @@ def test_a_damaged_output_is_set_aside_and_done_again(
         packed.unlink()
     else:
         done.write_text({"no json": "{", "a list": "[1]", "no files": "{}", "empty": ""}[damage])
+    before = contents(copied.results)
+    assert not is_done(stage, copied)
+    assert contents(copied.results) == before, "is_done reads only"
     with caplog.at_level(logging.WARNING):
-        assert not is_done(stage, copied)
+        repair(stage, copied)
     assert "packed.safetensors" in caplog.text if damage in ("truncated", "gone") else "done.json" in caplog.text
     assert (folder / "done.json.damaged").exists()
     assert execute(stage, copied) == "done"
@@ -250,6 +258,10 @@ def test_a_missing_or_damaged_row_is_restored(copied: Context) -> None:
             path.unlink()
         else:
             path.write_bytes(content)
+        before = contents(copied.results)
+        assert is_done(stage, copied)
+        assert contents(copied.results) == before, "is_done reads only"
+        repair(stage, copied)
         assert is_done(stage, copied)
         assert path.read_bytes() == whole
 
@@ -261,6 +273,7 @@ def test_a_row_that_can_not_be_restored_is_done_again(copied: Context) -> None:
     done = copied.folder(stage) / "done.json"
     about = json.loads(done.read_text())
     done.write_text(json.dumps({**about, "row": {**about["row"], "schema": 0}}))
+    repair(stage, copied)
     assert not is_done(stage, copied)
     assert execute(stage, copied) == "done"
     assert path.exists()
@@ -564,16 +577,16 @@ def test_who_waits_for_another_process_can_be_stopped(copied: Context) -> None:
     assert execute(stage, copied) == "done"
 
 
-def test_other_tasks_are_told_while_the_first_waits_for_another_process(
+def test_rank_0_broadcasts_its_decision_while_another_process_has_the_lease(
     copied: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice a second, because they give up after an hour of silence; what the first says, the others do."""
+    """The broadcast comes twice a second, so that no rank reaches its time-out; the other ranks follow the decision."""
     stage = the("pruned", "dsp")
     (copied.folder(stage) / "done.json").unlink()
-    said: list[int] = []
+    broadcast: list[int] = []
 
     def told(value: int) -> int:
-        said.append(value)
+        broadcast.append(value)
         return value
 
     monkeypatch.setattr("suite.distributed.told", told)
@@ -581,17 +594,17 @@ def test_other_tasks_are_told_while_the_first_waits_for_another_process(
     class Later(Watch):
         @property
         def must_stop(self) -> bool:
-            return len(said) >= 2
+            return len(broadcast) >= 2
 
     with held(copied.folder(stage)):
         assert execute(stage, copied, Later()) == "interrupted"
-    assert [WORDS[number] for number in said] == ["wait", "wait", "interrupted"]
+    assert [DECISIONS[number] for number in broadcast] == ["wait", "wait", "interrupted"]
     monkeypatch.setattr("suite.distributed.is_first", lambda: False)
-    for word, outcome in (("interrupted", "interrupted"), ("done", "done")):
-        words = iter([WORDS.index("wait"), WORDS.index("wait"), WORDS.index(word)])
-        monkeypatch.setattr("suite.distributed.told", lambda value, words=words: next(words))
+    for decision, outcome in (("interrupted", "interrupted"), ("done", "done")):
+        numbers = iter([DECISIONS.index("wait"), DECISIONS.index("wait"), DECISIONS.index(decision)])
+        monkeypatch.setattr("suite.distributed.told", lambda value, numbers=numbers: next(numbers))
         assert execute(stage, copied) == outcome
-        assert next(words, None) is None
+        assert next(numbers, None) is None
 
 
 def test_what_goes_wrong_before_the_attempt_is_a_status(copied: Context, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from suite.launch.display import Display
 from suite.launch.record import Launch
 from suite.launch.status import Observer, State, log_of, tail, time_left_s
 from suite.run import Context
-from suite.run.folder import finish
+from suite.run.workspace import Workspace
 from suite.stages import Stage
 
 BASE = next(stage for stage in stages() if stage.kind == "base")
@@ -91,7 +91,7 @@ def test_done_means_that_the_files_are_there(context: Context) -> None:
     folder = context.folder(BASE)
     folder.mkdir(parents=True)
     (folder / "final.safetensors").write_bytes(b"weights")
-    finish(BASE, context, ["final.safetensors"], {"seconds": 3.0}, None)
+    Workspace(BASE, context).finish(["final.safetensors"], {"seconds": 3.0})
     assert state_of(BASE, context) == State(stage=BASE, name="done", seconds=3.0)
     (folder / "final.safetensors").write_bytes(b"wei")
     assert state_of(BASE, context).name == "to do"

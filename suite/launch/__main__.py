@@ -23,7 +23,6 @@ from suite.launch.options import Options
 from suite.launch.work import Work
 from suite.registry import pick
 from suite.run import Context, Outcome, cores, failure, forget_failures
-from suite.run.common import dataset_of
 from suite.stages import Base, Stage
 
 
@@ -245,7 +244,7 @@ def _missing(stages: Sequence[Stage], context: Context) -> list[str]:
         try:
             if base.weights:
                 weights.find(base.weights, context.data)
-            dataset_of(base, context)
+            context.dataset(base)
         except (ValueError, OSError) as error:
             found.append(str(error))
     return list(dict.fromkeys(found))

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from suite import models
 from suite.graph import Graph
 from suite.run import Context, cores
-from suite.run.common import dataset_of
 from suite.stages import Base, Learned, Stage, Timed
 
 WARM_STEPS, TIMED_STEPS = 3, 4
@@ -43,7 +42,7 @@ def estimate(stages: Iterable[Stage], context: Context) -> Cost:
         name = base.data, base.model
         if name not in speeds:
             speeds[name] = _speed(base, context)
-        images = min(dataset_of(base, context).train_size(base.split), schedule.epoch_images or 10**9) * schedule.epochs
+        images = min(context.dataset(base).train_size(base.split), schedule.epoch_images or 10**9) * schedule.epochs
         factor = stage.settings.step_cost if isinstance(stage, Learned) else 1.0
         macs += 3 * speeds[name][0] * images * factor
         seconds += speeds[name][1] * images * factor
@@ -52,7 +51,7 @@ def estimate(stages: Iterable[Stage], context: Context) -> Cost:
 
 def _speed(base: Base, context: Context) -> tuple[int, float]:
     """Forward MACs of an image, and seconds of a training step for an image."""
-    data = dataset_of(base, context)
+    data = context.dataset(base)
     device = context.device if torch.cuda.is_available() else "cpu"
     model = models.build(base.model, data.classes).to(device).train()
     batch = 64 if data.input_shape[1] <= 64 else 4

@@ -12,8 +12,7 @@ from pathlib import Path
 from suite import lease
 from suite.launch import record
 from suite.launch.record import Launch
-from suite.run import Context, given_up, is_done
-from suite.run.folder import seems_done
+from suite.run import Context, given_up, is_done, repair
 from suite.stages import Stage, Timed
 
 
@@ -43,8 +42,9 @@ def of(
 
     What is damaged is set aside, and rows that are gone are written again, unless `change_nothing`.
     """
-    look = seems_done if change_nothing else is_done
-    missing = {stage.key: stage for stage in stages if not look(stage, context)}
+    for stage in () if change_nothing else stages:
+        repair(stage, context)
+    missing = {stage.key: stage for stage in stages if not is_done(stage, context)}
     waiting = 0
     if only_timing:
         stages = [stage for stage in stages if isinstance(stage, Timed)]

@@ -1,7 +1,7 @@
-"""A stage's own folder, `results/work/KEY/`: what is done, what failed, and why.
+"""State of a stage on disk, `results/work/KEY/`: done, failed, and the reason.
 
-A stage is done when `done.json` is there and the files that it lists are whole. Rows are the records; this folder decides
-what is done.
+A stage is done if `done.json` exists and the files that it lists have their sizes. Rows are the records; this folder decides
+if a stage is done.
 """
 
 from __future__ import annotations
@@ -10,66 +10,50 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from suite import distributed, records
+from suite import records
 from suite.files import sha256, write_json
-from suite.stages import Stage, identity
+from suite.run.context import Context
+from suite.stages import Stage
 
 log = logging.getLogger(__name__)
 
 TRIES = 3
-"""A stage that fails in the same way so often is left alone until somebody asks for it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """Where and on what a stage runs; none of it changes a result but for rounding on another device."""
-
-    results: Path
-    data: Path | None = None
-    device: str = "cpu"
-    threads: int = 0
-    """0: as many as there are cores."""
-    max_minutes: float | None = None
-
-    def folder(self, stage: Stage) -> Path:
-        """The stage's own folder."""
-        return self.results / "work" / stage.key
+"""Equal failures after which a stage is skipped until `--retry-failed`."""
 
 
 def is_done(stage: Stage, context: Context) -> bool:
-    """True when the stage's output is there and whole. A damaged output is set aside and named in the log."""
-    try:
-        done = output(stage, context)
-        if done is None:
-            return False
-        if done["row"] and _json(_row_path(stage, context)) != done["row"]:  # a comparison; rows are made when it fails
-            row = records.from_dict(done["row"])
-            if records.read(_row_path(stage, context)) != row:
-                records.write(row, context.results)
-    except DamagedError as error:
-        _set_aside(context.folder(stage), error.files)
-        return False
-    except ValueError:
-        _set_aside(context.folder(stage), ["done.json"])
-        return False
-    return True
-
-
-def seems_done(stage: Stage, context: Context) -> bool:
-    """True when the stage's output is there and whole. Changes nothing, whatever is damaged or missing."""
+    """Return True if the stage's output is complete. Reads only: see `repair`."""
     try:
         return output(stage, context) is not None
     except DamagedError:
         return False
 
 
+def repair(stage: Stage, context: Context) -> None:
+    """Set a damaged output aside, so that the stage runs again, and rewrite the row if its file is missing or differs.
+
+    A no-op if the stage is not done or is complete. Called before a stage is executed, and by the launcher before it plans.
+    """
+    try:
+        done = output(stage, context)
+        if done is None or not done["row"]:
+            return
+        path = records.rows_folder(context.results) / f"{stage.key}.json"
+        if _json(path) != done["row"]:  # compares plain JSON first: building rows of thousands of stages takes seconds
+            row = records.from_dict(done["row"])
+            if records.read(path) != row:
+                records.write(row, context.results)
+    except DamagedError as error:
+        _set_aside(context.folder(stage), error.files)
+    except ValueError:
+        _set_aside(context.folder(stage), ["done.json"])
+
+
 class DamagedError(ValueError):
-    """Files of a finished stage are not as they were written."""
+    """Raised if files of a finished stage are missing or have another size."""
 
     def __init__(self, files: list[str]) -> None:
         super().__init__(", ".join(files))
@@ -77,9 +61,9 @@ class DamagedError(ValueError):
 
 
 def output(stage: Stage, context: Context) -> dict[str, Any] | None:
-    """What `done.json` says, its files being there in their size; None when the stage is not done. Changes nothing.
+    """Return the content of `done.json`, or None if the stage is not done. Reads only.
 
-    Raises DamagedError.
+    Raises DamagedError naming the files that are missing or have another size.
     """
     folder = context.folder(stage)
     try:
@@ -96,9 +80,9 @@ def output(stage: Stage, context: Context) -> dict[str, Any] | None:
 
 
 def check_files(stage: Stage, context: Context) -> None:
-    """Compare the finished stage's files with their checksums, before they are used.
+    """Compare the finished stage's files with their checksums, before another stage reads the files.
 
-    Raises ValueError naming the damaged ones; the stage is then no longer done.
+    Sets a damaged output aside, so that the stage runs again. Raises ValueError naming the damaged files.
     """
     folder = context.folder(stage)
     files = json.loads((folder / "done.json").read_text())["files"]
@@ -114,10 +98,6 @@ def _set_aside(folder: Path, damaged: list[str]) -> None:
     os.replace(folder / "done.json", folder / "done.json.damaged")
 
 
-def _row_path(stage: Stage, context: Context) -> Path:
-    return records.rows_folder(context.results) / f"{stage.key}.json"
-
-
 def _has_size(path: Path, size: int) -> bool:
     try:
         return os.stat(path).st_size == size
@@ -126,20 +106,25 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _json(path: Path) -> Any:
-    """What the file holds; None when it cannot be read."""
+    """Return the file's content, or None if the file is missing or is no JSON."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
 
 
+def result_of(stage: Stage, context: Context) -> dict[str, Any]:
+    """Return the `result` of a finished stage."""
+    return json.loads((context.folder(stage) / "done.json").read_text())["result"]
+
+
 def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
-    """Status and reason of the last attempt, when it failed."""
+    """Return status and reason of the last attempt, or None if it did not fail."""
     return _json(context.folder(stage) / "failed.json")
 
 
 def count_failure(stage: Stage, context: Context, status: str, reason: str) -> None:
-    """Remember one more failure of this kind and reason. Numbers in reasons (sizes, jobs, epochs) make no difference."""
+    """Count one more failure of this status and reason. Reasons that differ in numbers only (sizes, jobs, epochs) are equal."""
     counts = _failures(stage, context)
     kind = re.sub(r"\d+", "#", f"{status}: {reason}")
     counts[kind] = {"times": counts.get(kind, {"times": 0})["times"] + 1, "reason": reason}
@@ -147,46 +132,18 @@ def count_failure(stage: Stage, context: Context, status: str, reason: str) -> N
 
 
 def given_up(stage: Stage, context: Context) -> str | None:
-    """Why the stage is left alone, when it has failed in the same way `TRIES` times; None when it may be tried."""
-    for failures in _failures(stage, context).values():
-        if failures["times"] >= TRIES:
-            times, reason = failures["times"], failures["reason"]
+    """Return the reason to skip the stage after `TRIES` equal failures, or None if it may be tried."""
+    for count in _failures(stage, context).values():
+        if count["times"] >= TRIES:
+            times, reason = count["times"], count["reason"]
             return f"given up after {times} equal failures: {reason}; --retry-failed tries it again"
     return None
 
 
 def forget_failures(stage: Stage, context: Context) -> None:
-    """Let the stage be tried again, however often it has failed."""
+    """Reset the count of failures, so that the stage is tried again."""
     (context.folder(stage) / "failures.json").unlink(missing_ok=True)
 
 
 def _failures(stage: Stage, context: Context) -> dict[str, dict[str, Any]]:
     return _json(context.folder(stage) / "failures.json") or {}
-
-
-def finish(
-    stage: Stage, context: Context, files: Iterable[str], result: Mapping[str, Any], row: records.Row | None
-) -> None:
-    """Write the row, then mark the stage as done, then drop what only a continuation needed. The first task does it for all."""
-    if not distributed.is_first():
-        return
-    folder = context.folder(stage)
-    if row is not None:
-        records.write(row, context.results)
-    whole = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in files}
-    about = {"stage": identity(stage), "label": stage.label, "files": whole, "result": dict(result)}
-    write_json(folder / "done.json", {**about, "row": records.to_dict(row) if row else None})
-    for leftover in (
-        *folder.glob("train*.pt"),
-        *folder.glob("plan*.safetensors"),
-        *folder.glob("*.part"),
-        folder / "failed.json",
-        folder / "failures.json",
-        folder / "progress.json",
-    ):
-        leftover.unlink(missing_ok=True)
-
-
-def result_of(stage: Stage, context: Context) -> dict[str, Any]:
-    """The `result` of a finished stage."""
-    return json.loads((context.folder(stage) / "done.json").read_text())["result"]

@@ -1,4 +1,4 @@
-"""The stage that plans, packs, fine-tunes and measures: one run."""
+"""The pruned stage: plan, pack, fine-tune and measure one run."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ from suite.contract import Budget, Planner, PruningPlan, State, Task
 from suite.files import write_bytes
 from suite.graph import Graph
 from suite.measure.counting import count_macs, count_params
-from suite.progress import Watch
-from suite.run import common
-from suite.run.folder import Context, finish, result_of
+from suite.run.folder import result_of
+from suite.run.workspace import FINETUNE, Workspace
 from suite.select import Selection, meet
 from suite.stages import Pruned
 from suite.train import History, fit, load_checkpoint, make_trainer, seed_everything
 
 
-def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
+def do_pruned(work: Workspace[Pruned]) -> None:
     """Prune to the budget, fine-tune the packed network, measure it, and write the row.
 
-    A schedule of several cycles plans anew at the start of each, on the weights so far; what is gone stays gone. Where the
-    best epoch is kept, the weights so far are the best of all earlier cycles, with their plan.
+    A schedule of several cycles plans again at the start of each cycle, on the current weights. Removed filters and kernels
+    stay removed. If the best epoch is kept, the current weights are those of the best earlier cycle, with its plan.
     """
-    folder, data = context.folder(stage), common.dataset_of(stage.base, context)
-    watch.report("planning", share=0.0)
-    model, state = _start(stage, context)
-    graph, task = Graph(model, data.input_shape), common.task_of(stage, context)
-    batches = common.batches_of(stage.base, stage.finetune, common.stream_seed(stage.seed, common.FINETUNE), context)
+    stage, folder, data = work.stage, work.folder, work.dataset
+    work.watch.report("planning", share=0.0)
+    model, state = _start(work)
+    graph, task = Graph(model, data.input_shape), work.task()
+    batches = work.batches(stage.finetune, FINETUNE)
     history: History = []
     seconds, plan, best_top1_pct = 0.0, PruningPlan({}), -1.0
     for cycle in range(stage.finetune.cycles):
@@ -55,12 +54,15 @@ def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
             stage.settings.reconstruct(model, graph, plan, task)
             distributed.as_first(model.state_dict().values())
         packed = packing.pack(model, graph, plan)
-        judge = common.judge_of(stage.finetune, packed, stage.base, context)
         trainer = make_trainer(
-            packed, batches, stage.finetune, judge=judge, first_epoch=cycle * stage.finetune.cycle_epochs
+            packed,
+            batches,
+            stage.finetune,
+            judge=work.judge(stage.finetune, packed),
+            first_epoch=cycle * stage.finetune.cycle_epochs,
         )
         doing = "fine-tuning" + (f" {cycle + 1}/{stage.finetune.cycles}" if stage.finetune.cycles > 1 else "")
-        history += fit(trainer, folder / f"train{cycle}.pt", watch, seed=stage.seed + cycle, doing=doing)
+        history += fit(trainer, folder / f"train{cycle}.pt", work.watch, seed=stage.seed + cycle, doing=doing)
         packing.unpack(packed, model)
         seconds += trainer.seconds
         top1_pct = trainer.best.get("top1_pct", math.inf)  # without a judge the last cycle is the best
@@ -69,8 +71,8 @@ def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
         else:
             model.load_state_dict(best[0])
             plan = best[1]
-    common.save_history(folder, history)
-    watch.report("measuring", share=1.0)
+    work.save_history(history)
+    work.watch.report("measuring", share=1.0)
     packing.save(
         packed,
         folder / "packed.safetensors",
@@ -79,17 +81,20 @@ def do_pruned(stage: Pruned, context: Context, watch: Watch) -> None:
         input_shape=data.input_shape,
         about={"data": stage.base.data, "label": stage.label, "mean": data.mean, "std": data.std},
     )
-    measured = _measure(stage, context, packed, graph, selection)
-    row = common.make_row(stage, context, status="done", seconds=seconds, **measured)
-    finish(stage, context, ("packed.safetensors",), {}, row)
+    columns = _measure(work, packed, graph, selection)
+    work.finish(("packed.safetensors",), row=work.row("done", seconds=seconds, **columns))
 
 
-def _start(stage: Pruned, context: Context) -> tuple[nn.Module, State]:
-    """The network that is to be planned on, in eval mode, and what the method has learned."""
+def _start(work: Workspace[Pruned]) -> tuple[nn.Module, State]:
+    """Return the network to plan on, in eval mode, and the state that the method has learned.
+
+    Raises ValueError if the learned state is damaged; the learned stage then runs again.
+    """
+    stage = work.stage
     if stage.learned is None:
-        return common.load_model(stage.base, context, "final" if stage.settings.start == "base" else "init").eval(), {}
-    folder = context.folder(stage.learned)
-    model = common.load_model(stage.base, context, "init")
+        return work.model("final" if stage.settings.start == "base" else "init").eval(), {}
+    folder = work.context.folder(stage.learned)
+    model = work.model("init")
     model.load_state_dict(load_file(folder / "final.safetensors"))
     state = load_checkpoint(folder / "state.pt")
     if state is None:
@@ -101,45 +106,49 @@ def _start(stage: Pruned, context: Context) -> tuple[nn.Module, State]:
 def _select(
     stage: Pruned, cycle: int, model: nn.Module, graph: Graph, state: State, task: Task, before: PruningPlan
 ) -> Selection:
-    """The plan of a fine-tuning cycle, which gives back nothing that `before` removed."""
+    """Return the plan of a fine-tuning cycle. All that `before` removed stays removed."""
     seed_everything(stage.seed)
     planner = _within(stage.settings.planner(model, graph, state, task), before)
     return meet(planner, graph, _cycle_budget(stage, cycle))
 
 
 def _selected(path: Path, select: Callable[[], Selection]) -> Selection:
-    """What `select` gives, or what it gave before the stage was stopped.
+    """Return the selection stored at `path`, or call `select` and store its selection.
 
-    A plan made again could be another one, on a GPU or with other threads, and the checkpoint's weights are those of the first.
+    A second call could return another plan, on a GPU or with other threads, and the weights in the checkpoint belong to the
+    first plan.
     """
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             about = json.loads(file.metadata()["selection"])
         return Selection(plan=PruningPlan.from_tensors(tensors), **about)
-    except (OSError, SafetensorError):  # there is none, or it is damaged
-        found = select()
-        about = json.dumps({"knob": found.knob, "cut": found.cut, "coarse": found.coarse})
-        write_bytes(path, serialise(found.plan.to_tensors(), {"selection": about}))
-        return found
+    except (OSError, SafetensorError):  # missing or damaged
+        selection = select()
+        about = json.dumps({"knob": selection.knob, "cut": selection.cut, "coarse": selection.coarse})
+        write_bytes(path, serialise(selection.plan.to_tensors(), {"selection": about}))
+        return selection
 
 
 def _within(planner: Planner, before: PruningPlan) -> Planner:
-    """The planner, never giving back what an earlier plan removed."""
+    """Return the planner restricted to the kernels that the plan `before` kept."""
     return lambda knob: planner(knob) & before
 
 
 def _cycle_budget(stage: Pruned, cycle: int) -> Budget:
-    """The budget of a fine-tuning cycle; that of the last is the run's."""
+    """Return the budget of a fine-tuning cycle. The last cycle has the run's budget."""
     missing = stage.finetune.replan_pp / 100 * (stage.finetune.cycles - 1 - cycle)
     return dataclasses.replace(stage.budget, share=max(0.0, stage.budget.share - missing))
 
 
 def _measure(
-    stage: Pruned, context: Context, packed: packing.PackedNetwork, graph: Graph, selection: Selection
+    work: Workspace[Pruned], packed: packing.PackedNetwork, graph: Graph, selection: Selection
 ) -> dict[str, Any]:
-    """All result fields of a `PrunedRow`. The test set is read here, once."""
-    accuracy = common.held_out_top1_pct(packed, stage.base, context)
+    """Return all result fields of a `PrunedRow`. The test set is read here, once.
+
+    Raises ValueError if the packed network and its plan differ in MACs.
+    """
+    accuracy = work.held_out_top1_pct(packed)
     executed = count_macs(packed, graph.input_shape)
     counted = count_macs(packed.execute("groups"), graph.input_shape)
     left, dense = graph.macs(selection.plan), graph.dense_macs
@@ -147,7 +156,7 @@ def _measure(
         raise ValueError(
             f"the packed network has {counted.macs} MACs and its plan {left.total}: packing or counting is wrong"
         )
-    base, params = result_of(stage.base, context), count_params(packed)
+    base, params = result_of(work.base, work.context), count_params(packed)
     return {
         "base_top1_pct": base["top1_pct"],
         "pruned_top1_pct": accuracy,

@@ -21,8 +21,7 @@ from suite.graph import Graph
 from suite.measure import bounds, latency, processes
 from suite.measure.memory import peak_bytes
 from suite.progress import Interrupted, Watch
-from suite.run import common
-from suite.run.folder import Context, finish
+from suite.run.workspace import Workspace
 from suite.stages import Timed, Timing
 
 CHOICES = "executions.json"
@@ -58,32 +57,30 @@ class Networks:
 Legs = Mapping[records.Leg, processes.Found]
 
 
-def do_timed(stage: Timed, context: Context, watch: Watch) -> None:
+def do_timed(work: Workspace[Timed]) -> None:
     """Measure eagerly and, on a GPU, as a captured graph; the row's headline is the last of these."""
-    timing, pruned = stage.timing, stage.pruned
+    timing, pruned, watch = work.stage.timing, work.stage.pruned, work.watch
     if timing.device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "latency on cuda was asked for, and torch finds no CUDA device here; run it where there is one"
         )
     watch.report("timing", share=0.0)
-    model = common.load_model(pruned.base, dataclasses.replace(context, device="cpu"), "final").eval()
-    graph = Graph(model, common.dataset_of(pruned.base, context).input_shape)
+    model = work.model("final", "cpu").eval()
+    graph = Graph(model, work.dataset.input_shape)
     with tempfile.TemporaryDirectory() as folder:
-        packed = context.folder(pruned) / "packed.safetensors"
+        packed = work.context.folder(pruned) / "packed.safetensors"
         job = Job(dense=Path(folder) / "dense", packed=packed, timing=timing, threads=torch.get_num_threads())
         about = {name: packing.header(packed)[name] for name in ("model", "classes", "input_shape")}
         packing.save(packing.pack(model, graph, PruningPlan({})), job.dense, **about, about={})
         columns, choices = measured_columns(job, graph, watch)
-    row = common.make_row(
-        stage,
-        context,
-        status="done",
+    row = work.row(
+        "done",
         **{**columns, "device": records.device_name(timing.device)},
         theoretical_x=graph.dense_macs.total / graph.macs(packing.plan_of(packed)).total,
     )
     if choices:
-        packing.save_choices(context.folder(stage) / CHOICES, choices)
-    finish(stage, context, (CHOICES,) if choices else (), {}, row)
+        packing.save_choices(work.folder / CHOICES, choices)
+    work.finish((CHOICES,) if choices else (), row=row)
 
 
 def measured_columns(

@@ -1,0 +1,43 @@
+"""Where and on what stages run."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from suite import data as datasets
+from suite import weights
+from suite.stages import Base, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Folders, device and limits of a process that runs stages.
+
+    No field enters a stage's identity. Results depend on `device` by rounding only.
+    """
+
+    results: Path
+    data: Path | None = None
+    device: str = "cpu"
+    threads: int = 0
+    """CPU threads of a stage; 0: one per core."""
+    max_minutes: float | None = None
+
+    def folder(self, stage: Stage) -> Path:
+        """Return the stage's folder, `results/work/KEY`."""
+        return self.results / "work" / stage.key
+
+    def dataset(self, base: Base) -> datasets.Dataset:
+        """Return the data set of a run, with the normalisation that its base weights were trained with."""
+        return _dataset(base.data, base.weights, self.data)
+
+
+@functools.lru_cache(maxsize=4)
+def _dataset(name: str, public: str, folder: Path | None) -> datasets.Dataset:
+    dataset = datasets.load(name, folder)
+    if not public:
+        return dataset
+    entry = weights.public(public)
+    return dataset.with_normalization(entry.mean, entry.std)

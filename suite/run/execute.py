@@ -1,0 +1,203 @@
+"""Execute a stage under its lease, and turn every exception into a status with a reason."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import logging
+import os
+import time
+import traceback
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from suite import distributed, lease, records
+from suite.files import write_json
+from suite.progress import Interrupted, Watch
+from suite.run.context import Context
+from suite.run.folder import check_files, count_failure, failure, is_done, repair
+from suite.run.pruned_stage import do_pruned
+from suite.run.train_stages import do_base, do_learned
+from suite.run.workspace import Workspace
+from suite.stages import Base, Learned, Pruned, Stage, Timed
+from suite.train import Diverged
+
+log = logging.getLogger(__name__)
+
+Outcome = Literal["done", "diverged", "failed", "interrupted"]
+Decision = Literal["wait", "begin", "done", "interrupted"]
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
+"""Decisions that rank 0 broadcasts before the stage begins, by their index."""
+
+
+class _LogFile(logging.FileHandler):
+    """A stage's log. A full disk costs log lines; the stage itself fails with its own reason."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outcome:
+    """Execute `stage` unless it is done. Every exception becomes a status with a reason.
+
+    Two processes with the same stage are serialised by the stage's lease; for the second one the stage is done.
+    """
+    folder = context.folder(stage)
+    work = Workspace(stage, context, watch or Watch(folder / "progress.json", context.max_minutes))
+    if not distributed.is_first():
+        return _follow(work)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        waiting = functools.partial(_wait_for, work.watch)
+        with lease.held(folder / ".lease", waiting=waiting, lost=work.watch.signalled.set):
+            repair(stage, context)
+            if _broadcast("done" if is_done(stage, context) else "begin") == "done":
+                return "done"
+            return _attempt(work)
+    except Interrupted:  # while another process holds the lease
+        return "interrupted"
+    except Exception as error:  # outside the attempt: no room for the log, no such device, another task has ended
+        return fail(stage, context, "failed", _reason(error))
+
+
+def _follow(work: Workspace[Stage]) -> Outcome:
+    """Run the stage in step with rank 0, on every other rank. Rank 0 alone holds the lease and writes."""
+    work.watch.path = None
+    try:
+        while (decision := _broadcast()) == "wait":
+            pass
+        if decision == "begin" and not isinstance(work.stage, Timed):
+            _do(work)
+        return "interrupted" if decision == "interrupted" else "done"
+    except Interrupted:
+        return "interrupted"
+    except Exception as error:  # rank 0 writes the reason; if this rank alone failed, its job's log has the reason
+        log.exception("%s: task stopped", work.stage.label)
+        return "diverged" if isinstance(error, Diverged) else "failed"
+
+
+def _broadcast(decision: Decision = "wait") -> Decision:
+    """Broadcast rank 0's decision; called every 0.5 s so that no collective reaches `distributed.TIMEOUT`."""
+    return DECISIONS[distributed.told(DECISIONS.index(decision))]
+
+
+def _wait_for(watch: Watch, owner: str) -> None:
+    """Broadcast "wait" while another process holds the lease. Raises Interrupted if it is time to stop."""
+    if _broadcast("interrupted" if watch.must_stop else "wait") == "interrupted":
+        raise Interrupted(f"stopped while {owner or 'another process'} does this stage")
+
+
+def _attempt(work: Workspace[Stage]) -> Outcome:
+    """Run a stage that is not done, and write its log and its status."""
+    stage, context, folder = work.stage, work.context, work.folder
+    records.provenance(context.device)  # cached here: the commit must be that of the running code, not a later one
+    handler = _LogFile(folder / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    own = logging.Logger(stage.key)  # writes to the file only: the terminal shows the reason without the traceback
+    own.addHandler(handler)
+    try:
+        (folder / "failed.json").unlink(missing_ok=True)
+        _do(work)
+        return "done"
+    except Interrupted as stop:
+        own.info("%s: %s", stage.label, stop)
+        with contextlib.suppress(OSError):
+            write_json(folder / "failed.json", {"status": "interrupted", "reason": str(stop), "time": time.time()})
+        return "interrupted"
+    except Exception as error:  # here a run becomes a row, so that one failure stops no other run
+        own.error("%s\n%s", stage.label, traceback.format_exc())
+        status: Literal["diverged", "failed"] = "diverged" if isinstance(error, Diverged) else "failed"
+        reason = _reason(error)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    own_fault = all(is_done(needed, context) for needed in stage.needs)
+    return fail(stage, context, status, reason, counts=own_fault)
+
+
+def _reason(error: Exception) -> str:
+    """Return the error in one line. Unexpected errors are followed by file and line of the innermost frame of our code."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no room on the disk for {error.filename or 'a file'}; make room and run the same command again"
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, (Diverged, ValueError, OSError)):
+        return text
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(records.ROOT)
+    ]
+    if not frames:
+        return f"{type(error).__name__}: {text}"
+    path = Path(frames[-1].filename).relative_to(records.ROOT)
+    return f"{type(error).__name__}: {text} ({path}:{frames[-1].lineno}; all of it in the stage's log.txt)"
+
+
+def fail(
+    stage: Stage, context: Context, status: Literal["diverged", "failed"], reason: str, *, counts: bool = True
+) -> Outcome:
+    """Write a failed attempt's status file, and its row if the stage has one. A no-op if the stage is done.
+
+    counts  add to the equal failures after which the stage is skipped; False if the stage itself is not the cause
+    """
+    if is_done(stage, context):
+        return "done"
+    work = Workspace(stage, context)
+    try:
+        work.folder.mkdir(parents=True, exist_ok=True)
+        write_json(work.folder / "failed.json", {"status": status, "reason": reason, "time": time.time()})
+        if counts:
+            count_failure(stage, context, status, reason)
+        if isinstance(stage, Pruned | Timed):
+            records.write(work.row(status, reason=reason), context.results)
+    except Exception as error:  # a full disk, or a device without a name for the row
+        log.error("%s failed (%s), and its status could not be written: %s", stage.label, reason, error)
+    return status
+
+
+def _do(work: Workspace[Stage]) -> None:
+    """Check the stage's needs and run the stage. Raises whatever goes wrong."""
+    stage, context = work.stage, work.context
+    alone = isinstance(stage, Timed)  # rank 0 measures alone
+    with contextlib.nullcontext() if alone else distributed.first_before_others():
+        _pin_threads(work.folder / "started.json", context)
+    for needed in stage.needs:
+        if not is_done(needed, context):
+            why = failure(needed, context) or {"status": "missing", "reason": "it is not done; run it first"}
+            kind = {"diverged": Diverged, "interrupted": Interrupted}.get(why["status"], ValueError)
+            raise kind(f"needs {needed.key} ({needed.label}), {why['status']}: {why['reason']}")
+        check_files(needed, context)
+    if isinstance(stage, Base):
+        do_base(Workspace(stage, context, work.watch))
+    elif isinstance(stage, Learned):
+        do_learned(Workspace(stage, context, work.watch))
+    elif isinstance(stage, Pruned):
+        do_pruned(Workspace(stage, context, work.watch))
+    else:
+        from suite.run.timed_stage import do_timed  # scipy.stats takes a fifth of the time in which a job starts
+
+        do_timed(Workspace(stage, context, work.watch))
+
+
+def _pin_threads(path: Path, context: Context) -> None:
+    """Set the number of threads that the stage was started with, because sums depend on this number."""
+    try:
+        threads = int(json.loads(path.read_text())["threads"])
+    except (OSError, ValueError, KeyError, TypeError):
+        threads = context.threads or cores()
+        write_json(path, {"threads": threads})
+    torch.set_num_threads(threads)
+
+
+def cores() -> int:
+    """Return the number of cores this process may use: in a SLURM job, the cores of its task."""
+    return int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) or len(os.sched_getaffinity(0))

@@ -1,0 +1,214 @@
+"""Workspace: the one object with everything a stage needs to run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import nn
+
+from suite import data as datasets
+from suite import distributed, models, records
+from suite import pack as packing
+from suite.contract import Batch, Task
+from suite.files import sha256, write_bytes, write_json, write_text
+from suite.progress import Watch
+from suite.run.context import Context
+from suite.run.folder import is_done, result_of
+from suite.schedule import Schedule
+from suite.stages import Base, Learned, Pruned, Stage, Timed, describe, identity
+from suite.train import History, top1_pct
+
+EVAL_BATCH = 250
+BASE, LEARNED, FINETUNE, SAMPLES = range(4)
+"""Uses of a run's seed. The batches follow from seed and use, so methods are paired by seed."""
+
+S = TypeVar("S", bound=Stage, covariant=True)
+Run = TypeVar("Run", Learned, Pruned)
+
+
+@dataclass(frozen=True)
+class Workspace(Generic[S]):
+    """A stage with its folder, data set, networks, batches and row.
+
+    stage    the stage to run
+    context  folders and device
+    watch    progress report and stop requests
+    """
+
+    stage: S
+    context: Context
+    watch: Watch = field(default_factory=Watch)
+
+    @property
+    def folder(self) -> Path:
+        """The stage's folder."""
+        return self.context.folder(self.stage)
+
+    @property
+    def base(self) -> Base:
+        """The base stage of the run."""
+        stage: Stage = self.stage
+        if isinstance(stage, Base):
+            return stage
+        return stage.pruned.base if isinstance(stage, Timed) else stage.base
+
+    @property
+    def dataset(self) -> datasets.Dataset:
+        """The data set, with the normalisation that the base weights were trained with."""
+        return self.context.dataset(self.base)
+
+    def batches(self, schedule: Schedule, use: int) -> datasets.Loader:
+        """Return this task's share of each training batch, for one use of the stage's seed.
+
+        Raises ValueError if the tasks cannot share a batch evenly.
+        """
+        batches = self._epochs(schedule, use, distributed.mine())
+        images, tasks = batches.images_per_epoch // len(batches), distributed.tasks()
+        if images % tasks:
+            raise ValueError(
+                f"a batch of {images} images cannot be shared evenly by {tasks} tasks; take a number that divides it"
+            )
+        return batches
+
+    def _epochs(self, schedule: Schedule, use: int, share: slice) -> datasets.Loader:
+        """Return the images `share` of each training batch."""
+        stage: Stage = self.stage
+        assert not isinstance(stage, Timed), "a timed stage trains nothing"
+        return self.dataset.train(
+            self.base.split,
+            batch=schedule.batch,
+            seed=4 * stage.seed + use,
+            device=self.context.device,
+            limit=schedule.epoch_images,
+            mine=share,
+        )
+
+    def held_out_top1_pct(self, model: nn.Module) -> float:
+        """Return the accuracy on the test set; in a tuning run on the validation part, and no test image is read."""
+        return self._top1_pct(model, on_test=self.base.split != "tuning")
+
+    def judge(self, schedule: Schedule, model: nn.Module) -> Callable[[], float] | None:
+        """Return the accuracy function that picks the epoch to keep, or None if the schedule keeps the last."""
+        if schedule.keep == "last":
+            return None
+        return lambda: self._top1_pct(model, on_test=schedule.keep == "best_test")
+
+    def _top1_pct(self, model: nn.Module, *, on_test: bool) -> float:
+        read = self.dataset.test if on_test else self.dataset.validation
+        return top1_pct(model, read(EVAL_BATCH, self.context.device, distributed.mine()))
+
+    def model(self, file: Literal["init", "final"], device: str | None = None) -> nn.Module:
+        """Return the base network with its initial or final weights, on `device` or on the context's."""
+        model = models.build(self.base.model, self.dataset.classes)
+        model.load_state_dict(load_file(self.context.folder(self.base) / f"{file}.safetensors"))
+        return model.to(device or self.context.device)
+
+    def save_weights(self, model: nn.Module, name: str) -> None:
+        """Write the model's state to the file `name` (safetensors), atomically."""
+        write_bytes(self.folder / name, serialise({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
+
+    def save_history(self, history: History) -> None:
+        """Write the training log, one line per epoch."""
+        write_text(self.folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
+
+    def task(self: Workspace[Run]) -> Task:
+        """Return the data, seed, budget and reference plan that the stage's method may use."""
+        stage = self.stage
+        schedule = stage.schedule if isinstance(stage, Learned) else stage.finetune
+
+        def train_epoch(epoch: int) -> Iterator[Batch]:
+            return self._epochs(schedule, SAMPLES, slice(None)).epoch(epoch)
+
+        def samples(n: int) -> Batch:
+            split = self.base.split
+            return self.dataset.samples(min(n, self.dataset.train_size(split)), split=split, device=self.context.device)
+
+        reference = stage.reference if isinstance(stage, Pruned) else None
+        plan = None if reference is None else packing.plan_of(self.context.folder(reference) / "packed.safetensors")
+        return Task(train_epoch=train_epoch, samples=samples, seed=stage.seed, budget=stage.budget, reference=plan)
+
+    def row(self, status: records.Status, **columns: Any) -> records.Row:
+        """Return the row of a pruned or timed stage: identity, provenance and the measured `columns`."""
+        stage: Stage = self.stage
+        assert isinstance(stage, Pruned | Timed), "no other stage has a row"
+        pruned = stage if isinstance(stage, Pruned) else stage.pruned
+        base, settings = pruned.base, pruned.settings
+        about: dict[str, Any] = {
+            "key": stage.key,
+            "label": stage.label,
+            "status": status,
+            "stage": identity(stage),
+            "data": base.data,
+            "model": base.model,
+            "method": pruned.method,
+            "settings": describe(settings),
+            "granularity": settings.granularity,
+            "groups": settings.groups,
+            "budget": pruned.budget.share,
+            "budget_scope": pruned.budget.scope,
+            "seed": pruned.seed,
+            "split": base.split,
+            "smoke": pruned.smoke,
+            "provenance": self._provenance(),
+        }
+        if isinstance(stage, Timed):
+            names = ("device", "batch", "precision", "layout", "protocol")
+            timing = {name: getattr(stage.timing, name) for name in names}
+            return records.TimedRow(**{**about, "pruned_key": pruned.key, **timing, **columns})
+        epochs = {
+            "base_epochs": 0 if settings.start == "init" else base.schedule.epochs if base.schedule else None,
+            "learning_epochs": pruned.learned.schedule.epochs if pruned.learned else 0,
+            "finetune_epochs": pruned.finetune.epochs,
+        }
+        return records.PrunedRow(**{**about, "selection": _selection(pruned), **epochs, **columns})
+
+    def _provenance(self) -> dict[str, Any]:
+        stage: Stage = self.stage
+        provenance = records.provenance(stage.timing.device if isinstance(stage, Timed) else self.context.device)
+        if distributed.tasks() > 1:
+            provenance["tasks"] = distributed.tasks()
+        provenance["finished"] = time.strftime("%FT%TZ", time.gmtime())
+        if is_done(self.base, self.context):
+            result = result_of(self.base, self.context)
+            provenance |= {name: result[name] for name in ("data_sha256", "base_sha256")}
+        return provenance
+
+    def finish(
+        self, files: Iterable[str], result: Mapping[str, Any] | None = None, row: records.Row | None = None
+    ) -> None:
+        """Write the row, then `done.json`, then delete files for continuation. A no-op on all ranks but 0.
+
+        files   the stage's output, in its folder
+        result  numbers that later stages read
+        """
+        if not distributed.is_first():
+            return
+        if row is not None:
+            records.write(row, self.context.results)
+        folder = self.folder
+        sizes = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in files}
+        about = {"stage": identity(self.stage), "label": self.stage.label, "files": sizes, "result": dict(result or {})}
+        write_json(folder / "done.json", {**about, "row": records.to_dict(row) if row else None})
+        for leftover in (
+            *folder.glob("train*.pt"),
+            *folder.glob("plan*.safetensors"),
+            *folder.glob("*.part"),
+            folder / "failed.json",
+            folder / "failures.json",
+            folder / "progress.json",
+        ):
+            leftover.unlink(missing_ok=True)
+
+
+def _selection(run: Pruned) -> str:
+    """Return how the kept epochs were selected: "best_test" if any stage of the run selected on the test set."""
+    schedules = (run.base.schedule, run.learned.schedule if run.learned else None, run.finetune)
+    kept = {schedule.keep for schedule in schedules if schedule}
+    return next((keep for keep in ("best_test", "best_validation") if keep in kept), "last")
