@@ -14,24 +14,35 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-@functools.cache
 def collect(package: str, attribute: str) -> dict[str, Any]:
-    """All entries of the dict `attribute` of every module in `package` whose name has no leading underscore.
+    """Return all entries of the dict `attribute` of every module in `package` without a leading underscore.
 
     A module that cannot be imported is left out and named in the log.
     """
-    found: dict[str, Any] = {}
+    return {name: entry for name, (_, entry) in _entries(package, attribute).items()}
+
+
+def module_of(package: str, attribute: str, name: str) -> str:
+    """Return the module that defines the entry `name`; "" if none does."""
+    return _entries(package, attribute).get(name, ("", None))[0]
+
+
+@functools.cache
+def _entries(package: str, attribute: str) -> dict[str, tuple[str, Any]]:
+    """Return name -> module and entry."""
+    result: dict[str, tuple[str, Any]] = {}
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        module = f"{package}.{info.name}"
         if not info.name.startswith("_"):
             try:
-                entries = getattr(importlib.import_module(f"{package}.{info.name}"), attribute, {})
+                entries = getattr(importlib.import_module(module), attribute, {})
             except Exception as error:  # one broken file must not take the others along
-                log.warning("%s.%s cannot be used: %s: %s", package, info.name, type(error).__name__, error)
+                log.warning("%s cannot be used: %s: %s", module, type(error).__name__, error)
                 continue
-            if clash := found.keys() & entries.keys():
-                raise ValueError(f"{package}.{info.name} defines {sorted(clash)}, which another file defines already")
-            found |= entries
-    return dict(sorted(found.items()))
+            if clash := result.keys() & entries.keys():
+                raise ValueError(f"{module} defines {sorted(clash)}, which another file defines already")
+            result |= {name: (module, entry) for name, entry in entries.items()}
+    return dict(sorted(result.items()))
 
 
 def pick(noun: str, name: str, choices: Mapping[str, T]) -> T:

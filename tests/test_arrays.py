@@ -138,7 +138,8 @@ def test_a_snapshot_follows_the_source(tmp_path: Path, monkeypatch: pytest.Monke
 
     said = records.source()
     monkeypatch.setattr(records, "ROOT", first)
-    assert records.source() == ({**said, "snapshot": first.name} if said["dirty"] else said)
+    monkeypatch.setattr("suite.records.origin.ROOT", first)
+    assert records.source() == {**said, "snapshot": first.name}
     (first / "suite" / "files.py").write_text("changed")
     other = snapshot.take(tmp_path)
     assert other != first

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from suite import records
 from suite.files import replacing, sha256, write_bytes, write_json, write_text
-from suite.records import PrunedRow, Row, TimedRow
+from suite.records import PrunedRow, Row, TimedRow, origin
 
 ABOUT: dict[str, Any] = {
     "label": "digits/vgg6 l1_filter 50.00% seed 0",
@@ -254,25 +255,65 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, env=environment)
 
 
-def test_dirty_means_changed_outside_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "suite" / "records" / "__init__.py"
-    write_text(source, "x = 1\n")
-    write_text(tmp_path / "results" / "published.csv", "a\n")
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A committed source with a method that imports a helper, a model and a shared file of the data sets."""
+    for path, text in {
+        "suite/records/__init__.py": "x = 1\n",
+        "suite/models/net.py": "MODELS = {}\n",
+        "suite/data/base.py": "",
+        "baselines/__init__.py": "",
+        "baselines/norm.py": "from baselines import _rates\n",
+        "baselines/_rates.py": "",
+        "suite/grids/short.py": "",
+        "README.md": "",
+    }.items():
+        write_text(tmp_path / path, text)
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "first")
     monkeypatch.setattr("suite.records.origin.ROOT", tmp_path)
+    origin._lasting.cache_clear()
+    yield tmp_path
+    origin._lasting.cache_clear()
+
+
+def state(*plugins: str) -> tuple[bool, list[str]]:
+    """Return dirty flag and changed files of a row made now."""
+    origin._lasting.cache_clear()
+    made = records.provenance("cpu", plugins)
+    assert set(made.get("files", {}).values()) <= {sha256(origin.ROOT / path) for path in made.get("files", {})}
+    return made["dirty"], sorted(made.get("files", {}))
+
+
+def test_own_results_grids_and_notes_leave_the_source_clean(checkout: Path) -> None:
     clean = records.source()
-    assert clean["dirty"] is False
-    assert len(clean["commit"]) == 40
-    write_text(tmp_path / "results" / "rows" / "new.json", "{}")
-    write_text(tmp_path / "results" / "published.csv", "b\n")
+    assert (clean["dirty"], clean["changed"], len(clean["commit"])) == (False, {}, 40)
+    for path in ("results/rows/new.json", "suite/grids/mine.py", "suite/grids/short.py", "mine.py", "README.md"):
+        write_text(checkout / path, "changed")
     assert records.source() == clean
-    write_text(source, "x = 2\n")
-    assert records.source() == {**clean, "dirty": True}
-    git(tmp_path, "checkout", "-q", str(source))
-    write_text(tmp_path / "baselines" / "mine.py", "")
-    assert records.source()["dirty"] is True, "a method that nobody committed"
+
+
+@pytest.mark.parametrize("path", ["suite/records/__init__.py", "suite/data/base.py", "suite/new.py"])
+def test_source_is_dirty_if_a_shared_file_was_changed(path: str, checkout: Path) -> None:
+    write_text(checkout / path, "changed")
+    assert state("baselines.norm") == (True, [])
+
+
+def test_source_is_dirty_if_a_shared_file_was_deleted(checkout: Path) -> None:
+    (checkout / "suite" / "data" / "base.py").unlink()
+    assert state("baselines.norm") == (True, [])
+
+
+def test_plugins_that_differ_from_the_commit_are_named_by_their_hash(checkout: Path) -> None:
+    assert state("baselines.norm", "suite.models.net") == (False, [])
+    write_text(checkout / "baselines" / "mine.py", "from . import norm\n")
+    assert state("baselines.norm", "suite.models.net") == (False, []), "a file of another method"
+    assert state("baselines.mine") == (False, ["baselines/mine.py"])
+    write_text(checkout / "baselines" / "_rates.py", "y = 2\n")
+    write_text(checkout / "suite" / "models" / "net.py", "MODELS = {'net': None}\n")
+    assert state("baselines.norm", "suite.models.net") == (False, ["baselines/_rates.py", "suite/models/net.py"])
+    assert state("baselines.mine") == (False, ["baselines/_rates.py", "baselines/mine.py"]), "helpers of its imports"
 
 
 def test_without_a_repository_the_packages_version_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,19 +9,17 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from suite import methods, records
-
-PACKAGES = ("suite", "baselines", *methods.HOMES)
+from suite import records
 
 
 def take(results: Path) -> Path:
     """Copy the packages into `results/snapshots/HASH`, unless that is there already, and return this folder.
 
-    The hash is of names and contents, of the commit and of whether it was dirty; rows that a copy makes name all three.
+    The hash covers names and contents, the commit and the dirty flag; rows made by a copy name all three.
     """
     files = {
         path.relative_to(records.ROOT): path.read_bytes()  # what is hashed is what is written, whoever saves meanwhile
-        for package in PACKAGES
+        for package in records.PACKAGES
         for path in sorted((records.ROOT / package).rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }

@@ -7,7 +7,7 @@ folder (checkpoints, log, packed network, `done.json`); it decides if the stage 
 from __future__ import annotations
 
 from suite.records.migrations import MIGRATIONS, SCHEMA
-from suite.records.origin import ROOT, SNAPSHOT, device_name, provenance, source
+from suite.records.origin import PACKAGES, ROOT, SNAPSHOT, device_name, provenance, source
 from suite.records.rows import ROW_TYPES, Leg, PrunedRow, Row, Status, TimedRow
 from suite.records.storage import (
     DAMAGED,
@@ -24,6 +24,7 @@ from suite.records.storage import (
 __all__ = [
     "DAMAGED",
     "MIGRATIONS",
+    "PACKAGES",
     "ROOT",
     "ROW_TYPES",
     "SCHEMA",

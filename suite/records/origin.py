@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from suite import methods
+from suite.files import sha256
+
 ROOT = Path(__file__).resolve().parents[2]
 """Folder of the running source: a checkout, an installed package, or a snapshot taken by a launch."""
 SNAPSHOT = "snapshot.json"
 """File in a snapshot with its name and with the value of `source` in the checkout."""
+PACKAGES = ("suite", "baselines", *methods.HOMES)
+"""Packages of the source. Changes elsewhere do not reach results."""
+PLUGINS = re.compile(rf"({'|'.join(('baselines', *methods.HOMES))})/|suite/(models|data)/")
+"""Paths of files that may be a method, a model or a data set."""
 
 
-def provenance(device: str) -> dict[str, Any]:
-    """Return commit, dirty flag, library versions, device and threads of this process."""
+def provenance(device: str, plugins: Iterable[str] = ()) -> dict[str, Any]:
+    """Return commit, dirty flag, library versions, device and threads of this process.
+
+    `plugins` are the modules of method, model and data set. `files` has path and SHA-256 of each file of theirs that
+    differs from the commit; it is absent if none does.
+    """
+    lasting = dict(_lasting(device))
+    changed = lasting.pop("changed")
+    files = {path: changed[path] for path in sorted(_files_of(plugins) & changed.keys())} if changed else {}
+    if not (lasting["dirty"] or files):
+        lasting.pop("snapshot", None)
     return {
-        **_lasting(device),
+        **lasting,
+        **({"files": files} if files else {}),
         "threads": torch.get_num_threads(),
         "tf32": device == "cuda" and torch.backends.cudnn.allow_tf32,
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
@@ -72,22 +93,58 @@ def _driver() -> str:
 
 
 def source() -> dict[str, Any]:
-    """Return the commit of the running source and its dirty flag: True if anything outside results/ was changed.
+    """Return commit, dirty flag and changed plug-ins of the running source.
 
-    The snapshot's name is added if the source is a snapshot of a dirty checkout.
+    changed   path -> SHA-256 of each untracked or changed file of a method, a model or a data set
+    dirty     True if any other file of the packages was changed, apart from grids, which the stages' identities cover
+    snapshot  name of the snapshot, if the source is one
     """
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
     if (ROOT / SNAPSHOT).is_file():
-        snapshot = json.loads((ROOT / SNAPSHOT).read_text())
-        return snapshot if snapshot["dirty"] else {name: snapshot[name] for name in ("commit", "dirty")}
+        return json.loads((ROOT / SNAPSHOT).read_text())
     try:
-        git("ls-files", "--error-unmatch", "suite/records/__init__.py")  # not installed inside another repository
-        changed = git("status", "--porcelain", "--", ":/", ":(exclude,top)results")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+        _git("ls-files", "--error-unmatch", "suite/records/__init__.py")  # not installed inside another repository
+        status = _git("status", "--porcelain", "-z", "--no-renames", "-uall", "--", *PACKAGES, ":(exclude)suite/grids")
+        entries = {entry[3:]: entry[:2] for entry in status.split("\0") if entry}
+        changed = {path: sha256(ROOT / path) for path, state in sorted(entries.items()) if _is_plugin(path, state)}
+        dirty = any(not _is_plugin(path, state) for path, state in entries.items())
+        return {"commit": _git("rev-parse", "HEAD").strip(), "dirty": dirty, "changed": changed}
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": f"package {_version('pruning-suite')}", "dirty": None}
+        return {"commit": f"package {_version('pruning-suite')}", "dirty": None, "changed": {}}
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _is_plugin(path: str, state: str) -> bool:
+    """Return True for a file that exists and can affect only the runs of its own method, model or data set."""
+    if not PLUGINS.match(path) or not (ROOT / path).is_file():
+        return False
+    shared = path.startswith("suite/") and state != "??"
+    return not shared or re.search(r"^(MODELS|DATASETS)\b", (ROOT / path).read_text(), re.MULTILINE) is not None
+
+
+def _files_of(plugins: Iterable[str]) -> set[str]:
+    """Return the plug-in files of these modules and of the modules that they import, transitively."""
+    files: set[str] = set()
+    pending = list(plugins)
+    while pending:
+        module = pending.pop()
+        stem = module.replace(".", "/")
+        for path, package in ((f"{stem}.py", module.rpartition(".")[0]), (f"{stem}/__init__.py", module)):
+            if path not in files and PLUGINS.match(path) and (ROOT / path).is_file():
+                files.add(path)
+                pending += _imports(ROOT / path, package)
+    return files
+
+
+def _imports(path: Path, package: str) -> list[str]:
+    """Return the modules that the file of a package imports; `from a import b` gives a and a.b."""
+    modules: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            name = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            modules += [name, *(f"{name}.{alias.name}" for alias in node.names)]
+    return modules

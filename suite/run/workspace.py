@@ -14,7 +14,7 @@ from safetensors.torch import save as serialise
 from torch import nn
 
 from suite import data as datasets
-from suite import distributed, models, records
+from suite import distributed, models, records, registry
 from suite import pack as packing
 from suite.contract import Batch, Task
 from suite.files import sha256, write_bytes, write_json, write_text
@@ -156,7 +156,7 @@ class Workspace(Generic[S]):
             "seed": pruned.seed,
             "split": base.split,
             "smoke": pruned.smoke,
-            "provenance": self._provenance(),
+            "provenance": self._provenance(pruned),
         }
         if isinstance(stage, Timed):
             names = ("device", "batch", "precision", "layout", "protocol")
@@ -169,9 +169,10 @@ class Workspace(Generic[S]):
         }
         return records.PrunedRow(**{**about, "selection": _selection(pruned), **epochs, **columns})
 
-    def _provenance(self) -> dict[str, Any]:
+    def _provenance(self, run: Pruned) -> dict[str, Any]:
         stage: Stage = self.stage
-        provenance = records.provenance(stage.timing.device if isinstance(stage, Timed) else self.context.device)
+        device = stage.timing.device if isinstance(stage, Timed) else self.context.device
+        provenance = records.provenance(device, _plugins(run))
         if distributed.tasks() > 1:
             provenance["tasks"] = distributed.tasks()
         provenance["finished"] = time.strftime("%FT%TZ", time.gmtime())
@@ -205,6 +206,14 @@ class Workspace(Generic[S]):
             folder / "progress.json",
         ):
             leftover.unlink(missing_ok=True)
+
+
+def _plugins(run: Pruned) -> list[str]:
+    """Return the modules of the run's model, data set and method, and of the methods that it follows."""
+    base, modules = run.base, [type(run.settings).__module__]
+    modules.append(registry.module_of("suite.models", "MODELS", base.model))
+    modules.append(registry.module_of("suite.data", "DATASETS", base.data))
+    return modules + (_plugins(run.reference) if run.reference else [])
 
 
 def _selection(run: Pruned) -> str:
