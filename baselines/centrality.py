@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from baselines._directions import directions
-from suite.contract import Criterion, OptOut, Ranking, Recipe, State, Task
+from suite.contract import Criterion, Ranking, State, Task
 from suite.graph import Graph
 
 
@@ -26,12 +26,6 @@ class Centrality(Criterion):
         "betweenness centrality, the paper's other variant, is left out; 1x1 filters, which the paper has none of, are "
         "compared by all their weights; residual streams are pruned too, tied filters by their mean score"
     )
-    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={},
-            source="ours: best of 2 trials in tuning_digits, validation part, rows pruned-660d46487644 pruned-35af66dd1fa7",
-        ),
-    }
     search: ClassVar = {"ranking": ("layer", "global")}
 
     ranking: Ranking = "layer"

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from suite.contract import Criterion, Learner, OptOut, Recipe, State, Step, Task
+from suite.contract import Criterion, Learner, State, Step, Task
 from suite.graph import Graph
 from suite.select import coupled_sets
 
@@ -121,12 +121,6 @@ class DepGraph(Criterion):
         "norm over their layer's mean, in one order over the network; the best group of every layer stays"
     )
     learns = True
-    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={"alpha": 2.0},
-            source="ours: best of 6 trials in tuning_digits, validation part, rows pruned-ea25f1d1a731 pruned-8f8f642d44c8",
-        ),
-    }
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"reg": (1e-4, 5e-4, 1e-3), "alpha": (2.0, 4.0)}
 
     reg: float = 1e-4

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from suite.contract import Criterion, OptOut, Recipe, State, Task
+from suite.contract import Criterion, State, Task
 from suite.graph import Graph
 
 
@@ -23,12 +23,6 @@ class FPGM(Criterion):
         "pruned once after training, not softly in every epoch; one order over the network (scores divided by their "
         "layer's mean) instead of one rate for all layers; residual streams are pruned too, tied filters by their mean score"
     )
-    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={"ranking": "layer"},
-            source="ours: best of 2 trials in tuning_digits, validation part, rows pruned-93006292a580 pruned-0f06844eb46e",
-        ),
-    }
     search: ClassVar = {"ranking": ("global", "layer")}
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:

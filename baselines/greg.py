@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from suite.contract import Budget, Criterion, Learner, OptOut, Recipe, State, Step, Task
+from suite.contract import Budget, Criterion, Learner, State, Step, Task
 from suite.graph import Graph
 from suite.select import filter_planner, meet
 
@@ -90,12 +90,6 @@ class GReg(Criterion):
     )
     learns = True
     needs_budget = True
-    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={"pick_limit": 0.001, "pick_share": 0.25},
-            source="ours: best of 6 trials in tuning_digits, validation part, rows pruned-57acdf6afbd1 pruned-73d642a0ac43",
-        ),
-    }
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "pick_limit": (1e-3, 1e-2, 1e-1),
         "ceiling": (0.1, 1.0),

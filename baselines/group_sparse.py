@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from suite.contract import Budget, Criterion, Learner, OptOut, Ranking, Recipe, State, Step, Task
+from suite.contract import Budget, Criterion, Learner, Ranking, State, Step, Task
 from suite.graph import Graph
 from suite.select import filter_planner, meet
 
@@ -97,12 +97,6 @@ class GroupSparse(Criterion):
     )
     learns = True
     needs_budget = True
-    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={"lam": 0.002, "prune_share": 0.5},
-            source="ours: best of 6 trials in tuning_digits, validation part, rows pruned-fb45a61a5fe3 pruned-493b0a82870c",
-        ),
-    }
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lam": (1e-4, 5e-4, 2e-3), "prune_share": (0.5, 0.75, 1.0)}
 
     lam: float = 5e-4

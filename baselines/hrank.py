@@ -44,10 +44,6 @@ class HRank(Criterion):
         "their mean rank, each taken after the sum and its activation"
     )
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={"ranking": "layer"},
-            source="ours: best of 2 trials in tuning_digits, validation part, rows pruned-fc5d365eb2a7 pruned-5f33e6f45eae",
-        ),
         ("imagenet", "*"): Recipe(
             settings={"images": 128}, source="ours; the paper takes 500 and finds the mean rank hardly depends on them"
         ),

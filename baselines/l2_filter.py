@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from suite.contract import Criterion, OptOut, Recipe, State, Task
+from suite.contract import Criterion, State, Task
 from suite.graph import Graph
 
 
@@ -22,12 +22,6 @@ class L2Filter(Criterion):
         "pruned once after training, not softly in every epoch; one order over the network (norms divided by their layer's "
         "mean) instead of one rate for all layers; residual streams are pruned too, tied filters by the mean of their scores"
     )
-    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={"ranking": "layer"},
-            source="ours: best of 2 trials in tuning_digits, validation part, rows pruned-6beb406417e5 pruned-cebae0f32f68",
-        ),
-    }
     search: ClassVar = {"ranking": ("global", "layer")}
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:

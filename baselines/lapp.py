@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from suite.contract import Budget, Criterion, Learner, OptOut, Ranking, Recipe, State, Step, Task
+from suite.contract import Budget, Criterion, Learner, Ranking, State, Step, Task
 from suite.graph import Graph
 
 KEPT_LAST = 1e3
@@ -156,12 +156,6 @@ class LAPP(Criterion):
     learns = True
     needs_budget = True
     start = "init"
-    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={},
-            source="ours: best of 6 trials in tuning_digits, validation part, rows pruned-eac1adbcc3dd pruned-260dc790a526",
-        ),
-    }
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "prune_share": (0.25, 0.5, 0.75),
         "threshold_lr": (0.01, 0.05, 0.25),

@@ -35,10 +35,6 @@ class LassoChannels(Pruner):
         "towards the weights before"
     )
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={},
-            source="ours: best of 6 trials in tuning_digits, validation part, rows pruned-7ba2ff2b5182 pruned-7dc686bccc3c",
-        ),
         ("digits", "*"): Recipe(settings={"images": 128}, source="ours: there are 1,437 images"),
         ("imagenet", "*"): Recipe(settings={"images": 500}, source="ours: activations of all are in memory at once"),
     }

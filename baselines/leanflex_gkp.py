@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from suite.contract import OptOut, Planner, Pruner, Recipe, State, Task
+from suite.contract import Planner, Pruner, State, Task
 from suite.graph import Graph
 from suite.select import channel_planner
 
@@ -34,12 +34,6 @@ class LeanFlexGKP(Pruner):
         "layers lose their n-th channels one after the other, so rates differ by one channel at most; no permutation is "
         "needed, since packing keeps filters where they are; stem and shortcut convolutions are left"
     )
-    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={"groups": 2},
-            source="ours: best of 3 trials in tuning_digits, validation part, rows pruned-cc988588b550 pruned-7ee5603957db",
-        ),
-    }
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"groups": (2, 4, 8)}
 
     groups: int = 8

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from suite.contract import Budget, Criterion, Learner, OptOut, PruningPlan, Ranking, Recipe, State, Task
+from suite.contract import Budget, Criterion, Learner, PruningPlan, Ranking, State, Task
 from suite.graph import Graph
 from suite.select import filter_planner, meet
 
@@ -70,12 +70,6 @@ class SFP(Criterion):
     )
     learns = True
     needs_budget = True
-    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={},
-            source="ours: best of 2 trials in tuning_digits, validation part, rows pruned-173c2750625f pruned-55faec36ee02",
-        ),
-    }
     search: ClassVar[Mapping[str, tuple[Ranking, ...]]] = {"ranking": ("layer", "global")}
 
     ranking: Ranking = "layer"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines._directions import directions
-from suite.contract import Criterion, OptOut, Ranking, Recipe, State, Task
+from suite.contract import Criterion, Ranking, State, Task
 from suite.graph import Graph
 
 DECIMALS = 5
@@ -34,12 +34,6 @@ class Similarity(Criterion):
         "the network, and the pairing is repeated on the filters that are left; 1x1 filters, which the paper has none of, "
         "are compared by all their weights; residual streams are pruned too, tied filters by their mean score"
     )
-    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={"columns": 8, "ranking": "layer"},
-            source="ours: best of 4 trials in tuning_digits, validation part, rows pruned-c64571f806f7 pruned-b45b358e7125",
-        ),
-    }
     search: ClassVar = {"columns": (None, 8), "ranking": ("raw", "layer")}
 
     ranking: Ranking = "raw"

@@ -46,10 +46,6 @@ class Slimming(Criterion):
     learns = True
     search: ClassVar = {"lam": (1e-5, 1e-4, 1e-3), "ranking": ("raw", "global")}
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={"lam": 0.001},
-            source="ours: best of 6 trials in tuning_digits, validation part, rows pruned-b7d987dcf5d4 pruned-a8a0fb7f63a5",
-        ),
         ("cifar10", "vgg16"): Recipe(settings={"lam": 1e-4}, source="section 4.2 of the paper, VGGNet on CIFAR-10"),
         ("cifar10", "*"): Recipe(settings={"lam": 1e-5}, source="section 4.2 of the paper, ResNet on CIFAR-10"),
     }

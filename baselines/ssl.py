@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from suite.contract import ConvPlan, Learner, OptOut, Planner, Pruner, PruningPlan, Recipe, State, Step, Task
+from suite.contract import ConvPlan, Learner, Planner, Pruner, PruningPlan, State, Step, Task
 from suite.graph import Graph
 from suite.select import set_scores
 
@@ -71,12 +71,6 @@ class SSL(Pruner):
         "the best filter and channel of every layer stay; both weights are ours, as the paper gives none for these networks"
     )
     learns = True
-    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={"lam_channels": 0.002},
-            source="ours: best of 6 trials in tuning_digits, validation part, rows pruned-52d4c12fc0fa pruned-ec8f70c34db3",
-        ),
-    }
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "lam_filters": (1e-4, 5e-4, 2e-3),
         "lam_channels": (1e-4, 5e-4, 2e-3),

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from suite.contract import Criterion, OptOut, Ranking, Recipe, State, Task
+from suite.contract import Criterion, Ranking, State, Task
 from suite.graph import Graph
 
 
@@ -23,12 +23,6 @@ class Taylor(Criterion):
         "pruned once from training images as evaluated, batch-norm statistics fixed, not a few filters every few batches "
         "of a fine-tuning; without a batch norm the gate stands on weight and bias of the convolution"
     )
-    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={"batches": 40, "ranking": "layer"},
-            source="ours: best of 6 trials in tuning_digits, validation part, rows pruned-e2b871ae965c pruned-7def5c2bc8ca",
-        ),
-    }
     search: ClassVar = {"batches": (10, 40), "ranking": ("raw", "global", "layer")}
 
     ranking: Ranking = "raw"

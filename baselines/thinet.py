@@ -26,10 +26,6 @@ class ThiNet(Pruner):
         "scaling is damped by 1e-6 of the mean diagonal, towards 1"
     )
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "resnet8"): Recipe(
-            settings={"images": 200, "positions": 5},
-            source="ours: best of 6 trials in tuning_digits, validation part, rows pruned-591118b4af5a pruned-3c176b1ec5f3",
-        ),
         ("imagenet", "*"): Recipe(settings={"images": 500}, source="ours: activations of all are in memory at once"),
     }
 
