@@ -27,9 +27,7 @@ class Rates(Pruner):
         "take the next layer's channels with them"
     )
     needs_reference = True
-
-    like: str = ""
-    """The method whose run is followed."""
+    control = True
 
     def scores(self, model: nn.Module, graph: Graph, task: Task) -> Mapping[str, Tensor]:
         """Layer -> score [O]."""

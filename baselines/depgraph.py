@@ -122,13 +122,10 @@ class DepGraph(Criterion):
     )
     learns = True
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"reg": (1e-4, 5e-4, 1e-3), "alpha": (2.0, 4.0)}
+    lowest: ClassVar = {"reg": 0, "alpha": 0}
 
     reg: float = 1e-4
     alpha: float = 4.0
-
-    def __post_init__(self) -> None:
-        if self.reg < 0 or self.alpha < 0:
-            raise ValueError(f"depgraph's reg and alpha must be at least 0, got {self.reg} and {self.alpha}")
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
         """The penalty on all coupled weights."""

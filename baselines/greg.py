@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from baselines._norms import filter_weights, l1_norms
 from suite.contract import Budget, Criterion, Learner, State, Step, Task
 from suite.graph import Graph
 from suite.select import filter_planner, meet
@@ -42,7 +43,7 @@ class _GrowingPenalty(Learner):
 
     def _pick(self) -> None:
         """The filters with the smallest L1 norms, as many as meet the budget."""
-        planner = filter_planner(self.graph, _l1_norms(self.weights), ranking=self.settings.ranking)
+        planner = filter_planner(self.graph, l1_norms(self.weights), ranking=self.settings.ranking)
         plan = meet(planner, self.graph, self.budget).plan
         for name, w in self.weights.items():
             kept_O = plan[name].kept_O if name in plan else torch.ones(len(w), dtype=torch.bool)
@@ -54,7 +55,7 @@ class _GrowingPenalty(Learner):
         picked = torch.cat([mask.flatten() for mask in self.picked.values()]) if self.picked else torch.zeros(1).bool()
         if not bool(picked.any()):
             return {"factor": self.factor, "picked_norm": 1.0}
-        norms = _l1_norms(self.weights)
+        norms = l1_norms(self.weights)
         relative = torch.cat([norms[name] / norms[name].mean() for name in norms])
         return {"factor": self.factor, "picked_norm": float(relative[picked].mean() / relative[~picked].mean())}
 
@@ -124,14 +125,9 @@ class GReg(Criterion):
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> L1 norm of each filter [O], next to nothing where it was picked."""
-        norms = _l1_norms({name: model.get_parameter(f"{name}.weight") for name in graph.convs})
+        norms = l1_norms(filter_weights(model, graph))
         picked = state["picked"]
         return {
             name: torch.where(picked[name].flatten().to(norm.device), PICKED_FIRST * norm, norm) if picked else norm
             for name, norm in norms.items()
         }
-
-
-def _l1_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Layer -> L1 norm of each filter [O]."""
-    return {name: w.detach().abs().sum((1, 2, 3)) for name, w in weights.items()}

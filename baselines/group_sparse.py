@@ -97,6 +97,8 @@ class GroupSparse(Criterion):
     )
     learns = True
     needs_budget = True
+    evidence = "abstract"
+    lowest: ClassVar = {"lam": 0}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lam": (1e-4, 5e-4, 2e-3), "prune_share": (0.5, 0.75, 1.0)}
 
     lam: float = 5e-4
@@ -104,8 +106,7 @@ class GroupSparse(Criterion):
     ranking: Ranking = "global"
 
     def __post_init__(self) -> None:
-        if self.lam < 0:
-            raise ValueError(f"group_sparse's lam must be at least 0, got {self.lam}")
+        super().__post_init__()
         if not 0 < self.prune_share <= 1:
             raise ValueError(f"group_sparse's prune_share must be above 0 and at most 1, got {self.prune_share}")
 

@@ -49,13 +49,10 @@ class HRank(Criterion):
         ),
     }
     search: ClassVar = {"ranking": ("global", "layer")}
+    lowest: ClassVar = {"images": 1}
 
     images: int = 500
     """Training images over which the rank is averaged."""
-
-    def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError(f"hrank's images must be at least 1, got {self.images}")
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> mean rank of the feature maps [O].

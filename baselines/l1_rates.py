@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from baselines._norms import filter_weights, l1_norms
 from baselines._rates import Rates
-from baselines.l1_filter import L1Filter
 from suite.contract import Task
 from suite.graph import Graph
 
@@ -21,4 +21,4 @@ class L1Rates(Rates):
 
     def scores(self, model: nn.Module, graph: Graph, task: Task) -> Mapping[str, Tensor]:
         """The filters' L1 norms."""
-        return L1Filter().score(model, graph, {}, task)
+        return l1_norms(filter_weights(model, graph))

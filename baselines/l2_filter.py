@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from baselines._norms import filter_weights, l2_norms
 from suite.contract import Criterion, State, Task
 from suite.graph import Graph
 
@@ -26,4 +27,4 @@ class L2Filter(Criterion):
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> L2 norm of each filter [O]."""
-        return {name: model.get_parameter(f"{name}.weight").square().sum((1, 2, 3)).sqrt() for name in graph.convs}
+        return l2_norms(filter_weights(model, graph))

@@ -156,6 +156,7 @@ class LAPP(Criterion):
     learns = True
     needs_budget = True
     start = "init"
+    evidence = "abstract"
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "prune_share": (0.25, 0.5, 0.75),
         "threshold_lr": (0.01, 0.05, 0.25),

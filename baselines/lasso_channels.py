@@ -40,16 +40,12 @@ class LassoChannels(Pruner):
     }
 
     search: ClassVar[Mapping[str, tuple[int, ...]]] = {"images": (500, 1000, 5000), "positions": (5, 10)}
+    lowest: ClassVar = {"images": 1, "positions": 1}
 
     images: int = 5000
     """Training images that are looked at."""
     positions: int = 10
     """Output pixels of each image."""
-
-    def __post_init__(self) -> None:
-        for name in ("images", "positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"lasso_channels' {name} must be at least 1, got {getattr(self, name)}")
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
         """Every layer but the stem loses the same share of its input channels, the last to enter first.

@@ -35,13 +35,10 @@ class LeanFlexGKP(Pruner):
         "needed, since packing keeps filters where they are; stem and shortcut convolutions are left"
     )
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"groups": (2, 4, 8)}
+    lowest: ClassVar = {"groups": 1}
 
     groups: int = 8
     """Filter groups of a layer, at most."""
-
-    def __post_init__(self) -> None:
-        if self.groups < 1:
-            raise ValueError(f"leanflex_gkp's groups must be at least 1, got {self.groups}")
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
         """Knob: the share of channels that each group of each layer drops."""

@@ -18,6 +18,7 @@ class RandomFilter(Criterion):
 
     granularity = "filter"
     source = "control"
+    control = True
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> uniform random numbers [O]."""

@@ -21,22 +21,14 @@ class Scratch(Pruner):
     deviations = "as fine as the plan that is followed; from the base network's own initialisation instead of a new one"
     start: ClassVar[Literal["base", "init"]] = "init"
     needs_reference = True
+    control = True
+    lowest: ClassVar = {"groups": 1}
     expected_failures: ClassVar[Mapping[str, str]] = {
         "test_budgets_are_met_as_closely_as_the_method_can": "its one plan is that of the run it follows"
     }
 
-    like: str = ""
-    """The method whose run is followed."""
     groups: int = 1
-    """The filter groups of that method."""
-    same: Literal["epochs", "compute"] = "epochs"
-    """What the grid's schedule has in common with the base network's: Scratch-E or Scratch-B. It only names the row."""
-
-    def __post_init__(self) -> None:
-        if self.groups < 1:
-            raise ValueError(f"scratch's groups must be at least 1, got {self.groups}")
-        if self.same not in ("epochs", "compute"):
-            raise ValueError(f"scratch's same = {self.same!r} is unknown; choose from: epochs, compute")
+    """The most filter groups of the plan."""
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
         """The followed run's plan for every knob above 0. Raises ValueError when there is none, or it has more groups."""

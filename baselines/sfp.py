@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from baselines._norms import filter_weights, l2_norms
 from suite.contract import Budget, Criterion, Learner, PruningPlan, Ranking, State, Task
 from suite.graph import Graph
 from suite.select import filter_planner, meet
@@ -29,7 +30,8 @@ class _SoftPruning(Learner):
     @torch.no_grad()
     def after_epoch(self, model: nn.Module) -> None:
         """Zero the weights of the least filters; their batch norm and their momentum stay."""
-        before, planner = self.zeroed, filter_planner(self.graph, l2_norms(model, self.graph), ranking=self.ranking)
+        norms = l2_norms(filter_weights(model, self.graph))
+        before, planner = self.zeroed, filter_planner(self.graph, norms, ranking=self.ranking)
         self.zeroed = meet(planner, self.graph, self.budget).plan
         for name, layer in self.zeroed.items():
             model.get_parameter(f"{name}.weight")[~layer.kept_O] = 0
@@ -81,12 +83,7 @@ class SFP(Criterion):
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> L2 norm of each filter [O]; 0 where it was zeroed."""
-        return l2_norms(model, graph)
-
-
-def l2_norms(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
-    """Layer -> L2 norm of each filter [O]."""
-    return {name: model.get_parameter(f"{name}.weight").detach().flatten(1).norm(dim=1) for name in graph.convs}
+        return l2_norms(filter_weights(model, graph))
 
 
 def _removed(plan: PruningPlan) -> int:

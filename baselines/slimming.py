@@ -49,14 +49,11 @@ class Slimming(Criterion):
         ("cifar10", "vgg16"): Recipe(settings={"lam": 1e-4}, source="section 4.2 of the paper, VGGNet on CIFAR-10"),
         ("cifar10", "*"): Recipe(settings={"lam": 1e-5}, source="section 4.2 of the paper, ResNet on CIFAR-10"),
     }
+    lowest: ClassVar = {"lam": 0}
 
     lam: float = 1e-4
     """Weight of the penalty on the scales."""
     ranking: Ranking = "raw"
-
-    def __post_init__(self) -> None:
-        if self.lam < 0:
-            raise ValueError(f"slimming's lam must be at least 0, got {self.lam}")
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
         """The penalty on the scale of every batch norm that follows a convolution."""

@@ -75,14 +75,10 @@ class SSL(Pruner):
         "lam_filters": (1e-4, 5e-4, 2e-3),
         "lam_channels": (1e-4, 5e-4, 2e-3),
     }
+    lowest: ClassVar = {"lam_filters": 0, "lam_channels": 0}
 
     lam_filters: float = 5e-4
     lam_channels: float = 5e-4
-
-    def __post_init__(self) -> None:
-        for name in ("lam_filters", "lam_channels"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"ssl's {name} must be at least 0, got {getattr(self, name)}")
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
         """The group lasso on every convolution."""

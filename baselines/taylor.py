@@ -24,17 +24,13 @@ class Taylor(Criterion):
         "of a fine-tuning; without a batch norm the gate stands on weight and bias of the convolution"
     )
     search: ClassVar = {"batches": (10, 40), "ranking": ("raw", "global", "layer")}
+    lowest: ClassVar = {"batches": 1, "batch_size": 1}
 
     ranking: Ranking = "raw"
     batches: int = 10
     """Batches whose squares are averaged."""
     batch_size: int = 32
     """Images of a batch, whose loss is averaged before it is squared."""
-
-    def __post_init__(self) -> None:
-        for name in ("batches", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"taylor's {name} must be at least 1, got {getattr(self, name)}")
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> mean over batches of (sum of gradient * parameter)^2 [O]; tied filters are one gate, summed first.

@@ -30,16 +30,12 @@ class ThiNet(Pruner):
     }
 
     search: ClassVar[Mapping[str, tuple[int, ...]]] = {"images": (50, 100, 200), "positions": (5, 10)}
+    lowest: ClassVar = {"images": 1, "positions": 1}
 
     images: int = 100
     """Training images that are looked at: ten a class, as published, where there are ten classes."""
     positions: int = 10
     """Output pixels of each image."""
-
-    def __post_init__(self) -> None:
-        for name in ("images", "positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"thinet's {name} must be at least 1, got {getattr(self, name)}")
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
         """The same share of channels from every layer that alone reads them; residual streams stay as they are."""

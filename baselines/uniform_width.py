@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from baselines.l1_filter import L1Filter
+from baselines._norms import filter_weights, l1_norms
 from suite.contract import Criterion, Ranking, State, Task
 from suite.graph import Graph
 
@@ -18,9 +18,10 @@ class UniformWidth(Criterion):
 
     granularity = "filter"
     source = "control"
+    control = True
 
     ranking: Ranking = "layer"
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> L1 norm of each filter [O]."""
-        return L1Filter().score(model, graph, state, task)
+        return l1_norms(filter_weights(model, graph))

@@ -9,8 +9,11 @@ stores, the same for all. A plan knows nothing of training, and a method never s
 from __future__ import annotations
 
 import dataclasses
+import functools
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -127,6 +130,26 @@ class OptOut:
     reason: str
 
 
+WINNERS = Path(__file__).with_name("winners.toml")
+
+
+@functools.cache
+def _winners() -> dict[str, dict[tuple[str, str], Recipe]]:
+    """Read `WINNERS`: method name -> recipes that tuning chose."""
+    tables: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(WINNERS.read_text())
+    return {
+        method: {
+            (place.split("/")[0], place.split("/")[1]): Recipe(
+                settings=trial["settings"],
+                source=f"ours: best of {trial['trials']} trials in {trial['grid']}, validation part, "
+                f"rows {' '.join(trial['rows'])}",
+            )
+            for place, trial in places.items()
+        }
+        for method, places in tables.items()
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pruner:
     """A pruning method: its fields are its hyperparameters and part of a run's identity."""
@@ -137,7 +160,13 @@ class Pruner:
     deviations: ClassVar[str] = ""
     """Where this implementation differs from the source; "" if nowhere."""
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {}
-    """(data, model) -> settings; "*" stands for any. The first that fits, most specific first, is taken."""
+    """(data, model) -> settings; "*" stands for any. Winners of tuning are in winners.toml and come before these."""
+    evidence: ClassVar[Literal["paper", "abstract"]] = "paper"
+    """"abstract": written from the paper's abstract alone. Such a method is in no headline comparison."""
+    control: ClassVar[bool] = False
+    """True for a baseline that every method has to beat, such as random filters."""
+    lowest: ClassVar[Mapping[str, float]] = {}
+    """Hyperparameter -> the smallest value that it may have."""
     needs_budget: ClassVar[bool] = False
     """False when what is learned serves all budgets."""
     start: ClassVar[Literal["base", "init"]] = "base"
@@ -145,18 +174,35 @@ class Pruner:
     learns: ClassVar[bool] = False
     """True when `learner` returns one: the run then has a `learned` stage."""
     needs_reference: ClassVar[bool] = False
-    """True when it follows another run's plan (`Task.reference`). It then has a field `like`, which names that run's method."""
+    """True for a method that takes its plan or its rates from another run (`Task.reference`)."""
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Hyperparameter -> the values among which tuning chooses; {} when there is nothing to tune."""
     expected_failures: ClassVar[Mapping[str, str]] = {}
     """Name of a common check that this method cannot pass -> why. The check must then fail."""
 
+    def __post_init__(self) -> None:
+        for name, low in self.lowest.items():
+            if not getattr(self, name) >= low:
+                raise ValueError(f"{self.method_name()}'s {name} must be at least {low}, got {getattr(self, name)}")
+
+    @classmethod
+    def method_name(cls) -> str:
+        """Return the name of the method's file in `baselines/`, or of its package."""
+        parts = cls.__module__.split(".")
+        return parts[-1] if parts[0] == "baselines" else parts[0]
+
+    @classmethod
+    def all_recipes(cls) -> dict[tuple[str, str], Recipe | OptOut]:
+        """Return the method's own recipes and the winners of tuning, which replace them."""
+        return {**cls.recipes, **_winners().get(cls.method_name(), {})}
+
     @classmethod
     def recipe(cls, data: str, model: str) -> Recipe | OptOut:
-        """The most specific recipe for this data set and model; the defaults when there is none."""
+        """Return the most specific recipe for a data set and model; the defaults if there is none."""
+        recipes = cls.all_recipes()
         for key in ((data, model), ("*", model), (data, "*"), ("*", "*")):
-            if key in cls.recipes:
-                return cls.recipes[key]
+            if key in recipes:
+                return recipes[key]
         return Recipe(settings={}, source="the method's defaults")
 
     @classmethod

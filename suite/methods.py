@@ -100,8 +100,19 @@ def get(name: str) -> type[Pruner]:
 
 def name_of(settings: Pruner) -> str:
     """The method's name: that of its file, or of its package."""
-    parts = type(settings).__module__.split(".")
-    return parts[0] if parts[0] in HOMES else parts[-1]
+    return settings.method_name()
+
+
+def rivals(**wanted: object) -> tuple[str, ...]:
+    """Return the usable methods in `baselines/` whose class attributes have the wanted values, by name.
+
+    Without `evidence` or `needs_reference`, methods written from an abstract and followers of other runs are left out.
+    """
+    wanted = {"evidence": "paper", "needs_reference": False, **wanted}
+    kinds = {name: kind for name, kind in discover().items() if name not in HOMES and not isinstance(kind, Broken)}
+    return tuple(
+        name for name, kind in kinds.items() if all(getattr(kind, key) == value for key, value in wanted.items())
+    )
 
 
 def main() -> int:
@@ -166,7 +177,7 @@ def _describe(name: str, console: Console) -> None:
         "deviations": _deviations(method),
         "settings": "\n".join(settings) or "none",
         "tuning tries": "\n".join(f"{field}: {', '.join(map(str, values))}" for field, values in method.search.items()),
-        "recipes": "\n".join(f"{'/'.join(where)}: {_recipe(recipe)}" for where, recipe in method.recipes.items()),
+        "recipes": "\n".join(f"{'/'.join(where)}: {_recipe(recipe)}" for where, recipe in method.all_recipes().items()),
     }
     for heading, text in about.items():
         if text:

@@ -132,10 +132,23 @@ class Pruned(_Named):
             if schedule and schedule.keep == "best_test" and self.base.split != "all":
                 raise ValueError("keep='best_test' reads the test set; give the base split='all'")
 
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """Return what enters the hash; the settings of a follower name the method of its reference."""
+        fields = _fields(self)
+        if self.reference is not None:
+            fields["settings"] = {**fields["settings"], "like": describe(self.reference.settings)}
+        return fields
+
     @property
     def method(self) -> str:
         """The method's name."""
         return name_of(self.settings)
+
+    @property
+    def described(self) -> str:
+        """The method with its settings and the method that it follows: `scratch(like=dsp(groups=3), groups=3)`."""
+        return describe(self.settings, self.reference.settings if self.reference else None)
 
     @functools.cached_property
     def learned(self) -> Learned | None:
@@ -149,7 +162,7 @@ class Pruned(_Named):
     def label(self) -> str:
         """What it is, for people."""
         base, rounded = self.base, f" rounded to {self.budget.round_to}" if self.budget.round_to > 1 else ""
-        return f"{base.data}/{base.model} {describe(self.settings)} {self.budget.share:.2%}{rounded} seed {self.seed}"
+        return f"{base.data}/{base.model} {self.described} {self.budget.share:.2%}{rounded} seed {self.seed}"
 
     @property
     def needs(self) -> tuple[Stage, ...]:
@@ -196,9 +209,10 @@ class Timed(_Named):
 Stage = Base | Learned | Pruned | Timed
 
 
-def describe(settings: Pruner) -> str:
-    """The method's name with the settings that differ from its defaults: `dsp(groups=3)`."""
-    changed = [
+def describe(settings: Pruner, reference: Pruner | None = None) -> str:
+    """Return the method's name with the settings that differ from its defaults: `dsp(groups=3)`."""
+    changed = [f"like={describe(reference)}"] if reference else []
+    changed += [
         f"{field.name}={getattr(settings, field.name)}"
         for field in dataclasses.fields(settings)
         if getattr(settings, field.name) != field.default

@@ -214,7 +214,6 @@ def test_the_method_can_be_used_and_says_what_it_is(method: str) -> None:
     assert settings.groups >= 1
     assert settings.groups == 1 or kind.granularity == "intra_channel"
     names = {field.name for field in dataclasses.fields(kind)}
-    assert ("like" in names) == kind.needs_reference
     for name, choices in kind.search.items():
         assert name in names
         assert len(choices) >= 2
@@ -231,7 +230,7 @@ def test_the_method_can_be_used_and_says_what_it_is(method: str) -> None:
 @every_method
 def test_recipes_are_settings_with_a_source_or_opt_out_with_a_reason(method: str) -> None:
     kind = methods.get(method)
-    for where, recipe in kind.recipes.items():
+    for where, recipe in kind.all_recipes().items():
         if isinstance(recipe, OptOut):
             assert recipe.reason.strip(), where
         else:
@@ -343,7 +342,6 @@ def test_a_small_run_gives_a_good_row(method: str, tmp_path: Path) -> None:
         reference = Pruned(
             base=base, settings=L1Filter(), learning=None, budget=budget, finetune=short, seed=0, smoke=True
         )
-        settings = kind.for_task("digits", model, like=describe(reference.settings))
     stage = Pruned(
         base=base, settings=settings, learning=learning, budget=budget,
         finetune=short, seed=0, smoke=True, reference=reference,
@@ -564,6 +562,30 @@ def test_a_copy_of_the_template_is_a_method(more_methods: Callable[[str, str], N
     assert methods.name_of(settings) == "my_own"
     model, graph = one_layer([[3.0, -1.0], [0.0, 5.0], [1.0, -1.0]])
     assert order_of_removal(settings, model, graph) == [2, 0, 1]
+
+
+COMPARISONS = ("cifar10_fair", "cifar10_oneshot", "tuning", "tuning_digits")
+"""Grids that compare all methods of a kind."""
+
+
+def test_a_file_that_is_dropped_in_is_in_every_comparison_grid(more_methods: Callable[[str, str], None]) -> None:
+    text = (Path(baselines.__path__[0]) / "_template.py").read_text()
+    before = {name: {run.method for run in grids.runs_of(grids.load(name))} for name in COMPARISONS}
+    more_methods("my_own", text)
+    more_methods("my_abstract", text.replace("    granularity =", '    evidence = "abstract"\n    granularity ='))
+    for name in COMPARISONS:
+        abstract = {"my_abstract"} if name.startswith("tuning") else set()
+        now = {run.method for run in grids.runs_of(grids.load(name))}
+        assert now - before[name] == {"my_own"} | abstract
+
+
+def test_rivals_are_chosen_by_their_class_attributes() -> None:
+    assert set(methods.rivals(control=True)) == {"random_filter", "uniform_width"}
+    assert set(methods.rivals(control=True, needs_reference=True)) == {"random_rates", "l1_rates", "scratch"}
+    assert set(methods.rivals(evidence="abstract")) == {"lapp", "group_sparse"}
+    assert not set(methods.rivals()) & {"lapp", "group_sparse", "scratch", "dsp"}
+    assert "slimming" in methods.rivals(learns=True)
+    assert methods.rivals(learns=True, control=True) == ()
 
 
 @pytest.mark.parametrize("method", USABLE)

@@ -24,7 +24,7 @@ from suite.contract import Budget, Pruner
 from suite.grids import Grid
 from suite.report import Report, __main__, build, figures, show, words
 from suite.schedule import Schedule
-from suite.stages import Base, Pruned, Timed, Timing, describe, identity
+from suite.stages import Base, Pruned, Timed, Timing, identity
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCHEDULE = Schedule(epochs=2, lr=0.1, weight_decay=0.0)
@@ -67,7 +67,7 @@ def _about(stage: Pruned | Timed, provenance: dict[str, Any]) -> dict[str, Any]:
         "data": run.base.data,
         "model": run.base.model,
         "method": run.method,
-        "settings": describe(run.settings),
+        "settings": run.described,
         "granularity": run.settings.granularity,
         "groups": run.settings.groups,
         "budget": run.budget.share,

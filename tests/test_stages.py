@@ -24,7 +24,7 @@ LEARNED = Learned(base=BASE, settings=DSP(), schedule=SHORT, seed=0)
 PRUNED = Pruned(base=BASE, settings=DSP(), learning=SHORT, budget=Budget(share=0.5), finetune=SHORT, seed=0)
 PLAIN = Pruned(base=BASE, settings=L1Filter(), learning=None, budget=Budget(share=0.5), finetune=SHORT, seed=0)
 TIMED = Timed(pruned=PRUNED, timing=Timing())
-FOLLOWING = dataclasses.replace(PLAIN, settings=RandomRates(like="l1_filter"), reference=PLAIN)
+FOLLOWING = dataclasses.replace(PLAIN, settings=RandomRates(), reference=PLAIN)
 
 GOLDEN: dict[str, Stage] = {
     "base-68162ba243c5": BASE,

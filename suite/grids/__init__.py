@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from suite import methods
-from suite.contract import Budget, OptOut, Pruner
+from suite.contract import Budget, OptOut
 from suite.registry import pick
 from suite.schedule import Schedule
-from suite.stages import Base, Pruned, Stage, Timed, Timing, describe, in_order
+from suite.stages import Base, Pruned, Stage, Timed, Timing, in_order
 
 SMOKE_DATA = "digits"
 SMOKE_IMAGES = 256
@@ -103,9 +103,9 @@ def stages_of(grid: Grid, runs: Iterable[Pruned], *, smoke: bool = False) -> lis
 
 def smoked(runs: Iterable[Pruned]) -> list[Pruned]:
     """The same runs on the embedded data, with one seed, one budget and an epoch of 256 images at most a stage."""
-    small: dict[tuple[str, Pruner], Pruned] = {}
+    small: dict[tuple[str, str], Pruned] = {}
     for run in runs:
-        small.setdefault((run.base.model, run.settings), _smoked(run))
+        small.setdefault((run.base.model, run.described), _smoked(run))
     return list(small.values())
 
 
@@ -194,7 +194,6 @@ def follow(
             settings=kind.for_task(
                 run.base.data,
                 run.base.model,
-                like=describe(run.settings),
                 **({"groups": run.settings.groups} if has_groups else {}),
                 **changes,
             ),

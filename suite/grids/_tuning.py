@@ -10,7 +10,6 @@ from typing import Any
 from suite import methods
 from suite.contract import Pruner
 from suite.grids import cross
-from suite.grids._rivals import CONTROLS, CRITERIA, FROM_SCRATCH, LEARNING, RECONSTRUCTING
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned
 
@@ -30,14 +29,14 @@ def runs(
     """The trials of every method; `scratch` is the schedule of those that learn from the initial weights."""
     return [
         run
-        for method in ("dsp", *CRITERIA, *CONTROLS, *RECONSTRUCTING, *LEARNING, *FROM_SCRATCH)
+        for method in ("dsp", *methods.rivals(), *methods.rivals(evidence="abstract"))
         for trial in trials(methods.get(method), TRIALS)
         for run in cross(
             bases=bases,
             method=method,
             budgets=(budget,),
             finetune=finetune,
-            learning=scratch if method in FROM_SCRATCH else learning,
+            learning=scratch if methods.get(method).start == "init" else learning,
             seeds=seeds,
             **trial,
         )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from suite import methods
 from suite.grids import Grid, _released, cross
-from suite.grids._rivals import CONTROLS, CRITERIA, FROM_SCRATCH, LEARNING, RECONSTRUCTING
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timing
 
@@ -22,7 +22,7 @@ FINETUNE = Schedule(epochs=120, lr=0.05, weight_decay=5e-4)
 def runs() -> list[Pruned]:
     """DSP with two and with four groups, and all rivals."""
     variants: list[tuple[str, dict[str, Any]]] = [("dsp", {"groups": 2}), ("dsp", {"groups": 4})]
-    variants += [(method, {}) for method in (*CRITERIA, *CONTROLS, *RECONSTRUCTING, *LEARNING, *FROM_SCRATCH)]
+    variants += [(method, {}) for method in methods.rivals()]
     bases = [
         Base(data="cifar10", model=model, schedule=_released.BASE, seed=seed) for model in MODELS for seed in SEEDS
     ]
@@ -34,7 +34,7 @@ def runs() -> list[Pruned]:
             method=method,
             budgets=BUDGETS,
             finetune=FINETUNE,
-            learning=_released.BASE if method in FROM_SCRATCH else LEARN,
+            learning=_released.BASE if methods.get(method).start == "init" else LEARN,
             **changes,
         )
     ]

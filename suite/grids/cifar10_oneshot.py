@@ -7,8 +7,8 @@ are the methods that choose channels or kernels: what they add to a criterion, t
 
 from __future__ import annotations
 
+from suite import methods
 from suite.grids import Grid, cross
-from suite.grids._rivals import CONTROLS, CRITERIA, RECONSTRUCTING
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned
 
@@ -24,10 +24,10 @@ def runs() -> list[Pruned]:
     """All at five budgets without fine-tuning, criteria and random filters at three of them with an epoch of it."""
     bases = [Base(data="cifar10", model="resnet20_a", schedule=None, weights="cifar10_resnet20_a", seed=0)]
     found: list[Pruned] = []
-    for method in (*CRITERIA, *CONTROLS, *RECONSTRUCTING):
+    for method in methods.rivals(learns=False):
         seeds = SEEDS if method == RANDOM else SEEDS[:1]
         found += cross(bases=bases, method=method, budgets=BUDGETS, finetune=NONE, seeds=seeds)
-    for method in (*CRITERIA, RANDOM):
+    for method in (*methods.rivals(learns=False, granularity="filter", control=False), RANDOM):
         found += cross(bases=bases, method=method, budgets=TUNED_BUDGETS, finetune=ONE_EPOCH, seeds=SEEDS)
     return found
 

@@ -46,9 +46,8 @@ def runs() -> list[Pruned]:
     dsp, l1 = _every("dsp", groups=GROUPS), _every("l1_filter")
     found = [*dsp, *l1, *_every("random_filter"), *_every("uniform_width")]
     found += [*follow([*dsp, *l1], "random_rates"), *follow(dsp, "l1_rates")]
-    for same, schedule in (("epochs", same_epochs), ("compute", same_compute)):
-        found += follow(dsp, "scratch", finetune=schedule, same=same)
-        found += follow(l1, "scratch", finetune=schedule, same=same)
+    for schedule in (same_epochs, same_compute):
+        found += follow([*dsp, *l1], "scratch", finetune=schedule)
     return found
 
 

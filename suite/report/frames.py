@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 
 from suite import records
-from suite.contract import Pruner
 from suite.grids import Grid, runs_of, stages_of
 from suite.schedule import Schedule
 from suite.stages import Pruned, Timed, describe
@@ -117,7 +116,7 @@ def _runs(runs: Sequence[Pruned]) -> pd.DataFrame:
 
 def _series(run: Pruned) -> tuple[object, ...]:
     base = run.base
-    return base.data, base.model, base.weights, base.split, run.settings, run.budget.round_to, *_schedules(run)
+    return base.data, base.model, base.weights, base.split, run.described, run.budget.round_to, *_schedules(run)
 
 
 def _schedules(run: Pruned) -> tuple[Schedule | None, ...]:
@@ -162,8 +161,9 @@ def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
     Equal settings are told apart by their epochs of fine-tuning, or by a number where those are equal too.
     """
     first = frame.drop_duplicates("series")
-    names = first[["series", "data", "model", "method"]].assign(pruner=[runs[i].settings for i in first.index])
-    names["settings"] = [describe(pruner) for pruner in names["pruner"]]
+    names = first[["series", "data", "model", "method"]].copy()
+    names["pruner"] = pd.Series({i: _settings(runs[i]) for i in first.index}, dtype="object")
+    names["settings"] = [runs[i].described for i in first.index]
     names["short"] = ""
     for _, same in names.groupby(["data", "model", "method"], sort=False):
         names.loc[same.index, "short"] = _short(same["method"].iloc[0], list(same["pruner"]))
@@ -183,14 +183,16 @@ def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
     return names.set_index("series")[["settings", "short"]]
 
 
-def _short(method: str, pruners: Sequence[Pruner]) -> list[str]:
+def _settings(run: Pruned) -> dict[str, Any]:
+    """The settings of the method, and the method that the run follows."""
+    like = {"like": describe(run.reference.settings)} if run.reference else {}
+    return {**like, **vars(run.settings)}
+
+
+def _short(method: str, pruners: Sequence[Mapping[str, Any]]) -> list[str]:
     """The method's name with the settings in which its variants differ."""
-    fields = [
-        field.name
-        for field in dataclasses.fields(pruners[0])
-        if len({repr(getattr(pruner, field.name, None)) for pruner in pruners}) > 1
-    ]
-    shown = [", ".join(f"{name}={getattr(pruner, name)}" for name in fields) for pruner in pruners]
+    fields = [name for name in pruners[0] if len({repr(pruner.get(name)) for pruner in pruners}) > 1]
+    shown = [", ".join(f"{name}={pruner[name]}" for name in fields) for pruner in pruners]
     return [f"{method}({text})" if text else method for text in shown]
 
 

@@ -22,7 +22,7 @@ from suite.progress import Watch
 from suite.run.context import Context
 from suite.run.folder import is_done, result_of
 from suite.schedule import Schedule
-from suite.stages import Base, Learned, Pruned, Stage, Timed, describe, identity
+from suite.stages import Base, Learned, Pruned, Stage, Timed, identity
 from suite.train import History, top1_pct
 
 EVAL_BATCH = 250
@@ -148,7 +148,7 @@ class Workspace(Generic[S]):
             "data": base.data,
             "model": base.model,
             "method": pruned.method,
-            "settings": describe(settings),
+            "settings": pruned.described,
             "granularity": settings.granularity,
             "groups": settings.groups,
             "budget": pruned.budget.share,

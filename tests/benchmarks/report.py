@@ -33,7 +33,7 @@ from suite.contract import Budget, Pruner
 from suite.grids import Grid
 from suite.report import cells, content, documents, frames
 from suite.schedule import Schedule
-from suite.stages import Base, Pruned, Timed, Timing, describe, identity
+from suite.stages import Base, Pruned, Timed, Timing, identity
 
 MODELS, METHODS, BUDGETS = ("resnet20", "resnet56"), 25, 10
 SHORT = Schedule(epochs=2, lr=0.1, weight_decay=0.0)
@@ -89,7 +89,7 @@ def rows_of(run: Pruned, timing: Timing, draw: random.Random) -> Iterator[record
         "data": run.base.data,
         "model": run.base.model,
         "method": run.method,
-        "settings": describe(run.settings),
+        "settings": run.described,
         "granularity": "filter",
         "groups": 1,
         "budget": run.budget.share,
