@@ -1,6 +1,6 @@
-"""`python -m suite.prefetch`: the data and public weights of a grid, fetched where there is a network, and checked.
+"""`python -m suite.prefetch`: download the data and public weights of a grid, and check them.
 
-A launcher fetches what is missing on the machine where it is typed; jobs and `--dry-run` never download.
+A launcher downloads missing files on the machine where it is started; jobs and `--dry-run` never download.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from suite.stages import Base, Stage
 
 
 def fetch(stages: Iterable[Stage], folder: Path | None) -> None:
-    """Download what is missing for these stages, as far as it can be had.
+    """Download the missing data and weights of these stages into `folder`.
 
-    Raises ValueError or FileNotFoundError with the path looked at and how to get it.
+    Raises ValueError or FileNotFoundError naming the expected path and how to get the file.
     """
     for base in _bases(stages):
         data.fetch(base.data, folder)
@@ -29,26 +29,26 @@ def fetch(stages: Iterable[Stage], folder: Path | None) -> None:
 
 
 def _bases(stages: Iterable[Stage]) -> list[Base]:
-    """One base stage for each data set and file of weights."""
+    """Return one base stage for each pair of data set and file of weights."""
     bases = (stage for stage in stages if isinstance(stage, Base))
     return list({(base.data, base.weights): base for base in bases}.values())
 
 
 def _check_data(name: str, folder: Path | None) -> str:
-    """Fetch and read a data set; what it is."""
+    """Download and read a data set; return its size and checksum."""
     data.fetch(name, folder)
-    found = data.load(name, folder)
-    return f"{found.size('train'):,} + {found.size('test'):,} images, sha256 {found.checksum}"
+    dataset = data.load(name, folder)
+    return f"{dataset.size('train'):,} + {dataset.size('test'):,} images, sha256 {dataset.checksum}"
 
 
 def _check_weights(name: str, folder: Path | None) -> str:
-    """Fetch a file of weights and compare it with its publisher's digest; what it is."""
+    """Download a file of weights and compare it with its publisher's digest; return path and digest."""
     path = weights.fetch(name, folder)
     return f"{path}, sha256 {sha256(path)}"
 
 
 def main() -> int:
-    """Exit status: 0 all there and whole, 1 something is missing or damaged, 2 bad arguments."""
+    """Return the exit status: 0 all present and whole, 1 a file is missing or damaged, 2 bad arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m suite.prefetch",
         description="Fetch the data and public weights that a grid needs, and check them: on a cluster, on the login node, "

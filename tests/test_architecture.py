@@ -21,7 +21,15 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for home in HOMES for path in (
 SUITE = [file for file in FILES if file.startswith("suite/")]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("suite.files", "suite.lease", "suite.registry", "suite.schedule", "suite.progress", "suite.cli"),
+    (
+        "suite.files",
+        "suite.private_api",
+        "suite.lease",
+        "suite.registry",
+        "suite.schedule",
+        "suite.progress",
+        "suite.cli",
+    ),
     ("suite.plan", "suite.cudagraph"),
     ("suite.timing", "suite.measure", "suite.models", "suite.distributed"),
     ("suite.graph",),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_grid import base, run_of
 
+from suite import records
 from suite.launch import arrays, record, snapshot, work
 from suite.launch.arrays import Array
 from suite.run import Context, fail, given_up
@@ -27,7 +28,7 @@ STAGES = in_order([*RUNS, *(Timed(pruned=run, timing=Timing(protocol="quick")) f
 
 def of(stages: list[Stage] = STAGES, pending: dict[str, str] | None = None, **options: int) -> list[Array]:
     about = {"side_by_side": 1, "most": 1000, "chained": False, **options}
-    return arrays.of(stages, pending or {}, **about)  # type: ignore[arg-type]
+    return arrays.arrays_of(stages, pending or {}, **about)  # type: ignore[arg-type]
 
 
 @given(st.integers(1, 5), st.integers(1, 7), st.booleans(), st.sets(st.sampled_from(range(len(STAGES)))))
@@ -70,7 +71,7 @@ def test_a_limit_of_jobs_makes_a_chain() -> None:
     assert found[0].after == ()
     for before, array in itertools.pairwise(found):
         assert array.whole
-        assert array.after == (before.tasks[0][0].key,)
+        assert array.after == (before.tasks[-1][0].key,)
 
 
 def test_a_chain_begins_behind_what_is_with_slurm_already() -> None:
@@ -79,7 +80,7 @@ def test_a_chain_begins_behind_what_is_with_slurm_already() -> None:
     found = of(STAGES[3:], pending, chained=True, most=10)
     assert found[0].after == tuple(pending)
     assert found[0].whole
-    assert [array.after for array in found[1:]] == [(before.tasks[0][0].key,) for before in found[:-1]]
+    assert [array.after for array in found[1:]] == [(before.tasks[-1][0].key,) for before in found[:-1]]
 
 
 def test_three_equal_failures_leave_a_stage_and_what_needs_it_alone(tmp_path: Path) -> None:
@@ -91,11 +92,11 @@ def test_three_equal_failures_leave_a_stage_and_what_needs_it_alone(tmp_path: Pa
         fail(learned, context, "failed", reason)
     why = "given up after 3 equal failures: out of memory: 14 MB; --retry-failed tries it again"
     assert given_up(learned, context) == why
-    found = work.of(STAGES, context, retry_failed=False, only_timing=False)
+    found = work.find(STAGES, context, retry_failed=False, only_timing=False)
     behind = [s for s in STAGES if learned in s.needs or any(learned in need.needs for need in s.needs)]
     assert found.left_alone.keys() == {learned.key, *(stage.key for stage in behind)}
     assert len(behind) == 6
-    assert not work.of(STAGES, context, retry_failed=True, only_timing=False).left_alone
+    assert not work.find(STAGES, context, retry_failed=True, only_timing=False).left_alone
 
 
 def test_failures_that_do_not_count(tmp_path: Path) -> None:
@@ -105,12 +106,12 @@ def test_failures_that_do_not_count(tmp_path: Path) -> None:
 
 
 def test_only_timing_measures_what_is_done(tmp_path: Path) -> None:
-    found = work.of(STAGES, Context(results=tmp_path), retry_failed=False, only_timing=True)
+    found = work.find(STAGES, Context(results=tmp_path), retry_failed=False, only_timing=True)
     assert (found.todo, found.waiting, found.done) == ((), len(RUNS), 0)
 
 
 def test_what_changed_in_a_grid_is_said() -> None:
-    before = record.of("mine", "local", STAGES, snapshot="", jobs={})
+    before = record.begin("mine", "local", STAGES, snapshot="", jobs={})
     assert work.changes(None, STAGES) == ""
     assert work.changes(before, STAGES) == ""
     other = [*STAGES[1:], base(7)]
@@ -121,7 +122,7 @@ def test_what_changed_in_a_grid_is_said() -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"grid": "mine"}'])
 def test_a_launch_file_is_whole_or_none(tmp_path: Path, text: str) -> None:
-    launch = record.of("mine", "slurm", tiny_grid.stages(), snapshot="abc", jobs={"base-1": "3_4"})
+    launch = record.begin("mine", "slurm", tiny_grid.stages(), snapshot="abc", jobs={"base-1": "3_4"})
     record.write(launch, tmp_path)
     assert record.read(tmp_path, "mine") == launch
     assert record.read(tmp_path, "other") is None
@@ -134,9 +135,8 @@ def test_a_snapshot_follows_the_source(tmp_path: Path, monkeypatch: pytest.Monke
     assert snapshot.take(tmp_path) == first
     assert (first / "suite" / "launch" / "snapshot.py").read_bytes() == Path(snapshot.__file__).read_bytes()
     assert not list(first.rglob("__pycache__"))
-    from suite import records
-
     said = records.source()
+    monkeypatch.setattr("suite.records.origin.ROOT", first)
     monkeypatch.setattr(records, "ROOT", first)
     monkeypatch.setattr("suite.records.origin.ROOT", first)
     assert records.source() == {**said, "snapshot": first.name}
@@ -144,3 +144,13 @@ def test_a_snapshot_follows_the_source(tmp_path: Path, monkeypatch: pytest.Monke
     other = snapshot.take(tmp_path)
     assert other != first
     assert [path.name for path in (tmp_path / "snapshots").iterdir() if path.name.startswith(".")] == []
+
+
+def test_halves_of_an_array_wait_as_the_whole_did() -> None:
+    whole = of(most=1000)[-1]
+    first, second = arrays.halves(whole)
+    assert first.tasks + second.tasks == whole.tasks
+    assert first.after == second.after == whole.after
+    chained = of(chained=True, most=1000)[-1]
+    first, second = arrays.halves(chained)
+    assert (first.after, second.after) == (chained.after, (first.tasks[-1][0].key,))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +14,15 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from submitit.core.utils import FailedJobError
 from tiny_grid import stages
 
 from suite import records
 from suite.files import write_json
-from suite.launch import job, queue, record, slurm
+from suite.launch import arrays, job, queue, record, slurm, submit
 from suite.launch.display import Display
 from suite.launch.options import Options
+from suite.launch.view import View
 from suite.run import Context, Outcome, fail, failure, given_up
 from suite.stages import Stage
 
@@ -95,9 +99,9 @@ def launch(monkeypatch: pytest.MonkeyPatch, context: Context, jobs: Mapping[str,
 
     answers(monkeypatch)
     monkeypatch.setattr(queue, "states", lambda grid: dict.fromkeys(jobs.values(), "RUNNING"))
-    monkeypatch.setattr(slurm._Submitter, "_executor", lambda self, array: Executor())
-    before = record.of("mine", "slurm", STAGES, snapshot="", jobs=jobs)
-    display = Display(STAGES[:2], context, already=0, jobs=1, console=Console(file=io.StringIO()))
+    monkeypatch.setattr(submit.Submitter, "_executor", lambda self, array: Executor())
+    before = record.begin("mine", "slurm", STAGES, snapshot="", jobs=jobs)
+    display = Display(View("mine", STAGES[:2], context), 2, console=Console(file=io.StringIO()))
     with pytest.raises(KeyboardInterrupt):
         slurm.run(STAGES[:2], context, display, before, options=Options(), source=context.results)
     return submitted
@@ -131,7 +135,7 @@ def test_what_a_person_sets_for_jobs_reaches_them(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, value)
     if not job:
         monkeypatch.delenv("SLURM_JOB_ID")
-    with slurm._outside_of_jobs():
+    with submit._outside_of_jobs():
         assert "SLURM_NTASKS" not in os.environ
         assert {name: os.environ.get(name) for name in variables} == {
             **variables,
@@ -153,3 +157,94 @@ def test_tasks_that_cannot_meet_fail_at_once(tmp_path: Path, monkeypatch: pytest
     assert why["reason"].startswith("the first node, no-such-host.invalid, has no address on ")
     assert why["reason"].endswith("; set MASTER_ADDR and MASTER_PORT to where the tasks can meet")
     assert given_up(BASE, context) is None
+
+
+LIMIT = (
+    "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy "
+    "(job submit limit, user's size and/or time limits)"
+)
+
+
+class Limited:
+    """An executor of a cluster that takes `room` jobs."""
+
+    room = 0
+
+    def map_array(self, work: object, tasks: Sequence[tuple[Stage, ...]]) -> list[Any]:
+        if len(tasks) > Limited.room:
+            raise FailedJobError(LIMIT)
+        Limited.room -= len(tasks)
+        return [SimpleNamespace(job_id=f"{100 * (1 + Limited.room)}_{number}") for number in range(len(tasks))]
+
+
+def submitter(monkeypatch: pytest.MonkeyPatch, context: Context) -> submit.Submitter:
+    answers(monkeypatch)
+    monkeypatch.setattr(submit, "ROOM_S", 0.0)
+    monkeypatch.setattr(submit.Submitter, "_executor", lambda self, array: Limited())
+    before = record.begin("mine", "slurm", STAGES, snapshot="", jobs={})
+    return submit.Submitter(context, Options(), context.results, before, {})
+
+
+def test_jobs_beyond_a_limit_are_kept_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = submitter(monkeypatch, Context(results=tmp_path))
+    mine.add(STAGES)
+    numbers = []
+    for room in (2, 0, 3, 1, 100):
+        Limited.room = room
+        mine.submit()
+        numbers.append(len(mine.jobs))
+        after = record.read(tmp_path, "mine")
+        assert after is not None
+        assert after.jobs == mine.jobs, "a launcher that is killed now leaves no unknown job"
+        assert mine.limit == ("AssocMaxSubmitJobLimit" if mine.kept else "")
+    assert numbers == [2, 2, 5, 6, len(STAGES)]
+    seen: set[str] = set()
+    for key in mine.jobs:
+        stage = next(stage for stage in STAGES if stage.key == key)
+        assert {need.key for need in stage.needs} <= seen
+        seen.add(key)
+
+
+def test_a_limit_of_no_jobs_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = submitter(monkeypatch, Context(results=tmp_path))
+    monkeypatch.setattr(queue, "states", lambda: {})
+    Limited.room = 0
+    mine.add(STAGES)
+    with pytest.raises(ValueError, match=r"refuses even one job \(AssocMaxSubmitJobLimit\).*--slurm qos=NAME"):
+        mine.submit()
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (LIMIT.replace("AssocMaxSubmitJobLimit", "QOSMaxWallDurationPerJobLimit"), "--slurm time=VALUE"),
+        (LIMIT.replace("AssocMaxSubmitJobLimit", "QOSMaxGRESPerJob"), "--slurm qos=VALUE"),
+        ("sbatch: error: invalid partition specified: gpu", "--slurm partition=VALUE"),
+        ("sbatch: error: Invalid account or account/partition combination", "--slurm account=VALUE"),
+    ],
+)
+def test_a_refusal_names_the_limit_and_what_helps(text: str, part: str) -> None:
+    (array, *_) = arrays.arrays_of(STAGES, {}, side_by_side=1, most=9, chained=False)
+    line = submit._refusal(array, text)
+    assert part in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("kind", ["at once", "during the imports"])
+def test_a_signal_before_the_job_listens_is_kept(tmp_path: Path, kind: str) -> None:
+    """SLURM's signal may come while everything is imported: it neither kills the job nor is it lost."""
+    program = tmp_path / "job.py"
+    program.write_text(
+        "import pathlib, signal, time\npathlib.Path('begun').touch()\ntime.sleep(1)\ncame = []\n"
+        "signal.signal(signal.SIGUSR2, lambda number, frame: came.append(number))\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})\npathlib.Path('came').write_text(str(len(came)))\n"
+    )
+    process = subprocess.Popen(f"exec {submit.python_command()} {program}", shell=True, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while kind != "at once" and not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.1 if kind == "at once" else 0)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(60) == 0
+    if kind != "at once":
+        assert (tmp_path / "came").read_text() == "1"

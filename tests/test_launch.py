@@ -23,7 +23,7 @@ import torch
 from tiny_grid import call, members, results, stages, start, wait_for
 
 from suite import grids, methods, records
-from suite.launch import options, work
+from suite.launch import options, slurm, work
 from suite.launch.__main__ import main
 from suite.progress import read
 from suite.report import __main__ as report
@@ -237,7 +237,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder and a home without site files, on a machine whose sbatch is known."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(options, "_of_sbatch", lambda: frozenset({"licenses", "partition", "account", "reservation"}))
+    monkeypatch.setattr(
+        options, "_sbatch_options", lambda: frozenset({"licenses", "partition", "account", "reservation"})
+    )
     return tmp_path
 
 
@@ -283,6 +285,52 @@ def test_latency_has_a_node_and_a_kind_of_gpu_of_its_own() -> None:
     timing = found.parameters(gpu=True, timing=True)
     assert (timing["exclusive"], timing["gpus_per_node"]) == (True, "a100:1")
     assert (timing["nodes"], timing["ntasks_per_node"]) == (1, 1)
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        (["time=1"], 3),
+        (["time=2"], 3),
+        (["time=90:00", "signal_delay_s=6000"], 102),
+        (["time=0-0:2"], 3),
+        (["time=00:01:30"], 3),
+    ],
+)
+def test_a_time_limit_must_be_longer_than_the_lead_of_the_signal(words: list[str], number: int) -> None:
+    with pytest.raises(ValueError, match=rf"--slurm time=.* take time={number} or more \(minutes\)"):
+        options.load(words)
+    assert options.load([*words, f"time={number}"]).sbatch["time"] == number
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("limit", ["60", "0", "UNLIMITED", "1-0", "12:00:00", "INFINITE"])
+def test_other_time_limits_are_passed_on(limit: str) -> None:
+    assert str(options.load([f"time={limit}"]).sbatch["time"]) == limit
+
+
+@pytest.mark.parametrize("name", ["100%", "a\\b", 'a"b', "a'b", "a\nb", "a:b", "\x1b[2J"])
+def test_results_folders_that_slurm_would_misread_are_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda command: command)
+    monkeypatch.setattr("suite.launch.queue.unconfigured", lambda: "")
+    with pytest.raises(ValueError, match=r"SLURM cannot write logs to a folder with .*; name another folder"):
+        slurm.check(tmp_path / name)
+    slurm.check(tmp_path / "a=b c, d")
+
+
+def test_a_verb_is_the_same_as_its_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--grid", tiny_grid.FILE, "--results", tmp_path / "results")
+    shown = []
+    for words in (("status", *arguments), (*arguments, "--status")):
+        assert call(main, *words) == 75
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert "9 stages: 9 to do" in shown[0]
+    assert call(main, "status", *arguments, "--cancel") == 2
+    assert "status and --cancel: give one of them" in one_line(capsys)
 
 
 def test_the_command_line_wins_over_the_folder_and_that_over_the_home(site: Path) -> None:

@@ -20,7 +20,7 @@ from tiny_grid import call, results, start, wait_for
 from torch.testing import assert_close
 
 from suite import grids, records
-from suite.launch import queue, record, view
+from suite.launch import display, queue, record
 from suite.launch.__main__ import main
 from suite.progress import read
 from suite.run import Context, execute, failure, is_done
@@ -348,7 +348,7 @@ def test_a_grid_is_watched_and_ended_from_another_process(
     asked("scancel", job_of(lost, context))
     wait_for(lambda: "1 lost" in (tmp_path / "follow").read_text(), 60)
     took = Counter(line.split()[0] for line in calls.read_text().splitlines() if line.endswith(f" {follower.pid}"))
-    assert 2 <= took["squeue"] <= (time.monotonic() - began) / view.REFRESH_S + 1
+    assert 2 <= took["squeue"] <= (time.monotonic() - began) / display.REFRESH_S + 1
     assert took["sacct"] <= 2
     code, text, took = look()
     assert (code, took) == (1, {"squeue": 1, "sacct": 1})

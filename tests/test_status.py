@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import re
 import signal
@@ -23,11 +24,13 @@ from tiny_grid import call, members, stages, start, wait_for
 
 from suite import lease
 from suite.files import write_json
-from suite.launch import record, view
+from suite.launch import cancel, record
 from suite.launch.__main__ import main
-from suite.launch.display import Display
+from suite.launch.display import Display, show
+from suite.launch.picture import log_of, printable, tail
 from suite.launch.record import Launch
-from suite.launch.status import Observer, State, log_of, tail, time_left_s
+from suite.launch.status import Observer, State, time_left_s
+from suite.launch.view import PASSING, View
 from suite.run import Context
 from suite.run.workspace import Workspace
 from suite.stages import Stage
@@ -204,7 +207,7 @@ def test_the_picture_names_reasons_and_logs(context: Context, capsys: pytest.Cap
     for stage in PRUNED[:2]:
         assert str(context.folder(stage) / "log.txt") in text.replace("\n", "")
     assert f"{PRUNED[2].key} {PRUNED[2].label}" in text
-    assert "nothing was heard of it since" in text
+    assert "no report since" in text
 
 
 def test_looking_costs_one_call_of_squeue(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,9 +224,9 @@ def test_looking_costs_one_call_of_squeue(context: Context, monkeypatch: pytest.
     monkeypatch.setattr("suite.launch.queue.jobs", jobs)
     monkeypatch.setattr("suite.launch.queue.ended", ended)
     record.write(dataclasses.replace(LAUNCH, jobs={stage.key: stage.key for stage in stages()}), context.results)
-    seen = view.View("tiny_grid", stages(), context)
+    seen = View("tiny_grid", stages(), context)
     for _ in range(3):
-        view.show(seen, Console(quiet=True))
+        show(seen, Console(quiet=True))
     assert asked == {"squeue": 3, "sacct": 1}, "one look at the queue each; an accounting that knows nothing is let be"
     assert {state.name for state in seen.states} == {"lost"}
 
@@ -232,7 +235,7 @@ def test_a_silent_slurm_does_not_end_following(context: Context, monkeypatch: py
     answers: Iterator[str | None] = iter(["7|N/A|RUNNING|None", None, ""])
     monkeypatch.setattr("suite.launch.queue._ask", lambda *command: next(answers) if command[0] == "squeue" else None)
     record.write(dataclasses.replace(LAUNCH, jobs={BASE.key: "7"}), context.results)
-    seen = view.View("tiny_grid", stages(), context)
+    seen = View("tiny_grid", stages(), context)
     goes_on = []
     for _ in range(3):
         seen.look()
@@ -243,7 +246,7 @@ def test_a_silent_slurm_does_not_end_following(context: Context, monkeypatch: py
 def test_why_jobs_wait_is_counted(
     context: Context, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit, usual = "QOSMaxJobsPerUserLimit", (*view.USUAL, "None")
+    limit, usual = "QOSMaxJobsPerUserLimit", (*PASSING, "None")
     lines = [f"7|{number}|PENDING|{reason}" for number, reason in enumerate((limit, limit, *usual))]
     monkeypatch.setattr("suite.launch.queue._ask", lambda *command: "\n".join([*lines, "8|N/A|RUNNING|None"]))
     jobs = {stage.key: f"7_{number}" for number, stage in enumerate(stages()[:6])}
@@ -262,13 +265,34 @@ def test_what_a_local_launch_leaves_out_is_not_queued(context: Context) -> None:
     assert names == ["queued", "to do"]
 
 
-def test_the_launcher_divides_the_time_left_by_what_slurm_runs(context: Context) -> None:
-    display = Display(PRUNED, context, already=0, jobs=None, console=Console(quiet=True))
-    display.seconds["pruned"].append(60.0)
-    display.started(PRUNED[0])
-    assert display.time_left_s() == pytest.approx(180, abs=1)
-    display.started(PRUNED[1])
-    assert display.time_left_s() == pytest.approx(90, abs=1)
+def test_the_launcher_shows_what_status_shows(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    """One reader for both: the launcher's look gives the states, and its running stages have the same words."""
+    failed(PRUNED[0], context)
+    report(BASE, context, doing="\x1b[2Jbase", epoch=1, epochs=3, train_top1_pct=12.5)
+    console = Console(file=io.StringIO(), width=400)
+    with leased(BASE, context):
+        display = Display(View("tiny_grid", stages(), context, ask_every_s=None), 9, console=console)
+        display._due_at = 0.0
+        display.refresh()
+        text = shown(context, capsys, status=1)
+    seen = View("tiny_grid", stages(), context)
+    seen.look()
+    names = {state.stage.key: state.name for state in display.view.states}
+    assert names[BASE.key] == "running"
+    assert {key: name for key, name in names.items() if key != BASE.key} == {
+        state.stage.key: state.name for state in seen.states if state.stage.key != BASE.key
+    }
+    line = console.file.getvalue()  # type: ignore[attr-defined]
+    assert r"\x1b[2Jbase, epoch 1/3, train 12.5 %" in line
+    assert all(word in text for word in (r"\x1b[2Jbase", "1/3", "12.5 %"))
+    assert "\x1b[2J" not in line + text
+
+
+def test_control_characters_are_escaped(tmp_path: Path) -> None:
+    assert printable("a\x1b]0;title\x07b\r\té") == r"a\x1b]0;title\x07b\r" + "\té"
+    path = tmp_path / "log"
+    path.write_text("\x1b[31mred\n")
+    assert tail(path) == [r"\x1b[31mred"]
 
 
 def test_there_must_be_something_to_cancel(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,7 +315,7 @@ def test_only_recorded_jobs_are_cancelled(
     runs = ("RUNNING", "None")
     monkeypatch.setattr("suite.launch.queue.jobs", lambda grid: {"7_0": runs, "8": ("PENDING", "Priority"), "99": runs})
     monkeypatch.setattr("suite.launch.queue.ended", lambda jobs: {})
-    monkeypatch.setattr(view.subprocess, "run", run)
+    monkeypatch.setattr(cancel.subprocess, "run", run)
     jobs = {BASE.key: "7_0", "pruned-of-a-run-that-left": "8", PRUNED[1].key: "6"}
     record.write(dataclasses.replace(LAUNCH, cluster="local", jobs=jobs), context.results)
     for stage in (BASE, PRUNED[0]):
@@ -322,16 +346,16 @@ def test_a_launcher_is_stopped_before_its_jobs(context: Context, monkeypatch: py
     here = dataclasses.replace(LAUNCH, host=socket.gethostname(), time=time.time())
     record.write(here, context.results)
     lives = iter([True, False])
-    monkeypatch.setattr(view, "launcher_lives", lambda launch, results: next(lives))
+    monkeypatch.setattr(cancel, "launcher_lives", lambda launch, results: next(lives))
     monkeypatch.setattr("suite.launch.queue.jobs", lambda grid: {"7": ("PENDING", "Priority")})
 
     def stop(launch: Launch, results: Path) -> str:
         record.write(dataclasses.replace(launch, jobs={BASE.key: "7"}), results)
         return "told its launcher"
 
-    monkeypatch.setattr(view, "_stop", stop)
-    monkeypatch.setattr(view.subprocess, "run", scancel)
-    assert view.cancel(view.View("tiny_grid", stages(), context)).endswith(
+    monkeypatch.setattr(cancel, "_stop", stop)
+    monkeypatch.setattr(cancel.subprocess, "run", scancel)
+    assert cancel.cancel(View("tiny_grid", stages(), context)).endswith(
         "told its launcher; cancelled 1 jobs, of which 0 ran"
     )
     assert asked == ["7"]

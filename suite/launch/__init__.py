@@ -1,1 +1,1 @@
-"""Launching grids: on this machine (`local`), or as SLURM jobs (`slurm`), with a live picture of it (`display`)."""
+"""Launch of grids: `launcher` does or submits all stages, `view` reads their states, `cancel` ends them."""

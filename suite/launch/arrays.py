@@ -1,12 +1,13 @@
-"""Which stages become one array of jobs: those that are alike. Pure functions; SLURM is nowhere in here.
+"""Grouping of stages into arrays of jobs. Pure functions, without SLURM.
 
-Alike are stages that wait for the same stages and ask for the same things, so that each starts as soon as it can. Latency is
-measured last: when the whole array of its runs has ended. With a limit of parallel jobs each level waits for the one before
-it instead, because SLURM limits an array, not a launch.
+An array has stages that wait for the same stages and need the same resources, so each starts as early as possible. Latency is
+measured last: after the whole array of its runs has ended. With a limit of parallel jobs each level waits for the level before,
+because SLURM limits an array, not a launch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,28 +18,30 @@ from suite.stages import Stage, Timed
 class Array:
     """Jobs that are submitted together.
 
-    tasks  the stages of each job
-    after  keys of the stages whose jobs must have ended, in any way; `whole`: with the arrays that they are in
+    tasks    the stages of each job
+    after    keys of the stages whose jobs must have ended, in any way; `whole`: with the arrays that they are in
+    chained  the next array waits for this one
     """
 
     tasks: tuple[tuple[Stage, ...], ...]
     after: tuple[str, ...]
     whole: bool
+    chained: bool = False
 
     @property
     def timing(self) -> bool:
-        """Is it latency that these jobs measure?"""
+        """True if these jobs measure latency."""
         return isinstance(self.tasks[0][0], Timed)
 
 
-def of(
+def arrays_of(
     stages: Sequence[Stage], pending: Mapping[str, str], *, side_by_side: int, most: int, chained: bool
 ) -> list[Array]:
-    """The arrays of these stages, what is needed first.
+    """Group the stages into arrays, in an order in which needed stages come first.
 
     stages        to be submitted
     pending       key -> job of stages that are with SLURM already
-    side_by_side  stages of one job; latency never shares
+    side_by_side  stages of one job; a timed stage has a job of its own
     most          jobs in an array
     chained       one array after the other, the first after all that is with SLURM already
     """
@@ -62,14 +65,28 @@ def of(
         tasks = [tuple(members[start : start + size]) for start in range(0, len(members), size)]
         for start in range(0, len(tasks), most):
             if chained:
-                after = (arrays[-1].tasks[0][0].key,) if arrays else tuple(pending)
+                after = (_last(arrays[-1]),) if arrays else tuple(pending)
             whole = chained or isinstance(members[0], Timed)
-            arrays.append(Array(tasks=tuple(tasks[start : start + most]), after=after, whole=whole))
+            part = tuple(tasks[start : start + most])
+            arrays.append(Array(tasks=part, after=after, whole=whole, chained=chained))
     return arrays
 
 
+def halves(array: Array) -> list[Array]:
+    """Split an array of two or more jobs in two; the second waits for the first if arrays are chained."""
+    middle = len(array.tasks) // 2
+    first = dataclasses.replace(array, tasks=array.tasks[:middle])
+    after = (_last(first),) if array.chained else array.after
+    return [first, dataclasses.replace(array, tasks=array.tasks[middle:], after=after)]
+
+
+def _last(array: Array) -> str:
+    """Return the key of a stage of the array's last job, which stays in the last part if the array is split."""
+    return array.tasks[-1][0].key
+
+
 def _levels(stages: Sequence[Stage]) -> dict[str, int]:
-    """How many of these stages must be done one after the other before each; latency comes after all else."""
+    """Return key -> length of the longest chain of needed stages before each; timed stages come after all others."""
     levels: dict[str, int] = {}
     for stage in stages:
         levels[stage.key] = max((levels[n.key] + 1 for n in stage.needs if n.key in levels), default=0)

@@ -1,49 +1,48 @@
-"""What the user sees while a grid runs: which stages run, how far they are, what is done, how long it takes."""
+"""Where a view is shown: once, until nothing runs, or beside the launcher that does the work."""
 
 from __future__ import annotations
 
-import statistics
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from suite import progress
-from suite.run import Context, Outcome, failure
+from suite.launch import picture
+from suite.launch.picture import STYLES
+from suite.launch.status import state_of
+from suite.launch.view import View
+from suite.run import Outcome
 from suite.stages import Stage
 
-STYLES = {"done": "green", "failed": "red", "diverged": "red", "interrupted": "yellow"}
-LINE_S = 15
-"""Without a terminal, a line about the running stages is written this often."""
+REFRESH_S = 2.0
+LOOK_S = 1.0
+"""Shortest interval between two looks of a launcher at the folders."""
+LINE_S = 15.0
+"""Interval of the lines about running stages if there is no terminal."""
+WIDTH = 160
+"""Columns if there is no terminal."""
 
 
 class Display:
-    """A live table in a terminal; elsewhere a line for each finished stage.
+    """Picture beside a launcher: live in a terminal; elsewhere a line for each ended stage.
 
-    stages  what is to be done; `already` of the grid's stages were done before
-    jobs    stages at a time, latency alone; None for as many as SLURM runs
+    count  number of stages that this launch does
     """
 
-    def __init__(
-        self, stages: Sequence[Stage], context: Context, *, already: int, jobs: int | None, console: Console
-    ) -> None:
-        self.context = context
+    def __init__(self, view: View, count: int, *, console: Console) -> None:
+        self.view = view
+        self.count = count
         self.console = console
-        self.jobs = jobs
-        self.total, self.already = len(stages), already
-        self.left = Counter(stage.kind for stage in stages)
-        self.seconds: dict[str, list[float]] = {kind: [] for kind in self.left}
-        self.running: dict[str, tuple[Stage, float]] = {}
         self.outcomes: Counter[Outcome] = Counter()
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._line_at = time.monotonic() + LINE_S
+        self._due_at = 0.0 if self.live else time.monotonic() + LINE_S
 
     def __enter__(self) -> Self:
         if self.live:
@@ -56,96 +55,78 @@ class Display:
         if self.live:
             self.live.stop()
 
-    def started(self, stage: Stage) -> None:
-        """A stage has begun."""
-        self.running[stage.key] = stage, time.monotonic()
-
-    def finished(self, stage: Stage, outcome: Outcome) -> None:
-        """A stage has ended: one line stays on the screen."""
-        _, began = self.running.pop(stage.key)
-        spent = time.monotonic() - began
+    def ended(self, stage: Stage, outcome: Outcome) -> None:
+        """Print one line about a stage that has ended."""
         self.outcomes[outcome] += 1
-        self.left[stage.kind] -= 1
-        if outcome == "done":
-            self.seconds[stage.kind].append(spent)
-        count = f"[{sum(self.outcomes.values())}/{self.total}]"
-        why = failure(stage, self.context) if outcome in ("failed", "diverged") else None
+        state = state_of(stage, self.view.context)
+        spent = f"  {state.seconds:.1f} s" if state and state.seconds is not None else ""
+        number = f"[{self.outcomes.total()}/{self.count}]"
         line = Text.assemble(
-            f"{count:>9} ", (f"{outcome:11}", STYLES[outcome]), f" {stage.kind:8} {stage.label}  {spent:.1f} s"
+            f"{number:>9} ", (f"{outcome:11}", STYLES[outcome]), f" {stage.kind:8} {stage.label}{spent}"
         )
-        if why:
-            line.append(f"\n          {why['reason']}", "red")
+        if state and outcome in ("failed", "diverged"):
+            line.append(f"\n          {picture.printable(str(state.about.get('reason', '')))}", "red")
         (self.live.console if self.live else self.console).print(line, soft_wrap=True)
 
+    def note(self, line: str) -> None:
+        """Print a line that stays."""
+        (self.live.console if self.live else self.console).print(Text(line), soft_wrap=True)
+
     def refresh(self) -> None:
-        """Draw the picture anew."""
+        """Look and draw if due; cheap otherwise."""
+        if time.monotonic() >= self._due_at:
+            self.look()
+
+    def look(self) -> None:
+        """Look now, and draw if due."""
+        began = time.monotonic()
+        self.view.look()
+        if began >= self._due_at:
+            self._draw()
+            self._due_at = began + max(LOOK_S if self.live else LINE_S, 3 * (time.monotonic() - began))
+
+    def _draw(self) -> None:
+        """Draw the last look; without a terminal, print a line about each running stage."""
         if self.live:
-            self.live.update(Group(self._bar(), self._table()), refresh=True)
-        elif time.monotonic() >= self._line_at:
-            self._line_at = time.monotonic() + LINE_S
-            for stage, _ in self.running.values():
-                self.console.print(
-                    f"{'':9} running     {stage.kind:8} {stage.label}  {self._doing(stage)}", soft_wrap=True
-                )
-
-    def _doing(self, stage: Stage) -> str:
-        state = progress.read(self.context.folder(stage) / "progress.json")
-        parts = [str(state.get("doing", "starting"))]
-        if "epochs" in state:
-            parts.append(f"epoch {state['epoch']}/{state['epochs']}")
-        if state.get("train_top1_pct") is not None:
-            parts.append(f"train {state['train_top1_pct']:.1f} %")
-        return ", ".join(parts)
-
-    def time_left_s(self) -> float | None:
-        """From the mean time of the stages of each kind so far; None before each kind that is left was seen."""
-        total, at_a_time = 0.0, self.jobs or max(1, len(self.running))
-        for kind, count in self.left.items():
-            if count and not self.seconds[kind]:
-                return None
-            if count:
-                total += (
-                    count * statistics.mean(self.seconds[kind]) / (1 if self.jobs and kind == "timed" else at_a_time)
-                )
-        for stage, began in self.running.values():
-            if self.seconds[stage.kind]:
-                total -= min(time.monotonic() - began, statistics.mean(self.seconds[stage.kind])) / at_a_time
-        return max(total, 0.0)
-
-    def _bar(self) -> Table:
-        ended = sum(self.outcomes.values())
-        left = self.time_left_s()
-        parts = [f"{count} {outcome}" for outcome, count in self.outcomes.items()]
-        before = f" ({self.already} were done before)" if self.already else ""
-        row = Table.grid(padding=(0, 2))
-        row.add_row(
-            ProgressBar(total=self.total, completed=ended, width=30),
-            f"{ended}/{self.total} stages{before}",
-            ", ".join(parts),
-            f"about {minutes(left)} left" if left is not None else "time left: not known yet",
-        )
-        return row
-
-    def _table(self) -> Table:
-        table = Table("stage", "run", "doing", "epoch", "train top-1", "left", box=None, header_style="dim")
-        for stage, began in self.running.values():
-            state = progress.read(self.context.folder(stage) / "progress.json")
-            share, accuracy = state.get("share") or 0.0, state.get("train_top1_pct")
-            spent = time.monotonic() - began
-            table.add_row(
-                stage.kind,
-                stage.label,
-                str(state.get("doing", "starting")),
-                f"{state['epoch']}/{state['epochs']}" if "epochs" in state else "",
-                f"{accuracy:.1f} %" if accuracy is not None else "",
-                minutes(spent * (1 - share) / share) if share else "",
-            )
-        return table
+            self.live.update(Group(*picture.brief(self.view)), refresh=True)
+            return
+        for state in self.view.states:
+            if state.name == "running":
+                line = f"{'':9} running     {state.stage.kind:8} {state.stage.label}  {picture.doing_line(state)}"
+                self.console.print(Text(line), soft_wrap=True)
 
 
-def minutes(seconds: float) -> str:
-    """A duration for people: 40 s, 12 min, 3.5 h, 2.1 days."""
-    for unit, size in (("days", 86400), ("h", 3600)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+def show(view: View, console: Console) -> int:
+    """Print the full picture once, and return the exit status."""
+    view.look()
+    for item in picture.full(view):
+        console.print(item, soft_wrap=not isinstance(item, Table))
+    return view.exit_status
+
+
+def follow(view: View, console: Console) -> int:
+    """Draw the full picture until nothing runs or waits; without a terminal, a line if the counts change."""
+    printed = ""
+    if not console.is_terminal:
+        for _ in _looks(view):
+            line = picture.summary(view)
+            if (now := line.partition(";")[0]) != printed:
+                printed = now
+                console.print(line, markup=False, highlight=False)
+    else:
+        with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False, screen=True) as live:
+            for _ in _looks(view):
+                live.update(Group(*picture.full(view)), refresh=True)
+    return show(view, console)
+
+
+def _looks(view: View) -> Iterator[None]:
+    """Look until nothing goes on; the pause is twice as long as the look, at least REFRESH_S."""
+    while True:
+        began = time.monotonic()
+        view.look()
+        took_s = time.monotonic() - began
+        if not view.goes_on:
+            return
+        yield
+        time.sleep(max(REFRESH_S, 2 * took_s))

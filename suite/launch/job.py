@@ -1,4 +1,4 @@
-"""What a SLURM job does: some stages, and what is left of them again when it was stopped on the way."""
+"""Work of one SLURM job: do some stages, and requeue the job if it was stopped before their end."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class StageJob(submitit.helpers.Checkpointable):
-    """Does stages side by side. After the signal it stops at a checkpoint and asks SLURM to start it again, for as long as it
-    takes: each start goes on from the last, so there is no limit on their number.
+    """Do stages side by side. After the signal, stop at a checkpoint and requeue the job.
+
+    Each start goes on from the last checkpoint, so the number of starts has no limit.
 
     source  the folder that the suite must have been imported from
     """
@@ -34,57 +35,58 @@ class StageJob(submitit.helpers.Checkpointable):
     source: Path
 
     def __call__(self, stages: Sequence[Stage]) -> list[Outcome]:
-        """The outcome of each stage."""
+        """Return the outcome of each stage."""
         if records.ROOT.resolve() != self.source.resolve():
             reason = f"its job imported the suite from {records.ROOT} instead of {self.source}"
             return [fail(stage, self.context, "failed", reason) for stage in stages]
         stopped: list[int] = []
-        outcomes = _ended_before(stages, self.context)
-        left = [stage for stage in stages if stage.key not in outcomes]
-        if len(left) == 1:
+        outcomes = _failed_before(stages, self.context)
+        rest = [stage for stage in stages if stage.key not in outcomes]
+        if len(rest) == 1:
             try:
                 with distributed.joined(self.context.device):
-                    outcomes[left[0].key] = _one(left[0], self.context, stopped)
-            except distributed.NoMeeting as error:  # which says nothing against the stage
-                outcomes[left[0].key] = fail(left[0], self.context, "failed", str(error), counts=False)
-        elif left:
-            threads = self.context.threads or max(1, cores() // len(left))
+                    outcomes[rest[0].key] = _one(rest[0], self.context, stopped)
+            except distributed.NoMeeting as error:  # which is no failure of the stage
+                outcomes[rest[0].key] = fail(rest[0], self.context, "failed", str(error), counts=False)
+        elif rest:
+            threads = self.context.threads or max(1, cores() // len(rest))
             context = dataclasses.replace(self.context, threads=threads)
-            outcomes |= local.run(left, context, jobs=len(left), signals=(signal_of_slurm(),), stopped=stopped)
-        found = [outcomes.get(stage.key, "interrupted") for stage in stages]
-        first = os.environ.get("SLURM_PROCID", "0") == "0"
-        if stopped and "interrupted" in found and first:
+            outcomes |= local.run(rest, context, jobs=len(rest), signals=(slurm_signal(),), stopped=stopped)
+        result = [outcomes.get(stage.key, "interrupted") for stage in stages]
+        is_first = os.environ.get("SLURM_PROCID", "0") == "0"
+        if stopped and "interrupted" in result and is_first:
             _requeue()
-        return found
+        return result
 
 
-def signal_of_slurm() -> signal.Signals:
-    """What says that the time is over or that others need the node: USR2, or what SUBMITIT_PREEMPT_SIGNAL names."""
+def slurm_signal() -> signal.Signals:
+    """Return the signal of SLURM before a time limit or a pre-emption: USR2, or SUBMITIT_PREEMPT_SIGNAL."""
     return signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
 
 
-def _ended_before(stages: Sequence[Stage], context: Context) -> dict[str, Outcome]:
-    """What failed when this job was started before: the next launch tries it again, so that each attempt counts once."""
+def _failed_before(stages: Sequence[Stage], context: Context) -> dict[str, Outcome]:
+    """Return the failures of earlier starts of this job; the next launch retries them, so each attempt counts once."""
     if not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         return {}
-    found = ((stage, failure(stage, context) or {}) for stage in stages)
-    return {stage.key: why["status"] for stage, why in found if why.get("status") in ("failed", "diverged")}
+    failures = ((stage, failure(stage, context) or {}) for stage in stages)
+    return {stage.key: why["status"] for stage, why in failures if why.get("status") in ("failed", "diverged")}
 
 
 def _one(stage: Stage, context: Context, stopped: list[int]) -> Outcome:
-    """Do the stage in this process."""
+    """Do the stage in this process; a signal that came during the imports stops it at once."""
     folder = context.folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
     watch = Watch(folder / "progress.json", context.max_minutes)
-    watch.listen(signal_of_slurm())
+    watch.listen(slurm_signal())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {slurm_signal()})
     outcome = execute(stage, context, watch)
     if watch.signalled.is_set():
-        stopped.append(signal_of_slurm())
+        stopped.append(slurm_signal())
     return outcome
 
 
 def _requeue() -> None:
-    """Put this job back into the queue. Where SLURM refuses, or does so itself, the stage is interrupted, not failed."""
+    """Requeue this job. If SLURM refuses, or does so by itself, the stage is interrupted, not failed."""
     command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Stages on this machine: some at a time in worker processes, each as soon as what it needs is done.
+"""Stages on this machine, in worker processes, each as soon as its needed stages are done.
 
 A worker that dies (out of memory, kill) fails its own stage only. Latency is measured when nothing else runs.
 """
@@ -26,11 +26,11 @@ from suite.stages import Stage, Timed
 REFRESH_S = 0.25
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 BLOCKED = {*STOPPING, signal.SIGUSR2}
-"""SLURM sends its signal to all processes of a job, like a terminal its Ctrl-C."""
+"""Signals that SLURM or a terminal sends to all processes of a job, and that only the launcher handles."""
 
 
 class _Worker:
-    """A process that does one stage at a time. Signals wait until it can act on them: the launcher alone takes Ctrl-C."""
+    """A process that does one stage at a time. Signals are blocked until it can handle them."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("forkserver")  # torch is imported once, and its memory shared
@@ -41,16 +41,16 @@ class _Worker:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def stop(self, number: signal.Signals) -> None:
-        """Let it stop at the next checkpoint; does nothing while the process is still starting."""
+        """Send the signal, which stops the stage at a checkpoint; no-op while the process is starting."""
         if self.pid.done() and self.pid.exception() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid.result(), number)
 
 
 class _Workers:
-    """Some workers. One that dies is replaced and takes no other along.
+    """Worker processes, each on its own: a dead worker is replaced and ends no other.
 
-    stop_by  the signal that stops one at a checkpoint
+    stop_by  the signal that stops a stage at a checkpoint
     """
 
     def __init__(self, count: int, stop_by: signal.Signals) -> None:
@@ -63,14 +63,14 @@ class _Workers:
         worker = self.free.pop()
         try:
             future = worker.pool.submit(_work, stage, context, self.stop_by)
-        except BrokenProcessPool:  # it died while it had nothing to do
+        except BrokenProcessPool:  # it died while idle
             worker = _Worker()
             future = worker.pool.submit(_work, stage, context, self.stop_by)
         self.busy[future] = worker
         return future
 
     def outcome(self, future: Future[Outcome], stage: Stage, context: Context) -> Outcome:
-        """What became of a finished future; its worker is free again."""
+        """Return the outcome of a finished future, and free its worker."""
         worker = self.busy.pop(future)
         try:
             outcome = future.result()
@@ -78,19 +78,19 @@ class _Workers:
             worker = _Worker()
             reason = "its process was killed; out of memory is the usual reason: try --jobs 1"
             outcome = fail(stage, context, "failed", reason)
-        except Exception as error:  # whatever a worker could not turn into a status itself
+        except Exception as error:  # an error that the worker did not turn into a status
             outcome = fail(stage, context, "failed", f"{type(error).__name__}: {error}")
         self.free.append(worker)
         return outcome
 
     def close(self) -> None:
-        """End the workers that are free."""
+        """End the free workers."""
         for worker in self.free:
             worker.pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _die_with_the_launcher() -> None:
-    """In a worker: end when the launcher is gone. Nothing that was finished is lost by it."""
+    """Kill this worker when the launcher has ended. Finished stages are not lost."""
     launcher = multiprocessing.parent_process()
     assert launcher is not None
 
@@ -110,12 +110,12 @@ def run(
     signals: Sequence[signal.Signals] = STOPPING,
     stopped: list[int] | None = None,
 ) -> dict[str, Outcome]:
-    """Do the stages, `jobs` at a time, and return the outcome of each. After one of the signals or `context.max_minutes`: of
-    those reached; `stopped` then has the number of the signal.
+    """Do the stages, `jobs` at a time, and return their outcomes.
 
-    A stage whose needs failed is tried all the same: it fails at once, with the reason in its row.
+    After one of the signals or `context.max_minutes`, stages that have not begun have no outcome; `stopped` has the number of
+    the signal. A stage with a failed need is tried, too: it fails at once, with the reason in its row.
     """
-    # Threads that wait for work would otherwise spin, which costs several times the work itself on a shared machine.
+    # Idle threads would spin, which costs several times the work itself on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     waiting = list(stages)
     running: dict[Future[Outcome], Stage] = {}
@@ -124,6 +124,9 @@ def run(
     deadline = float("inf") if context.max_minutes is None else time.monotonic() + 60 * context.max_minutes
     stop = False
     with _stopping(signals, [] if stopped is None else stopped) as stopped:
+        if signals is not STOPPING:  # blocked until now; one that came during the imports is delivered here
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        jobs = min(jobs, len(stages))
         workers = _Workers(jobs, stop_by=signal.SIGTERM if signals is STOPPING else signals[0])
         while running or (waiting and not stop):
             stop = bool(stopped) or time.monotonic() >= deadline
@@ -133,15 +136,13 @@ def run(
             if not stop:
                 for stage in _ready(waiting, list(running.values()), outcomes, wanted, jobs):
                     waiting.remove(stage)
-                    if display:
-                        display.started(stage)
                     running[workers.submit(stage, _context_of(stage, context))] = stage
             finished, _ = wait(running, timeout=REFRESH_S, return_when=FIRST_COMPLETED)
             for future in finished:
                 stage = running.pop(future)
                 outcomes[stage.key] = workers.outcome(future, stage, context)
                 if display:
-                    display.finished(stage, outcomes[stage.key])
+                    display.ended(stage, outcomes[stage.key])
             if display:
                 display.refresh()
             for worker in workers.busy.values() if stop else ():
@@ -151,14 +152,14 @@ def run(
 
 
 def _context_of(stage: Stage, context: Context) -> Context:
-    """What a worker is told: latency is measured alone, so it gets every core; the launcher watches the time."""
+    """Return the worker's context: all cores for a timed stage; the launcher keeps the time limit."""
     return dataclasses.replace(context, max_minutes=None, threads=0 if isinstance(stage, Timed) else context.threads)
 
 
 def _ready(
     waiting: Sequence[Stage], running: Sequence[Stage], outcomes: Mapping[str, Outcome], wanted: set[str], jobs: int
 ) -> list[Stage]:
-    """The stages to start now: their needs are settled; timing comes last and alone."""
+    """Return the stages to start now: those with settled needs; timed stages come last and alone."""
     settled = [s for s in waiting if all(n.key in outcomes or n.key not in wanted for n in s.needs)]
     training: list[Stage] = [stage for stage in settled if not isinstance(stage, Timed)]
     if any(not isinstance(stage, Timed) for stage in (*waiting, *running)):
@@ -167,7 +168,7 @@ def _ready(
 
 
 def _work(stage: Stage, context: Context, stop_by: signal.Signals) -> Outcome:
-    """In a worker: do the stage, stopping at a checkpoint on this signal."""
+    """Do the stage in this worker; the signal stops it at a checkpoint."""
     folder = context.folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
     watch = Watch(folder / "progress.json")
@@ -179,14 +180,14 @@ def _work(stage: Stage, context: Context, stop_by: signal.Signals) -> Outcome:
 
 
 def _return_memory() -> None:
-    """Give freed memory back; glibc keeps it, 300 MB of it after twenty stages."""
+    """Return freed memory to the system; glibc keeps 300 MB after twenty stages."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextmanager
 def _stopping(signals: Sequence[signal.Signals], came: list[int]) -> Iterator[list[int]]:
-    """A list that gets the number of each of these signals that comes; a person's second one ends this process at once."""
+    """Yield a list of the signals received; a second signal from a person raises KeyboardInterrupt."""
 
     def handler(number: int, frame: FrameType | None) -> None:
         if came and signals is STOPPING:
@@ -202,15 +203,14 @@ def _stopping(signals: Sequence[signal.Signals], came: list[int]) -> Iterator[li
 
 
 def run_here(stages: Sequence[Stage], context: Context, display: Display) -> dict[str, Outcome]:
-    """Do the stages in this process, one after the other: for a debugger. A signal stops it at a checkpoint."""
+    """Do the stages in this process, one after the other, for a debugger. A signal stops at a checkpoint."""
     watch = Watch(max_minutes=context.max_minutes)
     watch.listen(*STOPPING)
     outcomes: dict[str, Outcome] = {}
     for stage in stages:
         if watch.must_stop:
             break
-        display.started(stage)
         watch.path = context.folder(stage) / "progress.json"
         outcomes[stage.key] = execute(stage, context, watch)
-        display.finished(stage, outcomes[stage.key])
+        display.ended(stage, outcomes[stage.key])
     return outcomes

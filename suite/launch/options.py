@@ -1,12 +1,13 @@
-"""What jobs ask SLURM for: what never changes stands in a site file, the rest on the command line, which wins.
+"""Options of sbatch, from site files and the command line.
 
-~/.config/pruning-suite/slurm.toml, then slurm.toml in the working folder, then --slurm KEY=VALUE and the options of their own
+A later place overrides: ~/.config/pruning-suite/slurm.toml, slurm.toml in the working folder, --slurm KEY=VALUE and the
+launcher's own options.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
+import math
 import os
 import re
 import subprocess
@@ -16,15 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from submitit.slurm.slurm import _make_sbatch_string
-
+from suite.private_api import sbatch_parameters
 from suite.registry import pick
 
 DEFAULTS = {"time": 24 * 60, "nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 8}
 TASKS = ("nodes", "ntasks_per_node", "ntasks")
 """Keys that give a job several tasks."""
+LEAD_S = 90
+"""Seconds before the end of a job at which SLURM sends its signal, submitit's default."""
+EARLY_S = 60
+"""SLURM may send the signal so much earlier."""
 OURS = {"timing_gpu": str, "runs_per_gpu": int, "parallel": int}
-"""Keys of a site file that are options of the launcher, with the type of their value."""
+"""Options of the launcher that a site file may set, with the type of their value."""
 RESERVED = frozenset(
     [
         "additional_parameters",
@@ -47,7 +51,7 @@ RESERVED = frozenset(
         "use_srun",
     ]
 )
-"""What the launcher itself sets."""
+"""Keys that the launcher itself sets."""
 SITE_FILE = "slurm.toml"
 
 
@@ -55,10 +59,10 @@ SITE_FILE = "slurm.toml"
 class Options:
     """How stages become jobs.
 
-    sbatch        what all jobs ask for
-    timing_gpu    the kind of GPU that latency is measured on, as SLURM calls it; "" for any
-    runs_per_gpu  stages that one job does side by side; latency never shares
-    parallel      jobs of the launch at a time; 0 for as many as SLURM lets run
+    sbatch        options of all jobs
+    timing_gpu    type of the GPU for latency, by SLURM's name; "" for any
+    runs_per_gpu  stages that one job does side by side; a timed stage has a job of its own
+    parallel      jobs of the launch at a time; 0 for no limit of the launcher
     """
 
     sbatch: Mapping[str, Any] = field(default_factory=dict)
@@ -77,14 +81,15 @@ class Options:
                 f"--runs-per-gpu {self.runs_per_gpu} with {several[0]}: the tasks of a job share one stage; "
                 "add --runs-per-gpu 1, or leave one task to a job"
             )
+        _check_time(self.sbatch.get("time"), int(self.sbatch.get("signal_delay_s", LEAD_S)))
 
     def parameters(self, *, gpu: bool, timing: bool) -> dict[str, Any]:
-        """The executor's parameters of jobs that need a GPU or none; what submitit does not name goes to sbatch as it is."""
-        known = set(inspect.signature(_make_sbatch_string).parameters)
+        """Return the executor's parameters; keys that submitit does not name go to sbatch unchanged."""
+        known = sbatch_parameters()
         wanted: dict[str, Any] = {**DEFAULTS, **({"gpus_per_node": 1} if gpu else {}), **self.sbatch}
         if timing:
             kind = {"gpus_per_node": f"{self.timing_gpu}:1"} if gpu and self.timing_gpu else {}
-            wanted |= {"exclusive": True, "nodes": 1, "ntasks_per_node": 1, **kind}  # latency is that of one task
+            wanted |= {"exclusive": True, "nodes": 1, "ntasks_per_node": 1, **kind}  # one task measures
             wanted.pop("ntasks", None)
         extra = {key: value for key, value in wanted.items() if key not in known}
         named = {key: value for key, value in wanted.items() if key in known and value != 0}
@@ -93,23 +98,48 @@ class Options:
 
 
 def load(words: Iterable[str], **ours: Any) -> Options:
-    """The options of the site files, over these those of KEY=VALUE words, over these those in `ours` that are not None.
+    """Return the options of site files, overridden by KEY=VALUE words, overridden by those in `ours` that are not None.
 
-    Raises ValueError naming a word that is no pair, a file that cannot be read, or a key that sbatch does not have.
+    Raises ValueError naming a word that is no pair, an unreadable file, or an unknown key of sbatch.
     """
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for path in (home / "pruning-suite" / SITE_FILE, Path.cwd() / SITE_FILE):
         if path.is_file():
-            found |= _read(path)
+            values |= _read(path)
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise ValueError(f"--slurm {word!r} is not KEY=VALUE, such as partition=gpu")
-        found |= _checked("--slurm", {key: int(value) if value.isdigit() else value}, mine={})
-    found |= {key: value for key, value in ours.items() if value is not None}
-    mine = {key: found.pop(key) for key in OURS if key in found}
-    return Options(sbatch=found, **mine)
+        values |= _checked("--slurm", {key: int(value) if value.isdigit() else value}, mine={})
+    values |= {key: value for key, value in ours.items() if value is not None}
+    mine = {key: values.pop(key) for key in OURS if key in values}
+    return Options(sbatch=values, **mine)
+
+
+def _check_time(limit: int | str | None, lead_s: int) -> None:
+    """Raise ValueError if jobs end before SLURM's signal could stop them at a checkpoint."""
+    limit_s = _seconds(limit)
+    needed = math.floor((lead_s + EARLY_S) / 60) + 1
+    if limit_s is not None and 0 < limit_s < 60 * needed:
+        raise ValueError(
+            f"--slurm time={limit}: a job of {limit_s / 60:g} min gets SLURM's signal up to {lead_s + EARLY_S} s before its "
+            f"end, before it has begun; take time={needed} or more (minutes)"
+        )
+
+
+def _seconds(limit: int | str | None) -> float | None:
+    """Return a time limit of SLURM (minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in seconds; None if it is none of these."""
+    days, dash, clock = str(limit).rpartition("-")
+    words = [*([days] if dash else []), *clock.split(":")]
+    if not all(word.isdigit() for word in words):
+        return None
+    numbers = [int(word) for word in words]
+    if dash:
+        units: tuple[int, ...] = (86400, 3600, 60, 1)
+    else:
+        units = (3600, 60, 1) if len(numbers) == 3 else (60, 1)
+    return float(sum(number * unit for number, unit in zip(numbers, units, strict=False)))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -121,7 +151,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _checked(where: str, values: Mapping[str, Any], mine: Mapping[str, type]) -> dict[str, Any]:
-    """The values, by names with underscores. Raises ValueError for a key that nobody knows, or a value that is none."""
+    """Return the values by names with underscores. Raises ValueError for an unknown key or a value of a wrong type."""
     result = {}
     for key, value in values.items():
         name = key.replace("-", "_")
@@ -130,8 +160,8 @@ def _checked(where: str, values: Mapping[str, Any], mine: Mapping[str, type]) ->
         allowed = mine.get(name, (str, int, bool))
         if not isinstance(value, allowed) or (allowed is int and isinstance(value, bool)):
             raise ValueError(f"{where}: {key} = {value!r} is not what it takes: a text or a number")
-        choices = {*mine, *inspect.signature(_make_sbatch_string).parameters, *_of_sbatch()}
-        if _of_sbatch() and name not in choices:
+        choices = {*mine, *sbatch_parameters(), *_sbatch_options()}
+        if _sbatch_options() and name not in choices:
             try:
                 pick("key", name, dict.fromkeys(sorted(choices)))
             except ValueError as error:
@@ -143,8 +173,8 @@ def _checked(where: str, values: Mapping[str, Any], mine: Mapping[str, type]) ->
 
 
 @functools.cache
-def _of_sbatch() -> frozenset[str]:
-    """The options that the sbatch of this machine knows; empty where there is none."""
+def _sbatch_options() -> frozenset[str]:
+    """Return the options in `sbatch --help` of this machine; empty if there is no sbatch."""
     try:
         text = subprocess.run(["sbatch", "--help"], capture_output=True, text=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):

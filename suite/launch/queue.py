@@ -1,30 +1,31 @@
-"""What SLURM says of jobs: one `squeue` for those that are there, one `sacct` for those that are gone, however many they are."""
+"""SLURM's answers about jobs: one squeue for present jobs, one sacct for ended ones, for any number of jobs."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterable
 
 TIMEOUT_S = 60
 CHECK_S = 10
-"""SLURM's commands look for a missing configuration for a minute; they have said what is wrong at once."""
+"""SLURM's commands retry for a minute without a configuration; their reason comes at once."""
 UNCONFIGURED = ("cannot stat file", "configuration source")
-"""SLURM's words where no cluster is configured."""
+"""Parts of SLURM's messages if no cluster is configured."""
 SILENT = ("unable to contact slurm controller", "socket timed out", "zero bytes were transmitted", "connection refused")
 
 
 def states(grid: str = "") -> dict[str, str] | None:
-    """Number -> state of this user's jobs that wait or run: "PENDING", "RUNNING", "COMPLETING"; None when SLURM is silent."""
-    found = jobs(grid)
-    return None if found is None else {job: state for job, (state, _) in found.items()}
+    """Return number -> state of this user's present jobs, such as "PENDING"; None if SLURM is silent."""
+    answer = jobs(grid)
+    return None if answer is None else {job: state for job, (state, _) in answer.items()}
 
 
 def jobs(grid: str = "") -> dict[str, tuple[str, str]] | None:
-    """Number -> state of such a job and the reason for it, "Priority" or "QOSMaxJobsPerUserLimit"; None when SLURM is silent.
+    """Return number -> (state, reason) of this user's present jobs, such as ("PENDING", "Priority"); None if SLURM is silent.
 
-    A task of an array has the number "ARRAY_TASK". A job that is not here has ended, or is between two starts. `grid` asks for
-    those of its launches only: a controller that lost its memory gives numbers away again.
+    A task of an array has the number "ARRAY_TASK". A job that is absent has ended, or is between two starts. `grid` limits the
+    answer to jobs of its launches: a controller that lost its state reuses numbers.
     """
     names = [f"--name={','.join(job_name(grid, timing=timing) for timing in (False, True))}"] if grid else []
     text = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%T|%r", *names)
@@ -35,14 +36,14 @@ def jobs(grid: str = "") -> dict[str, tuple[str, str]] | None:
 
 
 def job_name(grid: str, *, timing: bool) -> str:
-    """What jobs of this grid are called."""
+    """Return the name of this grid's jobs."""
     return f"{grid}-{'timing' if timing else 'training'}"
 
 
 def ended(jobs: Iterable[str]) -> dict[str, str]:
-    """Number -> last known state of these jobs, "CANCELLED by 0" or "OUT_OF_MEMORY"; empty without accounting.
+    """Return number -> last state of these jobs, such as "CANCELLED by 0"; empty without accounting.
 
-    Tasks that never began are one line together, "123_[4-9%2]", which counts for those that have no line of their own.
+    sacct joins tasks that never began in one line, "123_[4-9%2]", which is the state of tasks without a line.
     """
     jobs = list(jobs)
     arrays = sorted({job.partition("_")[0] for job in jobs})
@@ -55,24 +56,30 @@ def ended(jobs: Iterable[str]) -> dict[str, str]:
     return {job: state for job in jobs if (state := rows.get(job) or rest.get(job.partition("_")[0]))}
 
 
-def is_silent(said: str) -> bool:
-    """Whether a command failed because the controller did not answer, which passes."""
-    return any(words in said.lower() for words in SILENT)
+def is_silent(text: str) -> bool:
+    """Return True if a command failed because the controller did not answer, which passes."""
+    return any(words in text.lower() for words in SILENT)
+
+
+def limit_in(text: str) -> str:
+    """Return SLURM's name of a limit of submitted jobs that a refusal names, such as "AssocMaxSubmitJobLimit"; else ""."""
+    match = re.search(r"\b(?:Assoc|QOS)\w*Submit\w*Limit\b", text)
+    return match[0] if match else ""
 
 
 def unconfigured() -> str:
-    """The first line of SLURM's own words where its commands cannot read which cluster they are for; "" where they can."""
+    """Return the first line of SLURM's message if no cluster is configured here; else ""."""
     try:
         done = subprocess.run(("scontrol", "show", "config"), capture_output=True, timeout=CHECK_S, check=False)
-        failed, said = done.returncode != 0, done.stderr
+        failed, message = done.returncode != 0, done.stderr
     except subprocess.TimeoutExpired as error:
-        failed, said = True, error.stderr or b""
-    text = said.decode(errors="replace").strip()
+        failed, message = True, error.stderr or b""
+    text = message.decode(errors="replace").strip()
     return text.splitlines()[0] if failed and any(words in text for words in UNCONFIGURED) else ""
 
 
 def limit(name: str, otherwise: int) -> int:
-    """A number from the cluster's configuration, such as MaxArraySize."""
+    """Return a number of the cluster's configuration, such as MaxArraySize."""
     for line in (_ask("scontrol", "show", "config") or "").splitlines():
         key, _, value = (word.strip() for word in line.partition("="))
         if key == name and value.isdigit():
@@ -81,6 +88,7 @@ def limit(name: str, otherwise: int) -> int:
 
 
 def _ask(*command: str) -> str | None:
+    """Run a command of SLURM; return its output, None if it failed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
         return done.stdout

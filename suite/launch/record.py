@@ -1,6 +1,6 @@
-"""What a launch was, in `results/launches/GRID.json`: enough to find its jobs from another shell, or days later.
+"""Record of a grid's last launch, `results/launches/GRID.json`, from which other shells find its jobs.
 
-It says which SLURM job does which stage; what became of the stage is in the stage's own folder.
+The record maps stages to SLURM jobs. The state of a stage is in the stage's own folder.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from suite.stages import Stage
 class Launch:
     """The last launch of a grid.
 
-    stages  key -> label of all stages of the grid as it was then
-    jobs    key of a stage -> number of the job that was last given to it: "123", or "123_4" for a task of an array
-    todo    keys of the stages that this launch does; --only leaves out others
+    stages  key -> label of all stages of the grid at that time
+    jobs    key of a stage -> number of its last job: "123", or "123_4" for a task of an array
+    todo    keys of the stages that this launch does
     """
 
     grid: str
@@ -32,9 +32,9 @@ class Launch:
     commit: str
     dirty: bool | None
     snapshot: str
-    """Of the source that the jobs run: the name of its folder in `results/snapshots`; "" when they run it where it lies."""
+    """Folder in `results/snapshots` with the source that the jobs run; "" if there is no snapshot."""
     time: float
-    """When it was launched, in seconds since 1970."""
+    """Seconds since 1970 at the launch."""
     host: str
     pid: int
     stages: dict[str, str]
@@ -42,7 +42,7 @@ class Launch:
     todo: list[str] = field(default_factory=list)
 
 
-def of(
+def begin(
     grid: str,
     cluster: str,
     stages: Sequence[Stage],
@@ -51,7 +51,7 @@ def of(
     jobs: Mapping[str, str],
     todo: Sequence[Stage] = (),
 ) -> Launch:
-    """The launch that begins now; `jobs` are those of the launch before."""
+    """Return the record of a launch that begins now; `jobs` are those of the launch before."""
     source = records.source()
     return Launch(
         grid=grid,
@@ -69,17 +69,17 @@ def of(
 
 
 def folder(results: Path) -> Path:
-    """Where launches lie."""
+    """Return the folder of the records."""
     return results / "launches"
 
 
 def write(launch: Launch, results: Path) -> None:
-    """Write the launch's file, atomically."""
+    """Write the record, atomically."""
     write_json(folder(results) / f"{launch.grid}.json", asdict(launch))
 
 
 def read(results: Path, grid: str) -> Launch | None:
-    """The last launch of the grid of this name; None when there was none, or when its file is damaged."""
+    """Read the record of the grid of this name; None if there is none, or if it is damaged."""
     try:
         value = json.loads((folder(results) / f"{grid}.json").read_text())
         return Launch(**{item.name: value[item.name] for item in fields(Launch) if item.name in value})
@@ -88,5 +88,5 @@ def read(results: Path, grid: str) -> Launch | None:
 
 
 def log_of(results: Path, job: str) -> Path:
-    """What the job wrote to stderr."""
+    """Return the path of the job's stderr."""
     return results / "logs" / job / f"{job}_0_log.err"

@@ -1,263 +1,165 @@
-"""Stages as SLURM jobs through submitit, in arrays that are tied by dependencies.
+"""Stages as SLURM jobs: submit them, then wait until all have ended.
 
-A dependent job starts when what it needs has ended in any way, and fails with the reason when that is not done: so no job
-waits for ever. What is done is read from the stages' folders, never from SLURM's memory.
+Whether a stage is done is read from its folder, never from SLURM's memory.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import os
-import shlex
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import submitit
-from submitit.core.utils import FailedJobError
-
-from suite.launch import arrays, queue, record
-from suite.launch.arrays import Array
+from suite.launch import queue, record
 from suite.launch.display import Display
-from suite.launch.job import StageJob, signal_of_slurm
 from suite.launch.options import Options
 from suite.launch.record import Launch
-from suite.run import Context, Outcome, fail, failure, is_done
-from suite.stages import Stage, Timed
+from suite.launch.status import State
+from suite.launch.submit import Submitter
+from suite.launch.view import View
+from suite.run import Context, Outcome, fail
+from suite.stages import Stage
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 QUEUE_S = 5.0
-"""SLURM is asked so often, with one command, whatever the number of jobs."""
+"""Interval of squeue, one command for any number of jobs."""
 LOST_AFTER_S = 20.0
-"""A job that SLURM has not known for so long, and that left no status, is lost. Shortly after a node was lost, a job that will
-be started again is unknown, too."""
-PATIENCE_S = 120.0
-"""While the controller is silent, a submission is tried again for so long."""
+"""A job without status file is lost after it was unknown to SLURM for so long. After a node failure SLURM may not know a job
+for some seconds before it requeues the job."""
 UNKNOWN = "unknown to SLURM"
 NO_FAULT = ("CANCELLED", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", UNKNOWN)
-"""How states begin that say nothing against the stage: a person or the cluster ended its job."""
-PERSONS = ("SLURM_CONF", "SUBMITIT_PREEMPT_SIGNAL")
-MANY = 10**6
-"""Time-outs that submitit allows."""
+"""First words of states that are no failure of the stage: a person or the cluster ended its job."""
+FORBIDDEN = "%\\\"':"
+"""Characters that SLURM expands in names of log files, or that separate the folders of PYTHONPATH."""
 
 
-def check() -> None:
-    """Raises ValueError where there is no SLURM, or where its commands know of no cluster. A silent controller may come back."""
+def check(results: Path) -> None:
+    """Raise ValueError if there is no SLURM, if its commands have no cluster, or if it cannot write to such a folder.
+
+    A silent controller is no error: it may come back.
+    """
     if missing := [command for command in ("sbatch", "srun", "squeue", "scontrol") if shutil.which(command) is None]:
         raise ValueError(f"--cluster slurm: there is no SLURM here (no {missing[0]} on PATH); use --cluster local")
-    if said := queue.unconfigured():
+    if text := queue.unconfigured():
         raise ValueError(
-            f"--cluster slurm: SLURM's commands here know of no cluster ({said}); launch on a login node, point SLURM_CONF to "
+            f"--cluster slurm: SLURM's commands here know of no cluster ({text}); launch on a login node, point SLURM_CONF to "
             "the cluster's slurm.conf, or use --cluster local"
+        )
+    if bad := [letter for letter in str(results) if letter in FORBIDDEN or not letter.isprintable()]:
+        raise ValueError(
+            f"--results {str(results)!r}: SLURM cannot write logs to a folder with {bad[0]!r} in its path; name another folder"
         )
 
 
 def run(
     stages: Sequence[Stage], context: Context, display: Display, launch: Launch, *, options: Options, source: Path
 ) -> dict[str, Outcome]:
-    """Submit the stages that are not with SLURM yet, and wait until all have ended; Ctrl-C leaves the jobs running.
+    """Submit the stages that have no job yet, and wait until all have ended; Ctrl-C leaves the jobs running.
 
     launch  the record of this launch, with the jobs of earlier ones; the file is kept up to date
     source  the snapshot that the jobs run
 
-    Raises ValueError when SLURM refuses a job.
+    Raises ValueError if SLURM refuses a job.
     """
     states = queue.states(launch.grid) or {}
-    goes_on = [stage for stage in stages if _settled(stage, context) in (None, "interrupted")]
+    display.view.launch = launch
+    names = {state.stage.key: state.name for state in display.view.observer.states(None, None)}
+    goes_on = [stage for stage in stages if names.get(stage.key) != "failed"]
     jobs = {stage.key: launch.jobs[stage.key] for stage in goes_on if launch.jobs.get(stage.key) in states}
-    submitter = _Submitter(context, options, source, launch, jobs)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # --cancel must learn what was submitted
+    submitter = Submitter(context, options, source, launch, jobs)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # --cancel needs the numbers of the jobs
     try:
-        try:
-            submitter.submit([stage for stage in stages if stage.key not in jobs])
-        finally:
-            submitter.save()
-        return _wait(stages, jobs, launch.grid, context, display)
+        submitter.add([stage for stage in stages if stage.key not in jobs])
+        submitter.submit()
+        return _wait(stages, submitter, context, display)
+    except KeyboardInterrupt:
+        if submitter.kept:
+            count = sum(len(task) for array in submitter.kept for task in array.tasks)
+            log.warning("%d stages are not submitted yet (%s); the same command submits them", count, submitter.limit)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Submitter:
-    """Gives stages to SLURM and keeps account of it.
-
-    jobs  key -> number of the job of a stage; grows
-    """
-
-    def __init__(self, context: Context, options: Options, source: Path, launch: Launch, jobs: dict[str, str]) -> None:
-        self.context = context
-        self.options = options
-        self.source = source
-        self.launch = launch
-        self.jobs = jobs
-        self.saved_at = time.monotonic()
-
-    def submit(self, stages: Sequence[Stage]) -> None:
-        """Submit an array after the other. Raises ValueError with SLURM's own words."""
-        most = max(1, queue.limit("MaxArraySize", 1001))  # 0: this cluster has no arrays
-        per_job, chained = self.options.runs_per_gpu, self.options.parallel > 0
-        for array in arrays.of(stages, self.jobs, side_by_side=per_job, most=most, chained=chained):
-            for stage in (stage for task in array.tasks for stage in task):
-                (self.context.folder(stage) / "failed.json").unlink(missing_ok=True)  # of an earlier launch
-            self._submit(array)
-            if time.monotonic() - self.saved_at > 1:
-                self.save()
-
-    def save(self) -> None:
-        """Write the launch's file: a launcher that is killed leaves jobs that the next one finds."""
-        known = dataclasses.replace(self.launch, jobs={**self.launch.jobs, **self.jobs})
-        record.write(known, self.context.results)
-        self.saved_at = time.monotonic()
-
-    def _submit(self, array: Array) -> None:
-        """Submit the array, and remember the numbers of its jobs."""
-        executor = self._executor(array)
-        work = StageJob(context=self.context, source=self.source)
-        patience = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                with _undisturbed(), _outside_of_jobs():
-                    for task, job in zip(array.tasks, executor.map_array(work, array.tasks), strict=True):
-                        self.jobs |= dict.fromkeys((stage.key for stage in task), job.job_id)
-                    return
-            except (RuntimeError, FailedJobError) as error:
-                if queue.is_silent(str(error)) and time.monotonic() < patience:
-                    time.sleep(POLL_S)
-                    continue
-                raise ValueError(_refused(array, str(error))) from error
-
-    def _executor(self, array: Array) -> Any:
-        """What submits this array."""
-        signal_name = signal_of_slurm().name.removeprefix("SIG")
-        # The signal may come while everything is still being imported; what has not begun need not stop.
-        shell = f"""trap "" {signal_name}; exec "$0" "$@\""""
-        python = f"sh -c {shlex.quote(shell)} {shlex.quote(sys.executable)}"
-        folder = self.context.results / "logs" / "%j"
-        executor = submitit.SlurmExecutor(folder, max_num_timeout=MANY, python=python)
-        first = array.tasks[0][0]
-        device = first.timing.device if isinstance(first, Timed) else self.context.device
-        wanted = self.options.parameters(gpu=device == "cuda", timing=array.timing)
-        if after := self._after(array):
-            wanted["dependency"] = f"afterany:{':'.join(after)}"
-        source = shlex.quote(str(self.source))
-        setup = [f"export PYTHONSAFEPATH=1 PYTHONPATH={source}${{PYTHONPATH:+:$PYTHONPATH}}"]
-        executor.update_parameters(
-            **wanted,
-            job_name=queue.job_name(self.launch.grid, timing=array.timing),
-            array_parallelism=self.options.parallel or len(array.tasks),
-            setup=setup,
-        )
-        return executor
-
-    def _after(self, array: Array) -> list[str]:
-        jobs = {self.jobs[key] for key in array.after}
-        return sorted({job.partition("_")[0] for job in jobs} if array.whole else jobs)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """What tells the launcher to stop waits until the numbers of the jobs are known, or nobody would find them again."""
-    came: list[int] = []
-    # Not by a signal mask: it is the thread's, and another thread of this process would take the signal.
-    before = {n: signal.signal(n, lambda number, frame: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
-
-
-@contextmanager
-def _outside_of_jobs() -> Iterator[None]:
-    """Without the variables of the job that this may run in; what a person sets for jobs stays, sbatch's defaults too."""
-    inside = "SLURM_JOB_ID" in os.environ
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in PERSONS or (name.startswith("SBATCH_") and not inside)
-    }
-    with submitit.helpers.clean_env():
-        os.environ.update(kept)
-        yield
-
-
-def _refused(array: Array, said: str) -> str:
-    stage = array.tasks[0][0]
-    more = sum(len(task) for task in array.tasks) - 1
-    keys = ("partition", "account", "qos", "constraint", "time", "gres")
-    key = next((key for key in keys if key in said.lower()), "KEY")
-    others = f" and {more} more like it" if more else ""
-    return f"SLURM refused the job of {stage.label}{others}: {said}; --slurm {key}=VALUE, or {key} in slurm.toml, changes it"
-
-
-def _wait(
-    stages: Sequence[Stage], jobs: dict[str, str], grid: str, context: Context, display: Display
-) -> dict[str, Outcome]:
-    """The outcome of each stage, when all have ended."""
+def _wait(stages: Sequence[Stage], submitter: Submitter, context: Context, display: Display) -> dict[str, Outcome]:
+    """Return the outcome of each stage, after all have ended."""
     outcomes: dict[str, Outcome] = {}
-    started: set[str] = set()
-    states: dict[str, str] | None = None
-    asked = -QUEUE_S
-    seen = {job: time.monotonic() for job in jobs.values()}
-    """When SLURM last knew a job, or could not be asked."""
-    while len(outcomes) < len(stages):
-        if time.monotonic() - asked >= QUEUE_S:
-            asked, states = time.monotonic(), queue.states(grid)
-            seen |= dict.fromkeys(jobs.values() if states is None else states.keys() & seen.keys(), asked)
+    wanted = {stage.key for stage in stages}
+    known = _Known()
+    limit = ""
+    while len(outcomes) < len(wanted):
+        submitter.submit()
+        if submitter.limit != limit:
+            limit = submitter.limit
+            display.note(_limited(submitter) if limit else "SLURM has taken all jobs")
+        display.look()
+        known.update(display.view, submitter.jobs.values())
+        open_keys = {key for key in submitter.jobs if key in wanted and key not in outcomes}
         lost = []
-        for stage in stages:
-            job = jobs[stage.key]
-            state = (states or {}).get(job)
-            if stage.key in outcomes or state == "PENDING":
-                continue
-            if stage.key not in started and state == "RUNNING":
-                started.add(stage.key)
-                display.started(stage)
-            outcome = _settled(stage, context)
-            gone = state is None and asked - seen[job] >= LOST_AFTER_S
-            if outcome is None and gone:
-                lost.append(stage)
-            elif outcome is not None and (outcome != "interrupted" or gone):  # an interrupted one may be queued again
-                outcomes[stage.key] = outcome
-                _finished(stage, outcome, started, display)
-        for stage, outcome in _lost(lost, jobs, context):
+        for state in (state for state in display.view.states if state.stage.key in open_keys):
+            gone = state.name != "queued" and known.gone_s(submitter.jobs[state.stage.key]) >= LOST_AFTER_S
+            if (outcome := _outcome(state, gone=gone)) is not None:
+                outcomes[state.stage.key] = outcome
+                display.ended(state.stage, outcome)
+            elif gone:
+                lost.append(state.stage)
+        for stage, outcome in _lost(lost, submitter.jobs, context):
             outcomes[stage.key] = outcome
-            _finished(stage, outcome, started, display)
-        display.refresh()
+            display.ended(stage, outcome)
         time.sleep(POLL_S)
     return outcomes
 
 
-def _finished(stage: Stage, outcome: Outcome, started: set[str], display: Display) -> None:
-    if stage.key not in started:
-        display.started(stage)
-    display.finished(stage, outcome)
+class _Known:
+    """When SLURM last knew each job; a silent SLURM forgets none."""
+
+    def __init__(self) -> None:
+        self.at: dict[str, float] = {}
+        self.now = 0.0
+
+    def update(self, view: View, jobs: Iterable[str]) -> None:
+        """Take the last answer of squeue."""
+        self.now = view.asked_at
+        for job in jobs:
+            if view.jobs is None or job in view.jobs:
+                self.at[job] = self.now
+            self.at.setdefault(job, self.now)
+
+    def gone_s(self, job: str) -> float:
+        """Return the seconds for which SLURM has not known the job."""
+        return self.now - self.at[job]
 
 
-def _lost(stages: Sequence[Stage], jobs: dict[str, str], context: Context) -> list[tuple[Stage, Outcome]]:
-    """Record that the jobs of these stages have ended without a word, and whether that counts as a failure of the stage."""
+def _outcome(state: State, *, gone: bool) -> Outcome | None:
+    """Return the outcome of a settled stage; an interrupted one may be requeued, so it is settled if its job is gone."""
+    if state.name == "done":
+        return "done"
+    if state.name == "failed":
+        return "diverged" if state.about.get("status") == "diverged" else "failed"
+    return "interrupted" if state.name == "interrupted" and gone else None
+
+
+def _limited(submitter: Submitter) -> str:
+    count = sum(len(task) for array in submitter.kept for task in array.tasks)
+    return (
+        f"SLURM takes no more jobs now ({submitter.limit}): {count:,} stages are kept and submitted as soon as there is room; "
+        "--runs-per-gpu K needs fewer jobs, --only TEXT fewer stages"
+    )
+
+
+def _lost(stages: Sequence[Stage], jobs: Mapping[str, str], context: Context) -> list[tuple[Stage, Outcome]]:
+    """Record that the jobs of these stages ended without a status file; some ends count as a failure of the stage."""
     states = queue.ended(jobs[stage.key] for stage in stages)
-    result: list[tuple[Stage, Outcome]] = []
+    outcomes: list[tuple[Stage, Outcome]] = []
     for stage in stages:
         job = jobs[stage.key]
         state, path = states.get(job, UNKNOWN), record.log_of(context.results, job)
-        hidden = state != UNKNOWN and not path.exists()
-        there = f", which is not there: can the nodes write to {context.results}?" if hidden else ""
-        reason = f"its job ended as {state} and left no status; see {path}{there}"
-        result.append((stage, fail(stage, context, "failed", reason, counts=not state.startswith(NO_FAULT))))
-    return result
-
-
-def _settled(stage: Stage, context: Context) -> Outcome | None:
-    """The stage's outcome, from its folder."""
-    why = failure(stage, context)
-    return why["status"] if why else "done" if is_done(stage, context) else None
+        no_log = state != UNKNOWN and not path.exists()
+        hint = f", which is not there: can the nodes write to {context.results}?" if no_log else ""
+        reason = f"its job ended as {state} and left no status; see {path}{hint}"
+        outcomes.append((stage, fail(stage, context, "failed", reason, counts=not state.startswith(NO_FAULT))))
+    return outcomes

@@ -1,4 +1,4 @@
-"""The source as it was at launch: jobs that start hours later run this copy, whatever was edited meanwhile."""
+"""Copy of the source at launch, which jobs run even if they start hours later."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from suite import records
 
 
 def take(results: Path) -> Path:
-    """Copy the packages into `results/snapshots/HASH`, unless that is there already, and return this folder.
+    """Copy the packages into `results/snapshots/HASH`, unless this folder exists, and return the folder.
 
-    The hash covers names and contents, the commit and the dirty flag; rows made by a copy name all three.
+    The hash is of file names and contents, the commit and the dirty flag; rows that a copy makes name all of these.
     """
     files = {
-        path.relative_to(records.ROOT): path.read_bytes()  # what is hashed is what is written, whoever saves meanwhile
+        path.relative_to(records.ROOT): path.read_bytes()  # read once: the hash is of the bytes that are written
         for package in records.PACKAGES
         for path in sorted((records.ROOT / package).rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
@@ -41,7 +41,7 @@ def take(results: Path) -> Path:
 
 
 def _move(part: Path, folder: Path) -> None:
-    """Put the whole copy in its place, unless another launch was first."""
+    """Rename the whole copy to its folder, unless another launch was first."""
     try:
         os.rename(part, folder)
     except OSError:

@@ -1,12 +1,12 @@
-"""Where the stages of a grid stand, read from the results folder alone; SLURM is asked once, for its queue.
+"""State of each stage of a grid, read from the results folder and one answer of squeue.
 
 done         the output is there
 running      its process reports progress, or its job runs
-queued       its job waits, or a launcher that lives will come to it
-failed       the last attempt ended so, or its training diverged; the reason is there
-interrupted  stopped at a checkpoint; the next launch goes on from there
-lost         its process is gone without a word: killed, or its node is; the next launch goes on from its last checkpoint
-to do        nobody has begun
+queued       its job waits, or a living launcher will start it
+failed       the last attempt failed or diverged; `about` has the reason
+interrupted  stopped at a checkpoint; the next launch goes on from this checkpoint
+lost         the process ended without a status file: it was killed, or its node failed
+to do        no attempt has begun
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any, Literal, get_args
 
 from suite import lease, progress
 from suite.launch import record
-from suite.launch.cost import TIMED_S
 from suite.launch.record import Launch
 from suite.run import Context, failure
 from suite.run.folder import DamagedError, output
@@ -31,23 +30,24 @@ Name = Literal["done", "running", "queued", "failed", "interrupted", "lost", "to
 NAMES: tuple[Name, ...] = get_args(Name)
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
 ENDED: dict[str, Name] = {"failed": "failed", "diverged": "failed", "interrupted": "interrupted"}
-TAIL_LINES, TAIL_BYTES = 4, 4096
+TIMED_S = {"quick": 2.0, "full": 60.0}
+"""Usual seconds of a timed stage, by protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where a stage stands. `about` is what its process reported last, or status and reason of a failure."""
+    """State of one stage; `about` is the last progress report, or the status and reason of a failure."""
 
     stage: Stage
     name: Name
     about: Mapping[str, Any] = field(default_factory=dict)
     job: str = ""
     seconds: float | None = None
-    """What a finished stage took."""
+    """Duration of a finished stage."""
 
 
 class Observer:
-    """Reads the states of a grid's stages again and again; those once seen done are not read again."""
+    """Reader of all stages' states; a stage that was done at one reading is not read again."""
 
     def __init__(self, stages: Sequence[Stage], context: Context) -> None:
         self.stages = stages
@@ -55,26 +55,29 @@ class Observer:
         self._done: dict[str, State] = {}
 
     def states(self, launch: Launch | None, queue: Mapping[str, str] | None) -> list[State]:
-        """The state of every stage, in their order; `queue` holds the states of SLURM's jobs, None when it is silent."""
+        """Read the state of every stage, in their order.
+
+        queue  number -> state of SLURM's jobs; None if squeue gave no answer
+        """
         begun = _names(self.context.results / "work")
         jobs = launch.jobs if launch else {}
         shared = {job for job, count in Counter(jobs.values()).items() if count > 1}
         here = launch is not None and launch.cluster != "slurm" and launcher_lives(launch, self.context.results)
         queued = set(launch.todo) if launch and here else set()
-        found = []
+        states = []
         for stage in self.stages:
             if (state := self._done.get(stage.key)) is None:
                 job = jobs.get(stage.key, "")
                 now = (queue or {}).get(job)
                 if stage.key in begun or now:
-                    state = _state(stage, self.context, job, now, shared=job in shared)
+                    state = state_of(stage, self.context, job, now, shared=job in shared)
                 if state is None:
                     idle: Name = "queued" if stage.key in queued else "to do"
                     state = State(stage=stage, name="lost" if job and queue is not None else idle, job=job)
                 if state.name == "done":
                     self._done[stage.key] = state
-            found.append(state)
-        return found
+            states.append(state)
+        return states
 
 
 def _names(folder: Path) -> set[str]:
@@ -85,13 +88,19 @@ def _names(folder: Path) -> set[str]:
 
 
 def launcher_lives(launch: Launch, results: Path) -> bool:
-    """Whether the process that launched is still at it, as far as this host can know."""
+    """Return True if the launcher holds its lease and, on this host, its process exists."""
     held = lease.is_fresh(record.folder(results) / f"{launch.grid}.lease")
     return held and progress.is_alive(launch.host, launch.pid, launch.time) is not False
 
 
-def _state(stage: Stage, context: Context, job: str, now: str | None, *, shared: bool) -> State | None:
-    """The state of a stage that has a folder, or whose job SLURM knows as `now`; None when neither says anything."""
+def state_of(
+    stage: Stage, context: Context, job: str = "", now: str | None = None, *, shared: bool = False
+) -> State | None:
+    """Read the state of one stage; None if neither its folder nor squeue has an entry.
+
+    now     state of the stage's job in squeue
+    shared  other stages are in the same job
+    """
     try:
         done = output(stage, context)
     except DamagedError:
@@ -113,79 +122,67 @@ def _state(stage: Stage, context: Context, job: str, now: str | None, *, shared:
 
 
 def process_of(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Which process reported this."""
+    """Return host and process number of a report."""
     return {name: about[name] for name in ("host", "pid") if name in about}
 
 
 def _is_another(reported: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
-    """Whether the report is of a later attempt than the end. Until it is killed, a cancelled process goes on reporting."""
+    """Return True if the report is of a later attempt; a cancelled process reports until it is killed."""
     cancelled = process_of(ended)
     return ended.get("time", 0) < reported.get("time", 0) and not (cancelled and cancelled == process_of(reported))
 
 
 def _is_alive(stage: Stage, context: Context, reported: Mapping[str, Any]) -> bool:
-    """Whether the stage's lease is held by a process that is there; on another host: by one that was heard of lately."""
+    """Return True if the stage's lease is fresh and its process, if on this host, exists."""
     if not lease.is_fresh(context.folder(stage) / ".lease"):
         return False
-    return (
-        progress.is_alive(str(reported.get("host")), int(reported.get("pid", 0)), reported.get("time", 0.0))
-        is not False
-    )
+    host, pid, since = reported.get("host"), reported.get("pid", 0), reported.get("time", 0.0)
+    return progress.is_alive(str(host), int(pid), since) is not False
 
 
 def counts(states: Iterable[State]) -> dict[str, Counter[Name]]:
-    """Kind of stage -> how many stand where."""
-    found: dict[str, Counter[Name]] = {}
+    """Return kind of stage -> number of stages in each state."""
+    counters: dict[str, Counter[Name]] = {}
     for state in states:
-        found.setdefault(state.stage.kind, Counter())[state.name] += 1
-    return found
+        counters.setdefault(state.stage.kind, Counter())[state.name] += 1
+    return counters
+
+
+def stage_left_s(state: State) -> float | None:
+    """Return the seconds that a running stage still takes, from its reported share; None before the first."""
+    share, seconds = state.about.get("share") or 0.0, state.about.get("seconds")
+    return float(seconds) * (1 - share) / share if share and seconds is not None else None
 
 
 def time_left_s(states: Sequence[State]) -> float | None:
-    """From the mean time of the finished stages of each kind and model, for as many at a time as run now.
+    """Estimate the seconds that the grid still takes, with as many stages at a time as run now.
 
-    None when nothing runs, or no stage of some kind that is left has been finished yet.
+    Each stage takes the mean time of the finished stages of its kind and model. None if nothing runs, or if no stage of some
+    remaining kind has finished.
     """
     running = sum(state.name == "running" for state in states)
-    seen: dict[tuple[str, ...], list[float]] = {}
+    seconds_by_kind: dict[tuple[str, ...], list[float]] = {}
     for state in states:
         if state.seconds is not None:
-            seen.setdefault(_alike(state.stage), []).append(state.seconds)
-    means = {alike: statistics.mean(seconds) for alike, seconds in seen.items()}
+            seconds_by_kind.setdefault(_alike(state.stage), []).append(state.seconds)
+    means = {kind: statistics.mean(seconds) for kind, seconds in seconds_by_kind.items()}
     total = 0.0
     for state in states:
-        if state.name in ("running", "queued", "to do", "interrupted", "lost"):
-            stage = state.stage
-            whole = TIMED_S[stage.timing.protocol] if isinstance(stage, Timed) else means.get(_alike(stage))
-            share = state.about.get("share") or 0.0
-            if whole is None and share:
-                whole = float(state.about["seconds"]) / share
-            if whole is None:
-                return None
-            total += whole * (1 - share)
+        if state.name in ("done", "failed"):
+            continue
+        stage, share = state.stage, state.about.get("share") or 0.0
+        whole = TIMED_S[stage.timing.protocol] if isinstance(stage, Timed) else means.get(_alike(stage))
+        left = stage_left_s(state) if whole is None else whole * (1 - share)
+        if left is None:
+            return None
+        total += left
     return total / running if running else None
 
 
 def _alike(stage: Stage) -> tuple[str, ...]:
-    """Stages that take about as long as each other."""
+    """Return what stages of about equal duration have in common."""
     if isinstance(stage, Timed):
         return (stage.kind,)
     base = stage if isinstance(stage, Base) else stage.base
     method = () if isinstance(stage, Base | Pruned) else (type(stage.settings).__name__,)
     return (stage.kind, base.data, base.model, *method)
-
-
-def log_of(state: State, context: Context) -> Path | None:
-    """The log that says most: the stage's own, else what its job wrote to stderr."""
-    places = [context.folder(state.stage) / "log.txt"]
-    if state.job:
-        places.append(record.log_of(context.results, state.job))
-    return next((path for path in places if path.is_file() and path.stat().st_size), None)
-
-
-def tail(path: Path) -> list[str]:
-    """The last lines of a log."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().decode(errors="replace").splitlines()
-    return [line for line in lines if line.strip()][-TAIL_LINES:]

@@ -1,4 +1,4 @@
-"""What a launch has to do: which stages are done, which are left alone, which are to be done."""
+"""Work of a launch: the stages that are done, left alone, or to be done; and the launch's lock."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from suite import lease
+from suite import data, lease, models, weights
 from suite.launch import record
 from suite.launch.record import Launch
+from suite.registry import pick
 from suite.run import Context, given_up, is_done, repair
-from suite.stages import Stage, Timed
+from suite.stages import Base, Stage, Timed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """The stages of a launch, and those of them that are to be done.
 
-    left_alone  key -> why it is not tried: it failed in the same way too often, or needs one that did
-    waiting     latency that cannot be measured yet: its network is not done
+    left_alone  key -> reason why the stage is not tried: it, or a stage that it needs, was given up
+    waiting     number of timed stages whose network is not done yet
     """
 
     stages: tuple[Stage, ...]
@@ -31,16 +32,17 @@ class Work:
 
     @property
     def done(self) -> int:
-        """How many are done."""
+        """Number of stages that are done."""
         return len(self.stages) - len(self.todo) - len(self.left_alone) - self.waiting
 
 
-def of(
+def find(
     stages: Sequence[Stage], context: Context, *, retry_failed: bool, only_timing: bool, change_nothing: bool = False
 ) -> Work:
-    """Look at every stage's folder. `only_timing` leaves out all but latency, and that of networks that are not there yet.
+    """Read every stage's folder, and return the work.
 
-    What is damaged is set aside, and rows that are gone are written again, unless `change_nothing`.
+    only_timing     leave out all but the timed stages of finished networks
+    change_nothing  do not set damaged outputs aside, nor write missing rows again
     """
     for stage in () if change_nothing else stages:
         repair(stage, context)
@@ -62,9 +64,31 @@ def of(
     return Work(stages=tuple(stages), todo=todo, left_alone=left_alone, waiting=waiting)
 
 
+def check_names(stages: Sequence[Stage]) -> None:
+    """Raise ValueError if a model, a data set or public weights are unknown."""
+    for base in (stage for stage in stages if isinstance(stage, Base)):
+        pick("model", base.model, models.available())
+        pick("data set", base.data, data.available())
+        if base.weights:
+            weights.public(base.weights)
+
+
+def missing_data(stages: Sequence[Stage], context: Context) -> list[str]:
+    """Return a line for each missing data set or file of weights: its path and how to get it."""
+    messages = []
+    for base in (stage for stage in stages if isinstance(stage, Base)):
+        try:
+            if base.weights:
+                weights.find(base.weights, context.data)
+            context.dataset(base)
+        except (ValueError, OSError) as error:
+            messages.append(str(error))
+    return list(dict.fromkeys(messages))
+
+
 @contextmanager
 def alone(results: Path, grid: str) -> Iterator[None]:
-    """Launch this grid alone. Raises ValueError when the results cannot be written, or when another launcher is at it."""
+    """Hold the grid's lock. Raises ValueError if the results cannot be written, or if another launcher holds the lock."""
     folder = record.folder(results)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +111,7 @@ def alone(results: Path, grid: str) -> Iterator[None]:
 
 
 def changes(before: Launch | None, stages: Sequence[Stage]) -> str:
-    """How the grid differs from what it was at its last launch; "" when it does not. Rows of stages that stayed are valid."""
+    """Return a line on how the grid has changed since its last launch; "" if it has not."""
     now = {stage.key: stage.label for stage in stages}
     if before is None:
         return ""
@@ -96,9 +120,9 @@ def changes(before: Launch | None, stages: Sequence[Stage]) -> str:
     if not new and not gone:
         return ""
     parts = []
-    for found, word in ((new, "new"), (gone, "gone")):
-        if found:
-            parts.append(f"{len(found)} {word} ({found[0]}{', ...' if found[1:] else ''})")
+    for labels, word in ((new, "new"), (gone, "gone")):
+        if labels:
+            parts.append(f"{len(labels)} {word} ({labels[0]}{', ...' if labels[1:] else ''})")
     when = time.strftime("%F %T", time.localtime(before.time))
     return (
         f"the grid has changed since its launch of {when}: stages {', '.join(parts)}; "

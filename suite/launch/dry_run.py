@@ -1,21 +1,58 @@
-"""What a grid will cost: training MACs, and hours at the speed that this machine shows on the models concerned."""
+"""Dry run: the stages, what a launch would do, and its cost in training MACs and hours on this machine."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
 from suite import models
 from suite.graph import Graph
-from suite.run import Context, cores
+from suite.launch.picture import minutes
+from suite.launch.status import TIMED_S
+from suite.launch.work import Work, missing_data
+from suite.run import Context, cores, failure
 from suite.stages import Base, Learned, Stage, Timed
 
 WARM_STEPS, TIMED_STEPS = 3, 4
-TIMED_S = {"quick": 2.0, "full": 60.0}
+
+
+def show(work: Work, context: Context, console: Console, *, jobs: int, fetch: str) -> int:
+    """Print the stages, counts and cost; return 2 if data are missing, else 0. Nothing is downloaded or written.
+
+    fetch  the command that downloads missing data
+    """
+    keys = {stage.key for stage in work.todo}
+    for stage in work.stages:
+        failed = failure(stage, context) if stage.key in keys else None
+        state = work.left_alone.get(stage.key) or ("to do" if stage.key in keys else "done")
+        if failed:
+            state = f"{failed['status']} before: {failed['reason']}"
+        console.print(f"{stage.key:22} {stage.label}  [{state}]", markup=False, highlight=False)
+    kinds = Counter(stage.kind for stage in work.todo)
+    alone = f", {len(work.left_alone)} left alone" if work.left_alone else ""
+    console.print(
+        f"\n{len(work.stages)} stages, {work.done} done, {len(work.todo)} to do "
+        f"({', '.join(f'{n} {kind}' for kind, n in kinds.items()) or 'none'}){alone}",
+        highlight=False,
+    )
+    if missing := missing_data(work.todo, context):
+        for message in missing:
+            console.print(f"missing: {message}", markup=False, highlight=False)
+        console.print(f"cost: not known without it; to fetch: {fetch}", markup=False)
+        return 2
+    cost = estimate(work.todo, context)
+    console.print(
+        f"cost: {cost.training_macs / 1e15:.3g} PetaMACs of training, about {minutes(cost.seconds)} on this {context.device} one "
+        f"after the other, were every network as slow as its dense one ({jobs} at a time)",
+        highlight=False,
+    )
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +64,7 @@ class Cost:
 
 
 def estimate(stages: Iterable[Stage], context: Context) -> Cost:
-    """An estimate: each model is timed for a moment; a packed network is taken to cost what the dense one does."""
+    """Estimate the cost: each dense model is timed for a moment, and each packed network counts as its dense one."""
     torch.set_num_threads(context.threads or cores())
     speeds: dict[tuple[str, str], tuple[int, float]] = {}
     macs = seconds = 0.0
@@ -50,7 +87,7 @@ def estimate(stages: Iterable[Stage], context: Context) -> Cost:
 
 
 def _speed(base: Base, context: Context) -> tuple[int, float]:
-    """Forward MACs of an image, and seconds of a training step for an image."""
+    """Return forward MACs of an image, and seconds of a training step for an image."""
     data = context.dataset(base)
     device = context.device if torch.cuda.is_available() else "cpu"
     model = models.build(base.model, data.classes).to(device).train()

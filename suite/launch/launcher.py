@@ -1,0 +1,104 @@
+"""One launch of a grid: find its work, do it here or as SLURM jobs, then build the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.text import Text
+
+from suite import prefetch
+from suite.launch import local, picture, record, slurm, snapshot, work
+from suite.launch.display import Display
+from suite.launch.options import Options
+from suite.launch.view import View
+from suite.launch.work import Work
+from suite.run import Context, Outcome, failure, forget_failures
+from suite.stages import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """How a grid is launched.
+
+    grid     its name or file, as given by the user
+    name     of its launch file
+    cluster  "local", "slurm" or "debug"
+    every    all stages of the grid, those that --only leaves out, too
+    options  of SLURM; None for the other clusters
+    jobs     stages at a time on this machine
+    """
+
+    grid: str
+    name: str
+    cluster: str
+    every: Sequence[Stage]
+    options: Options | None
+    jobs: int
+    context: Context
+    console: Console
+    smoke: bool
+    retry_failed: bool
+
+    def launch(self, todo: Work) -> int:
+        """Do the work and build the report; return the exit status."""
+        if todo.todo:
+            prefetch.fetch(todo.stages, self.context.data)
+            for message in work.missing_data(todo.stages, self.context):
+                raise ValueError(message)
+        with work.alone(self.context.results, self.name):
+            outcomes = self._run(todo)
+        return self._summary(todo, outcomes)
+
+    def _run(self, todo: Work) -> dict[str, Outcome]:
+        """Do the stages, and return the outcome of each that has ended."""
+        results = self.context.results
+        before = record.read(results, self.name)
+        if line := work.changes(before, self.every):
+            self._print(f"{self.grid}: {line}")
+        if not todo.todo:
+            nothing = "nothing to do" if not todo.left_alone else f"{len(todo.left_alone)} are left alone"
+            self._print(f"{self.grid}: {todo.done} of {len(todo.stages)} stages are done; {nothing}")
+            return {}
+        source = snapshot.take(results) if self.options else None
+        name, jobs = source.name if source else "", before.jobs if before else {}
+        launch = record.begin(self.name, self.cluster, self.every, snapshot=name, jobs=jobs, todo=todo.todo)
+        record.write(launch, results)
+        for stage in todo.todo if self.retry_failed else ():
+            forget_failures(stage, self.context)
+        how = "as SLURM jobs" if self.options else f"{min(self.jobs, len(todo.todo))} at a time"
+        self._print(f"{self.grid}: {len(todo.todo)} of {len(todo.stages)} stages to do, {how} on {self.context.device}")
+        view = View(self.name, todo.stages, self.context, ask_every_s=slurm.QUEUE_S if self.options else None)
+        with Display(view, len(todo.todo), console=self.console) as display:
+            if self.options and source:
+                return slurm.run(todo.todo, self.context, display, launch, options=self.options, source=source)
+            if self.cluster == "debug":
+                return local.run_here(todo.todo, self.context, display)
+            return local.run(todo.todo, self.context, display, jobs=self.jobs)
+
+    def _summary(self, todo: Work, outcomes: dict[str, Outcome]) -> int:
+        """Build the report, print failures and written files, and return the exit status."""
+        from suite import report  # pandas and matplotlib take 100 MB, which the workers need not pay
+
+        built = report.build(self.grid, self.context.results, smoke=self.smoke)
+        bad = [stage for stage in todo.todo if outcomes.get(stage.key) in ("failed", "diverged")]
+        undone = [stage for stage in todo.todo if outcomes.get(stage.key) in (None, "interrupted")]
+        for stage in bad:
+            failed = failure(stage, self.context) or {"status": "failed", "reason": "no reason was left"}
+            reason = picture.printable(str(failed["reason"]))
+            self.console.print(Text.assemble((failed["status"], "red"), f": {stage.label}: {reason}"))
+        for stage in todo.stages:
+            if why := todo.left_alone.get(stage.key):
+                reason = picture.printable(why)
+                self.console.print(Text.assemble(("left alone", "red"), f": {stage.label}: {reason}"))
+        for path in built.paths:
+            self._print(f"wrote {picture.relative(path)}")
+        if todo.waiting:
+            self._print(f"{todo.waiting} networks are not done yet, so their latency was not measured")
+        if bad or undone:
+            self._print(f"{len(bad)} failed, {len(undone)} not reached; run the same command again to do just these")
+        return 1 if bad or todo.left_alone else 75 if undone else 0
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False)
