@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -23,6 +24,25 @@ CHECKED_BATCH = 3
 """Another batch than the one that is traced, so that an export which has it built in is found out."""
 
 Runner = Callable[[Tensor], Tensor]
+
+
+class OnnxModule(nn.Module):
+    """An ONNX network, run by ONNX Runtime on the CPU with torch's number of threads."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.input = self.session.get_inputs()[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of a float32 batch."""
+        values = np.ascontiguousarray(images.numpy())
+        return torch.from_numpy(self.session.run(None, {self.input.name: values})[0])
 
 
 def export(packed: packing.PackedNetwork, shape: tuple[int, ...], to: str, path: Path) -> float:
@@ -73,8 +93,6 @@ def write_pt2(network: nn.Module, images: Tensor, path: Path) -> Runner:
 
 def write_onnx(network: nn.Module, images: Tensor, path: Path) -> Runner:
     """An ONNX network with its weights inside, run by ONNX Runtime."""
-    from suite.measure.networks import OnnxModule
-
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of each constant that it does not fold
     program = torch.onnx.export(
         _program(network, images), dynamo=True, input_names=["images"], output_names=["logits"], verbose=False

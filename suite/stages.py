@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from suite.contract import Budget, Pruner
+from suite.measure import Timing as Timing
 from suite.methods import name_of
 from suite.schedule import Schedule, check_choices
 
@@ -168,22 +169,6 @@ class Pruned(_Named):
     def needs(self) -> tuple[Stage, ...]:
         """The stages whose outputs this one reads."""
         return tuple(stage for stage in (self.base, self.learned, self.reference) if stage is not None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """How latency is measured. `device` "cpu" or "cuda"; `batch` images at once."""
-
-    device: Literal["cpu", "cuda"] = "cpu"
-    batch: int = 32
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    layout: Literal["contiguous", "channels_last"] = "contiguous"
-    protocol: Literal["quick", "full"] = "full"
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.batch < 1:
-            raise ValueError(f"batch = {self.batch}: latency is measured on at least one image")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,26 +18,28 @@ from torch import nn
 from suite import records
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
-from suite.measure import bounds, latency, machine
-from suite.measure.latency import Comparison, combined
+from suite.measure import bounds, machine
+from suite.measure import comparison as comparisons
+from suite.measure.comparison import in_fresh_process
+from suite.measure.latency import Measurement, combine
 from suite.measure.memory import peak_bytes
-from suite.measure.processes import in_fresh_process
+from suite.measure.protocol import Protocol
 from suite.run import Context, execute
 from suite.stages import Timed, Timing
 
 # ---- several processes as one ----------------------------------------------------------------------------------------
 
 
-def comparison(
+def measurement(
     ratio: tuple[float, float, float], null: tuple[float, float, float] = (1, 0.99, 1.01), **more: Any
-) -> Comparison:
+) -> Measurement:
     values: dict[str, Any] = {"dense_ms": np.array([2.0, 4.0]), "packed_ms": np.array([1.0, 2.0]), **more}
-    return Comparison(ratio=ratio, null=null, **values)
+    return Measurement(ratio=ratio, null=null, **values)
 
 
 def test_the_interval_of_several_processes_covers_each_of_them() -> None:
-    found = combined(
-        [comparison((1.5, 1.4, 1.6)), comparison((1.2, 1.15, 1.25), attempts=2), comparison((1.3, 1.2, 1.7))]
+    found = combine(
+        [measurement((1.5, 1.4, 1.6)), measurement((1.2, 1.15, 1.25), attempts=2), measurement((1.3, 1.2, 1.7))]
     )
     assert found.ratio == (1.3, 1.15, 1.7)
     assert (found.attempts, found.verdict) == (2, "faster")
@@ -46,28 +48,28 @@ def test_the_interval_of_several_processes_covers_each_of_them() -> None:
 
 
 def test_one_process_without_a_gain_takes_the_claim_away() -> None:
-    assert combined([comparison((1.5, 1.4, 1.6)), comparison((1.01, 0.99, 1.03))]).verdict == "no difference"
+    assert combine([measurement((1.5, 1.4, 1.6)), measurement((1.01, 0.99, 1.03))]).verdict == "no difference"
 
 
 @pytest.mark.parametrize("worst", [(1.05, 1.02, 1.08), (0.9, 0.85, 0.95)])
 def test_one_null_test_that_fails_fails_them_all(worst: tuple[float, float, float]) -> None:
     three = [
-        comparison((2, 1.9, 2.1)),
-        comparison((2, 1.9, 2.1), worst),
-        comparison((2, 1.9, 2.1), (1.01, 1.001, 1.02)),
+        measurement((2, 1.9, 2.1)),
+        measurement((2, 1.9, 2.1), worst),
+        measurement((2, 1.9, 2.1), (1.01, 1.001, 1.02)),
     ]
-    found = combined(three)
+    found = combine(three)
     assert found.null == worst
     assert found.verdict == "not trusted"
 
 
 def test_one_process_stays_as_it_is() -> None:
-    alone = comparison((1.5, 1.4, 1.6))
-    assert combined([alone]).columns() == alone.columns()
+    alone = measurement((1.5, 1.4, 1.6))
+    assert combine([alone]).columns() == alone.columns()
 
 
 def test_percentiles() -> None:
-    columns = comparison((1, 1, 1), dense_ms=np.arange(101.0)).columns()
+    columns = measurement((1, 1, 1), dense_ms=np.arange(101.0)).columns()
     names = ("dense_ms_p5", "dense_ms_q1", "dense_ms", "dense_ms_q3", "dense_ms_p95")
     assert [columns[name] for name in names] == [5, 25, 50, 75, 95]
 
@@ -235,10 +237,10 @@ def test_this_machine_has_a_peak() -> None:
 
 
 def test_the_full_protocol_measures_in_three_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def quick(name: str, device: str) -> latency.Protocol:
-        return latency.Protocol(warmup_s=0, seconds=0, min_blocks=6, precision=None, attempts=1, processes=3)
+    def quick(timing: Timing) -> Protocol:
+        return Protocol(warmup_s=0, seconds=0, min_blocks=6, precision=None, attempts=1, processes=3)
 
-    monkeypatch.setattr(latency, "protocol", quick)
+    monkeypatch.setattr(comparisons, "protocol", quick)
     context = Context(results=tmp_path, threads=1)
     run = tiny_grid.run_of("l1_filter")
     stage = Timed(pruned=run, timing=Timing(batch=2))

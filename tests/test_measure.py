@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from suite import timing
 from suite.cudagraph import captured
 from suite.graph import Graph
 from suite.measure import counting, latency
 from suite.measure.counting import count_macs, count_params
-from suite.measure.latency import Comparison, Protocol, compare, fastest, protocol, warm_up
+from suite.measure.latency import Measurement, alternate
+from suite.measure.protocol import Protocol, Timing, protocol
 from suite.models import build
 
 # ---- MACs ------------------------------------------------------------------------------------------------------------
@@ -98,7 +100,7 @@ def run_of(name: str) -> Callable[[], str]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[float]]:
     """Run -> the seconds that each of its measurements takes; nothing is really measured."""
     times: dict[str, Iterator[float]] = {}
-    monkeypatch.setattr(latency, "_time", lambda run, repeats, device: next(times[run()]))
+    monkeypatch.setattr(timing, "seconds_per_run", lambda run, device, repeats=1: next(times[run()]))
     return times
 
 
@@ -113,7 +115,7 @@ QUICK = Protocol(warmup_s=0, seconds=0, min_blocks=42, precision=None)
 @pytest.mark.parametrize(("ratio", "verdict"), [(2.0, "faster"), (1.1, "faster"), (0.8, "slower")])
 def test_a_known_ratio_is_found(clock: dict[str, Iterator[float]], ratio: float, verdict: str) -> None:
     clock |= {"dense": noisy(0.01, 0.02, 0), "packed": noisy(0.01 / ratio, 0.02, 1)}
-    found = compare(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    found = alternate(run_of("dense"), run_of("packed"), "cpu", QUICK)
     assert found.ratio[0] == pytest.approx(ratio, rel=0.01)
     assert found.ratio[1] <= found.ratio[0] <= found.ratio[2]
     assert found.ratio[1] <= ratio * 1.005
@@ -127,9 +129,9 @@ def test_a_known_ratio_is_found(clock: dict[str, Iterator[float]], ratio: float,
 
 def test_equal_networks_differ_in_nothing(clock: dict[str, Iterator[float]]) -> None:
     clock |= {"dense": noisy(0.01, 0.05, 0), "packed": noisy(0.01, 0.05, 1)}
-    assert compare(run_of("dense"), run_of("packed"), "cpu", QUICK).verdict == "no difference"
+    assert alternate(run_of("dense"), run_of("packed"), "cpu", QUICK).verdict == "no difference"
     clock |= {"dense": itertools.repeat(0.01), "packed": itertools.repeat(0.01)}
-    found = compare(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    found = alternate(run_of("dense"), run_of("packed"), "cpu", QUICK)
     assert (found.ratio, found.null, found.verdict) == ((1, 1, 1), (1, 1, 1), "no difference")
 
 
@@ -137,13 +139,13 @@ def test_a_machine_that_grows_slower_does_not_look_like_a_difference(clock: dict
     """Each measurement takes 0.1 % longer than the one before: alternating order takes that out of both ratios."""
     count = itertools.count()
     clock |= dict.fromkeys(("dense", "packed"), (0.01 * 1.001 ** next(count) for _ in itertools.count()))
-    found = compare(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    found = alternate(run_of("dense"), run_of("packed"), "cpu", QUICK)
     assert found.ratio[0] == pytest.approx(1, abs=1e-5)
     assert found.null[1] <= 1 <= found.null[2]
 
 
-def comparison(ratio: tuple[float, float, float], null: tuple[float, float, float]) -> Comparison:
-    return Comparison(dense_ms=np.array([1.0, 2, 3, 4, 5]), packed_ms=np.array([1.0, 1, 1]), ratio=ratio, null=null)
+def comparison(ratio: tuple[float, float, float], null: tuple[float, float, float]) -> Measurement:
+    return Measurement(dense_ms=np.array([1.0, 2, 3, 4, 5]), packed_ms=np.array([1.0, 1, 1]), ratio=ratio, null=null)
 
 
 @pytest.mark.parametrize("good_attempt", [1, 2, 3, 4])
@@ -151,8 +153,8 @@ def test_a_null_test_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, 
     results = [comparison((2.0, 1.9, 2.1), (1.1, 1.05, 1.15))] * 4
     results[good_attempt - 1] = comparison((1.5, 1.4, 1.6), (1.0, 0.99, 1.01))
     left = iter(results)
-    monkeypatch.setattr(latency, "_compare_once", lambda dense, packed, device, plan: next(left))
-    found = compare(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    monkeypatch.setattr(latency, "_alternate_once", lambda dense, packed, device, plan: next(left))
+    found = alternate(run_of("dense"), run_of("packed"), "cpu", QUICK)
     assert found.attempts == min(good_attempt, QUICK.attempts)
     assert len(list(left)) == 4 - found.attempts
     assert found.verdict == ("faster" if good_attempt <= QUICK.attempts else "not trusted")
@@ -164,9 +166,9 @@ def test_a_dense_network_that_differs_from_itself_is_not_trusted(
     clock: dict[str, Iterator[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of two measurements of the dense network, as it is named, takes a tenth longer in every block."""
-    monkeypatch.setattr(latency.itertools, "permutations", lambda which: [tuple(which)])
+    monkeypatch.setattr("suite.timing.itertools.permutations", lambda runs: [tuple(runs)])
     clock |= {"dense": itertools.cycle([0.01, 0.011]), "packed": itertools.repeat(0.01)}
-    found = compare(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    found = alternate(run_of("dense"), run_of("packed"), "cpu", QUICK)
     assert found.null == pytest.approx((1 / 1.1,) * 3)
     assert (found.verdict, found.attempts) == ("not trusted", QUICK.attempts)
 
@@ -195,37 +197,9 @@ def test_what_may_be_claimed(ratio: tuple[float, float, float], null: tuple[floa
 def test_measuring_stops_when_the_interval_is_narrow(clock: dict[str, Iterator[float]]) -> None:
     plan = Protocol(warmup_s=0, seconds=60, min_blocks=30, precision=0.03)
     clock |= {"dense": noisy(0.01, 0.01, 0), "packed": noisy(0.005, 0.01, 1)}
-    assert len(compare(run_of("dense"), run_of("packed"), "cpu", plan).dense_ms) == 30
+    assert len(alternate(run_of("dense"), run_of("packed"), "cpu", plan).dense_ms) == 30
     clock |= {"dense": noisy(0.01, 0.4, 0), "packed": noisy(0.005, 0.4, 1)}
-    assert len(compare(run_of("dense"), run_of("packed"), "cpu", plan).dense_ms) > 30
-
-
-@pytest.mark.parametrize(
-    "times", [itertools.repeat(0.01), (2.0**-n for n in range(500)), itertools.cycle([1.0] * 10 + [2.0] * 10)]
-)
-def test_warming_up_ends(
-    clock: dict[str, Iterator[float]], times: Iterator[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On times that are steady, that fall for ever and that jump for ever. A look at the clock takes 10 ms here."""
-    now = itertools.count(step=0.01)
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(now))
-    clock["run"] = times
-    assert warm_up(run_of("run"), "cpu", 0.5) >= 0
-    assert 0.5 <= next(now) <= 3
-
-
-def test_warming_up_waits_for_steady_times(clock: dict[str, Iterator[float]], monkeypatch: pytest.MonkeyPatch) -> None:
-    now = itertools.count(step=0.01)
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(now))
-    clock["run"] = itertools.chain((1 / (n + 1) for n in range(100)), itertools.repeat(0.01))
-    assert warm_up(run_of("run"), "cpu", 0.5) == 0.01
-
-
-def test_the_fastest_candidate_is_found(clock: dict[str, Iterator[float]]) -> None:
-    clock |= {"groups": noisy(0.004, 0.1, 0), "union": noisy(0.003, 0.1, 1), "third": noisy(0.005, 0.1, 2)}
-    name, milliseconds = fastest({key: run_of(key) for key in clock}, "cpu")
-    assert name == "union"
-    assert milliseconds == pytest.approx({"groups": 4, "union": 3, "third": 5}, rel=0.1)
+    assert len(alternate(run_of("dense"), run_of("packed"), "cpu", plan).dense_ms) > 30
 
 
 def test_a_captured_network_lives_as_long_as_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,10 +217,12 @@ def test_a_captured_network_lives_as_long_as_its_graph(monkeypatch: pytest.Monke
 
 
 def test_protocols() -> None:
-    quick, cpu, gpu = protocol("quick", "cpu"), protocol("full", "cpu"), protocol("full", "cuda")
+    quick = protocol(Timing(protocol="quick"))
+    cpu, gpu = (protocol(Timing(device=device)) for device in ("cpu", "cuda"))
     assert quick.precision is None
     assert quick.seconds < 1
     assert (cpu.precision, gpu.precision) == (0.03, 0.01)
+    assert (quick.processes, cpu.processes, gpu.processes) == (1, 3, 3)
     assert min(cpu.min_blocks, gpu.min_blocks) >= 30
     assert min(cpu.warmup_s, gpu.warmup_s) >= 0.5
 
@@ -255,7 +231,7 @@ def test_protocols() -> None:
 def test_a_larger_network_is_really_slower() -> None:
     small, large = nn.Conv2d(4, 4, 3), nn.Conv2d(64, 64, 3)
     x, wide = torch.randn(1, 4, 16, 16), torch.randn(4, 64, 32, 32)
-    found = compare(lambda: large(wide), lambda: small(x), "cpu", protocol("quick", "cpu"))
+    found = alternate(lambda: large(wide), lambda: small(x), "cpu", protocol(Timing(protocol="quick")))
     assert found.ratio[1] > 3
     assert found.verdict in ("faster", "not trusted")
     assert len(found.dense_ms) >= 10

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,11 +19,11 @@ from suite import export
 from suite import pack as packing
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
+from suite.measure import Timing, comparison, latency, networks, products
 from suite.measure import __main__ as command
-from suite.measure import beside, latency, networks, processes, products
 from suite.measure.counting import count_macs
+from suite.measure.protocol import protocol
 from suite.models import build
-from suite.stages import Timing
 
 SHAPE = (3, 8, 8)
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*is deprecated")
@@ -260,31 +261,35 @@ def test_the_command_measures_a_packed_network(packed_file: Path, capsys: pytest
     assert found["provenance"]["threads"] == 1
 
 
-def test_fresh_processes_run_what_the_first_one_chose(packed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[packing.Choice | None] = []
+def test_fresh_processes_run_what_the_first_one_chose(
+    packed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process instead: the second call takes the executions and the layers' choices of the first, and tunes nothing."""
+    arguments: list[packing.Choice | None] = []
     tuned = packing.tuned
 
     def noted(*network: Any, choice: packing.Choice | None) -> tuple[nn.Module, packing.Choice]:
-        given.append(choice)
+        arguments.append(choice)
         return tuned(*network, choice=choice)
 
-    def compared(dense: object, runs: dict[str, object], *_: object) -> processes.Found:
-        return processes.Found(comparison=None, execution="tuned", executions_ms={}, conditions={})  # type: ignore[arg-type]
+    def measured(dense: object, other: object, *_: object) -> latency.Measurement:
+        blocks = np.ones(6)
+        return latency.Measurement(dense_ms=blocks, packed_ms=blocks, ratio=(1, 1, 1), null=(1, 1, 1))
 
     monkeypatch.setattr("suite.pack.tune._SECONDS", 0)
     monkeypatch.setattr(packing, "tuned", noted)
-    monkeypatch.setattr(processes, "choose_and_compare", compared)
-    monkeypatch.setattr(latency, "fastest", lambda runs, device: ("tuned", {}))
-    timing = Timing(batch=1)
-    job = beside.Job(
-        network=str(packed_file), dense="resnet8", classes=10, shape=SHAPE_DIGITS, timing=timing, threads=1
-    )
-    first = beside.measure(job)
-    executions = first.dense_execution, first.found.execution
-    again = dataclasses.replace(job, executions=executions, choices=first.choices)
-    assert beside.measure(again).choices == first.choices
-    assert given == [None, None, *first.choices]
-    assert None not in first.choices
+    monkeypatch.setattr(latency, "alternate", measured)
+    monkeypatch.setattr(comparison, "fastest", lambda runs, device: ("tuned", dict.fromkeys(runs, 1.0)))
+    monkeypatch.setattr(comparison, "in_fresh_process", lambda function, job: function(job))
+    networks.save_dense("resnet8", 10, SHAPE_DIGITS, tmp_path / "dense")
+    duration = dataclasses.replace(protocol(Timing(protocol="quick")), processes=2)
+    result = comparison.compare(tmp_path / "dense", packed_file, Timing(batch=1), also=("plain",), duration=duration)
+    first, second = result.legs["eager"]
+    assert set(first.executions_ms[1]) == {"groups", "union", "tuned"}
+    assert first.chosen == second.chosen == ("tuned", "tuned")
+    assert second.executions_ms == ({}, {})
+    assert arguments == [None, None, *result.choices, *result.choices]
+    assert set(result.limits) == {"dense_peak_bytes", "packed_peak_bytes", "dense_bound_ms", "bound_ms"}
 
 
 @pytest.mark.parametrize("also", ["onnxruntime", pytest.param("compile", marks=pytest.mark.slow)])
@@ -318,7 +323,7 @@ def test_the_command_measures_accuracy_beside_a_named_network(
         ("text", b"hello", (), "is no network that is understood (packed, TorchScript, exported program, ONNX)"),
         ("empty", b"", (), "is no network that is understood"),
         ("weights", "weights", (), "weights alone are no network"),
-        ("script", "scripted", (), "does not say what images it takes: give --shape C H W or --dataset NAME"),
+        ("script", "scripted", (), "holds no input shape: give --shape C H W or --dataset NAME"),
         ("script", "scripted", ("--shape", 2, 8, 8), "takes no images of [2, 8, 8]"),
         ("script", "scripted", ("--shape", 0, 8, 8), "--shape 0 8 8: each must be at least 1"),
         ("script", "scripted", ("--shape", 3, 8, 8, "--dense", "nonsense"), "unknown model 'nonsense'"),

@@ -10,6 +10,7 @@ import pytest
 from tiny_grid import call
 
 from suite.measure import staircase
+from suite.report import staircase as drawing
 
 
 def steps(width: int, channels: int = 16) -> pd.DataFrame:
@@ -31,7 +32,7 @@ def test_without_steps_rounding_costs_what_the_macs_say() -> None:
     assert list(costs["time_x"]) == pytest.approx(list(costs["macs_x"]))
 
 
-def test_the_command_writes_numbers_conditions_and_a_plot(tmp_path: Path) -> None:
+def test_the_commands_write_numbers_conditions_and_a_plot(tmp_path: Path) -> None:
     sizes = ("--filters", 4, "--channels", 8, "--size", 4, "--batch", 1, "--step", 2, "--rounds", 1, "--threads", 1)
     assert call(staircase.main, *sizes, "--results", tmp_path) == 0
     name = "cpu_4x8x3x3_4px_stride1_batch1"
@@ -42,6 +43,7 @@ def test_the_command_writes_numbers_conditions_and_a_plot(tmp_path: Path) -> Non
     about = json.loads((tmp_path / "staircase" / f"{name}.json").read_text())
     assert about["provenance"]["threads"] == 1
     assert about["conditions"]["other_cores"] >= 0
+    assert call(drawing.main, "--results", tmp_path) == 0
     assert (tmp_path / "staircase" / f"{name}.png").stat().st_size > 1000
 
 

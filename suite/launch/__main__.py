@@ -17,7 +17,7 @@ from suite.launch.cancel import cancel
 from suite.launch.launcher import Launcher
 from suite.launch.options import Options
 from suite.launch.view import View
-from suite.run import Context, cores
+from suite.run import Context
 from suite.stages import Stage
 
 VERBS = {
@@ -180,7 +180,7 @@ def _context(arguments: argparse.Namespace) -> Context:
         results=cli.results_of(arguments).absolute(),
         data=arguments.data.absolute() if arguments.data else None,
         device="cuda" if slurm_gpu else cli.device_of(arguments.device),
-        threads=arguments.threads or (max(1, cores() // arguments.jobs) if side_by_side else 0),
+        threads=arguments.threads or (max(1, cli.cores() // arguments.jobs) if side_by_side else 0),
         max_minutes=arguments.max_minutes,
     )
 

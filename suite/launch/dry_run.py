@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from suite import models
+from suite import cli, models
 from suite.graph import Graph
 from suite.launch.picture import minutes
 from suite.launch.status import TIMED_S
 from suite.launch.work import Work, missing_data
-from suite.run import Context, cores, failure
+from suite.run import Context, failure
 from suite.stages import Base, Learned, Stage, Timed
 
 WARM_STEPS, TIMED_STEPS = 3, 4
@@ -65,7 +65,7 @@ class Cost:
 
 def estimate(stages: Iterable[Stage], context: Context) -> Cost:
     """Estimate the cost: each dense model is timed for a moment, and each packed network counts as its dense one."""
-    torch.set_num_threads(context.threads or cores())
+    torch.set_num_threads(context.threads or cli.cores())
     speeds: dict[tuple[str, str], tuple[int, float]] = {}
     macs = seconds = 0.0
     for stage in stages:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import submitit
 
-from suite import distributed, records
+from suite import cli, distributed, records
 from suite.launch import local
 from suite.progress import Watch
-from suite.run import Context, Outcome, cores, execute, fail, failure
+from suite.run import Context, Outcome, execute, fail, failure
 from suite.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class StageJob(submitit.helpers.Checkpointable):
             except distributed.NoMeeting as error:  # which is no failure of the stage
                 outcomes[rest[0].key] = fail(rest[0], self.context, "failed", str(error), counts=False)
         elif rest:
-            threads = self.context.threads or max(1, cores() // len(rest))
+            threads = self.context.threads or max(1, cli.cores() // len(rest))
             context = dataclasses.replace(self.context, threads=threads)
             outcomes |= local.run(rest, context, jobs=len(rest), signals=(slurm_signal(),), stopped=stopped)
         result = [outcomes.get(stage.key, "interrupted") for stage in stages]

@@ -1,1 +1,6 @@
-"""What is measured on a network: MACs and parameters (`counting`), latency beside the dense network (`latency`)."""
+"""Measurement of networks: MACs and parameters (`counting`, `products`), latency beside the dense network (`compare`)."""
+
+from suite.measure.comparison import Comparison, compare
+from suite.measure.protocol import Timing
+
+__all__ = ["Comparison", "Timing", "compare"]

@@ -1,10 +1,12 @@
-"""`python -m suite.measure`: MACs, parameters, accuracy and latency of any network, whoever packed it."""
+"""`python -m suite.measure`: MACs, parameters, accuracy and latency of a network of any origin."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from suite import cli, data, models, records
-from suite.contract import PruningPlan
-from suite.graph import Graph
-from suite.measure import beside, bounds, latency, networks
+from suite import cli, data, records
+from suite.measure import Timing, bounds, compare, executions, networks
 from suite.measure.networks import Network, Shape
-from suite.run import cores
-from suite.stages import Timing
+from suite.measure.protocol import DTYPES
 from suite.train import top1_pct
 
 EVAL_BATCH = 250
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     result = argparse.ArgumentParser(
         prog="python -m suite.measure",
         description="Measure a network: a packed one of this suite, a TorchScript file, an exported program (.pt2) or ONNX. "
@@ -41,10 +40,16 @@ def parser() -> argparse.ArgumentParser:
         "--dataset", metavar="NAME", help="measure top-1 on its test images: cifar10, imagenet, digits, ..."
     )
     result.add_argument(
-        "--shape", type=int, nargs=3, metavar=("C", "H", "W"), help="an image, where neither file nor data say"
+        "--shape",
+        type=int,
+        nargs=3,
+        metavar=("C", "H", "W"),
+        help="shape of an image, if neither the file nor --dataset has it",
     )
     result.add_argument(
-        "--dense", metavar="MODEL", help="a model of the suite such as resnet50, or a file, to be timed beside"
+        "--dense",
+        metavar="MODEL",
+        help="the dense network to time beside: a model of the suite such as resnet50, or a file",
     )
     result.add_argument(
         "--batch", type=int, nargs="*", default=[32], metavar="N", help="batches to time; none: no timing"
@@ -58,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--also",
         nargs="+",
-        choices=beside.ALSO,
+        choices=executions.COMPILERS,
         default=[],
         help="try these for dense and packed network too: ONNX Runtime (CPU), torch.compile, TensorRT (CUDA)",
     )
@@ -71,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Exit status: 0 measured, 2 bad arguments or a file that cannot be measured."""
+    """Return the exit status: 0 measured, 2 bad arguments or an unusable file."""
     arguments = parser().parse_args()
     cli.configure_logging()
     console = Console()
@@ -79,20 +84,24 @@ def main() -> int:
         cli.device_of(arguments.device)
         if arguments.threads < 0:
             raise ValueError(f"--threads {arguments.threads}: it takes 0 (all cores) or more")
-        torch.set_num_threads(arguments.threads or cores())
-        found = measure(arguments)
+        torch.set_num_threads(arguments.threads or cli.cores())
+        with tempfile.TemporaryDirectory() as scratch:
+            values = measure(arguments, Path(scratch))
     except (ValueError, OSError) as error:
         sys.stderr.write(f"suite.measure: {' '.join(str(error).split())}\n")
         return 2
     if arguments.json:
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        sys.stdout.write(json.dumps(values, indent=1) + "\n")
     else:
-        show(found, console)
+        show(values, console)
     return 0
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All that was asked for, as JSON values. Raises ValueError when it cannot be measured."""
+def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Return all requested values as JSON values; a dense model is written into `scratch`.
+
+    Raises ValueError if the network cannot be measured.
+    """
     network = networks.load(arguments.file)
     dataset = None
     if arguments.dataset is not None:
@@ -103,18 +112,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     classes = networks.check_fits(network, shape)
     if dataset is not None and dataset.classes != classes:
         raise ValueError(f"{network.name} has {classes} classes and {arguments.dataset} has {dataset.classes}")
-    dense = _dense(arguments, network, classes, shape)
-    found = {"file": network.name, "kind": network.kind, "input_shape": list(shape), "classes": classes}
-    found |= _macs(network, dense, shape)
+    values = {"file": network.name, "kind": network.kind, "input_shape": list(shape), "classes": classes}
+    dense_name = arguments.dense or (network.header or {}).get("model")
+    dense = None if dense_name is None else _dense(dense_name, network, classes, shape, scratch)
+    values |= _macs(network, dense, dense_name, shape)
     if dataset is not None:
         padded = networks.PaddedModule(network.module, network.batch) if network.batch else network.module
         with torch.inference_mode():
-            found["top1_pct"] = top1_pct(padded, dataset.test(network.batch or EVAL_BATCH, "cpu"))
+            values["top1_pct"] = top1_pct(padded, dataset.test(network.batch or EVAL_BATCH, "cpu"))
     if dense is not None:
-        found["latency"] = [_latency(arguments, network, dense, shape, classes, batch) for batch in arguments.batch]
+        values["latency"] = [_latency(arguments, network, dense, shape, batch) for batch in arguments.batch]
     if arguments.layers:
-        found["layers"] = _layers(arguments, network, shape)
-    return {**found, "provenance": records.provenance(arguments.device)}
+        values["layers"] = _layers(arguments, network)
+    return {**values, "provenance": records.provenance(arguments.device)}
 
 
 def _shape(arguments: argparse.Namespace, network: Network, dataset: data.Dataset | None) -> Shape:
@@ -123,124 +133,114 @@ def _shape(arguments: argparse.Namespace, network: Network, dataset: data.Datase
         if min(c, h, w) < 1:
             raise ValueError(f"--shape {c} {h} {w}: each must be at least 1")
         return c, h, w
-    found = dataset.input_shape if dataset is not None else network.input_shape
-    if found is None:
-        raise ValueError(f"{network.name} does not say what images it takes: give --shape C H W or --dataset NAME")
-    return found
+    shape = dataset.input_shape if dataset is not None else network.input_shape
+    if shape is None:
+        raise ValueError(f"{network.name} holds no input shape: give --shape C H W or --dataset NAME")
+    return shape
 
 
-def _dense(arguments: argparse.Namespace, network: Network, classes: int, shape: Shape) -> Network | None:
-    name = arguments.dense or (network.header or {}).get("model")
-    if name is None:
-        return None
-    dense = networks.load(name) if Path(name).is_file() else networks.dense(name, classes, shape)
+def _dense(name: str, network: Network, classes: int, shape: Shape, scratch: Path) -> Network:
+    path = Path(name)
+    if not path.is_file():
+        path = scratch / "dense"
+        networks.save_dense(name, classes, shape, path)
+    dense = networks.load(str(path))
     if networks.check_fits(dense, shape) != classes:
         raise ValueError(f"--dense {name} has other classes than {network.name}, which has {classes}")
     return dense
 
 
-def _macs(network: Network, dense: Network | None, shape: Shape) -> dict[str, Any]:
-    """Counts of the whole network, and of the prunable convolutions where it is known which those are."""
-    found: dict[str, Any] = {"macs": network.macs(shape), "params": network.params}
+def _macs(network: Network, dense: Network | None, dense_name: str | None, shape: Shape) -> dict[str, Any]:
+    """Count the whole network and, of a packed one, the prunable convolutions."""
+    values: dict[str, Any] = {"macs": network.macs(shape), "params": network.params}
     if dense is not None:
-        found |= {"dense": dense.name, "dense_macs": dense.macs(shape), "dense_params": dense.params}
-        found["theoretical_x"] = found["dense_macs"] / max(found["macs"], 1)
-        found["macs_cut_pct"] = 100 * (1 - found["macs"] / found["dense_macs"])
-        found["params_cut_pct"] = 100 * (1 - found["params"] / found["dense_params"])
+        values |= {"dense": dense_name, "dense_macs": dense.macs(shape), "dense_params": dense.params}
+        values["theoretical_x"] = values["dense_macs"] / max(values["macs"], 1)
+        values["macs_cut_pct"] = 100 * (1 - values["macs"] / values["dense_macs"])
+        values["params_cut_pct"] = 100 * (1 - values["params"] / values["dense_params"])
     if network.kind == "packed":
-        graph, plan = _graph(network, shape)
-        found["prunable_macs"] = graph.macs(plan).prunable
-        found["prunable_macs_cut_pct"] = 100 * graph.cut(plan, "prunable")
-    return found
-
-
-def _graph(network: Network, shape: Shape) -> tuple[Graph, PruningPlan]:
-    """The full network that a packed file was made from, and its plan."""
-    assert network.packed is not None
-    assert network.header is not None
-    return Graph(models.build(network.header["model"], network.header["classes"]), shape), network.packed.plan
+        graph, plan = networks.graph_and_plan(network)
+        values["prunable_macs"] = graph.macs(plan).prunable
+        values["prunable_macs_cut_pct"] = 100 * graph.cut(plan, "prunable")
+    return values
 
 
 def _latency(
-    arguments: argparse.Namespace, network: Network, dense: Network, shape: Shape, classes: int, batch: int
+    arguments: argparse.Namespace, network: Network, dense: Network, shape: Shape, batch: int
 ) -> dict[str, Any]:
-    asked = {name: getattr(arguments, name) for name in ("device", "precision", "layout", "protocol")}
-    job = beside.Job(
-        network=network.name,
-        dense=dense.name,
-        classes=classes,
-        shape=shape,
-        timing=Timing(batch=batch, **asked),
-        threads=torch.get_num_threads(),
-        also=tuple(arguments.also),
-    )
-    return beside.columns(job)
+    conditions = {name: getattr(arguments, name) for name in ("device", "precision", "layout", "protocol")}
+    also = (executions.PLAIN, *arguments.also)
+    timing = Timing(batch=batch, **conditions)
+    comparison = compare(Path(dense.name), Path(network.name), timing, shape=shape, also=also)
+    first = comparison.first
+    dense_columns = {"dense_execution": first.chosen[0], "dense_executions_ms": dict(first.executions_ms[0])}
+    return {**dataclasses.asdict(timing), **comparison.columns(), **dense_columns}
 
 
-def _layers(arguments: argparse.Namespace, network: Network, shape: Shape) -> list[dict[str, Any]]:
-    """The least time of every layer for the first batch."""
+def _layers(arguments: argparse.Namespace, network: Network) -> list[dict[str, Any]]:
+    """Return the least time of every layer for the first batch."""
     if network.kind != "packed":
         raise ValueError(
             f"--layers: {network.name} is {network.kind}; only packed networks of this suite have a plan to read"
         )
-    dtype = latency.DTYPES[arguments.precision]
+    dtype = DTYPES[arguments.precision]
     peak = bounds.measured_peak(arguments.device, dtype, torch.get_num_threads())
     batch = arguments.batch[0] if arguments.batch else 1
-    layers = bounds.layer_bounds(*_graph(network, shape), peak, batch=batch, dtype=dtype)
+    layers = bounds.layer_bounds(*networks.graph_and_plan(network), peak, batch=batch, dtype=dtype)
     return [{**vars(layer), "bound_ms": layer.bound_ms, "batch": batch} for layer in layers]
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    """Print what `measure` found."""
+def show(values: dict[str, Any], console: Console) -> None:
+    """Print the values that `measure` returned."""
     facts = Table(box=None, show_header=False, pad_edge=False)
-    for name, text in _facts(found):
+    for name, text in _facts(values):
         facts.add_row(name, Text(text))
     console.print(facts)
-    if found.get("latency"):
-        console.print(_latency_table(found))
-    for flag in dict.fromkeys(flag for row in found.get("latency", ()) for flag in row["flags"]):
+    if values.get("latency"):
+        console.print(_latency_table(values))
+    for flag in dict.fromkeys(flag for row in values.get("latency", ()) for flag in row["flags"]):
         console.print(f"doubtful: {flag}", style="yellow", markup=False, highlight=False)
-    if "layers" in found:
-        console.print(_layer_table(found["layers"]))
+    if "layers" in values:
+        console.print(_layer_table(values["layers"]))
 
 
-def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [
-        ("network", f"{found['file']} ({found['kind']}, images {found['input_shape']}, {found['classes']} classes)")
+        ("network", f"{values['file']} ({values['kind']}, images {values['input_shape']}, {values['classes']} classes)")
     ]
 
     def cut(name: str) -> str:
-        return f", {found[name]:.2f} % fewer" if name in found else ""
+        return f", {values[name]:.2f} % fewer" if name in values else ""
 
-    than = f" than the {found['dense_macs']:,} of {found['dense']}" if "dense" in found else ""
-    facts.append(("MACs", f"{found['macs']:,}{cut('macs_cut_pct')}{than}"))
-    if "prunable_macs" in found:
-        facts.append(("prunable convolutions", f"{found['prunable_macs']:,} MACs{cut('prunable_macs_cut_pct')}"))
-    facts.append(("parameters", f"{found['params']:,}{cut('params_cut_pct')}"))
-    if "top1_pct" in found:
-        facts.append(("top-1", f"{found['top1_pct']:.2f} % of the test images"))
-    if "latency" not in found:
+    than = f" than the {values['dense_macs']:,} of {values['dense']}" if "dense" in values else ""
+    facts.append(("MACs", f"{values['macs']:,}{cut('macs_cut_pct')}{than}"))
+    if "prunable_macs" in values:
+        facts.append(("prunable convolutions", f"{values['prunable_macs']:,} MACs{cut('prunable_macs_cut_pct')}"))
+    facts.append(("parameters", f"{values['params']:,}{cut('params_cut_pct')}"))
+    if "top1_pct" in values:
+        facts.append(("top-1", f"{values['top1_pct']:.2f} % of the test images"))
+    if "latency" not in values:
         facts.append(("latency", "not measured: name the dense network with --dense"))
     return facts
 
 
-def _latency_table(found: dict[str, Any]) -> Table:
-    first = found["latency"][0]
+def _latency_table(values: dict[str, Any]) -> Table:
+    first = values["latency"][0]
     about = ", ".join(str(first[name]) for name in ("device", "precision", "layout", "protocol"))
     headings = ("batch", "dense ms", "ms", "speed-up", "theoretical", "null test")
     table = Table(*headings, title=f"Latency: {about}", title_justify="left", box=box.SIMPLE, pad_edge=False)
-    for row in found["latency"]:
+    for row in values["latency"]:
         gain = row["verdict"]
         if gain != "not trusted":
             gain = f"{row['speedup_x']:.2f} [{row['speedup_low_x']:.2f}, {row['speedup_high_x']:.2f}] {gain}"
         times = (f"{row[name]:.2f}" for name in ("dense_ms", "packed_ms"))
         null = f"[{row['null_low_x']:.3f}, {row['null_high_x']:.3f}]"
-        table.add_row(str(row["batch"]), *times, gain, f"{found['theoretical_x']:.2f}", null)
-    executions = dict.fromkeys(f"{row['execution']} beside dense {row['dense_execution']}" for row in found["latency"])
-    table.caption, table.caption_justify = f"Executions: {', '.join(executions)}", "left"
+        table.add_row(str(row["batch"]), *times, gain, f"{values['theoretical_x']:.2f}", null)
+    pairs = dict.fromkeys(f"{row['execution']} beside dense {row['dense_execution']}" for row in values["latency"])
+    table.caption, table.caption_justify = f"Executions: {', '.join(pairs)}", "left"
     return table
 
 

@@ -1,9 +1,9 @@
-"""The least time that a packed network can take on a machine, on paper: by arithmetic and by memory traffic, layer by layer.
+"""Least time of a packed network on paper, by arithmetic and memory traffic per layer.
 
 A layer must do its MACs, no faster than a large matrix product does them, and must read its live input channels and its
 weights and write its output once each, no faster than a large copy moves bytes. The larger of the two is its bound; the
-network's is their sum. Batch norm, activations and residual sums are taken to cost nothing. On a CPU, tensors that stay in
-the cache can be faster than the copy, so a layer bound by memory may beat its bound there.
+network's is their sum. Batch norm, activations and residual sums count as free. On a CPU, tensors that stay in the cache can be
+faster than the copy, so a layer bound by memory may beat its bound there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from suite.timing import Run, least_ms
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """What this machine was measured to do at best."""
+    """Measured peak rates of this machine."""
 
     macs_per_s: float
     bytes_per_s: float
@@ -29,7 +29,7 @@ class Peak:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerBound:
-    """What one layer must do for a batch, and the least time for it."""
+    """Work of one layer for a batch, and the least time for this work."""
 
     name: str
     macs: int
@@ -39,14 +39,14 @@ class LayerBound:
 
     @property
     def bound_ms(self) -> float:
-        """The larger of the two."""
+        """The larger of arithmetic and memory time."""
         return max(self.arithmetic_ms, self.memory_ms)
 
 
 def layer_bounds(graph: Graph, plan: PruningPlan, peak: Peak, *, batch: int, dtype: torch.dtype) -> list[LayerBound]:
-    """The bounds of the convolutions and linear layers that `plan` leaves, in the order of execution."""
+    """Return the bounds of the layers (convolution, linear) that `plan` leaves, in order of execution."""
     live = graph.live(plan)
-    found = []
+    bounds = []
     for node in graph.nodes:
         kind, name = graph.kinds[node], str(node.target)
         if kind not in ("conv", "linear") or not bool(live.channels[node].any()):
@@ -63,8 +63,8 @@ def layer_bounds(graph: Graph, plan: PruningPlan, peak: Peak, *, batch: int, dty
         else:
             weights = macs = read * graph.width[node]
             moved = read + graph.width[node]
-        found.append(_bound(name, batch * macs, (weights + batch * moved) * dtype.itemsize, peak))
-    return found
+        bounds.append(_bound(name, batch * macs, (weights + batch * moved) * dtype.itemsize, peak))
+    return bounds
 
 
 def _bound(name: str, macs: int, moved: int, peak: Peak) -> LayerBound:
@@ -78,13 +78,13 @@ def _bound(name: str, macs: int, moved: int, peak: Peak) -> LayerBound:
 
 
 def total_ms(bounds: Sequence[LayerBound]) -> float:
-    """The network's bound: its layers run one after the other."""
+    """Return the network's bound: the sum over its layers, which run one after the other."""
     return sum(bound.bound_ms for bound in bounds)
 
 
 @functools.lru_cache(maxsize=8)
 def measured_peak(device: str, dtype: torch.dtype, threads: int) -> Peak:
-    """The best of some large matrix products and copies on this machine; `threads` is what torch is set to use."""
+    """Measure this machine's peak rates by large matrix products and copies; `threads` is torch's number."""
     assert threads == torch.get_num_threads()
     size, copied = (8192, 1 << 30) if device == "cuda" else (1536, 1 << 27)
     left = torch.randn(size, size, device=device).to(dtype)

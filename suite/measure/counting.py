@@ -1,7 +1,7 @@
 """MACs and parameters of a network.
 
 MACs are the multiply-accumulates of convolutions and linear layers of one image, in eval mode. fvcore and torch's own
-counter both count them; when they disagree nothing is reported.
+counter both count them; if they disagree, no count is returned.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _HANDLES: dict[str, Any] = {
     "aten::mm": matmul_flop_jit,
     "aten::matmul": matmul_flop_jit,
 }
-"""The operators that count, by fvcore's formulas (one multiply-add is one). All its other handles are cleared."""
+"""Counted operators, by fvcore's formulas (one multiply-add is one). All other handles of fvcore are cleared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """Multiply-accumulates of one image, and the operators without a formula that fvcore met."""
+    """Multiply-accumulates of one image, and the operators for which fvcore has no formula."""
 
     macs: int
     unsupported_ops: tuple[str, ...]
 
 
 def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> Count:
-    """Conv + linear MACs of one image [C, H, W] as `model` computes it.
+    """Count the conv + linear MACs of `model` on one image [C, H, W].
 
-    Raises ValueError when fvcore and torch's counter disagree.
+    Raises ValueError if fvcore and torch's counter disagree.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # it imports triton, 75 MB that only workers need
+    from torch.utils.flop_counter import FlopCounterMode  # this module imports triton, 75 MB that only workers need
 
     image = torch.zeros(1, *input_shape, device=_device(model), dtype=_dtype(model))
     with _evaluating(model), torch.no_grad():
@@ -55,13 +55,13 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> Count:
     if second.get_total_flops() != 2 * macs:
         raise ValueError(
             f"the two MAC counters disagree: fvcore {macs}, torch {second.get_total_flops() / 2:g}; the network has a product "
-            "that one of them does not know, so no count is reported"
+            "that one of them does not count, so no count is reported"
         )
     return Count(macs=macs, unsupported_ops=tuple(sorted(unsupported)))
 
 
 def count_params(model: nn.Module) -> int:
-    """Number of parameters."""
+    """Return the number of parameters."""
     return sum(p.numel() for p in model.parameters())
 
 

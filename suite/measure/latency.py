@@ -1,79 +1,56 @@
-"""Latency of a packed network beside its dense one: alternating blocks in one process, medians and intervals of the ratio.
+"""Latency of a network beside the dense one in one process, by alternating blocks.
 
 On a GPU blocks are timed with CUDA events, on a CPU with the wall clock. Both networks are ready for inference (batch norm
-folded). The null test measures the dense network against itself in the same blocks; when its interval misses 1, something
-else was measured, and no speed-up is claimed. fp32 means fp32: TF32 is off. The full protocol repeats all of it in fresh
-processes, because the choice of algorithms differs between processes (`combined` says how they become one number).
+folded). The null test measures the dense network against itself in the same blocks. If its interval misses 1, the measurement
+was disturbed, and no speed-up is claimed.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from scipy.stats import bootstrap
 
-from suite.cudagraph import Run
+from suite.measure.protocol import Protocol
+from suite.timing import Run, rounds, warm_up
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Verdict = Literal["faster", "slower", "no difference", "not trusted"]
-Name = TypeVar("Name", bound=str)
+ORDERS = 6
+"""Permutations of the three runs of a block; blocks are measured in multiples of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How long is measured. `precision` is the wanted half-width of the ratio's interval; None: as long as `seconds`."""
+class Measurement:
+    """Milliseconds for one batch in every block, and two ratios.
 
-    warmup_s: float
-    seconds: float
-    min_blocks: int
-    precision: float | None
-    attempts: int = 3
-    """Measurements at most in a process, until the null test passes."""
-    processes: int = 1
-
-
-def protocol(name: str, device: str) -> Protocol:
-    """ "quick": about a second; "full": in each of three processes until the interval is narrow (3 % on a CPU, 1 % on a GPU),
-    for half a minute at most, or for the 30 blocks that there must be where these take longer."""
-    if name == "quick":
-        return Protocol(warmup_s=0.05, seconds=0.6, min_blocks=18, precision=None)
-    narrow = 0.01 if device == "cuda" else 0.03
-    return Protocol(warmup_s=0.5, seconds=30, min_blocks=30, precision=narrow, processes=3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Milliseconds for one batch in every block, and the ratio dense / packed with its 95 % interval."""
+    ratio, null   dense / packed and dense / dense: median, lower and upper end of the 95 % interval
+    attempts      measurements until the null test passed, or until the protocol's limit
+    """
 
     dense_ms: np.ndarray
     packed_ms: np.ndarray
     ratio: tuple[float, float, float]
-    """Median, lower and upper end."""
     null: tuple[float, float, float]
     attempts: int = 1
-    """Measurements until the null test passed, or until it was given up."""
 
     @property
     def passed(self) -> bool:
-        """Does the interval of dense over dense contain 1?"""
+        """True if the interval of dense over dense contains 1."""
         return self.null[1] <= 1 <= self.null[2]
 
     @property
     def verdict(self) -> Verdict:
-        """What may be claimed."""
+        """The claim that the intervals allow."""
         if not self.passed:
             return "not trusted"
         _, low, high = self.ratio
         return "faster" if low > 1 else "slower" if high < 1 else "no difference"
 
     def columns(self) -> dict[str, Any]:
-        """The columns of a `TimedRow`."""
+        """Return the columns of a `TimedRow`: quantiles of both times, then `ratios`."""
         quantiles = {
             f"{name}_ms{suffix}": float(np.quantile(values, q))
             for name, values in (("dense", self.dense_ms), ("packed", self.packed_ms))
@@ -82,7 +59,7 @@ class Comparison:
         return {**quantiles, **self.ratios()}
 
     def ratios(self) -> dict[str, Any]:
-        """The columns that stand for one process as well."""
+        """Return the columns that a row also lists for each process."""
         return {
             **dict(zip(("speedup_x", "speedup_low_x", "speedup_high_x"), self.ratio, strict=True)),
             **dict(zip(("null_x", "null_low_x", "null_high_x"), self.null, strict=True)),
@@ -92,106 +69,74 @@ class Comparison:
         }
 
 
-def combined(found: Sequence[Comparison]) -> Comparison:
-    """Several processes' comparisons as one.
+def combine(measurements: Sequence[Measurement]) -> Measurement:
+    """Combine the measurements of several processes into one.
 
-    The ratio is the median of the processes' medians, its interval reaches from their lowest lower to their highest upper
-    end: three processes are too few to estimate how processes vary, so the interval covers each of them. The null test is
-    that of the process which fails it worst, so all must pass. Times are those of all blocks; attempts are the most.
+    The ratio is the median of the processes' medians. Its interval reaches from their lowest lower end to their highest upper
+    end: three processes are too few to estimate how processes vary, so the interval covers each of them. The null test is the
+    worst of the processes', so all must pass. Times are those of all blocks; attempts are the most.
     """
-    middle = float(np.median([one.ratio[0] for one in found]))
-    ratio = middle, min(one.ratio[1] for one in found), max(one.ratio[2] for one in found)
-    return Comparison(
-        dense_ms=np.concatenate([one.dense_ms for one in found]),
-        packed_ms=np.concatenate([one.packed_ms for one in found]),
+    middle = float(np.median([one.ratio[0] for one in measurements]))
+    ratio = middle, min(one.ratio[1] for one in measurements), max(one.ratio[2] for one in measurements)
+    nulls = (one.null for one in measurements)
+    return Measurement(
+        dense_ms=np.concatenate([one.dense_ms for one in measurements]),
+        packed_ms=np.concatenate([one.packed_ms for one in measurements]),
         ratio=ratio,
-        null=max((one.null for one in found), key=lambda null: (max(null[1] - 1, 1 - null[2]), abs(null[0] - 1))),
-        attempts=max(one.attempts for one in found),
+        null=max(nulls, key=lambda null: (max(null[1] - 1, 1 - null[2]), abs(null[0] - 1))),
+        attempts=max(one.attempts for one in measurements),
     )
 
 
-def compare(dense: Run, packed: Run, device: str, plan: Protocol) -> Comparison:
-    """Measure until the null test passes, `plan.attempts` times at most; the last measurement counts."""
+def alternate(dense: Run, packed: Run, device: str, protocol: Protocol) -> Measurement:
+    """Measure until the null test passes, `protocol.attempts` times at most; return the last measurement."""
     attempts = 1
-    while (result := _compare_once(dense, packed, device, plan)).verdict == "not trusted" and attempts < plan.attempts:
+    while (result := _alternate_once(dense, packed, device, protocol)).verdict == "not trusted":
+        if attempts == protocol.attempts:
+            break
         attempts += 1
     return replace(result, attempts=attempts)
 
 
-def _compare_once(dense: Run, packed: Run, device: str, plan: Protocol) -> Comparison:
-    """Blocks of dense, packed and dense again, in each of the six orders in turn: the null ratio, dense over dense, is
-    measured just as the ratio is, and each of the three stands as often in each place."""
-    dense_s, packed_s = (warm_up(run, device, plan.warmup_s) for run in (dense, packed))
+def _alternate_once(dense: Run, packed: Run, device: str, protocol: Protocol) -> Measurement:
+    """Time blocks of dense, packed and dense again.
+
+    All six orders rotate, so position effects cancel in both ratios: dense over packed, and dense over dense (null).
+    """
+    runs = {"dense": dense, "packed": packed, "null": dense}
+    dense_s, packed_s = (warm_up(run, device, protocol.warmup_s) for run in (dense, packed))
     repeats = max(1, round(0.008 / max(dense_s, packed_s)))
-    runs = (dense, packed, dense)
-    orders = list(itertools.permutations(range(len(runs))))
-    times: list[list[float]] = [[] for _ in runs]
+    blocks_ms: list[dict[str, float]] = []
     started = time.perf_counter()
-    for block in itertools.count(1):
-        for which in orders[block % len(orders)]:
-            times[which].append(_time(runs[which], repeats, device))
-        if block < plan.min_blocks or block % len(orders):
+    for block_s in rounds(runs, device, repeats, permute=True):
+        blocks_ms.append({name: 1e3 * seconds for name, seconds in block_s.items()})
+        if len(blocks_ms) < protocol.min_blocks or len(blocks_ms) % ORDERS:
             continue
-        if time.perf_counter() - started >= plan.seconds:
+        if time.perf_counter() - started >= protocol.seconds or _is_narrow(blocks_ms, protocol.precision):
             break
-        if plan.precision is not None:
-            ratio, low, high = _interval(np.divide(times[0], times[1]))
-            if (high - low) / 2 < plan.precision * ratio:
-                break
-    first, middle, second = (np.array(values) for values in times)
-    return Comparison(
-        dense_ms=1e3 * first, packed_ms=1e3 * middle, ratio=_interval(first / middle), null=_interval(first / second)
-    )
+    dense_ms, packed_ms, null_ms = (_column(blocks_ms, name) for name in runs)
+    ratio, null = _interval(dense_ms / packed_ms), _interval(dense_ms / null_ms)
+    return Measurement(dense_ms=dense_ms, packed_ms=packed_ms, ratio=ratio, null=null)
+
+
+def _column(blocks_ms: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
+    return np.array([block[name] for block in blocks_ms])
+
+
+def _is_narrow(blocks_ms: Sequence[Mapping[str, float]], precision: float | None) -> bool:
+    """Return True if the ratio's interval is narrower than +- `precision` of the ratio."""
+    if precision is None:
+        return False
+    ratio, low, high = _interval(_column(blocks_ms, "dense") / _column(blocks_ms, "packed"))
+    return (high - low) / 2 < precision * ratio
 
 
 def _interval(ratios: np.ndarray) -> tuple[float, float, float]:
-    """Median and its bootstrap 95 % interval (percentile)."""
+    """Return the median and its bootstrap 95 % interval (percentile)."""
+    from scipy.stats import bootstrap  # a fifth of the time in which a job starts, and only timing needs it
+
     if np.ptp(ratios) == 0:
         return (float(ratios[0]),) * 3
-    found = bootstrap((ratios,), np.median, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
-    return float(np.median(ratios)), float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def warm_up(run: Run, device: str, seconds: float, cap_s: float = 10.0) -> float:
-    """Run until the median of the last ten moves by less than 1 % and `seconds` have passed; seconds a run takes."""
-    times: list[float] = []
-    previous = float("inf")
-    started = time.perf_counter()
-    while True:
-        times.append(_time(run, 1, device))
-        spent = time.perf_counter() - started
-        if len(times) % 10 == 0 or spent > cap_s:
-            median = float(np.median(times[-10:]))
-            if spent > cap_s or (spent >= seconds and abs(median - previous) < 0.01 * median) or spent > 5 * seconds:
-                return median
-            previous = median
-
-
-@torch.inference_mode()
-def _time(run: Run, repeats: int, device: str) -> float:
-    """Seconds for one run, over `repeats` of them."""
-    if device == "cuda":
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        begin.record()
-        for _ in range(repeats):
-            run()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end) / 1e3 / repeats
-    started = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - started) / repeats
-
-
-def fastest(candidates: Mapping[Name, Run], device: str, rounds: int = 5) -> tuple[Name, dict[Name, float]]:
-    """The name of the fastest candidate and the median milliseconds of each, over alternating rounds."""
-    for run in candidates.values():
-        warm_up(run, device, 0.02)
-    times: dict[Name, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, run in candidates.items():
-            times[name].append(1e3 * _time(run, 3, device))
-    medians = {name: float(np.median(values)) for name, values in times.items()}
-    return min(medians, key=medians.__getitem__), medians
+    result = bootstrap((ratios,), np.median, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+    interval = result.confidence_interval
+    return float(np.median(ratios)), float(interval.low), float(interval.high)

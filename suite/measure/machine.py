@@ -1,6 +1,6 @@
-"""What else went on while something was measured: on a GPU clocks, throttling, power and other processes; load of the CPU.
+"""Conditions of a measurement: state of the GPU, load of the CPU by other processes.
 
-NVML is read by nvidia-ml-py; without it, or without a GPU, there is nothing to say about one. All values are plain JSON.
+nvidia-ml-py reads NVML; without it, or without a GPU, the GPU's values are None. All values are plain JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import psutil
 import torch
 
 BUSY_CORES = 0.2
-"""What other processes may take of the CPU before a measurement on it is flagged; an idle system takes a few hundredths."""
+"""Cores used by other processes above which a measurement on the CPU is flagged; an idle system uses a few hundredths."""
 THROTTLES = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -30,35 +30,36 @@ THROTTLES = {
 
 @contextmanager
 def watched(device: str) -> Iterator[dict[str, Any]]:
-    """A dict that holds, after the block, `before` and `after` of the GPU (None without one) and `other_cores` of the CPU.
+    """Record the conditions of a block in the dict that this yields.
 
-    other_cores   cores that other processes used on average during the block
+    before, after   state of the GPU (`gpu`), None on a CPU
+    other_cores     mean number of cores that other processes used during the block
     """
-    found: dict[str, Any] = {"before": gpu() if device == "cuda" else None}
+    conditions: dict[str, Any] = {"before": gpu() if device == "cuda" else None}
     started, busy_s, own_s = time.perf_counter(), _busy_s(), _own_s()
-    yield found
-    found["after"] = gpu() if device == "cuda" else None
+    yield conditions
+    conditions["after"] = gpu() if device == "cuda" else None
     seconds = max(time.perf_counter() - started, 1e-9)
-    others_s = (_busy_s() - busy_s) - (_own_s() - own_s)
-    found["other_cores"] = round(max(0.0, others_s / seconds), 3)
+    other_s = (_busy_s() - busy_s) - (_own_s() - own_s)
+    conditions["other_cores"] = round(max(0.0, other_s / seconds), 3)
 
 
-def flags(found: Sequence[Mapping[str, Any]], device: str) -> tuple[str, ...]:
-    """Why measurements under these conditions are doubtful, a phrase each; () when nothing is known against them."""
+def flags(conditions: Sequence[Mapping[str, Any]], device: str) -> tuple[str, ...]:
+    """Return the reasons to doubt measurements under these conditions, a phrase each."""
     if device != "cuda":
-        other = max(conditions["other_cores"] for conditions in found)
+        other = max(one["other_cores"] for one in conditions)
         return (f"other processes used {other:.1f} of {os.cpu_count()} cores",) if other > BUSY_CORES else ()
-    states = [conditions[when] or {} for conditions in found for when in ("before", "after")]
-    others = max(state.get("other_processes", 0) for state in states)
+    states = [one[when] or {} for one in conditions for when in ("before", "after")]
+    processes = max(state.get("other_processes", 0) for state in states)
     throttles = sorted({name for state in states for name in state.get("throttled", ())})
     return (
-        *((f"{others} other processes on the GPU",) if others else ()),
+        *((f"{processes} other processes on the GPU",) if processes else ()),
         *((f"GPU throttled: {', '.join(throttles)}",) if throttles else ()),
     )
 
 
 def gpu() -> dict[str, Any] | None:
-    """The current GPU by NVML: clocks in MHz, power in W, what throttles it, how many other processes are on it."""
+    """Return NVML's state of the current GPU: clocks, power, throttling, other processes."""
     try:
         import pynvml  # optional, and of no use without a GPU
 
@@ -76,7 +77,7 @@ def gpu() -> dict[str, Any] | None:
 
 
 def _handle(nvml: Any) -> Any:
-    """NVML's handle of torch's current device, which CUDA_VISIBLE_DEVICES may have given another number."""
+    """Return NVML's handle of torch's current device; CUDA_VISIBLE_DEVICES may number devices differently."""
     return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
 
 
@@ -90,17 +91,19 @@ def _state(nvml: Any, handle: Any) -> dict[str, Any]:
         "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
         "throttled": [name for bit, name in THROTTLES.items() if reasons & bit],
         "driver": _text(nvml.nvmlSystemGetDriverVersion()),
-        "other_processes": _others([process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]),
+        "other_processes": _other_processes(
+            [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+        ),
     }
 
 
-def _others(pids: list[int]) -> int:
-    """How many of the processes are not ours; a fresh process has its parent's context beside its own.
+def _other_processes(pids: list[int]) -> int:
+    """Count the processes that are neither this one nor, in a fresh process, its parent.
 
-    In a container NVML may give the numbers of another name space: then ours are just taken off the count.
+    In a container NVML may return numbers of another name space: then the number of own processes is subtracted.
     """
-    ours = {os.getpid()} if multiprocessing.parent_process() is None else {os.getpid(), os.getppid()}
-    return len(set(pids) - ours) if os.getpid() in pids else max(0, len(pids) - len(ours))
+    own = {os.getpid()} if multiprocessing.parent_process() is None else {os.getpid(), os.getppid()}
+    return len(set(pids) - own) if os.getpid() in pids else max(0, len(pids) - len(own))
 
 
 def _text(value: str | bytes) -> str:
@@ -108,7 +111,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _busy_s() -> float:
-    """Seconds that all cores together have been busy since the start of the system."""
+    """Return the busy seconds of all cores together since the start of the system."""
     times = psutil.cpu_times()
     return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
 

@@ -1,4 +1,4 @@
-"""The most memory that a network holds at once in one forward pass."""
+"""Peak memory of a network in one forward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler reports on st
 
 @torch.inference_mode()
 def peak_bytes(network: nn.Module, images: Tensor) -> int:
-    """Bytes of the weights and of the most that a forward pass allocates at once; `images` themselves are not counted."""
+    """Return the bytes of the weights plus the peak of a forward pass, without `images`."""
     weights = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
     network(images)  # the first pass also allocates what stays
     return weights + (_on_gpu(network, images) if images.is_cuda else _on_cpu(network, images))
@@ -28,7 +28,7 @@ def _on_gpu(network: nn.Module, images: Tensor) -> int:
 
 
 def _on_cpu(network: nn.Module, images: Tensor) -> int:
-    """By the profiler, which sees each allocation and release, those inside a convolution too."""
+    """Sum the profiler's allocations and releases, those inside a convolution too; return the peak."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -1,6 +1,6 @@
-"""Networks from anywhere, by what their file is: packed ones of this suite, TorchScript, exported programs, ONNX.
+"""Networks in files of any origin: packed ones of this suite, TorchScript, exported programs, ONNX.
 
-Every one becomes an ordinary module, images [N, C, H, W] -> logits [N, classes], ready for inference.
+Each is loaded as an ordinary module, images [N, C, H, W] -> logits [N, classes], ready for inference.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from suite import models
+from suite import export, models
 from suite import pack as packing
-from suite.contract import PruningPlan
 from suite.graph import Graph
 from suite.measure import counting, products
+from suite.plan import PruningPlan
 
-Kind = Literal["packed", "model", "torchscript", "exported", "onnx"]
+Kind = Literal["packed", "torchscript", "exported", "onnx"]
 Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What is measured. `input_shape` (C, H, W) and `batch` where the file fixes them; `packed` where it is one of ours."""
+    """A network and its file.
+
+    input_shape, batch   (C, H, W) and N, if the file fixes them
+    packed, header       of a packed network of this suite
+    """
 
     name: str
     kind: Kind
@@ -39,7 +43,7 @@ class Network:
     header: dict[str, Any] | None = None
 
     def macs(self, shape: Shape) -> int:
-        """MACs of one image, counted in two ways. A file with a fixed batch is run on that many."""
+        """Count one image's MACs in two ways; a fixed batch is run as a whole."""
         count = self.batch or 1
         images = torch.zeros(count, *shape)
         if self.packed is not None:
@@ -49,29 +53,10 @@ class Network:
         return products.macs_of_run(self.module, images) // count
 
 
-class OnnxModule(nn.Module):
-    """An ONNX network run by ONNX Runtime on the CPU, with as many threads as torch has."""
-
-    def __init__(self, path: Path) -> None:
-        import onnxruntime
-
-        super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.input = self.session.get_inputs()[0]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of a float32 batch."""
-        values = np.ascontiguousarray(images.numpy())
-        return torch.from_numpy(self.session.run(None, {self.input.name: values})[0])
-
-
 def load(name: str) -> Network:
-    """The network in the file `name`.
+    """Load the network in the file `name`.
 
-    Raises FileNotFoundError, or ValueError when it is none that is understood.
+    Raises FileNotFoundError, and ValueError if the file has none of the four kinds.
     """
     path = Path(name)
     if not path.is_file():
@@ -86,7 +71,7 @@ def load(name: str) -> Network:
 
 
 def _reader(path: Path) -> Callable[[Path], Network]:
-    """By the file's content, whatever it is called."""
+    """Choose a reader by the file's content; its name is not read."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             inside = {name.partition("/")[2] for name in archive.namelist()} | set(archive.namelist())
@@ -105,14 +90,22 @@ def _reader(path: Path) -> Callable[[Path], Network]:
         return _onnx
 
 
-def dense(name: str, classes: int, shape: Shape) -> Network:
-    """The suite's model `name` with fresh weights, batch norm folded: latency does not depend on the weights."""
+def save_dense(name: str, classes: int, shape: Shape, path: Path) -> None:
+    """Write the suite's model `name` with fresh weights as a packed network of full width.
+
+    Latency does not depend on the weights. Raises ValueError if the name is unknown.
+    """
     model = models.build(name, classes).eval()
     packed = packing.pack(model, Graph(model, shape), PruningPlan({}))
-    params = counting.count_params(model)
-    return Network(
-        name=name, kind="model", module=packing.deploy(packed), params=params, input_shape=shape, packed=packed
-    )
+    packing.save(packed, path, model=name, classes=classes, input_shape=shape, about={})
+
+
+def graph_and_plan(network: Network) -> tuple[Graph, PruningPlan]:
+    """Return the full network's graph and the plan of a packed network."""
+    assert network.packed is not None
+    assert network.header is not None
+    header = network.header
+    return Graph(models.build(header["model"], header["classes"]), header["input_shape"]), network.packed.plan
 
 
 def _packed(path: Path) -> Network:
@@ -136,12 +129,12 @@ def _torchscript(path: Path) -> Network:
 
 
 def _exported(path: Path) -> Network:
-    with path.open("rb") as file:  # whatever it is called: a path without .pt2 is warned of
+    with path.open("rb") as file:  # an open file: torch warns of a path without .pt2
         program = torch.export.load(file)
     (image,) = [value for value in program.graph.find_nodes(op="placeholder") if value.name in _inputs(program)]
     batch, *shape = image.meta["val"].shape
     module = program.module()
-    for name in ("train", "eval"):  # they raise, because it has one mode only
+    for name in ("train", "eval"):  # both raise: an exported program has one mode
         setattr(module, name, lambda mode=True: module)
     return Network(
         name=str(path),
@@ -168,7 +161,7 @@ def _onnx(path: Path) -> Network:
         raise ValueError(
             f"{path} is no network that is understood (packed, TorchScript, exported program, ONNX): {why}"
         ) from error
-    module = OnnxModule(path)
+    module = export.OnnxModule(path)
     batch, *shape = module.input.shape
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
     return Network(
@@ -193,16 +186,16 @@ def _numbers(tensors: Iterable[Tensor]) -> int:
 
 
 def _frozen_numbers(module: torch.jit.ScriptModule) -> int:
-    """Floating-point constants of a frozen network, whose weights are no parameters any more."""
+    """Count the floating-point constants of a frozen network, which has no parameters."""
     graph: Any = module.graph
     constants = [node.output().toIValue() for node in graph.findAllNodes("prim::Constant")]
     return _numbers(value for value in constants if isinstance(value, Tensor) and value.is_floating_point())
 
 
 def check_fits(network: Network, shape: Shape) -> int:
-    """How many logits an image of this shape gets.
+    """Return the number of logits for an image of this shape.
 
-    Raises ValueError when the network takes no such images, or gives no logits.
+    Raises ValueError if the network takes no such images, or returns no logits.
     """
     if network.input_shape not in (None, shape):
         raise ValueError(
@@ -215,19 +208,19 @@ def check_fits(network: Network, shape: Shape) -> int:
         why = " ".join(str(error).split())[-160:]
         raise ValueError(f"{network.name} takes no images of {list(shape)}: {why}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != (network.batch or 1):
-        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"{network.name} gives no logits [N, classes] but {found}; it is no classifier")
+        output = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"{network.name} gives no logits [N, classes] but {output}; it is no classifier")
     return logits.shape[1]
 
 
 class PaddedModule(nn.Module):
-    """A network of a fixed batch, for batches up to that: zeros fill them up."""
+    """A network of a fixed batch; smaller batches are padded with zeros."""
 
     def __init__(self, module: nn.Module, batch: int) -> None:
         super().__init__()
         self.module, self.batch = module, batch
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of the images that came."""
+        """Return the logits of the images, without those of the padding."""
         missing = images.new_zeros(self.batch - len(images), *images.shape[1:])
         return self.module(torch.cat([images, missing]))[: len(images)]

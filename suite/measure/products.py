@@ -1,7 +1,7 @@
-"""Multiply-accumulates of any network that can be run, TorchScript and ONNX too, counted on the run itself.
+"""Multiply-accumulates of any network that runs (torch, TorchScript, ONNX), counted on the run itself.
 
-Every count is taken in two ways that must agree: of a torch network by torch's `FlopCounterMode`, which sees the operators
-that are dispatched, and from the shapes that its profiler records below that; of an ONNX network from the shapes that
+Every count is taken in two ways that must agree. A torch network is counted by torch's `FlopCounterMode`, on the dispatched
+operators, and from the shapes that torch's profiler records below them. An ONNX network is counted from the shapes that
 `onnx.shape_inference` derives, and from those that ONNX Runtime reports of a run with all optimisations off.
 """
 
@@ -22,11 +22,11 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler reports on st
 
 
 def macs_of_run(run: Callable[[Tensor], object], image: Tensor) -> int:
-    """Conv + linear (and other matrix product) MACs of `run(image)`, for one image [1, C, H, W].
+    """Count the MACs of convolutions and matrix products of `run(image)`, image [1, C, H, W].
 
-    Raises ValueError when the two counts disagree, or an operator's products are not known.
+    Raises ValueError if the two counts disagree, or an operator has products that are not counted.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # it imports triton, 75 MB that only workers need
+    from torch.utils.flop_counter import FlopCounterMode  # this module imports triton, 75 MB that only workers need
 
     with torch.no_grad():
         run(image)  # TorchScript may specialise on the first run
@@ -36,13 +36,13 @@ def macs_of_run(run: Callable[[Tensor], object], image: Tensor) -> int:
     if counter.get_total_flops() != 2 * recorded:
         raise ValueError(
             f"the two MAC counters disagree: torch {counter.get_total_flops() / 2:g}, its profiler {recorded}; the network "
-            "has a product that one of them does not know, so no count is reported"
+            "has a product that one of them does not count, so no count is reported"
         )
     return recorded
 
 
 def _recorded(run: Callable[[Tensor], object], image: Tensor) -> Iterator[int]:
-    """MACs of each product, from the profiler's shapes."""
+    """Yield the MACs of each product, from the profiler's shapes."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
@@ -56,9 +56,9 @@ def _recorded(run: Callable[[Tensor], object], image: Tensor) -> Iterator[int]:
 
 
 _ARGUMENTS = {"aten::_convolution": 13, "aten::mm": 2, "aten::addmm": 5, "aten::bmm": 2, "aten::baddbmm": 5}
-"""The operators that every convolution and matrix product ends in, and how many arguments they have."""
+"""Operators that every convolution and matrix product ends in -> number of their arguments."""
 _UNCOUNTED = ("quantized::", "mkldnn::", "mkldnn_prepacked::")
-"""Convolutions and products that end in none of them."""
+"""Prefixes of convolutions and products that end in none of these operators."""
 _PLAIN = "so no count is reported: measure the network before it is quantized or optimised for one runtime"
 
 
@@ -77,7 +77,7 @@ def conv_macs(
     dilation: Sequence[int],
     transposed: bool = False,
 ) -> int:
-    """MACs of a convolution: each output pixel takes the weights of one filter; transposed, each input pixel."""
+    """Return the MACs of a convolution: weights x output pixels (transposed: input pixels)."""
     if transposed:
         return x_NIHW[0] * math.prod(x_NIHW[2:]) * math.prod(w_OIkk)
     kernel = w_OIkk[2:]
@@ -92,9 +92,9 @@ def conv_macs(
 
 
 def macs_of_onnx(path: Path, image: Tensor) -> int:
-    """Conv, Gemm and MatMul MACs of an ONNX network on one image.
+    """Count the Conv, Gemm and MatMul MACs of an ONNX network on one image.
 
-    Raises ValueError when the two counts disagree, or a node's products are not known.
+    Raises ValueError if the two counts disagree, or a node has products that are not counted.
     """
     inferred, ran = sum(_inferred(path, image)), sum(_ran(path, image))
     if inferred != ran:
@@ -164,7 +164,7 @@ _ONNX_UNCOUNTED |= {"Einsum", "Attention", "LSTM", "GRU", "RNN"}
 
 
 def _onnx_macs(kind: str, inputs: Sequence[Sequence[int]], output: Sequence[int]) -> int:
-    """Each output element takes the weights of one filter, or one row of the left factor."""
+    """Return a node's MACs: output elements x weights of a filter, or row length."""
     if kind == "Conv":
         return math.prod(output) * math.prod(inputs[1][1:])
     # MatMul may repeat its left factor for a batch of right ones; Gemm may have it transposed.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from suite.run.context import Context
-from suite.run.execute import Outcome, cores, execute, fail
+from suite.run.execute import Outcome, execute, fail
 from suite.run.folder import failure, forget_failures, given_up, is_done, repair
 
 __all__ = [
     "Context",
     "Outcome",
-    "cores",
     "execute",
     "fail",
     "failure",

@@ -7,7 +7,6 @@ import errno
 import functools
 import json
 import logging
-import os
 import time
 import traceback
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Literal, get_args
 
 import torch
 
-from suite import distributed, lease, records
+from suite import cli, distributed, lease, records
 from suite.files import write_json
 from suite.progress import Interrupted, Watch
 from suite.run.context import Context
 from suite.run.folder import check_files, count_failure, failure, is_done, repair
 from suite.run.pruned_stage import do_pruned
+from suite.run.timed_stage import do_timed
 from suite.run.train_stages import do_base, do_learned
 from suite.run.workspace import Workspace
 from suite.stages import Base, Learned, Pruned, Stage, Timed
@@ -183,8 +183,6 @@ def _do(work: Workspace[Stage]) -> None:
     elif isinstance(stage, Pruned):
         do_pruned(Workspace(stage, context, work.watch))
     else:
-        from suite.run.timed_stage import do_timed  # scipy.stats takes a fifth of the time in which a job starts
-
         do_timed(Workspace(stage, context, work.watch))
 
 
@@ -193,11 +191,6 @@ def _pin_threads(path: Path, context: Context) -> None:
     try:
         threads = int(json.loads(path.read_text())["threads"])
     except (OSError, ValueError, KeyError, TypeError):
-        threads = context.threads or cores()
+        threads = context.threads or cli.cores()
         write_json(path, {"threads": threads})
     torch.set_num_threads(threads)
-
-
-def cores() -> int:
-    """Return the number of cores this process may use: in a SLURM job, the cores of its task."""
-    return int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) or len(os.sched_getaffinity(0))

@@ -1,15 +1,14 @@
-"""How much faster are packed networks than the fastest dense execution, really?
+"""Speed-up of packed networks beside the fastest dense execution.
 
     python -m tests.benchmarks.packed [--quick] [--only resnet50] [--batch 8] [--layers] [--profile]
 
-Plans are random, with the shape of DSP's: each prunable convolution's filters are split at random into G groups of equal size,
-each group keeps a random share of the input channels, and that share is bisected until the settled network (dead filters gone)
-has lost the named share of its MACs. Latency does not depend on the weights, which are random too.
+Plans are random, with the shape of DSP's (`baselines/random_groups.py`). Latency does not depend on the weights, which are
+random too.
 
-The dense network gets whatever the packed one gets (`suite.pack.tuned`: both layouts, batch norm folded, bias, sum and ReLU in
-the convolution, weights laid out ahead), and is also timed as plain torch in both layouts, with `--compile` under torch.compile;
-the fastest of these is "dense". Both are timed in alternating blocks of one process. Where packed is slower, the row says
-"dense": that is what would be deployed. Realised share = measured speed-up / theoretical one.
+The dense network gets all that the packed one gets (`suite.pack.tuned`: both layouts, batch norm folded, bias, sum and ReLU in
+the convolution, weights laid out ahead), and is also timed as plain torch in channels_last, with `--compile` under
+torch.compile; the fastest of these is "dense". Both are timed in alternating blocks of one process. Where packed is slower, the
+row reads "dense": that is the network to deploy. Realised share = measured speed-up / theoretical one.
 
 On a machine that others use as well, one thread (`--threads 1`) disturbs the ratio least: two wait for each other after every
 layer, and the packed network has as many layers as the dense one, only shorter ones.
@@ -19,12 +18,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import functools
 import platform
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,20 +31,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, fx, nn
 
+from baselines.random_groups import random_groups_planner
 from suite import models
-from suite.contract import ConvPlan, PruningPlan
+from suite.contract import Budget, PruningPlan
 from suite.graph import Graph
-from suite.measure import latency
+from suite.measure import Timing, compare
 from suite.measure.bounds import Peak, layer_bounds
-from suite.measure.memory import peak_bytes
-from suite.pack import Choice, PackedNetwork, deploy, pack, tuned
+from suite.measure.executions import COMPILED, PLAIN
+from suite.measure.protocol import Protocol
+from suite.pack import Choice, load, pack, save, tuned
 from suite.pack.executions import EXECUTIONS
-from suite.pack.tune import fastest_ms
+from suite.select import meet
 
 
 @dataclass(frozen=True)
 class Target:
-    """A row of the table: a network, its plan, and the speed-up that is wanted at one batch size."""
+    """Row of the table: a network, its plan, the aim at one batch size."""
 
     model: str
     groups: int
@@ -55,6 +56,11 @@ class Target:
     at_least: float
     aim: float
 
+    @property
+    def name(self) -> str:
+        """Name in the table, and for `--only`."""
+        return f"{self.model} G={self.groups} -{self.removed:.0%}"
+
 
 TARGETS = (
     Target("resnet50", 2, 0.70, 224, 8, 2.0, 2.6),
@@ -63,58 +69,12 @@ TARGETS = (
     Target("resnet56", 4, 0.64, 32, 128, 1.2, 1.6),
 )
 BATCHES = (1, 8, 32, 128)
+QUICK = Protocol(warmup_s=0.2, seconds=5, min_blocks=18, precision=None)
+DURATION = Protocol(warmup_s=0.5, seconds=40, min_blocks=30, precision=0.03)
 
 
-def random_plan(graph: Graph, groups: int, removed: float, seed: int = 0) -> PruningPlan:
-    """The plan described above, whose cut is the smallest that is not below `removed`."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = {
-        name: (
-            torch.randperm(conv.filters, generator=generator) % groups,
-            torch.rand(groups, conv.channels, generator=generator),
-        )
-        for name, conv in graph.convs.items()
-        if conv.prunable
-    }
-
-    def at(share: float) -> PruningPlan:
-        return PruningPlan(
-            {
-                name: ConvPlan(group_O, u_GI < share, torch.ones(len(group_O), dtype=torch.bool))
-                for name, (group_O, u_GI) in drawn.items()
-            }
-        )
-
-    low, high = 0.0, 1.0
-    for _ in range(12):
-        middle = (low + high) / 2
-        too_many = graph.macs(at(middle)).total > (1 - removed) * graph.dense_macs.total
-        low, high = (low, middle) if too_many else (middle, high)
-    return at(low)
-
-
-def dense_candidates(dense: PackedNetwork, images: Tensor, compiled: bool) -> dict[str, Callable[[], object]]:
-    """The ways to run the dense network, ready to be timed."""
-    ours, choice = tuned(dense, images)
-    plain = deploy(dense)
-    last = images.contiguous(memory_format=torch.channels_last)
-    plain_last = deploy(dense).to(memory_format=torch.channels_last)
-    runs = {
-        f"tuned {choice.layout}": functools.partial(ours, images),
-        "torch contiguous": functools.partial(plain, images),
-        "torch channels_last": functools.partial(plain_last, last),
-    }
-    if compiled:
-        import torch._inductor.config as inductor
-
-        inductor.freezing = True
-        network = torch.compile(deploy(dense).to(memory_format=torch.channels_last))
-        runs["compiled channels_last"] = functools.partial(network, last)
-    return runs  # type: ignore[return-value]
-
-
-def of_layers(choice: Choice) -> Table:
-    """The executions of each layer, and their milliseconds."""
+def layer_table(choice: Choice) -> Table:
+    """Return a table of each layer's executions and their milliseconds."""
     names = [name for name in EXECUTIONS if any(name in milliseconds for milliseconds in choice.layer_ms.values())]
     table = Table("layer", *names, "chosen", title=f"milliseconds of each layer, batch {choice.batch}, {choice.layout}")
     for layer, milliseconds in choice.layer_ms.items():
@@ -127,7 +87,7 @@ def of_layers(choice: Choice) -> Table:
 
 
 class _Timed(fx.Interpreter):
-    """Runs a network node by node; the least milliseconds of each over all runs."""
+    """Interpreter of a network, node by node; `ms` holds the least milliseconds of each node."""
 
     def __init__(self, network: nn.Module) -> None:
         assert isinstance(network, fx.GraphModule)
@@ -143,7 +103,7 @@ class _Timed(fx.Interpreter):
 
 
 def profile(graph: Graph, plan: PruningPlan, dense: nn.Module, packed: nn.Module, images: Tensor) -> Table:
-    """Where the time goes: each convolution, with the sum and the ReLU that are part of it, beside its share of MACs."""
+    """Return the milliseconds of each convolution, its sum and ReLU included, beside its MACs."""
     timed = [_Timed(network) for network in (dense, packed)]
     for _ in range(15):
         for one in timed:
@@ -162,60 +122,47 @@ def profile(graph: Graph, plan: PruningPlan, dense: nn.Module, packed: nn.Module
     return table
 
 
-def measure(target: Target, batch: int, options: argparse.Namespace, console: Console) -> list[str]:
-    """One line of the table."""
+def measure(target: Target, batch: int, options: argparse.Namespace, console: Console, scratch: Path) -> list[str]:
+    """Return one line of the table."""
     torch.manual_seed(0)
-    model = models.build(target.model, 1000 if target.pixels > 32 else 10).eval()
+    classes = 1000 if target.pixels > 32 else 10
+    model = models.build(target.model, classes).eval()
     graph = Graph(model, (3, target.pixels, target.pixels))
-    plan = random_plan(graph, target.groups, target.removed)
+    plan = meet(random_groups_planner(graph, target.groups, seed=0), graph, Budget(share=target.removed)).plan
     theoretical = graph.dense_macs.total / graph.macs(plan).total
-    images = torch.randn(batch, *graph.input_shape)
-    with torch.inference_mode():
-        candidates = dense_candidates(pack(model, graph, PruningPlan({})), images, options.compile)
-        dense_ms = fastest_ms(candidates, images.device)
-        best = min(dense_ms, key=dense_ms.__getitem__)
-        began = time.perf_counter()
-        network, choice = tuned(pack(model, graph, plan), images)
-        seconds = time.perf_counter() - began
-        found = latency.compare(candidates[best], functools.partial(network, images), "cpu", protocol(options.quick))
-        if options.profile:
-            ours = tuned(pack(model, graph, PruningPlan({})), images)[0]
-            console.print(profile(graph, plan, ours, network, images))
-        memory = _peak(candidates[best], images), peak_bytes(network, images)
-    if options.layers and choice.layer_ms:
-        console.print(of_layers(choice))
-    ratio, low, high = found.ratio
-    wanted = f"{target.at_least} ({target.aim})" if batch == target.batch else ""
-    deployed = "dense" if found.verdict in ("slower", "not trusted") else "packed"
+    paths = scratch / "dense", scratch / "packed"
+    for path, kept in zip(paths, (PruningPlan({}), plan), strict=True):
+        packed = pack(model, graph, kept)
+        save(packed, path, model=target.model, classes=classes, input_shape=graph.input_shape, about={})
+    also = (PLAIN, COMPILED) if options.compile else (PLAIN,)
+    timing = Timing(batch=batch, layout="channels_last")
+    comparison = compare(*paths, timing, also=also, duration=QUICK if options.quick else DURATION)
+    result, choices = comparison.measurement(), comparison.choices
+    if options.profile:
+        images = torch.randn(batch, *graph.input_shape)
+        dense, network = (
+            tuned(load(path), images, choice=choice)[0] for path, choice in zip(paths, choices, strict=True)
+        )
+        with torch.inference_mode():
+            console.print(profile(graph, plan, dense, network, images))
+    if options.layers and choices[1].layer_ms:
+        console.print(layer_table(choices[1]))
+    ratio, low, high = result.ratio
+    trusted = result.verdict != "not trusted"
     return [
-        f"{target.model} G={target.groups} -{target.removed:.0%}",
+        target.name,
         str(batch),
         f"{theoretical:.2f}",
-        f"{np.median(found.dense_ms):.1f} {best}",
-        f"{np.median(found.packed_ms):.1f} {choice.layout}",
-        f"{ratio:.2f} [{low:.2f}, {high:.2f}]" if found.verdict != "not trusted" else "-",
-        wanted,
-        f"{ratio / theoretical:.0%}" if found.verdict != "not trusted" else "-",
-        f"{found.null[0]:.3f} [{found.null[1]:.3f}, {found.null[2]:.3f}] x{found.attempts}",
-        f"{found.verdict}; {deployed}",
-        " ".join(f"{name} {count}" for name, count in Counter(choice.layers.values()).most_common()),
-        f"{memory[1] / 2**20:.0f} / {memory[0] / 2**20:.0f}",
-        f"{seconds:.0f}",
+        f"{np.median(result.dense_ms):.1f} {comparison.first.chosen[0]}",
+        f"{np.median(result.packed_ms):.1f} {comparison.first.chosen[1]}",
+        f"{ratio:.2f} [{low:.2f}, {high:.2f}]" if trusted else "-",
+        f"{target.at_least} ({target.aim})" if batch == target.batch else "",
+        f"{ratio / theoretical:.0%}" if trusted else "-",
+        f"{result.null[0]:.3f} [{result.null[1]:.3f}, {result.null[2]:.3f}] x{result.attempts}",
+        f"{result.verdict}; {comparison.deployed}",
+        " ".join(f"{name} {count}" for name, count in Counter(choices[1].layers.values()).most_common()),
+        " / ".join(f"{comparison.limits[name] / 2**20:.0f}" for name in ("packed_peak_bytes", "dense_peak_bytes")),
     ]
-
-
-def _peak(run: Callable[[], object], images: Tensor) -> int:
-    assert isinstance(run, functools.partial)
-    network = run.func
-    assert isinstance(network, nn.Module)
-    return peak_bytes(network, images)
-
-
-def protocol(quick: bool) -> latency.Protocol:
-    """As the suite's, but at most 40 s; quick: 5 s."""
-    if quick:
-        return latency.Protocol(warmup_s=0.2, seconds=5, min_blocks=18, precision=None)
-    return latency.Protocol(warmup_s=0.5, seconds=40, min_blocks=30, precision=0.03)
 
 
 def main() -> None:
@@ -230,24 +177,24 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="time torch.compile as one more dense execution")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    named = {f"{target.model} G={target.groups} -{target.removed:.0%}": target for target in TARGETS}
-    wanted = [target for name, target in named.items() if options.only in name]
-    if not wanted:
-        parser.error(f"--only {options.only!r} is in none of: {', '.join(named)}")
+    targets = [target for target in TARGETS if options.only in target.name]
+    if not targets:
+        parser.error(f"--only {options.only!r} is in none of: {', '.join(target.name for target in TARGETS)}")
     if options.threads < 1 or (options.batch is not None and options.batch < 1):
         parser.error("--threads and --batch take 1 or more")
     torch.set_num_threads(options.threads)
     console = Console(width=220)
     table = Table(
         *("network", "batch", "theor. x", "dense ms", "packed ms", "speed-up x [95 %]", "at least (aim)", "realised"),
-        *("null test x measurements", "verdict; deployed", "executions", "peak MiB packed / dense", "tuning s"),
+        *("null test x measurements", "verdict; deployed", "executions", "peak MiB packed / dense"),
         title=f"packed beside the fastest dense network, fp32, {options.threads} threads, {platform.machine()}, torch "
         f"{torch.__version__}, {datetime.date.today()}",
     )
-    for target in wanted:
+    for target in targets:
         batches = (options.batch,) if options.batch else (target.batch,) if options.targets else BATCHES
         for batch in batches:
-            line = measure(target, batch, options, console)
+            with tempfile.TemporaryDirectory() as scratch:
+                line = measure(target, batch, options, console, Path(scratch))
             console.print(" | ".join(line), markup=False)
             table.add_row(*(cell.replace("[", r"\[") for cell in line))
     console.print(table)

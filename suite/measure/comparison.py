@@ -1,0 +1,252 @@
+"""Latency of a network in a file beside a dense one.
+
+The full protocol measures in this process and in fresh ones, because the choice of algorithms differs between processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from suite import pack as packing
+from suite.cudagraph import captured
+from suite.measure import bounds, latency, machine, networks
+from suite.measure.executions import Executions, executions, random_images
+from suite.measure.memory import peak_bytes
+from suite.measure.networks import Shape
+from suite.measure.protocol import Protocol, Timing, protocol, set_up_torch
+from suite.progress import Interrupted, Watch
+from suite.records import Leg
+from suite.timing import Run, fastest
+
+Choices = tuple[packing.Choice | None, packing.Choice | None]
+"""Executions of the layers of the dense and of the other network; None for one that is not tuned."""
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Work of one measuring process: files and settings, which a fresh process can unpickle.
+
+    chosen   leg -> executions of the dense and of the other network, by the first process; empty: chosen here
+    choices  executions of the layers of both, likewise
+    """
+
+    dense: Path
+    other: Path
+    shape: Shape
+    timing: Timing
+    protocol: Protocol
+    threads: int
+    also: tuple[str, ...] = ()
+    chosen: Mapping[Leg, tuple[str, str]] = field(default_factory=dict)
+    choices: Choices = (None, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LegResult:
+    """Measurement of one leg in one process.
+
+    chosen          the fastest executions of the dense and of the other network
+    executions_ms   (dense, other): name -> milliseconds of all that were tried; empty if there was one only
+    conditions      of the machine, see `machine.watched`
+    """
+
+    measurement: latency.Measurement
+    chosen: tuple[str, str]
+    executions_ms: tuple[Mapping[str, float], Mapping[str, float]]
+    conditions: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Latency of a network beside a dense one.
+
+    legs     "eager" and, on a GPU, "graph" (a captured CUDA graph) -> the result of each process
+    choices  executions of the layers of the dense and of the other network, where both were tuned; else ()
+    limits   peak memory and the least time on paper of both, where both were tuned; else {}
+    """
+
+    timing: Timing
+    legs: Mapping[Leg, Sequence[LegResult]]
+    choices: tuple[packing.Choice, ...]
+    limits: Mapping[str, Any]
+
+    @property
+    def leg(self) -> Leg:
+        """The headline's leg: the last one."""
+        return list(self.legs)[-1]
+
+    @property
+    def first(self) -> LegResult:
+        """The headline leg of the first process, which chose the executions."""
+        return self.legs[self.leg][0]
+
+    def measurement(self, leg: Leg | None = None) -> latency.Measurement:
+        """Return the combined measurement of all processes; of the headline's leg by default."""
+        return latency.combine([result.measurement for result in self.legs[leg or self.leg]])
+
+    @property
+    def deployed(self) -> str:
+        """Execution to deploy: "dense" if the other is slower or the null test fails."""
+        verdict = self.measurement().verdict
+        return self.first.chosen[1] if verdict in ("faster", "no difference") else "dense"
+
+    def columns(self) -> dict[str, Any]:
+        """Return the measured columns of a `TimedRow`."""
+        headline = self.measurement().columns()
+        eager = self.measurement("eager").columns()
+        flags = (flag for leg in self.legs.values() for flag in machine.flags(_conditions(leg), self.timing.device))
+        columns = {
+            **headline,
+            "execution": self.first.chosen[1],
+            "executions_ms": dict(self.first.executions_ms[1]),
+            "deployed": self.deployed,
+            **{f"eager_{name}": eager[name] for name in ("speedup_x", "speedup_low_x", "speedup_high_x")},
+            "leg": self.leg,
+            "processes": tuple(
+                {"leg": leg, "process": number, **result.measurement.ratios(), **result.conditions}
+                for leg, results in self.legs.items()
+                for number, result in enumerate(results)
+            ),
+            "flags": tuple(dict.fromkeys(flags)),
+            "cudnn_benchmark": torch.backends.cudnn.benchmark if self.timing.device == "cuda" else None,
+            **self.limits,
+        }
+        if self.choices:
+            names = ("dense", "packed")
+            columns["layers"] = {name: one.columns() for name, one in zip(names, self.choices, strict=True)}
+            columns["of_bound"] = columns["bound_ms"] / columns["packed_ms"]
+        return columns
+
+
+def _conditions(results: Sequence[LegResult]) -> list[Mapping[str, Any]]:
+    return [result.conditions for result in results]
+
+
+def compare(
+    dense: Path,
+    other: Path,
+    timing: Timing,
+    *,
+    shape: Shape | None = None,
+    also: Sequence[str] = (),
+    duration: Protocol | None = None,
+    watch: Watch | None = None,
+) -> Comparison:
+    """Measure the network in `other` beside the one in `dense`, with torch's number of threads.
+
+    shape     [C, H, W] of an image; None: the one in the file `other`
+    also      further executions to try, of `executions.PLAIN` and `executions.COMPILERS`
+    duration  None: that of the timing's protocol
+    Raises ValueError if a network cannot run under these conditions, and Interrupted between processes.
+    """
+    shape = shape or networks.load(str(other)).input_shape
+    if shape is None:
+        raise ValueError(f"{other} has no input shape in it: give one")
+    job = Job(
+        dense=dense,
+        other=other,
+        shape=shape,
+        timing=timing,
+        protocol=duration or protocol(timing),
+        threads=torch.get_num_threads(),
+        also=tuple(also),
+    )
+    watch = watch or Watch()
+    first, choices = measure(job)
+    job = dataclasses.replace(job, chosen={leg: result.chosen for leg, result in first.items()}, choices=choices)
+    processes = [first]
+    for done in range(1, job.protocol.processes):
+        if watch.must_stop:
+            raise Interrupted(f"stopped after {done} of {job.protocol.processes} processes; latency is measured anew")
+        watch.report("timing", share=done / job.protocol.processes)
+        processes.append(in_fresh_process(measure, job)[0])
+    tuned = tuple(choice for choice in choices if choice is not None)
+    both_tuned = len(tuned) == len(choices)
+    return Comparison(
+        timing=timing,
+        legs={leg: [process[leg] for process in processes] for leg in first},
+        choices=tuned if both_tuned else (),
+        limits=_limits(job) if both_tuned else {},
+    )
+
+
+def measure(job: Job) -> tuple[dict[Leg, LegResult], Choices]:
+    """Measure every leg in this process; return the results and the layers' executions."""
+    set_up_torch(job.threads)
+    dense, other = _prepare(job)
+    legs: tuple[Leg, ...] = ("eager", "graph") if job.timing.device == "cuda" else ("eager",)
+    return {leg: _leg(dense.runs, other.runs, job, leg) for leg in legs}, (dense.choice, other.choice)
+
+
+def _prepare(job: Job) -> list[Executions]:
+    """Load both networks and prepare their executions: all, or the ones chosen earlier."""
+    images = random_images(job.timing, job.shape)
+    chosen = tuple(zip(*job.chosen.values(), strict=True)) or ((), ())
+    return [
+        executions(networks.load(str(path)), images, job.timing, also=job.also, only=names, choice=choice)
+        for path, names, choice in zip((job.dense, job.other), chosen, job.choices, strict=True)
+    ]
+
+
+def _leg(dense: Mapping[str, Run], other: Mapping[str, Run], job: Job, leg: Leg) -> LegResult:
+    """Choose the fastest execution of each network unless the job names it, then measure both."""
+    device = job.timing.device
+    names, milliseconds, runs = [], [], []
+    for place, candidates in enumerate((dense, other)):
+        if leg in job.chosen:
+            candidates = {job.chosen[leg][place]: candidates[job.chosen[leg][place]]}
+        prepared = {name: captured(run) if leg == "graph" else run for name, run in candidates.items()}
+        name, ms = fastest(prepared, device) if len(prepared) > 1 else (next(iter(prepared)), {})
+        names.append(name)
+        milliseconds.append(ms)
+        runs.append(prepared[name])
+    with machine.watched(device) as conditions:
+        measurement = latency.alternate(runs[0], runs[1], device, job.protocol)
+    return LegResult(
+        measurement=measurement,
+        chosen=(names[0], names[1]),
+        executions_ms=(milliseconds[0], milliseconds[1]),
+        conditions=conditions,
+    )
+
+
+def _limits(job: Job) -> dict[str, Any]:
+    """Return the columns of peak memory and least time on paper of both tuned networks."""
+    images = random_images(job.timing, job.shape)
+    columns: dict[str, Any] = {}
+    loaded = [networks.load(str(path)) for path in (job.dense, job.other)]
+    for name, network, choice in zip(("dense", "packed"), loaded, job.choices, strict=True):
+        assert network.packed is not None
+        tuned, _ = packing.tuned(network.packed.to(job.timing.device), images, choice=choice)
+        columns[f"{name}_peak_bytes"] = peak_bytes(tuned, images)
+    peak = bounds.measured_peak(job.timing.device, images.dtype, job.threads)
+    for name, network in zip(("dense_bound_ms", "bound_ms"), loaded, strict=True):
+        graph, plan = networks.graph_and_plan(network)
+        layers = bounds.layer_bounds(graph, plan, peak, batch=job.timing.batch, dtype=images.dtype)
+        columns[name] = bounds.total_ms(layers)
+    return columns
+
+
+def in_fresh_process(function: Callable[[Argument], Result], argument: Argument) -> Result:
+    """Return `function(argument)` as computed by a new Python; the function is one of a module.
+
+    Raises what the function raises, and ValueError if the process was killed.
+    """
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, argument).result()
+        except BrokenProcessPool:
+            raise ValueError(
+                "a measuring process was killed; out of memory is the usual reason: try a smaller batch"
+            ) from None

@@ -1,0 +1,63 @@
+"""Settings of a latency measurement: conditions (`Timing`), duration (`Protocol`), and torch's own switches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from suite.schedule import check_choices
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Conditions of a latency measurement. `device` "cpu" or "cuda"; `batch` images at once."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    batch: int = 32
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    layout: Literal["contiguous", "channels_last"] = "contiguous"
+    protocol: Literal["quick", "full"] = "full"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.batch < 1:
+            raise ValueError(f"batch = {self.batch}: latency is measured on at least one image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Duration of a measurement in one process, and the number of processes.
+
+    precision   wanted half-width of the ratio's interval, as a share of the ratio; None: measure for `seconds`
+    attempts    measurements at most in a process, until the null test passes
+    """
+
+    warmup_s: float
+    seconds: float
+    min_blocks: int
+    precision: float | None
+    attempts: int = 3
+    processes: int = 1
+
+
+def protocol(timing: Timing) -> Protocol:
+    """Return the protocol of a timing.
+
+    "quick" takes about a second. "full" measures in three processes, in each until the interval is narrow (1 % on a GPU, 3 % on
+    a CPU), for 30 s at most; 30 blocks are measured even if they take longer.
+    """
+    if timing.protocol == "quick":
+        return Protocol(warmup_s=0.05, seconds=0.6, min_blocks=18, precision=None)
+    narrow = 0.01 if timing.device == "cuda" else 0.03
+    return Protocol(warmup_s=0.5, seconds=30, min_blocks=30, precision=narrow, processes=3)
+
+
+def set_up_torch(threads: int) -> None:
+    """Set torch's number of threads, and switch TF32 off: fp32 means fp32."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
