@@ -107,6 +107,9 @@ class Learner:
         """Numbers for the training log, once an epoch."""
         return {}
 
+    def finish(self, model: nn.Module) -> None:
+        """Change the model in place once learning has ended (fold added layers back); its weights are saved after it."""
+
     def state_dict(self) -> State:
         """Everything that a bit-exact continuation and the later planning need."""
         return {}

@@ -52,6 +52,7 @@ def do_learned(work: Workspace[Learned]) -> None:
     batches = work.batches(stage.schedule, LEARNED)
     trainer = make_trainer(model, batches, stage.schedule, learner=learner, judge=work.judge(stage.schedule, model))
     work.save_history(fit(trainer, folder / "train.pt", work.watch, seed=stage.seed, doing="learning"))
+    trainer.learner.finish(model)
     work.save_weights(model, "final.safetensors")
     save_checkpoint(folder / "state.pt", trainer.learner.state_dict())
     work.finish(("final.safetensors", "state.pt"), {"seconds": trainer.seconds})

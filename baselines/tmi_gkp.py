@@ -1,0 +1,204 @@
+"""TMI-GKP: filters in equal clusters, by the clustering that the weights' growth prefers; kernels unlike each other stay.
+
+Shapes: O filters, I input channels, G filter groups, T snapshots.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from scipy.spatial.distance import cdist
+from scipy.stats import rankdata
+from sklearn.decomposition import KernelPCA
+from sklearn.manifold import SpectralEmbedding
+from sklearn.metrics.pairwise import rbf_kernel
+from torch import Tensor, nn
+
+from baselines.leanflex_gkp import equal_groups
+from suite.contract import Learner, OptOut, Planner, Pruner, Recipe, State, Step, Task
+from suite.graph import Graph
+from suite.select import channel_planner
+
+NEIGHBOURS = 16
+PRUNING_RATE = 0.4375
+"""The authors' rate, at which kernels are chosen if no budget is given."""
+
+
+class _Snapshots(Learner):
+    """Keeps the absolute weights at the ends of some epochs, and how much those of each filter have grown since."""
+
+    def __init__(self, tickets: int, model: nn.Module, graph: Graph) -> None:
+        self.tickets = tickets
+        self.weights = {name: model.get_parameter(f"{name}.weight") for name, c in graph.convs.items() if c.prunable}
+        self.taken: list[dict[str, Tensor]] = [self._absolute()]
+        self.share = 0.0
+
+    def _absolute(self) -> dict[str, Tensor]:
+        return {name: w.detach().abs().flatten(1).cpu().clone() for name, w in self.weights.items()}
+
+    def after_step(self, step: Step) -> None:
+        """Note how much of the stage is done."""
+        self.share = float(step.index + 1) / step.total
+
+    def after_epoch(self, model: nn.Module) -> None:
+        """Take a snapshot if one is due."""
+        if self.share < 1 and self.share * self.tickets >= len(self.taken):
+            self.taken.append(self._absolute())
+
+    def metrics(self) -> dict[str, float]:
+        """Return the number of snapshots."""
+        return {"snapshots": float(len(self.taken))}
+
+    def state_dict(self) -> State:
+        """Return the snapshots, and the share of the stage that is done."""
+        return {"taken": [dict(each) for each in self.taken], "share": self.share}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` returned."""
+        self.taken, self.share = [dict(each) for each in state["taken"]], state["share"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TMIGKP(Pruner):
+    """Equal filter groups by the clustering that increases of magnitude prefer; in each group a diverse set of kernels.
+
+    groups    filter groups of a layer, at most
+    tickets   snapshots of the training, from the initial weights on
+    ratio     share of the kept kernels that a removed one is compared with
+    balance   weight of the likeness between removed and kept kernels against the unlikeness among the kept
+    """
+
+    granularity = "intra_channel"
+    source = (
+        "Zhong et al., Revisit Kernel Pruning with Lottery Regulated Grouped Convolutions (TMI-GKP), ICLR 2022, section 3; the "
+        "authors' utils.py and kernel_group_pruning.py: 8 groups, kernel ratio 0.2, balance 8"
+    )
+    deviations = (
+        "of three clusterings, kernel PCA and spectral are compared, and the authors' same-size DBSCAN is left out; clusters are "
+        "made equal by an optimal assignment of filters to k-means centres; the first kernel of a group is chosen at the run's "
+        "budget, all others follow greedily; layers lose their n-th channels one after the other; stem and shortcut "
+        "convolutions are left; packing keeps filters in place, so no permutation is needed"
+    )
+    learns = True
+    start = "init"
+    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
+        ("imagenet", "*"): OptOut(reason="snapshots of a ResNet-50 take a gigabyte"),
+    }
+    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"groups": (2, 4, 8)}
+
+    groups: int = 8
+    tickets: int = 8
+    ratio: float = 0.2
+    balance: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.groups < 1 or self.tickets < 1:
+            raise ValueError(f"tmi_gkp's groups and tickets must be at least 1, got {self.groups} and {self.tickets}")
+        if not 0 < self.ratio <= 1 or self.balance < 0:
+            raise ValueError(f"tmi_gkp needs 0 < ratio <= 1 and balance >= 0, got {self.ratio} and {self.balance}")
+
+    def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
+        """Return the snapshots of a training from the initial weights."""
+        return _Snapshots(self.tickets, model, graph)
+
+    def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
+        """Return a planner; its knob is the share of channels that each group of each layer loses."""
+        rate = task.budget.share if task.budget else PRUNING_RATE
+        orders, groups = {}, {}
+        for name, conv in graph.convs.items():
+            if conv.prunable:
+                w_OIK = model.get_parameter(f"{name}.weight").detach().flatten(2).cpu().double()
+                now = w_OIK.flatten(1).abs()
+                growth_TO = torch.stack([(now - taken[name].double()).abs().sum(1) for taken in state["taken"]])
+                group_O = groups[name] = self._preferred(w_OIK.flatten(1), growth_TO, task.seed)
+                orders[name] = torch.stack(
+                    [self._order(w_OIK[group_O == g], rate) for g in range(int(group_O.max()) + 1)]
+                )
+        return channel_planner(orders, groups)
+
+    def _preferred(self, w_OK: Tensor, growth_TO: Tensor, seed: int) -> Tensor:
+        """Return the groups [O] of the clustering that most snapshots prefer; of equals, that with the longest run."""
+        labels = [equal_groups(embed(w_OK), self.groups, seed) for embed in CLUSTERINGS]
+        winners = [preferred(labels, growth_O) for growth_O in growth_TO]
+        count = Counter(winners)
+        return labels[max(count, key=lambda which: (count[which], _longest_run(winners, which), -which))]
+
+    def _order(self, w_OIK: Tensor, rate: float) -> Tensor:
+        """Return a group's channels [I], the first to go first: the reverse of the order in which they are taken to stay."""
+        kernels = w_OIK.transpose(0, 1).flatten(1).numpy()
+        like_II = 1 - cdist(kernels, kernels)
+        kept = min(len(like_II), max(1, int((1 - rate) * (len(like_II) + 1))))
+        chains = [_chain(like_II, first) for first in range(len(like_II))]
+        best = min(chains, key=lambda chain: _cost(like_II, chain, kept, self.ratio, self.balance))
+        return torch.tensor(best[::-1])
+
+
+def _kernel_pca(w_OK: Tensor) -> Tensor:
+    """Return the filters in the components of a kernel, half polynomial, half Gaussian."""
+    w = w_OK.numpy()
+    return torch.from_numpy(KernelPCA(kernel="precomputed").fit_transform(0.5 * (w @ w.T) ** 2 + 0.5 * rbf_kernel(w)))
+
+
+def _spectral(w_OK: Tensor) -> Tensor:
+    """Return the filters in the smallest eigenvectors of the graph of their nearest neighbours, by cosine."""
+    near = min(NEIGHBOURS, len(w_OK) - 1)
+    if near < 2:
+        return w_OK
+    closeness = np.exp(-cdist(w_OK.numpy(), w_OK.numpy(), "cosine"))
+    nearest = np.argsort(-closeness, axis=1)[:, : near + 1]
+    graph = np.zeros_like(closeness)
+    np.put_along_axis(graph, nearest, np.take_along_axis(closeness, nearest, 1), 1)
+    embedding = SpectralEmbedding(min(8, near), affinity="precomputed", random_state=0)
+    return torch.from_numpy(embedding.fit_transform(np.maximum(graph, graph.T)))
+
+
+CLUSTERINGS: Sequence[Callable[[Tensor], Tensor]] = (_kernel_pca, _spectral)
+
+
+def preferred(labels: Sequence[Tensor], growth_O: Tensor) -> int:
+    """Return the clustering whose clusters have grown most alike.
+
+    The growths of a clustering's clusters are sorted. Clusterings are ranked by the mean of the steps between neighbours, at
+    half weight, and by their variance; the least sum of ranks wins, as in the authors' `rank_cluster_results`.
+    """
+    means, variances = [], []
+    for label_O in labels:
+        total_G = torch.zeros(int(label_O.max()) + 1, dtype=growth_O.dtype).index_add_(0, label_O, growth_O)
+        steps = -total_G.sort(descending=True).values.diff() if len(total_G) > 1 else torch.zeros(1)
+        means.append(float(steps.mean()))
+        variances.append(float(steps.var(correction=0)))
+    rank = 0.5 * rankdata(means) + rankdata(variances)
+    return int(rank.argmin())
+
+
+def _longest_run(winners: Sequence[int], which: int) -> int:
+    longest = run = 0
+    for winner in winners:
+        run = run + 1 if winner == which else 0
+        longest = max(longest, run)
+    return longest
+
+
+def _chain(like_II: np.ndarray, first: int) -> list[int]:
+    """Return all channels from `first` on, each the one least like all that were taken before."""
+    chain, cost_I = [first], like_II[first].copy()
+    cost_I[first] = np.inf
+    while len(chain) < len(like_II):
+        chain.append(int(cost_I.argmin()))
+        cost_I = cost_I + like_II[chain[-1]]
+        cost_I[chain[-1]] = np.inf
+    return chain
+
+
+def _cost(like_II: np.ndarray, chain: list[int], kept: int, ratio: float, balance: float) -> float:
+    """Return how alike the kept channels are, minus `balance` times how like them the removed ones are."""
+    stay, gone = chain[:kept], chain[kept:]
+    among = like_II[np.ix_(stay, stay)]
+    alike = (among.sum() - np.trace(among)) / 2
+    nearest = -np.sort(-like_II[np.ix_(gone, stay)], axis=1)[:, : int(ratio * kept)]
+    return float(alike - balance * nearest.sum())

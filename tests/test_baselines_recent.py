@@ -1,0 +1,335 @@
+"""The idea of CHIP, EagleEye, 1xN, TMI-GKP, ResRep, Group Fisher and HSPG, each on a case worked out by hand."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+
+import pytest
+import test_baselines_learning
+import torch
+from test_baselines_criteria import task_with
+from test_baselines_learning import one_step, train, trainer_of, two_layers, zero_gradients
+from test_methods import network_of, one_layer, task_of
+from torch import Tensor, nn
+
+from baselines.chip import independence
+from baselines.eagle_eye import EagleEye
+from baselines.group_fisher import Fisher, GroupFisher, fisher_per_mac
+from baselines.hspg import HSPG, ZeroInvariantGroups
+from baselines.one_by_n import OneByN, blocks
+from baselines.resrep import ResRep, inner_layers
+from baselines.tmi_gkp import TMIGKP, _chain, _cost, preferred
+from suite.contract import Budget, ConvPlan, PruningPlan
+from suite.graph import Graph
+from suite.select import meet
+
+HALF = Budget(share=0.5)
+
+
+# ---- CHIP ------------------------------------------------------------------------------------------------------------
+
+
+def test_chip_lets_the_map_go_that_is_a_combination_of_the_others() -> None:
+    a, b, c = torch.eye(16)[:3].double()
+    maps = torch.stack([3 * a, 3 * b, 2 * (a + b), 2 * c]).view(1, 4, 4, 4)  # the last is the smallest, and independent
+    assert independence(maps)[0].argmin() == 2
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4, 4), (2, 9, 2, 2)])
+def test_chip_is_the_nuclear_norm_that_is_lost_with_a_row(shape: tuple[int, ...]) -> None:
+    maps = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scores = independence(maps)
+    for image, o in itertools.product(range(shape[0]), range(shape[1])):
+        rows = maps[image].flatten(1).clone()
+        whole = torch.linalg.matrix_norm(rows, "nuc")
+        rows[o] = 0
+        torch.testing.assert_close(scores[image, o], whole - torch.linalg.matrix_norm(rows, "nuc"), rtol=1e-6, atol=1e-6)
+
+
+# ---- 1xN -------------------------------------------------------------------------------------------------------------
+
+
+def test_one_by_n_blocks_are_filters_of_neighbouring_norms() -> None:
+    w = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])[:, None, None, None]
+    assert blocks(w, 2).tolist() == [0, 2, 0, 1, 1]
+
+
+def test_one_by_n_removes_the_block_with_the_smallest_norm_for_all_its_filters() -> None:
+    first = torch.tensor([[9.0, 1.0], [9.0, 2.0], [1.0, 4.0], [2.0, 4.0]])
+    model, graph = two_layers(torch.eye(2), first)
+    plan = OneByN(n=2).planner(model.eval(), graph, {}, task_of(0))
+    # blocks: filters 0, 1 read 18 and 3; filters 2, 3 read 3 and 8; two equal ones, the first goes first
+    smallest = [plan(knob)["3"].mask_OI.tolist() for knob in (0.2, 0.45)]
+    assert smallest[0] == [[True, False], [True, False], [True, True], [True, True]]
+    assert smallest[1] == [[True, False], [True, False], [False, True], [False, True]]
+
+
+# ---- TMI-GKP ---------------------------------------------------------------------------------------------------------
+
+
+def test_tmi_gkp_prefers_the_clustering_whose_clusters_grew_alike() -> None:
+    growth = torch.tensor([1.0, 9.0, 1.0, 9.0, 5.0, 5.0])
+    together, mixed = torch.tensor([0, 1, 0, 1, 2, 2]), torch.tensor([0, 0, 1, 1, 2, 2])
+    assert preferred([together, mixed], growth) == 1
+    assert preferred([mixed, together], growth) == 0
+
+
+def test_tmi_gkp_takes_the_kernel_that_is_least_like_those_taken() -> None:
+    points = torch.tensor([[0.0, 0.0], [0.1, 0.0], [10.0, 0.0], [0.0, 7.0]]).double()
+    like = (1 - torch.cdist(points, points)).numpy()
+    assert _chain(like, 0) == [0, 2, 3, 1]
+    stay, gone = [0, 2], [3, 1]
+    near = [max(like[g][s] for s in stay) for g in gone]
+    assert _cost(like, [*stay, *gone], 2, 0.5, 8.0) == pytest.approx(like[0][2] - 8 * sum(near))
+
+
+def test_tmi_gkp_takes_its_snapshots_over_the_whole_stage_and_resumes() -> None:
+    trainer = trainer_of("tmi_gkp", TMIGKP(tickets=2))
+    train(trainer, until=trainer.total)
+    state = trainer.learner.state_dict()
+    assert len(state["taken"]) == 2
+    first, second = (taken["stage_1.0.conv_a"] for taken in state["taken"])
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first, network_of("resnet8").get_parameter("stage_1.0.conv_a.weight").abs().flatten(1))
+
+
+# ---- EagleEye --------------------------------------------------------------------------------------------------------
+
+
+def test_eagle_eye_needs_re_estimated_statistics_to_tell_a_broken_network() -> None:
+    """Filters 0 and 1 tell the classes; 2 and 3 are the same for all images. Removing 2 shifts the next layer's mean."""
+    first = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.01, 0.01]])
+    second = torch.tensor([[1.0, 0.0, 40.0, 0.0], [0.0, 1.0, 40.0, 0.0]])
+    model, graph = two_layers(first, second)
+    x = torch.zeros(64, 2, 4, 4)
+    x[:32, 0], x[32:, 1] = 1.0, 1.0
+    labels = torch.cat([torch.zeros(32), torch.ones(32)]).long()
+    head = model[8]
+    assert isinstance(head, nn.Linear)
+    head.weight.data, head.bias.data = torch.eye(2), torch.zeros(2)
+    with torch.no_grad():
+        model[1].bias[2] = 1.0  # its batch norm gives 1 for every image
+        for norm in (model[1], model[4]):  # statistics of the whole network
+            assert isinstance(norm, nn.BatchNorm2d)
+            norm.momentum, norm.training = None, True
+        model.train()(x)
+    task = dataclasses.replace(task_with(x, labels), train_epoch=lambda epoch: iter([(x, labels)]))
+    settings = EagleEye(candidates=1, batches=1, images=64)
+
+    def without(*filters: int) -> PruningPlan:
+        kept = torch.ones(4, dtype=torch.bool)
+        kept[list(filters)] = False
+        return PruningPlan({"0": dataclasses.replace(ConvPlan.full(4, 2), kept_O=kept)})
+
+    good, broken = without(2), without(0, 1)
+    seen = {
+        adapt: [settings.accuracy(model.eval(), graph, plan, task, adapt=adapt) for plan in (good, broken)]
+        for adapt in (False, True)
+    }
+    assert seen[True] == [1.0, 0.5]
+    assert seen[False] == [0.5, 0.5], "without new statistics both are at chance"
+
+
+def test_eagle_eye_refuses_a_budget_out_of_reach() -> None:
+    model, graph = one_layer([[1.0, 1.0], [2.0, 1.0]])
+    with pytest.raises(ValueError, match="random rate vectors reaches a budget of 99"):
+        EagleEye(candidates=2).planner(model, graph, {}, task_of(0, Budget(share=0.99)))
+
+
+# ---- ResRep ----------------------------------------------------------------------------------------------------------
+
+
+def test_resrep_resets_the_task_for_the_least_row_alone() -> None:
+    """The task pulls all rows outward; the one row that is reset has the lasso only, and goes to zero."""
+    model, graph = two_layers(torch.randn(4, 2), torch.randn(4, 4))
+    settings = ResRep(lam=0.5, momentum=0.0, interval=1, start_share=0.0, full_share=0.1)
+    learner = settings.learner(model, graph, task_of(0, Budget(share=0.2)))
+    assert hasattr(learner, "matrix")
+    matrix = learner.matrix["0"]
+    with torch.no_grad():
+        matrix[2] *= 0.5  # the planted useless row
+    for index in range(10, 40):
+        for each in learner.matrix.values():
+            each.grad = -each.detach().clone()
+        zero_gradients(model)
+        step = one_step(model, index, 100)
+        learner.before_step(step)
+        learner.after_step(step)
+    norms = matrix.detach().norm(dim=1)
+    assert norms[2] < 0.05
+    assert bool((norms[[0, 1, 3]] > 1).all()), "without the reset the task wins over the lasso"
+
+
+def test_resrep_folds_its_compactors_into_the_same_function() -> None:
+    model = network_of("resnet8").double()
+    graph = Graph(model, (3, 32, 32))
+    images = torch.rand(32, 3, 32, 32, dtype=torch.float64)
+    task = dataclasses.replace(task_of(0, HALF), samples=lambda n: (images, torch.zeros(32).long()))
+    learner = ResRep().learner(model, graph, task)
+    generator = torch.Generator().manual_seed(0)
+    for matrix in learner.matrix.values():
+        matrix.data = (matrix + 0.3 * torch.randn(matrix.shape, generator=generator)).detach().double()
+        matrix.data[0] = 0
+    with torch.no_grad():
+        model.train()(images)  # some statistics
+        before = model.eval()(images)
+        learner.finish(model)
+        after = model(images)
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
+    for name in learner.matrix:
+        assert not bool(model.get_parameter(f"{name}.weight")[0].any())
+        bn = graph.convs[name].bn
+        zero = copy.deepcopy(model).get_submodule(bn or "")
+        assert isinstance(zero, nn.BatchNorm2d)
+        assert torch.allclose(zero(torch.zeros(1, len(zero.weight), 1, 1).double())[0, 0], torch.tensor(0.0).double(), atol=1e-9)
+
+
+def test_resrep_leaves_residual_sums_alone() -> None:
+    model = network_of("resnet8")
+    assert inner_layers(Graph(model, (3, 32, 32))) == [f"stage_{stage}.0.conv_a" for stage in (1, 2, 3)]
+
+
+# ---- Group Fisher ----------------------------------------------------------------------------------------------------
+
+
+def test_group_fisher_orders_channels_as_their_true_loss_change_for_each_mac() -> None:
+    """At the optimum of a small linear case, half the Fisher information is the loss that a channel's removal costs."""
+    channels = 4
+    model = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.Flatten(1), nn.Linear(channels, 2, bias=False))
+    conv, head = model[0], model[2]
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(head, nn.Linear)
+    conv.weight.data = torch.eye(channels)[:, :, None, None]
+    effect = torch.tensor([0.4, 0.1, 0.3, 0.2])
+    head.weight.data = torch.stack([effect / 2, -effect / 2])
+    graph = Graph(model, (channels, 1, 1))
+    model.double().train()
+    # each image shows one channel; labels as often as the network's own probabilities, so that the mean gradient is 0
+    images = torch.eye(channels, dtype=torch.float64).repeat_interleave(1000, 0)[:, :, None, None]
+    with torch.no_grad():
+        often = (1000 * model(images[::1000]).softmax(1)[:, 0]).round().long()
+    labels = torch.cat([torch.arange(1000) >= count for count in often]).long()
+    fisher = Fisher(model, graph)
+    loss = nn.functional.cross_entropy(model(images), labels)
+    loss.backward()
+    fisher.take(lambda tensors: None)
+    true = []
+    for channel in range(channels):
+        without = images.clone()
+        without[:, channel] = 0
+        with torch.no_grad():
+            true.append(float(nn.functional.cross_entropy(model(without), labels) - loss))
+    half = fisher.total_S[graph.filter_sets["0"]] / len(images) / 2
+    torch.testing.assert_close(half, torch.tensor(true).double(), rtol=0.1, atol=1e-6)
+    slope = torch.tensor([8.0, 1.0, 1.0, 1.0])  # the first channel saves eight times the MACs
+    assert fisher_per_mac(half, slope).argsort().tolist() == (torch.tensor(true) / slope).argsort().tolist()
+    assert fisher_per_mac(half, slope).argsort().tolist() != half.argsort().tolist()
+
+
+def test_group_fisher_takes_the_gradient_of_each_reader_alone() -> None:
+    """A channel that a convolution reads and a sum passes on: only what the convolution does with it is masked."""
+    model = network_of("resnet8").train()
+    graph = Graph(model, (3, 32, 32))
+    fisher = Fisher(model, graph)
+    x = torch.rand(4, 3, 32, 32)
+    nn.functional.cross_entropy(model(x), torch.arange(4)).backward()
+    assert fisher.batch_BS is not None
+    slopes = fisher.batch_BS.sum(0)
+    name = "stage_1.0.conv_a"  # its input is read by conv_a and by the shortcut's sum; the readers of the sum follow
+    readers = [other for other, ids in graph.input_sets.items() if torch.isin(ids, graph.input_sets[name]).any()]
+    total = torch.zeros_like(slopes)
+    for reader in readers:
+        w = model.get_parameter(f"{reader}.weight")
+        assert w.grad is not None
+        channel_I = (w * w.grad).flatten(2).sum(2).sum(0) if w.dim() == 4 else (w * w.grad).sum(0)
+        ids = graph.input_sets[reader]
+        total.index_add_(0, ids[ids >= 0], channel_I.detach().double()[ids >= 0])
+    sets = graph.input_sets[name].unique()
+    torch.testing.assert_close(slopes[sets], total[sets], rtol=1e-3, atol=1e-5)
+
+
+def test_group_fisher_meets_its_budget_while_training() -> None:
+    trainer = trainer_of("group_fisher", GroupFisher(interval=2))
+    train(trainer, until=trainer.total)
+    left = trainer.learner.metrics()["macs_left"]
+    assert 0.4 < left <= 0.5
+    graph = Graph(trainer.model, (3, 32, 32))
+    planner = GroupFisher().planner(trainer.model.eval(), graph, trainer.learner.state_dict(), task_of(0))
+    plan = meet(planner, graph, HALF).plan
+    gone = {name for name, layer in plan.items() if not bool(layer.kept_O.all())}
+    for name in gone:
+        assert not bool(trainer.model.get_parameter(f"{name}.weight")[~plan[name].kept_O].any())
+
+
+# ---- HSPG ------------------------------------------------------------------------------------------------------------
+
+
+def test_hspg_projects_a_planted_redundant_group_to_exactly_zero() -> None:
+    torch.manual_seed(0)
+    model, graph = two_layers(torch.rand(4, 2) + 1, torch.rand(4, 4) + 1)
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():  # the planted group: tiny, and descending
+        for parameter in (model[0].weight, norm.weight, norm.bias):
+            parameter[1] *= 0.02
+    settings = HSPG(lam=0.01, pick_share=0.0, project_share=0.0)
+    learner = settings.learner(model, graph, task_of(0, Budget(share=0.1)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for index in range(200):
+        zero_gradients(model)
+        step = dataclasses.replace(one_step(model, index, 200), optimizer=optimizer)
+        learner.before_step(step)
+        optimizer.step()
+        learner.after_step(step)
+    state = learner.state_dict()
+    planted = int(graph.filter_sets["0"][1])
+    assert bool(state["redundant_S"][planted])
+    assert bool(state["zero_S"][planted])
+    assert not bool(model.get_parameter("0.weight")[1].any())
+    assert not bool(norm.weight[1].any())
+    kept = ~state["redundant_S"][graph.filter_sets["0"]]
+    assert bool((model.get_parameter("0.weight")[kept].flatten(1).norm(dim=1) > 1).all())
+
+
+def test_hspg_raises_the_penalty_only_where_a_group_would_grow() -> None:
+    model, graph = two_layers(torch.ones(2, 2), torch.ones(2, 2))
+    learner = HSPG(lam=0.1).learner(model, graph, task_of(0, HALF))
+    groups = ZeroInvariantGroups(model, graph)
+    values = [value.clone() for value in groups.values()]
+    learner.before, norm_S = values, groups.dot(values, values).sqrt()
+    shrinking = learner._weights(norm_S, [0.01 * value for value in values], 0.1)
+    growing = learner._weights(norm_S, [-0.01 * value for value in values], 0.1)
+    torch.testing.assert_close(shrinking, torch.full_like(norm_S, 0.1))
+    torch.testing.assert_close(growing, 0.1 * norm_S)  # what just stops them
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ResRep(full_share=0.0), "start_share < full_share"),
+        (lambda: HSPG(pick_share=0.5, project_share=0.1), "pick_share <= project_share"),
+        (lambda: GroupFisher(interval=0), "interval >= 1"),
+        (lambda: EagleEye(max_rate=0.0), "max_rate must be above 0"),
+        (lambda: OneByN(n=0), "at least 1 filter"),
+        (lambda: TMIGKP(ratio=0.0), "0 < ratio <= 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make: object, message: str) -> None:
+    assert callable(make)
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+
+
+# ---- killed and continued --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["resrep", "group_fisher", "hspg", "tmi_gkp"])
+def test_learning_goes_on_with_the_same_bits(method: str) -> None:
+    test_baselines_learning.test_learning_goes_on_with_the_same_bits(method)
