@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Ranking = Literal["global", "raw", "layer"]
+Ranking = Literal["global", "raw", "layer", "isomorphic"]
 """Order of scores across layers. "global" divides the scores of a layer by their mean and sorts all layers together; "raw"
-sorts all layers together without the division; "layer" removes the same share of every layer."""
+sorts all layers together without the division; "layer" removes the same share of every layer; "isomorphic" sorts as "global"
+within each class of filter sets of the same topology, and removes the same share of every class."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,16 +32,17 @@ def filter_planner(graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranki
     """
     if ranking not in get_args(Ranking):
         raise ValueError(f"ranking {ranking!r} is unknown; choose {', '.join(get_args(Ranking))}")
-    sets, values = set_scores(graph, scores, normalise=ranking == "global")
+    sets, values = set_scores(graph, scores, normalise=ranking in ("global", "isomorphic"))
     count = len(values)
     protected = torch.zeros(count, dtype=torch.bool)
     for ids in sets.values():
         protected[ids[values[ids].argmax()]] = True
-    if ranking != "layer":
+    if ranking in ("global", "raw"):
         order = values.argsort(stable=True)
         rank = _fractions(order[~protected[order]], count)
     else:
-        rank, families = torch.ones(count, dtype=torch.float64), same_layers(sets)
+        rank = torch.ones(count, dtype=torch.float64)
+        families = same_layers(sets) if ranking == "layer" else isomorphic_classes(graph, sets)
         for place, members in enumerate(families):
             order = members[values[members].argsort(stable=True)]
             free = order[~protected[order]]
@@ -149,6 +150,26 @@ def same_layers(sets: Mapping[str, Tensor]) -> list[Tensor]:
     for row, ids in zip(lies_LS, sets.values(), strict=True):
         row[ids] = True
     _, class_S = lies_LS.unique(dim=1, return_inverse=True)
+    classes = [(class_S == number).nonzero()[:, 0] for number in range(int(class_S.max()) + 1)]
+    return sorted(classes, key=lambda members: int(members[0]))
+
+
+def isomorphic_classes(graph: Graph, sets: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the filter sets of each class of the same topology, int64; classes are in the order of their first sets.
+
+    Two sets are of one class if as many convolutions with and without batch norm make them, and as many convolutions and
+    linear layers read them: the module types of their sub-graphs. Source: Fang et al., Isomorphic Pruning for Vision Models,
+    ECCV 2024, section 3.2, whose released code compares the module types in the order of execution.
+    """
+    count = 1 + max(int(ids.max()) for ids in sets.values())
+    topology_SK = torch.zeros(count, 4, dtype=torch.int64)
+    raw_S = torch.zeros(count, dtype=torch.int64)
+    for name, ids in sets.items():
+        topology_SK[ids.unique(), int(graph.convs[name].bn is None)] += 1
+        raw_S[ids] = graph.filter_sets[name]
+    for name, ids in graph.input_sets.items():
+        topology_SK[torch.isin(raw_S, ids), 2 + int(name not in graph.convs)] += 1
+    _, class_S = topology_SK.unique(dim=0, return_inverse=True)
     classes = [(class_S == number).nonzero()[:, 0] for number in range(int(class_S.max()) + 1)]
     return sorted(classes, key=lambda members: int(members[0]))
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from suite.contract import Budget, ConvPlan, Planner, PruningPlan, Ranking
+from suite import select
 from suite.graph import Graph
 from suite.models import build
 from suite.select import COARSE, channel_planner, filter_planner, meet, rounded
@@ -86,7 +87,7 @@ def test_at_the_end_of_the_knob_the_best_filter_of_each_layer_is_left(name: str,
     left = removed(graph, filter_planner(graph, scores, ranking=ranking)(1.0))
     means = {layer: float(score.double().mean()) for layer, score in scores.items()}
     as_ranked = {
-        layer: score.double() / means[layer] if ranking == "global" else score.double()
+        layer: score.double() / means[layer] if ranking in ("global", "isomorphic") else score.double()
         for layer, score in scores.items()
     }
     values = set_scores(graph, as_ranked)
@@ -137,6 +138,51 @@ def test_layer_ranking_takes_from_one_set_of_coupled_layers_of_a_width_after_the
         changed = [layer for layer in more if not torch.equal(less[layer], more[layer])]
         sets = {int(graph.filter_sets[layer][0]): graph.convs[layer].filters for layer in changed}
         assert len(set(sets.values())) == len(sets), changed
+
+
+class OneClass(nn.Module):
+    """Convolutions that all add to one residual stream, which all of them and the classifier read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = (nn.Conv2d(channels, 12, 1) for channels in (3, 12, 12))
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.first(x)
+        x = x + self.second(x)
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_isomorphic_ranking_is_the_global_one_where_there_is_one_class(seed: int) -> None:
+    graph = Graph(OneClass(), (3, 8, 8))
+    scores = random_scores(graph, seed)
+    ours, usual = (filter_planner(graph, scores, ranking=ranking) for ranking in ("isomorphic", "global"))
+    for knob in (0.1, 0.35, 0.7, 1.0):
+        assert ours(knob) == usual(knob)
+
+
+def test_isomorphic_ranking_removes_the_same_share_of_every_class() -> None:
+    """The streams of a ResNet-20 and the insides of its blocks are classes; within one, small scores go first."""
+    graph = graph_of("resnet20")
+    sets, _ = select.set_scores(graph, random_scores(graph, 0), normalise=True)
+    classes = select.isomorphic_classes(graph, sets)
+    inner = [name for name in graph.convs if name.endswith("conv_a")]
+    assert any(len(members) == sum(graph.convs[name].filters for name in inner) for members in classes)
+    scores = random_scores(graph, 0)
+    for name in inner[:3]:
+        scores[name] = scores[name] ** 8  # uneven scores: the layers of a class lose different shares
+    plan = filter_planner(graph, scores, ranking="isomorphic")(0.5)
+    gone = removed(graph, plan)
+    kept_S = torch.ones(1 + max(int(ids.max()) for ids in sets.values()))
+    for name, ids in sets.items():
+        kept_S[ids[gone[name]]] = 0
+    for members in classes:
+        assert float(1 - kept_S[members].mean()) == pytest.approx(0.5, abs=0.1)
+    shares = {float(gone[name].float().mean()) for name in inner}
+    assert len(shares) > 1
 
 
 def test_global_ranking_does_not_see_the_scale_of_a_layer() -> None:
