@@ -12,7 +12,7 @@ import torch
 from test_baselines_criteria import task_with
 from test_baselines_learning import one_step, train, trainer_of, two_layers, zero_gradients
 from test_methods import network_of, one_layer, task_of
-from torch import Tensor, nn
+from torch import nn
 
 from baselines.chip import independence
 from baselines.eagle_eye import EagleEye
@@ -45,7 +45,9 @@ def test_chip_is_the_nuclear_norm_that_is_lost_with_a_row(shape: tuple[int, ...]
         rows = maps[image].flatten(1).clone()
         whole = torch.linalg.matrix_norm(rows, "nuc")
         rows[o] = 0
-        torch.testing.assert_close(scores[image, o], whole - torch.linalg.matrix_norm(rows, "nuc"), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            scores[image, o], whole - torch.linalg.matrix_norm(rows, "nuc"), rtol=1e-6, atol=1e-6
+        )
 
 
 # ---- 1xN -------------------------------------------------------------------------------------------------------------
@@ -183,7 +185,9 @@ def test_resrep_folds_its_compactors_into_the_same_function() -> None:
         bn = graph.convs[name].bn
         zero = copy.deepcopy(model).get_submodule(bn or "")
         assert isinstance(zero, nn.BatchNorm2d)
-        assert torch.allclose(zero(torch.zeros(1, len(zero.weight), 1, 1).double())[0, 0], torch.tensor(0.0).double(), atol=1e-9)
+        assert torch.allclose(
+            zero(torch.zeros(1, len(zero.weight), 1, 1).double())[0, 0], torch.tensor(0.0).double(), atol=1e-9
+        )
 
 
 def test_resrep_leaves_residual_sums_alone() -> None:
@@ -197,7 +201,9 @@ def test_resrep_leaves_residual_sums_alone() -> None:
 def test_group_fisher_orders_channels_as_their_true_loss_change_for_each_mac() -> None:
     """At the optimum of a small linear case, half the Fisher information is the loss that a channel's removal costs."""
     channels = 4
-    model = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.Flatten(1), nn.Linear(channels, 2, bias=False))
+    model = nn.Sequential(
+        nn.Conv2d(channels, channels, 1, bias=False), nn.Flatten(1), nn.Linear(channels, 2, bias=False)
+    )
     conv, head = model[0], model[2]
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(head, nn.Linear)
@@ -323,8 +329,6 @@ def test_settings_that_make_no_sense_are_refused(make: object, message: str) -> 
     assert callable(make)
     with pytest.raises(ValueError, match=message):
         make()
-
-
 
 
 # ---- killed and continued --------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from suite.contract import Budget, ConvPlan, Planner, PruningPlan, Ranking
 from suite import select
+from suite.contract import Budget, ConvPlan, Planner, PruningPlan, Ranking
 from suite.graph import Graph
 from suite.models import build
 from suite.select import COARSE, channel_planner, filter_planner, meet, rounded
