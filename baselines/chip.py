@@ -34,17 +34,14 @@ class CHIP(Criterion):
         "their norm is taken"
     )
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("digits", "*"): Recipe(settings={"images": 32}, source="ours: eigenvalues of one map each, on one CPU core"),
+        ("digits", "*"): Recipe(settings={"images": 8}, source="ours: eigenvalues of one map each, on one CPU core"),
         ("imagenet", "*"): Recipe(settings={"images": 64}, source="ours; the authors take 640"),
     }
+    lowest: ClassVar[Mapping[str, float]] = {"images": 1}
     search: ClassVar[Mapping[str, tuple[Ranking, ...]]] = {"ranking": ("layer", "global")}
 
     ranking: Ranking = "layer"
     images: int = 640
-
-    def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError(f"chip's images must be at least 1, got {self.images}")
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Return layer -> mean channel independence [O].

@@ -40,10 +40,11 @@ class EagleEye(Pruner):
         "batches instead of a running one; the images that judge come from the training part, as the authors' do"
     )
     needs_budget = True
+    lowest: ClassVar[Mapping[str, float]] = {"candidates": 1, "batches": 1, "images": 1}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"candidates": (10, 100)}
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
         ("digits", "*"): Recipe(
-            settings={"candidates": 8, "batches": 4, "images": 128}, source="ours: a small data set"
+            settings={"candidates": 3, "batches": 2, "images": 64}, source="ours: a small data set"
         ),
     }
 
@@ -53,9 +54,7 @@ class EagleEye(Pruner):
     max_rate: float = 0.7
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "batches", "images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"eagle_eye's {name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
         if not 0 < self.max_rate <= 1:
             raise ValueError(f"eagle_eye's max_rate must be above 0 and at most 1, got {self.max_rate}")
 

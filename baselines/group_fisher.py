@@ -154,6 +154,7 @@ class GroupFisher(Criterion):
     )
     learns = True
     needs_budget = True
+    lowest: ClassVar[Mapping[str, float]] = {"interval": 1}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"prune_share": (0.25, 0.5, 0.75)}
 
     interval: int = 10
@@ -161,10 +162,9 @@ class GroupFisher(Criterion):
     ranking: Ranking = "raw"
 
     def __post_init__(self) -> None:
-        if self.interval < 1 or not 0 < self.prune_share <= 1:
-            raise ValueError(
-                f"group_fisher needs interval >= 1 and 0 < prune_share <= 1, got {self.interval} and {self.prune_share}"
-            )
+        super().__post_init__()
+        if not 0 < self.prune_share <= 1:
+            raise ValueError(f"group_fisher's prune_share must be above 0 and at most 1, got {self.prune_share}")
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
         """Return the gradual removal at the task's budget."""

@@ -56,7 +56,7 @@ def rows(value_S: Tensor, ids: Tensor, like: Tensor) -> Tensor:
     return value_S[ids].view(-1, *[1] * (like.dim() - 1)).to(like.dtype)
 
 
-class _HalfSpace(Learner):
+class HalfSpace(Learner):
     """Picks redundant groups once, then pushes them towards zero and projects them there."""
 
     def __init__(self, settings: HSPG, model: nn.Module, graph: Graph, task: Task) -> None:
@@ -76,14 +76,14 @@ class _HalfSpace(Learner):
     def after_step(self, step: Step) -> None:
         """Pick once; then penalise redundant groups, and project those that left their half-space."""
         share = float(step.index) / step.total
-        moved = torch._foreach_sub(self.before, self.groups.values())  # lr * (gradient with decay and momentum)
+        moved = [old - new for old, new in zip(self.before, self.groups.values(), strict=True)]
         if share >= self.settings.pick_share and not bool(self.redundant_S.any()):
             self._pick(moved)
         if not bool(self.redundant_S.any()):
             return
         lr = float(step.lr)
         norm_S = self.groups.dot(self.before, self.before).sqrt()
-        lam_S = self._weights(norm_S, moved, lr) * self.redundant_S
+        lam_S = self.weights(norm_S, moved, lr) * self.redundant_S
         shrink_S = torch.where(norm_S > 0, lr * lam_S / norm_S, 0)
         for (parameter, ids), old in zip(self.groups.parts, self.before, strict=True):
             parameter.sub_(old * rows(shrink_S, ids, old))
@@ -93,7 +93,7 @@ class _HalfSpace(Learner):
         for parameter, ids in self.groups.parts:
             parameter.mul_(rows((~self.zero_S).float(), ids, parameter))
 
-    def _weights(self, norm_S: Tensor, moved: list[Tensor], lr: float) -> Tensor:
+    def weights(self, norm_S: Tensor, moved: list[Tensor], lr: float) -> Tensor:
         """Return the penalty's weight of each group [S]: `lam`, and more where the gradient makes the group grow."""
         lam = self.settings.lam
         inner_S = self.groups.dot(self.before, moved) / lr
@@ -162,6 +162,7 @@ class HSPG(Criterion):
     learns = True
     needs_budget = True
     start = "init"
+    lowest: ClassVar[Mapping[str, float]] = {"lam": 0, "epsilon": 0, "pick_share": 0}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lam": (1e-3, 1e-2), "project_share": (0.2, 0.5)}
 
     lam: float = 1e-3
@@ -171,16 +172,17 @@ class HSPG(Criterion):
     ranking: Ranking = "raw"
 
     def __post_init__(self) -> None:
-        if self.lam < 0 or not 0 <= self.epsilon < 1:
-            raise ValueError(f"hspg needs lam >= 0 and 0 <= epsilon < 1, got {self.lam} and {self.epsilon}")
+        super().__post_init__()
+        if not self.epsilon < 1:
+            raise ValueError(f"hspg's epsilon must be below 1, got {self.epsilon}")
         if not 0 <= self.pick_share <= self.project_share < 1:
             raise ValueError(
                 f"hspg needs 0 <= pick_share <= project_share < 1, got {self.pick_share} and {self.project_share}"
             )
 
-    def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
+    def learner(self, model: nn.Module, graph: Graph, task: Task) -> HalfSpace:
         """Return the half-space projected steps for the task's budget."""
-        return _HalfSpace(self, model, graph, task)
+        return HalfSpace(self, model, graph, task)
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Return layer -> norm of each filter's group [O]; redundant groups below all others, zero ones first."""

@@ -32,13 +32,10 @@ class OneByN(Pruner):
         "no rearrangement of the next layer's channels is needed, since packing keeps filters in place; stem and shortcut "
         "convolutions are left; layers lose their n-th blocks one after the other; the largest block of each layer stays"
     )
+    lowest: ClassVar[Mapping[str, float]] = {"n": 1}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"n": (2, 4, 8, 16)}
 
     n: int = 16
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"one_by_n's n must be at least 1 filter, got {self.n}")
 
     @property
     def groups(self) -> int:

@@ -21,7 +21,7 @@ FOLD_IMAGES = 512
 """Training images over which a folded layer's batch-norm statistics are taken."""
 
 
-class _Compactors(Learner):
+class Compactors(Learner):
     """Trains the compactors beside the network, with gradient reset for the rows that are to go.
 
     The compactors belong to the learner, not to the network: a forward hook applies each behind its batch norm, or behind the
@@ -214,6 +214,7 @@ class ResRep(Criterion):
     )
     learns = True
     needs_budget = True
+    lowest: ClassVar[Mapping[str, float]] = {"lam": 0, "momentum": 0, "interval": 1}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lam": (1e-4, 1e-3, 1e-2), "full_share": (0.1, 0.5)}
 
     lam: float = 1e-4
@@ -224,11 +225,9 @@ class ResRep(Criterion):
     ranking: Ranking = "raw"
 
     def __post_init__(self) -> None:
-        if self.lam < 0 or not 0 <= self.momentum < 1 or self.interval < 1:
-            raise ValueError(
-                "resrep needs lam >= 0, 0 <= momentum < 1 and interval >= 1, got "
-                f"{self.lam}, {self.momentum} and {self.interval}"
-            )
+        super().__post_init__()
+        if not self.momentum < 1:
+            raise ValueError(f"resrep's momentum must be below 1, got {self.momentum}")
         if not 0 <= self.start_share < self.full_share <= 1:
             raise ValueError(
                 f"resrep needs 0 <= start_share < full_share <= 1, got {self.start_share} and {self.full_share}"
@@ -238,9 +237,9 @@ class ResRep(Criterion):
         """Return the part of the budget whose rows are reset when this share of the stage is done."""
         return min(1.0, max(0.0, (share - self.start_share) / (self.full_share - self.start_share)))
 
-    def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
+    def learner(self, model: nn.Module, graph: Graph, task: Task) -> Compactors:
         """Return the compactors of all layers outside of residual sums, for the task's budget."""
-        return _Compactors(self, model, graph, task)
+        return Compactors(self, model, graph, task)
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Return layer -> norm of each compactor row [O]; layers without a compactor come last."""

@@ -89,6 +89,7 @@ class TMIGKP(Pruner):
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
         ("imagenet", "*"): OptOut(reason="snapshots of a ResNet-50 take a gigabyte"),
     }
+    lowest: ClassVar[Mapping[str, float]] = {"groups": 1, "tickets": 1}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"groups": (2, 4, 8)}
 
     groups: int = 8
@@ -97,8 +98,7 @@ class TMIGKP(Pruner):
     balance: float = 8.0
 
     def __post_init__(self) -> None:
-        if self.groups < 1 or self.tickets < 1:
-            raise ValueError(f"tmi_gkp's groups and tickets must be at least 1, got {self.groups} and {self.tickets}")
+        super().__post_init__()
         if not 0 < self.ratio <= 1 or self.balance < 0:
             raise ValueError(f"tmi_gkp needs 0 < ratio <= 1 and balance >= 0, got {self.ratio} and {self.balance}")
 

@@ -108,12 +108,10 @@ def test_eagle_eye_needs_re_estimated_statistics_to_tell_a_broken_network() -> N
     x = torch.zeros(64, 2, 4, 4)
     x[:32, 0], x[32:, 1] = 1.0, 1.0
     labels = torch.cat([torch.zeros(32), torch.ones(32)]).long()
-    head = model[8]
-    assert isinstance(head, nn.Linear)
-    head.weight.data, head.bias.data = torch.eye(2), torch.zeros(2)
+    model.get_parameter("8.weight").data, model.get_parameter("8.bias").data = torch.eye(2), torch.zeros(2)
     with torch.no_grad():
-        model[1].bias[2] = 1.0  # its batch norm gives 1 for every image
-        for norm in (model[1], model[4]):  # statistics of the whole network
+        model.get_parameter("1.bias")[2] = 1.0  # its batch norm gives 1 for every image
+        for norm in (model.get_submodule("1"), model.get_submodule("4")):  # statistics of the whole network
             assert isinstance(norm, nn.BatchNorm2d)
             norm.momentum, norm.training = None, True
         model.train()(x)
@@ -148,7 +146,6 @@ def test_resrep_resets_the_task_for_the_least_row_alone() -> None:
     model, graph = two_layers(torch.randn(4, 2), torch.randn(4, 4))
     settings = ResRep(lam=0.5, momentum=0.0, interval=1, start_share=0.0, full_share=0.1)
     learner = settings.learner(model, graph, task_of(0, Budget(share=0.2)))
-    assert hasattr(learner, "matrix")
     matrix = learner.matrix["0"]
     with torch.no_grad():
         matrix[2] *= 0.5  # the planted useless row
@@ -275,11 +272,9 @@ def test_group_fisher_meets_its_budget_while_training() -> None:
 def test_hspg_projects_a_planted_redundant_group_to_exactly_zero() -> None:
     torch.manual_seed(0)
     model, graph = two_layers(torch.rand(4, 2) + 1, torch.rand(4, 4) + 1)
-    norm = model[1]
-    assert isinstance(norm, nn.BatchNorm2d)
     with torch.no_grad():  # the planted group: tiny, and descending
-        for parameter in (model[0].weight, norm.weight, norm.bias):
-            parameter[1] *= 0.02
+        for name in ("0.weight", "1.weight", "1.bias"):
+            model.get_parameter(name)[1] *= 0.02
     settings = HSPG(lam=0.01, pick_share=0.0, project_share=0.0)
     learner = settings.learner(model, graph, task_of(0, Budget(share=0.1)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -294,7 +289,7 @@ def test_hspg_projects_a_planted_redundant_group_to_exactly_zero() -> None:
     assert bool(state["redundant_S"][planted])
     assert bool(state["zero_S"][planted])
     assert not bool(model.get_parameter("0.weight")[1].any())
-    assert not bool(norm.weight[1].any())
+    assert not bool(model.get_parameter("1.weight")[1].any())
     kept = ~state["redundant_S"][graph.filter_sets["0"]]
     assert bool((model.get_parameter("0.weight")[kept].flatten(1).norm(dim=1) > 1).all())
 
@@ -305,8 +300,8 @@ def test_hspg_raises_the_penalty_only_where_a_group_would_grow() -> None:
     groups = ZeroInvariantGroups(model, graph)
     values = [value.clone() for value in groups.values()]
     learner.before, norm_S = values, groups.dot(values, values).sqrt()
-    shrinking = learner._weights(norm_S, [0.01 * value for value in values], 0.1)
-    growing = learner._weights(norm_S, [-0.01 * value for value in values], 0.1)
+    shrinking = learner.weights(norm_S, [0.01 * value for value in values], 0.1)
+    growing = learner.weights(norm_S, [-0.01 * value for value in values], 0.1)
     torch.testing.assert_close(shrinking, torch.full_like(norm_S, 0.1))
     torch.testing.assert_close(growing, 0.1 * norm_S)  # what just stops them
 
@@ -319,9 +314,9 @@ def test_hspg_raises_the_penalty_only_where_a_group_would_grow() -> None:
     [
         (lambda: ResRep(full_share=0.0), "start_share < full_share"),
         (lambda: HSPG(pick_share=0.5, project_share=0.1), "pick_share <= project_share"),
-        (lambda: GroupFisher(interval=0), "interval >= 1"),
+        (lambda: GroupFisher(interval=0), "interval must be at least 1"),
         (lambda: EagleEye(max_rate=0.0), "max_rate must be above 0"),
-        (lambda: OneByN(n=0), "at least 1 filter"),
+        (lambda: OneByN(n=0), "n must be at least 1"),
         (lambda: TMIGKP(ratio=0.0), "0 < ratio <= 1"),
     ],
 )
