@@ -42,13 +42,16 @@ def _check_data(name: str, folder: Path | None) -> str:
 
 
 def _check_weights(name: str, folder: Path | None) -> str:
-    """Download a file of weights and compare it with its publisher's digest; return path and digest."""
+    """Download and check a file of weights; return its path and digest."""
     path = weights.fetch(name, folder)
     return f"{path}, sha256 {sha256(path)}"
 
 
 def main() -> int:
-    """Return the exit status: 0 all present and whole, 1 a file is missing or damaged, 2 bad arguments."""
+    """Return the exit status.
+
+    0 all present and whole, 1 a file is missing or damaged, 2 bad arguments.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m suite.prefetch",
         description="Fetch the data and public weights that a grid needs, and check them: on a cluster, on the login node, "

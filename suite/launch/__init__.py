@@ -1,1 +1,1 @@
-"""Launch of grids: `launcher` does or submits all stages, `view` reads their states, `cancel` ends them."""
+"""Launch of grids, on this machine or as SLURM jobs."""

@@ -90,7 +90,10 @@ def _add_slurm_options(result: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    """Return the exit status: 0 all done, 1 a stage failed, 2 bad arguments or missing data, 75 not all done yet."""
+    """Return the exit status.
+
+    0 all done, 1 a stage failed, 2 bad arguments or missing data, 75 not all done yet.
+    """
     arguments = parser().parse_args()
     cli.configure_logging()
     console = Console(soft_wrap=True) if not sys.stdout.isatty() else Console()
@@ -118,7 +121,7 @@ def _verb(arguments: argparse.Namespace) -> str:
 
 
 def _do(arguments: argparse.Namespace, console: Console) -> int:
-    """Do what the verb asks for; return the exit status."""
+    """Execute the verb, and return the exit status."""
     verb = _verb(arguments)
     cli.check_machine_options(arguments)
     if arguments.jobs < 1:
@@ -158,7 +161,7 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _view(verb: str, arguments: argparse.Namespace, stages: Sequence[Stage], console: Console) -> int:
-    """Show or cancel the grid, without a launch; its data need not be on this machine."""
+    """Show or cancel the grid; its data need not be on this machine."""
     if verb == "cancel" and arguments.only:
         raise ValueError(
             f"--only {arguments.only} with --cancel: jobs are shared, so all of them are ended; leave --only out"
@@ -186,23 +189,26 @@ def _context(arguments: argparse.Namespace) -> Context:
 
 
 def _options(arguments: argparse.Namespace, context: Context) -> Options | None:
-    """Return the options of jobs; None without SLURM. Raises ValueError for options of SLURM without it."""
+    """Return the options of jobs; None without SLURM.
+
+    Raises ValueError for options of SLURM without it.
+    """
     ours = {name: getattr(arguments, name) for name in ("parallel", "runs_per_gpu", "timing_gpu")}
     if arguments.cluster == "slurm":
         slurm.check(context.results)
         return slurm_options.load(arguments.slurm, **ours)
-    given = [name for name, value in {"slurm": arguments.slurm, **ours}.items() if value]
-    if given:
+    misplaced = [name for name, value in {"slurm": arguments.slurm, **ours}.items() if value]
+    if misplaced:
         raise ValueError(
-            f"--{given[0].replace('_', '-')} is for --cluster slurm; here --jobs sets how many stages run at a time"
+            f"--{misplaced[0].replace('_', '-')} is for --cluster slurm; here --jobs sets how many stages run at a time"
         )
     return None
 
 
 def _words(arguments: argparse.Namespace) -> str:
     """Return the options with which another command reads the same grid and data."""
-    given = (("--grid", arguments.grid), ("--only", arguments.only), ("--data", arguments.data))
-    words = shlex.join(str(word) for pair in given if pair[1] for word in pair)
+    options = (("--grid", arguments.grid), ("--only", arguments.only), ("--data", arguments.data))
+    words = shlex.join(str(word) for pair in options if pair[1] for word in pair)
     return words + (" --smoke" if arguments.smoke else "")
 
 

@@ -73,7 +73,7 @@ def arrays_of(
 
 
 def halves(array: Array) -> list[Array]:
-    """Split an array of two or more jobs in two; the second waits for the first if arrays are chained."""
+    """Split an array in two; a chained second half waits for the first."""
     middle = len(array.tasks) // 2
     first = dataclasses.replace(array, tasks=array.tasks[:middle])
     after = (_last(first),) if array.chained else array.after
@@ -81,12 +81,15 @@ def halves(array: Array) -> list[Array]:
 
 
 def _last(array: Array) -> str:
-    """Return the key of a stage of the array's last job, which stays in the last part if the array is split."""
+    """Return the key of a stage of the last job, which splitting leaves last."""
     return array.tasks[-1][0].key
 
 
 def _levels(stages: Sequence[Stage]) -> dict[str, int]:
-    """Return key -> length of the longest chain of needed stages before each; timed stages come after all others."""
+    """Return key -> length of the longest chain of needed stages before each.
+
+    Timed stages come after all others.
+    """
     levels: dict[str, int] = {}
     for stage in stages:
         levels[stage.key] = max((levels[n.key] + 1 for n in stage.needs if n.key in levels), default=0)

@@ -24,7 +24,7 @@ STOP_S = 10.0
 
 
 def cancel(view: View) -> str:
-    """Stop the launcher, which could submit more, then cancel the jobs; return a line about both.
+    """Stop the launcher, then cancel its jobs, and return a line about both.
 
     Raises ValueError if nothing can be cancelled from here.
     """
@@ -65,7 +65,7 @@ def _cancel_jobs(view: View, launch: Launch, states: Mapping[str, str]) -> str:
 
 
 def _stop(launch: Launch, results: Path) -> str:
-    """Send SIGTERM to the launcher if it is this user's and on this host, and wait up to STOP_S for its end."""
+    """Stop a launcher of this user on this host; return a line about it."""
     if launch.host != lease.host():
         return f"its launcher is process {launch.pid} on {launch.host}: run --cancel there to stop it"
     command = Path(f"/proc/{launch.pid}/cmdline").read_bytes()

@@ -1,4 +1,4 @@
-"""Where a view is shown: once, until nothing runs, or beside the launcher that does the work."""
+"""Display of a view: once, until nothing runs, or beside a launcher."""
 
 from __future__ import annotations
 
@@ -105,7 +105,10 @@ def show(view: View, console: Console) -> int:
 
 
 def follow(view: View, console: Console) -> int:
-    """Draw the full picture until nothing runs or waits; without a terminal, a line if the counts change."""
+    """Draw the full picture until nothing runs or waits.
+
+    Without a terminal, print a line if the counts change.
+    """
     printed = ""
     if not console.is_terminal:
         for _ in _looks(view):
@@ -121,7 +124,7 @@ def follow(view: View, console: Console) -> int:
 
 
 def _looks(view: View) -> Iterator[None]:
-    """Look until nothing goes on; the pause is twice as long as the look, at least REFRESH_S."""
+    """Look until nothing runs or waits, with pauses of twice a look's duration."""
     while True:
         began = time.monotonic()
         view.look()

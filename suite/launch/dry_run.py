@@ -1,4 +1,4 @@
-"""Dry run: the stages, what a launch would do, and its cost in training MACs and hours on this machine."""
+"""Dry run: the stages that a launch would do, and their cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ WARM_STEPS, TIMED_STEPS = 3, 4
 
 
 def show(work: Work, context: Context, console: Console, *, jobs: int, fetch: str) -> int:
-    """Print the stages, counts and cost; return 2 if data are missing, else 0. Nothing is downloaded or written.
+    """Print stages, counts and cost; return 2 if data are missing, else 0.
+
+    Nothing is downloaded or written.
 
     fetch  the command that downloads missing data
     """
@@ -57,14 +59,20 @@ def show(work: Work, context: Context, console: Console, *, jobs: int, fetch: st
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Dense training MACs (three times those of a forward pass) and seconds, one stage after the other."""
+    """Training MACs and seconds of stages, one after the other.
+
+    A training step has three times the MACs of a dense forward pass.
+    """
 
     training_macs: float
     seconds: float
 
 
 def estimate(stages: Iterable[Stage], context: Context) -> Cost:
-    """Estimate the cost: each dense model is timed for a moment, and each packed network counts as its dense one."""
+    """Estimate the cost; each dense model is timed for a moment.
+
+    A packed network is taken to cost as much as its dense one.
+    """
     torch.set_num_threads(context.threads or cli.cores())
     speeds: dict[tuple[str, str], tuple[int, float]] = {}
     macs = seconds = 0.0

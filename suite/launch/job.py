@@ -1,4 +1,4 @@
-"""Work of one SLURM job: do some stages, and requeue the job if it was stopped before their end."""
+"""Work of one SLURM job: execute stages; requeue the job if it was stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class StageJob(submitit.helpers.Checkpointable):
-    """Do stages side by side. After the signal, stop at a checkpoint and requeue the job.
+    """Execute stages side by side; after the signal, stop and requeue.
 
     Each start goes on from the last checkpoint, so the number of starts has no limit.
 
@@ -65,7 +65,10 @@ def slurm_signal() -> signal.Signals:
 
 
 def _failed_before(stages: Sequence[Stage], context: Context) -> dict[str, Outcome]:
-    """Return the failures of earlier starts of this job; the next launch retries them, so each attempt counts once."""
+    """Return the failures of earlier starts of this job.
+
+    The next launch retries these stages, so each attempt counts once.
+    """
     if not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         return {}
     failures = ((stage, failure(stage, context) or {}) for stage in stages)
@@ -73,7 +76,7 @@ def _failed_before(stages: Sequence[Stage], context: Context) -> dict[str, Outco
 
 
 def _one(stage: Stage, context: Context, stopped: list[int]) -> Outcome:
-    """Do the stage in this process; a signal that came during the imports stops it at once."""
+    """Execute the stage in this process; a pending signal stops it at once."""
     folder = context.folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
     watch = Watch(folder / "progress.json", context.max_minutes)
@@ -86,7 +89,10 @@ def _one(stage: Stage, context: Context, stopped: list[int]) -> Outcome:
 
 
 def _requeue() -> None:
-    """Requeue this job. If SLURM refuses, or does so by itself, the stage is interrupted, not failed."""
+    """Requeue this job.
+
+    If SLURM refuses, or requeues by itself, the stage is interrupted, not failed.
+    """
     command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""One launch of a grid: find its work, do it here or as SLURM jobs, then build the report."""
+"""One launch of a grid: its stages, then its report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from suite.stages import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """How a grid is launched.
+    """Settings of a launch.
 
     grid     its name or file, as given by the user
     name     of its launch file

@@ -1,4 +1,4 @@
-"""Stages on this machine, in worker processes, each as soon as its needed stages are done.
+"""Execution of stages on this machine, in worker processes.
 
 A worker that dies (out of memory, kill) fails its own stage only. Latency is measured when nothing else runs.
 """
@@ -30,7 +30,10 @@ BLOCKED = {*STOPPING, signal.SIGUSR2}
 
 
 class _Worker:
-    """A process that does one stage at a time. Signals are blocked until it can handle them."""
+    """Process that executes one stage at a time.
+
+    Signals are blocked until it can handle them.
+    """
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("forkserver")  # torch is imported once, and its memory shared
@@ -41,7 +44,7 @@ class _Worker:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def stop(self, number: signal.Signals) -> None:
-        """Send the signal, which stops the stage at a checkpoint; no-op while the process is starting."""
+        """Send the signal; no-op while the process is starting."""
         if self.pid.done() and self.pid.exception() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid.result(), number)
@@ -120,7 +123,7 @@ def run(
     waiting = list(stages)
     running: dict[Future[Outcome], Stage] = {}
     outcomes: dict[str, Outcome] = {}
-    wanted = {stage.key for stage in stages}
+    keys = {stage.key for stage in stages}
     deadline = float("inf") if context.max_minutes is None else time.monotonic() + 60 * context.max_minutes
     stop = False
     with _stopping(signals, [] if stopped is None else stopped) as stopped:
@@ -134,7 +137,7 @@ def run(
                 waiting.remove(stage)
                 outcomes[stage.key] = "interrupted"
             if not stop:
-                for stage in _ready(waiting, list(running.values()), outcomes, wanted, jobs):
+                for stage in _ready(waiting, list(running.values()), outcomes, keys, jobs):
                     waiting.remove(stage)
                     running[workers.submit(stage, _context_of(stage, context))] = stage
             finished, _ = wait(running, timeout=REFRESH_S, return_when=FIRST_COMPLETED)
@@ -152,15 +155,15 @@ def run(
 
 
 def _context_of(stage: Stage, context: Context) -> Context:
-    """Return the worker's context: all cores for a timed stage; the launcher keeps the time limit."""
+    """Return the worker's context: all cores for a timed stage, no time limit."""
     return dataclasses.replace(context, max_minutes=None, threads=0 if isinstance(stage, Timed) else context.threads)
 
 
 def _ready(
-    waiting: Sequence[Stage], running: Sequence[Stage], outcomes: Mapping[str, Outcome], wanted: set[str], jobs: int
+    waiting: Sequence[Stage], running: Sequence[Stage], outcomes: Mapping[str, Outcome], keys: set[str], jobs: int
 ) -> list[Stage]:
-    """Return the stages to start now: those with settled needs; timed stages come last and alone."""
-    settled = [s for s in waiting if all(n.key in outcomes or n.key not in wanted for n in s.needs)]
+    """Return the stages to start now; timed stages come last and alone."""
+    settled = [s for s in waiting if all(n.key in outcomes or n.key not in keys for n in s.needs)]
     training: list[Stage] = [stage for stage in settled if not isinstance(stage, Timed)]
     if any(not isinstance(stage, Timed) for stage in (*waiting, *running)):
         return training[: jobs - len(running)]
@@ -203,7 +206,10 @@ def _stopping(signals: Sequence[signal.Signals], came: list[int]) -> Iterator[li
 
 
 def run_here(stages: Sequence[Stage], context: Context, display: Display) -> dict[str, Outcome]:
-    """Do the stages in this process, one after the other, for a debugger. A signal stops at a checkpoint."""
+    """Execute the stages in this process, for a debugger.
+
+    A signal stops at a checkpoint.
+    """
     watch = Watch(max_minutes=context.max_minutes)
     watch.listen(*STOPPING)
     outcomes: dict[str, Outcome] = {}

@@ -57,7 +57,7 @@ SITE_FILE = "slurm.toml"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How stages become jobs.
+    """Options of jobs.
 
     sbatch        options of all jobs
     timing_gpu    type of the GPU for latency, by SLURM's name; "" for any
@@ -85,21 +85,22 @@ class Options:
 
     def parameters(self, *, gpu: bool, timing: bool) -> dict[str, Any]:
         """Return the executor's parameters; keys that submitit does not name go to sbatch unchanged."""
-        known = sbatch_parameters()
-        wanted: dict[str, Any] = {**DEFAULTS, **({"gpus_per_node": 1} if gpu else {}), **self.sbatch}
+        named_keys = sbatch_parameters()
+        parameters: dict[str, Any] = {**DEFAULTS, **({"gpus_per_node": 1} if gpu else {}), **self.sbatch}
         if timing:
             kind = {"gpus_per_node": f"{self.timing_gpu}:1"} if gpu and self.timing_gpu else {}
-            wanted |= {"exclusive": True, "nodes": 1, "ntasks_per_node": 1, **kind}  # one task measures
-            wanted.pop("ntasks", None)
-        extra = {key: value for key, value in wanted.items() if key not in known}
-        named = {key: value for key, value in wanted.items() if key in known and value != 0}
-        cores = [f"--cpus-per-task={named['cpus_per_task']}"]  # srun forgets it since SLURM 22.05
+            parameters |= {"exclusive": True, "nodes": 1, "ntasks_per_node": 1, **kind}  # one task measures
+            parameters.pop("ntasks", None)
+        extra = {key: value for key, value in parameters.items() if key not in named_keys}
+        named = {key: value for key, value in parameters.items() if key in named_keys and value != 0}
+        cores = [f"--cpus-per-task={named['cpus_per_task']}"]  # not passed on by srun since SLURM 22.05
         return {**named, "srun_args": cores, "additional_parameters": {"requeue": True, **extra}}
 
 
 def load(words: Iterable[str], **ours: Any) -> Options:
-    """Return the options of site files, overridden by KEY=VALUE words, overridden by those in `ours` that are not None.
+    """Return the options of site files, KEY=VALUE words and `ours`.
 
+    A later source overrides; None in `ours` is not set.
     Raises ValueError naming a word that is no pair, an unreadable file, or an unknown key of sbatch.
     """
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
@@ -111,10 +112,10 @@ def load(words: Iterable[str], **ours: Any) -> Options:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise ValueError(f"--slurm {word!r} is not KEY=VALUE, such as partition=gpu")
-        values |= _checked("--slurm", {key: int(value) if value.isdigit() else value}, mine={})
+        values |= _checked("--slurm", {key: int(value) if value.isdigit() else value}, types={})
     values |= {key: value for key, value in ours.items() if value is not None}
-    mine = {key: values.pop(key) for key in OURS if key in values}
-    return Options(sbatch=values, **mine)
+    launcher = {key: values.pop(key) for key in OURS if key in values}
+    return Options(sbatch=values, **launcher)
 
 
 def _check_time(limit: int | str | None, lead_s: int) -> None:
@@ -129,7 +130,10 @@ def _check_time(limit: int | str | None, lead_s: int) -> None:
 
 
 def _seconds(limit: int | str | None) -> float | None:
-    """Return a time limit of SLURM (minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in seconds; None if it is none of these."""
+    """Return a time limit of SLURM in seconds; None if it has no number.
+
+    Formats: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S.
+    """
     days, dash, clock = str(limit).rpartition("-")
     words = [*([days] if dash else []), *clock.split(":")]
     if not all(word.isdigit() for word in words):
@@ -147,20 +151,23 @@ def _read(path: Path) -> dict[str, Any]:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); it holds lines such as partition = 'gpu'") from error
-    return _checked(str(path), value, mine=OURS)
+    return _checked(str(path), value, types=OURS)
 
 
-def _checked(where: str, values: Mapping[str, Any], mine: Mapping[str, type]) -> dict[str, Any]:
-    """Return the values by names with underscores. Raises ValueError for an unknown key or a value of a wrong type."""
+def _checked(where: str, values: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
+    """Return the values by names with underscores.
+
+    Raises ValueError for an unknown key or a value of a wrong type.
+    """
     result = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name in RESERVED:
             raise ValueError(f"{where}: {key} is set by the launcher itself; leave it out")
-        allowed = mine.get(name, (str, int, bool))
+        allowed = types.get(name, (str, int, bool))
         if not isinstance(value, allowed) or (allowed is int and isinstance(value, bool)):
             raise ValueError(f"{where}: {key} = {value!r} is not what it takes: a text or a number")
-        choices = {*mine, *sbatch_parameters(), *_sbatch_options()}
+        choices = {*types, *sbatch_parameters(), *_sbatch_options()}
         if _sbatch_options() and name not in choices:
             try:
                 pick("key", name, dict.fromkeys(sorted(choices)))

@@ -1,4 +1,4 @@
-"""Text and tables of a view: counts, running stages, failures with the end of their logs."""
+"""Text and tables of a view: counts, running stages, failures."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def full(view: View) -> Iterator[RenderableType]:
 
 
 def _failures(view: View) -> Iterator[Text]:
-    """Yield each failed, lost or interrupted stage; the end of the log once for each reason."""
+    """Yield failed, lost and interrupted stages; a log's end once for each reason."""
     shown: set[tuple[str, str]] = set()
     for state in view.states:
         if state.name not in ("failed", "lost", "interrupted"):
@@ -140,7 +140,7 @@ def _when(state: State) -> str:
 
 
 def log_of(state: State, context: Context) -> Path | None:
-    """Return the stage's own log, else what its job wrote to stderr; None if both are empty."""
+    """Return the stage's log, else its job's stderr; None if both are empty."""
     paths = [context.folder(state.stage) / "log.txt"]
     if state.job:
         paths.append(record.log_of(context.results, state.job))

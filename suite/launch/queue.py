@@ -1,4 +1,4 @@
-"""SLURM's answers about jobs: one squeue for present jobs, one sacct for ended ones, for any number of jobs."""
+"""Queries of SLURM: one squeue or sacct for any number of jobs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ SILENT = ("unable to contact slurm controller", "socket timed out", "zero bytes 
 
 
 def states(grid: str = "") -> dict[str, str] | None:
-    """Return number -> state of this user's present jobs, such as "PENDING"; None if SLURM is silent."""
+    """Return number -> state of this user's jobs; None if SLURM is silent."""
     answer = jobs(grid)
     return None if answer is None else {job: state for job, (state, _) in answer.items()}
 
 
 def jobs(grid: str = "") -> dict[str, tuple[str, str]] | None:
-    """Return number -> (state, reason) of this user's present jobs, such as ("PENDING", "Priority"); None if SLURM is silent.
+    """Return number -> (state, reason) of this user's jobs; None if SLURM is silent.
 
+    Example: "12_3": ("PENDING", "Priority").
     A task of an array has the number "ARRAY_TASK". A job that is absent has ended, or is between two starts. `grid` limits the
     answer to jobs of its launches: a controller that lost its state reuses numbers.
     """
@@ -41,8 +42,9 @@ def job_name(grid: str, *, timing: bool) -> str:
 
 
 def ended(jobs: Iterable[str]) -> dict[str, str]:
-    """Return number -> last state of these jobs, such as "CANCELLED by 0"; empty without accounting.
+    """Return number -> last state of these jobs; empty without accounting.
 
+    Example: "12_3": "CANCELLED by 0".
     sacct joins tasks that never began in one line, "123_[4-9%2]", which is the state of tasks without a line.
     """
     jobs = list(jobs)
@@ -62,7 +64,10 @@ def is_silent(text: str) -> bool:
 
 
 def limit_in(text: str) -> str:
-    """Return SLURM's name of a limit of submitted jobs that a refusal names, such as "AssocMaxSubmitJobLimit"; else ""."""
+    """Return the limit of submitted jobs that a refusal names; else "".
+
+    Example: "AssocMaxSubmitJobLimit".
+    """
     match = re.search(r"\b(?:Assoc|QOS)\w*Submit\w*Limit\b", text)
     return match[0] if match else ""
 

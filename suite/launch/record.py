@@ -51,7 +51,10 @@ def begin(
     jobs: Mapping[str, str],
     todo: Sequence[Stage] = (),
 ) -> Launch:
-    """Return the record of a launch that begins now; `jobs` are those of the launch before."""
+    """Return the record of a launch that begins now.
+
+    `jobs` are those of the launch before.
+    """
     source = records.source()
     return Launch(
         grid=grid,
@@ -79,7 +82,7 @@ def write(launch: Launch, results: Path) -> None:
 
 
 def read(results: Path, grid: str) -> Launch | None:
-    """Read the record of the grid of this name; None if there is none, or if it is damaged."""
+    """Read the grid's record; None if it is missing or damaged."""
     try:
         value = json.loads((folder(results) / f"{grid}.json").read_text())
         return Launch(**{item.name: value[item.name] for item in fields(Launch) if item.name in value})

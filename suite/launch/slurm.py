@@ -38,7 +38,7 @@ FORBIDDEN = "%\\\"':"
 
 
 def check(results: Path) -> None:
-    """Raise ValueError if there is no SLURM, if its commands have no cluster, or if it cannot write to such a folder.
+    """Raise ValueError if SLURM cannot be used with this results folder.
 
     A silent controller is no error: it may come back.
     """
@@ -58,7 +58,9 @@ def check(results: Path) -> None:
 def run(
     stages: Sequence[Stage], context: Context, display: Display, launch: Launch, *, options: Options, source: Path
 ) -> dict[str, Outcome]:
-    """Submit the stages that have no job yet, and wait until all have ended; Ctrl-C leaves the jobs running.
+    """Submit the stages that have no job, and wait until all have ended.
+
+    Ctrl-C leaves the jobs running.
 
     launch  the record of this launch, with the jobs of earlier ones; the file is kept up to date
     source  the snapshot that the jobs run
@@ -66,7 +68,6 @@ def run(
     Raises ValueError if SLURM refuses a job.
     """
     states = queue.states(launch.grid) or {}
-    display.view.launch = launch
     names = {state.stage.key: state.name for state in display.view.observer.states(None, None)}
     goes_on = [stage for stage in stages if names.get(stage.key) != "failed"]
     jobs = {stage.key: launch.jobs[stage.key] for stage in goes_on if launch.jobs.get(stage.key) in states}
@@ -88,24 +89,24 @@ def run(
 def _wait(stages: Sequence[Stage], submitter: Submitter, context: Context, display: Display) -> dict[str, Outcome]:
     """Return the outcome of each stage, after all have ended."""
     outcomes: dict[str, Outcome] = {}
-    wanted = {stage.key for stage in stages}
-    known = _Known()
+    keys = {stage.key for stage in stages}
+    queued_at = _Queued()
     limit = ""
-    while len(outcomes) < len(wanted):
+    while len(outcomes) < len(keys):
         submitter.submit()
         if submitter.limit != limit:
             limit = submitter.limit
             display.note(_limited(submitter) if limit else "SLURM has taken all jobs")
         display.look()
-        known.update(display.view, submitter.jobs.values())
-        open_keys = {key for key in submitter.jobs if key in wanted and key not in outcomes}
+        queued_at.update(display.view, submitter.jobs.values())
+        open_keys = {key for key in submitter.jobs if key in keys and key not in outcomes}
         lost = []
         for state in (state for state in display.view.states if state.stage.key in open_keys):
-            gone = state.name != "queued" and known.gone_s(submitter.jobs[state.stage.key]) >= LOST_AFTER_S
-            if (outcome := _outcome(state, gone=gone)) is not None:
+            has_left = state.name != "queued" and queued_at.absent_s(submitter.jobs[state.stage.key]) >= LOST_AFTER_S
+            if (outcome := _outcome(state, has_left=has_left)) is not None:
                 outcomes[state.stage.key] = outcome
                 display.ended(state.stage, outcome)
-            elif gone:
+            elif has_left:
                 lost.append(state.stage)
         for stage, outcome in _lost(lost, submitter.jobs, context):
             outcomes[stage.key] = outcome
@@ -114,8 +115,8 @@ def _wait(stages: Sequence[Stage], submitter: Submitter, context: Context, displ
     return outcomes
 
 
-class _Known:
-    """When SLURM last knew each job; a silent SLURM forgets none."""
+class _Queued:
+    """Time at which each job was last in the queue."""
 
     def __init__(self) -> None:
         self.at: dict[str, float] = {}
@@ -129,18 +130,21 @@ class _Known:
                 self.at[job] = self.now
             self.at.setdefault(job, self.now)
 
-    def gone_s(self, job: str) -> float:
+    def absent_s(self, job: str) -> float:
         """Return the seconds for which SLURM has not known the job."""
         return self.now - self.at[job]
 
 
-def _outcome(state: State, *, gone: bool) -> Outcome | None:
-    """Return the outcome of a settled stage; an interrupted one may be requeued, so it is settled if its job is gone."""
+def _outcome(state: State, *, has_left: bool) -> Outcome | None:
+    """Return the outcome of a settled stage, else None.
+
+    An interrupted stage is settled if its job has left the queue; until then it may be requeued.
+    """
     if state.name == "done":
         return "done"
     if state.name == "failed":
         return "diverged" if state.about.get("status") == "diverged" else "failed"
-    return "interrupted" if state.name == "interrupted" and gone else None
+    return "interrupted" if state.name == "interrupted" and has_left else None
 
 
 def _limited(submitter: Submitter) -> str:
@@ -152,7 +156,10 @@ def _limited(submitter: Submitter) -> str:
 
 
 def _lost(stages: Sequence[Stage], jobs: Mapping[str, str], context: Context) -> list[tuple[Stage, Outcome]]:
-    """Record that the jobs of these stages ended without a status file; some ends count as a failure of the stage."""
+    """Write a failure for stages whose jobs ended without a status file.
+
+    It counts as the stage's own unless a person or the cluster ended the job.
+    """
     states = queue.ended(jobs[stage.key] for stage in stages)
     outcomes: list[tuple[Stage, Outcome]] = []
     for stage in stages:

@@ -1,4 +1,4 @@
-"""State of each stage of a grid, read from the results folder and one answer of squeue.
+"""State of each stage of a grid, from the results folder and squeue.
 
 done         the output is there
 running      its process reports progress, or its job runs
@@ -36,7 +36,10 @@ TIMED_S = {"quick": 2.0, "full": 60.0}
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """State of one stage; `about` is the last progress report, or the status and reason of a failure."""
+    """State of one stage.
+
+    `about` is the last progress report, or the status and reason of a failure.
+    """
 
     stage: Stage
     name: Name
@@ -47,7 +50,7 @@ class State:
 
 
 class Observer:
-    """Reader of all stages' states; a stage that was done at one reading is not read again."""
+    """Reader of all stages' states; a done stage is read once."""
 
     def __init__(self, stages: Sequence[Stage], context: Context) -> None:
         self.stages = stages
@@ -62,8 +65,8 @@ class Observer:
         begun = _names(self.context.results / "work")
         jobs = launch.jobs if launch else {}
         shared = {job for job, count in Counter(jobs.values()).items() if count > 1}
-        here = launch is not None and launch.cluster != "slurm" and launcher_lives(launch, self.context.results)
-        queued = set(launch.todo) if launch and here else set()
+        is_running = launch is not None and launcher_lives(launch, self.context.results)
+        queued = set(launch.todo) if launch and is_running else set()
         states = []
         for stage in self.stages:
             if (state := self._done.get(stage.key)) is None:
@@ -96,7 +99,7 @@ def launcher_lives(launch: Launch, results: Path) -> bool:
 def state_of(
     stage: Stage, context: Context, job: str = "", now: str | None = None, *, shared: bool = False
 ) -> State | None:
-    """Read the state of one stage; None if neither its folder nor squeue has an entry.
+    """Read the state of one stage; None if no attempt has begun.
 
     now     state of the stage's job in squeue
     shared  other stages are in the same job
@@ -127,13 +130,16 @@ def process_of(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_another(reported: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
-    """Return True if the report is of a later attempt; a cancelled process reports until it is killed."""
+    """Return True if the report is of a later attempt.
+
+    A cancelled process reports until it is killed.
+    """
     cancelled = process_of(ended)
     return ended.get("time", 0) < reported.get("time", 0) and not (cancelled and cancelled == process_of(reported))
 
 
 def _is_alive(stage: Stage, context: Context, reported: Mapping[str, Any]) -> bool:
-    """Return True if the stage's lease is fresh and its process, if on this host, exists."""
+    """Return True if the lease is fresh and no dead process holds it."""
     if not lease.is_fresh(context.folder(stage) / ".lease"):
         return False
     host, pid, since = reported.get("host"), reported.get("pid", 0), reported.get("time", 0.0)
@@ -149,14 +155,15 @@ def counts(states: Iterable[State]) -> dict[str, Counter[Name]]:
 
 
 def stage_left_s(state: State) -> float | None:
-    """Return the seconds that a running stage still takes, from its reported share; None before the first."""
+    """Return the seconds that a stage still takes; None without a report."""
     share, seconds = state.about.get("share") or 0.0, state.about.get("seconds")
     return float(seconds) * (1 - share) / share if share and seconds is not None else None
 
 
 def time_left_s(states: Sequence[State]) -> float | None:
-    """Estimate the seconds that the grid still takes, with as many stages at a time as run now.
+    """Estimate the seconds that the grid still takes.
 
+    As many stages run at a time as now.
     Each stage takes the mean time of the finished stages of its kind and model. None if nothing runs, or if no stage of some
     remaining kind has finished.
     """

@@ -51,7 +51,7 @@ it; its default action would kill the job."""
 
 
 class Submitter:
-    """Submits arrays in order and records the jobs; arrays beyond a limit of the user's jobs are kept until there is room.
+    """Submission of arrays in order, within the limits of the user's jobs.
 
     jobs   key -> number of the stage's job
     kept   arrays that are not submitted yet
@@ -76,8 +76,9 @@ class Submitter:
         self.kept.extend(arrays.arrays_of(stages, self.jobs, side_by_side=per_job, most=most, chained=chained))
 
     def submit(self) -> None:
-        """Submit kept arrays until a limit is reached; no-op for ROOM_S after that. The launch file is kept up to date.
+        """Submit kept arrays until a limit is reached; no-op for ROOM_S after that.
 
+        The launch file is kept up to date.
         Raises ValueError with SLURM's reason if it refuses a job for another reason, or at a limit of no jobs.
         """
         if not self.kept or time.monotonic() < self.due_at:
@@ -98,12 +99,12 @@ class Submitter:
 
     def save(self) -> None:
         """Write the launch file: the next launcher finds the jobs of a killed one."""
-        known = dataclasses.replace(self.launch, jobs={**self.launch.jobs, **self.jobs})
-        record.write(known, self.context.results)
+        launch = dataclasses.replace(self.launch, jobs={**self.launch.jobs, **self.jobs})
+        record.write(launch, self.context.results)
         self.saved_at = time.monotonic()
 
     def _fits(self, array: Array) -> bool:
-        """Submit the first kept array, in halves if a limit asks for it; return False if no task of it fits now."""
+        """Submit the first kept array or a part; return False at a limit."""
         try:
             self._submit(array)
         except _LimitError as error:
@@ -146,13 +147,13 @@ class Submitter:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=MANY, python=python_command())
         first = array.tasks[0][0]
         device = first.timing.device if isinstance(first, Timed) else self.context.device
-        wanted = self.options.parameters(gpu=device == "cuda", timing=array.timing)
+        parameters = self.options.parameters(gpu=device == "cuda", timing=array.timing)
         if after := self._after(array):
-            wanted["dependency"] = f"afterany:{':'.join(after)}"
+            parameters["dependency"] = f"afterany:{':'.join(after)}"
         source = shlex.quote(str(self.source))
         setup = [f"export PYTHONSAFEPATH=1 PYTHONPATH={source}${{PYTHONPATH:+:$PYTHONPATH}}"]
         executor.update_parameters(
-            **wanted,
+            **parameters,
             job_name=queue.job_name(self.launch.grid, timing=array.timing),
             array_parallelism=self.options.parallel or len(array.tasks),
             setup=setup,
@@ -160,7 +161,10 @@ class Submitter:
         return executor
 
     def _after(self, array: Array) -> list[str]:
-        """Return the jobs or arrays to wait for. SLURM refuses those that it has forgotten, so only present ones are named."""
+        """Return the jobs or arrays to wait for.
+
+        After a limit was reached, ended jobs are left out: SLURM refuses numbers that it has dropped.
+        """
         jobs = {self.jobs[key] for key in array.after if key in self.jobs}
         present = queue.states() if self.limit else None
         if present is not None:
@@ -177,7 +181,7 @@ class _LimitError(Exception):
 
 
 def python_command() -> str:
-    """Return the command of a job's Python, with SLURM's signal blocked until the job unblocks it."""
+    """Return the command of a job's Python, with SLURM's signal blocked."""
     name = slurm_signal().name
     shell = f"""trap "" {name.removeprefix("SIG")}; exec "$0" -I -S -c {shlex.quote(BLOCK)} {name} "$@\""""
     return f"sh -c {shlex.quote(shell)} {shlex.quote(sys.executable)}"
@@ -185,7 +189,7 @@ def python_command() -> str:
 
 @contextmanager
 def _deferred_signals() -> Iterator[None]:
-    """Defer SIGINT and SIGTERM until the numbers of the jobs are known, so that no job is lost."""
+    """Defer SIGINT and SIGTERM until the numbers of the jobs are recorded."""
     came: list[int] = []
     # Not by a signal mask: the mask is the thread's, and another thread of this process would take the signal.
     before = {n: signal.signal(n, lambda number, frame: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -200,7 +204,10 @@ def _deferred_signals() -> Iterator[None]:
 
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Remove the variables of the job that this process may run in; INHERITED stay, and outside of a job sbatch's defaults."""
+    """Remove the variables of the job that this process may run in.
+
+    INHERITED stay, and outside of a job sbatch's defaults.
+    """
     inside = "SLURM_JOB_ID" in os.environ
     kept = {
         name: value

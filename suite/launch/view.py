@@ -1,4 +1,4 @@
-"""One look at a grid: the record of its launch, SLURM's queue and accounting, the state of each stage."""
+"""View of a grid: its launch, its jobs in SLURM, its stages' states."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class View:
 
     @property
     def goes_on(self) -> bool:
-        """True if a stage runs or waits to run, or may do so while SLURM is silent."""
+        """True if a stage runs or waits, or may do so while SLURM is silent."""
         return any(
             state.name in ("running", "queued") or (self.silent and state.job and state.name not in ("done", "failed"))
             for state in self.states

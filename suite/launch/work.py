@@ -1,4 +1,4 @@
-"""Work of a launch: the stages that are done, left alone, or to be done; and the launch's lock."""
+"""Work of a launch: stages done, left alone, and to be done."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def check_names(stages: Sequence[Stage]) -> None:
 
 
 def missing_data(stages: Sequence[Stage], context: Context) -> list[str]:
-    """Return a line for each missing data set or file of weights: its path and how to get it."""
+    """Return a line for each missing data set or file of weights."""
     messages = []
     for base in (stage for stage in stages if isinstance(stage, Base)):
         try:
@@ -88,7 +88,10 @@ def missing_data(stages: Sequence[Stage], context: Context) -> list[str]:
 
 @contextmanager
 def alone(results: Path, grid: str) -> Iterator[None]:
-    """Hold the grid's lock. Raises ValueError if the results cannot be written, or if another launcher holds the lock."""
+    """Hold the grid's lock.
+
+    Raises ValueError if the results cannot be written, or if another launcher holds the lock.
+    """
     folder = record.folder(results)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,16 +114,16 @@ def alone(results: Path, grid: str) -> Iterator[None]:
 
 
 def changes(before: Launch | None, stages: Sequence[Stage]) -> str:
-    """Return a line on how the grid has changed since its last launch; "" if it has not."""
+    """Return the grid's changes since its last launch in one line; else ""."""
     now = {stage.key: stage.label for stage in stages}
     if before is None:
         return ""
     new = [label for key, label in now.items() if key not in before.stages]
-    gone = [label for key, label in before.stages.items() if key not in now]
-    if not new and not gone:
+    removed = [label for key, label in before.stages.items() if key not in now]
+    if not new and not removed:
         return ""
     parts = []
-    for labels, word in ((new, "new"), (gone, "gone")):
+    for labels, word in ((new, "new"), (removed, "gone")):
         if labels:
             parts.append(f"{len(labels)} {word} ({labels[0]}{', ...' if labels[1:] else ''})")
     when = time.strftime("%F %T", time.localtime(before.time))
