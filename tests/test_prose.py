@@ -23,7 +23,13 @@ FILES = sorted(
 )
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("README.md", "*/README.md", "suite/*/README.md", "suite/report/templates/*.html")
+    for pattern in (
+        "README.md",
+        "*/README.md",
+        "suite/*/README.md",
+        "results/*/*/README.md",
+        "suite/report/templates/*.html",
+    )
     for path in ROOT.glob(pattern)
 )
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]["per-file-ignores"]

@@ -1,7 +1,8 @@
-"""The examples in the README work as they stand."""
+"""The examples in the READMEs run, and their links and paths exist."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -10,14 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from suite import grids
+
 ROOT = Path(__file__).resolve().parent.parent
+HOMES = ("baselines", "suite", "results")
+
+
+PAGES = [ROOT / "README.md", *sorted(path for home in HOMES for path in (ROOT / home).rglob("README.md"))]
 
 
 def example(name: str) -> str:
-    """The code block that follows the marker `<!-- tested: name -->`."""
-    found = re.search(rf"<!-- tested: {name} -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert found, f"the README has no example marked {name}"
-    return found[1]
+    """Return the code block after the marker `<!-- tested: name -->`, which stands in one README."""
+    pattern = rf"<!-- tested: {name} -->\n```python\n(.*?)```"
+    blocks = [block for page in PAGES for block in re.findall(pattern, page.read_text(), re.DOTALL)]
+    assert len(blocks) == 1, f"{len(blocks)} examples are marked {name}"
+    return blocks[0]
 
 
 def run(folder: Path, *command: str) -> str:
@@ -60,10 +68,25 @@ def test_grid_of_ones_own_runs(tmp_path: Path) -> None:
     assert "groups=3" in table
 
 
-def test_files_that_the_readme_names_are_there() -> None:
-    text = (ROOT / "README.md").read_text()
-    for path in re.findall(r"`((?:suite|baselines|dsp|tests)/[\w./]+?\.py)`", text):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_and_paths_exist(page: Path) -> None:
+    text = page.read_text()
+    for path in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text):
+        assert (page.parent / path).exists(), path
+    for path in re.findall(r"(?<![\w/-])((?:suite|baselines|dsp|tests|results/reference)/[\w./-]*\w)", text):
         if "NAME" not in path:
-            assert (ROOT / path).is_file(), path
-    for path in re.findall(r"\]\((results/[\w./-]+)\)", text):
-        assert (ROOT / path).is_file(), path
+            assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_are_modules_and_grids_exist(page: Path) -> None:
+    text = page.read_text()
+    for module in re.findall(r"python -m ((?:suite|tests)[\w.]*)", text):
+        assert importlib.util.find_spec(module), module
+    for grid in re.findall(r"--(?:grid|winners|learning) ([a-z]\w+)(?!\S*\.py)\b", text):
+        assert grid in grids.names(), grid
+
+
+def test_every_room_with_a_readme_is_in_the_list() -> None:
+    links = re.findall(r"\]\(([^)]+README\.md)\)", (ROOT / "README.md").read_text())
+    assert {ROOT / link for link in links} == {page for page in PAGES[1:] if page.parent.name != "published"}
