@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,13 +19,12 @@ class RandomGroups(Pruner):
 
     granularity = "intra_channel"
     source = "control"
+    control = True
+    evidence = "latency"
+    lowest: ClassVar = {"groups": 1}
 
     groups: int = 2
     """Filter groups of a layer."""
-
-    def __post_init__(self) -> None:
-        if self.groups < 1:
-            raise ValueError(f"random_groups' groups must be at least 1, got {self.groups}")
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
         """Return a planner that removes the same share of channels from every group, by the run's seed."""

@@ -164,8 +164,11 @@ class Pruner:
     """Where this implementation differs from the source; "" if nowhere."""
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {}
     """(data, model) -> settings; "*" stands for any. Winners of tuning are in winners.toml and come before these."""
-    evidence: ClassVar[Literal["paper", "abstract"]] = "paper"
-    """"abstract": written from the paper's abstract alone. Such a method is in no headline comparison."""
+    evidence: ClassVar[Literal["paper", "abstract", "latency"]] = "paper"
+    """"abstract": written from the paper's abstract alone. Such a method is in no headline comparison.
+
+    "latency": a control in latency grids only.
+    """
     control: ClassVar[bool] = False
     """True for a baseline that every method has to beat, such as random filters."""
     lowest: ClassVar[Mapping[str, float]] = {}

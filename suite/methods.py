@@ -106,7 +106,7 @@ def name_of(settings: Pruner) -> str:
 def rivals(**wanted: object) -> tuple[str, ...]:
     """Return the usable methods in `baselines/` whose class attributes have the wanted values, by name.
 
-    Without `evidence` or `needs_reference`, methods written from an abstract and followers of other runs are left out.
+    Without `evidence` or `needs_reference`, only methods with a paper's evidence that follow no other run are returned.
     """
     wanted = {"evidence": "paper", "needs_reference": False, **wanted}
     kinds = {name: kind for name, kind in discover().items() if name not in HOMES and not isinstance(kind, Broken)}

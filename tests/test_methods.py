@@ -583,7 +583,8 @@ def test_rivals_are_chosen_by_their_class_attributes() -> None:
     assert set(methods.rivals(control=True)) == {"random_filter", "uniform_width"}
     assert set(methods.rivals(control=True, needs_reference=True)) == {"random_rates", "l1_rates", "scratch"}
     assert set(methods.rivals(evidence="abstract")) == {"lapp", "group_sparse"}
-    assert not set(methods.rivals()) & {"lapp", "group_sparse", "scratch", "dsp"}
+    assert methods.rivals(evidence="latency") == ("random_groups",)
+    assert not set(methods.rivals()) & {"random_groups", "lapp", "group_sparse", "scratch", "dsp"}
     assert "slimming" in methods.rivals(learns=True)
     assert methods.rivals(learns=True, control=True) == ()
 
