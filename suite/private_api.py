@@ -1,6 +1,13 @@
-"""Private functions of libraries, with checked versions and a replacement if one is missing.
+"""All private functions of libraries that the suite uses.
 
-submitit 1.5.4: `submitit.slurm.slurm._make_sbatch_string`
+| function | checked with | without it |
+|---|---|---|
+| `torch.ops.mkldnn._convolution_pointwise`, `_convolution_pointwise_`, `_reorder_convolution_weight` | torch 2.14.1 | `F.conv2d` |
+| `torch.cudnn_convolution_relu`, `torch.cudnn_convolution_add_relu` (not documented) | torch 2.14.1 | `F.conv2d` |
+| `torch.profiler`'s `kineto_results` | torch 2.14.1 | ValueError: peak memory on a CPU has no other source |
+| `submitit.slurm.slurm._make_sbatch_string` | submitit 1.5.4 | the parameters of that version |
+
+`tests/test_private_api.py` calls each of them, and each caller without it.
 """
 
 from __future__ import annotations
@@ -8,6 +15,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from typing import Any
+
+import torch
+from torch import Tensor
 
 SBATCH_PARAMETERS = frozenset(
     re.findall(
@@ -22,9 +33,71 @@ SBATCH_PARAMETERS = frozenset(
 
 
 def sbatch_parameters() -> frozenset[str]:
-    """Return the parameters of submitit's SLURM executor.
-
-    If the function is missing: those of version 1.5.4.
-    """
+    """Return the parameters that submitit's SLURM executor takes; those of version 1.5.4 if the function is missing."""
     function = getattr(importlib.import_module("submitit.slurm.slurm"), "_make_sbatch_string", None)
     return frozenset(inspect.signature(function).parameters) if function else SBATCH_PARAMETERS
+
+
+# ---- oneDNN: convolution, bias, sum and ReLU in one pass ---------------------------------------------------------------
+
+Window = tuple[Any, Any, Any, int]
+"""Padding, stride, dilation and groups of a convolution, in the order of oneDNN's operators."""
+_ONEDNN = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
+
+
+def has_onednn() -> bool:
+    """Return True if torch has oneDNN and its three fused operators."""
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _ONEDNN)
+
+
+def onednn_weight(weight: Tensor, window: Window, input_shape: list[int]) -> Tensor:
+    """Return the weight in oneDNN's blocked layout for inputs of this shape."""
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, *window, input_shape)
+
+
+def onednn_convolution(x: Tensor, weight: Tensor, bias: Tensor, window: Window, *, relu: bool) -> Tensor:
+    """Return convolution and bias, with a ReLU if `relu`."""
+    attribute = "relu" if relu else "none"
+    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *window, attribute, [None], "")
+
+
+def onednn_convolution_add(
+    x: Tensor, addend: Tensor, weight: Tensor, bias: Tensor, window: Window, *, relu: bool, in_place: bool
+) -> Tensor:
+    """Return convolution, bias and addend, with a ReLU if `relu`; `in_place` overwrites the addend."""
+    then: tuple[Any, ...] = ("add", 1.0, "relu" if relu else None, [], "")
+    if in_place:
+        return torch.ops.mkldnn._convolution_pointwise_(addend, x, weight, bias, *window, *then)
+    return torch.ops.mkldnn._convolution_pointwise(x, addend, weight, bias, *window, *then)
+
+
+# ---- cuDNN: the same on a GPU ----------------------------------------------------------------------------------------
+
+
+def has_cudnn() -> bool:
+    """Return True if torch has cuDNN and its two fused operators."""
+    names = ("cudnn_convolution_relu", "cudnn_convolution_add_relu")
+    return torch.backends.cudnn.is_available() and all(hasattr(torch, name) for name in names)
+
+
+def cudnn_convolution_relu(x: Tensor, weight: Tensor, bias: Tensor, window: Window, addend: Tensor | None) -> Tensor:
+    """Return convolution, bias, addend and ReLU. Raises RuntimeError for shapes that cuDNN cannot fuse."""
+    padding, stride, dilation, groups = window
+    if addend is None:
+        return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
+    return torch.cudnn_convolution_add_relu(x, weight, addend, 1.0, bias, stride, padding, dilation, groups)
+
+
+# ---- torch's profiler ------------------------------------------------------------------------------------------------
+
+
+def memory_changes(profiler: torch.profiler.profile) -> list[int]:
+    """Return the bytes of each allocation, negative for a release, in the order of time.
+
+    Raises ValueError if this version of torch keeps no list of memory events.
+    """
+    results = getattr(profiler.profiler, "kineto_results", None)
+    if results is None:
+        raise ValueError(f"torch {torch.__version__} keeps no memory events: peak memory is measured with torch 2.14 only")
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]

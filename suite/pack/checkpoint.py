@@ -1,4 +1,4 @@
-"""One file for a packed network: its plan, its weights and how to build it."""
+"""Checkpoints of packed networks: plan, weights and build instructions in one safetensors file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from suite.plan import PruningPlan
 def save(
     packed: PackedNetwork, path: Path, *, model: str, classes: int, input_shape: tuple[int, ...], about: dict[str, Any]
 ) -> None:
-    """Write plan, weights and build instructions to `path` (safetensors), atomically. `about` goes into the header."""
+    """Write plan, weights and header to `path`, atomically; `about` is added to the header."""
     tensors = {f"weights/{name}": tensor for name, tensor in packed.body.state_dict().items()}
     tensors |= {f"plan/{name}": tensor for name, tensor in packed.plan.to_tensors().items()}
     header = {"model": model, "classes": classes, "input_shape": list(input_shape), **about}
@@ -31,7 +31,7 @@ def save(
 
 
 def header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save` wrote beside the weights. Raises ValueError when `path` is no packed network."""
+    """Read the header of a checkpoint. Raises ValueError if `path` is no packed network."""
     try:
         with safe_open(path, "pt") as file:
             return json.loads((file.metadata() or {})["packed"])
@@ -40,7 +40,7 @@ def header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def plan_of(path: str | os.PathLike[str]) -> PruningPlan:
-    """The plan of a finished run's packed network, dead channels gone. Raises ValueError when `path` is no such file."""
+    """Read the settled plan of a checkpoint. Raises ValueError if `path` is no packed network."""
     header(path)
     return PruningPlan.from_tensors(_tensors(path, "plan/"))
 
@@ -52,9 +52,9 @@ def _tensors(path: str | os.PathLike[str], prefix: str) -> dict[str, Tensor]:
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> PackedNetwork:
-    """The packed network of a finished run, an ordinary module in eval mode.
+    """Load a packed network, an ordinary module in eval mode.
 
-    Raises FileNotFoundError, or ValueError when the file is no packed network or does not fit its model.
+    Raises FileNotFoundError, or ValueError if the file is no packed network or does not fit its model.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; a finished run has its packed network in results/work/KEY/")

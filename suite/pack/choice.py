@@ -1,4 +1,4 @@
-"""How a packed network is computed in one place, with the timings that it was chosen by; a small JSON beside the weights."""
+"""Choices of executions with their timings, stored as JSON beside the weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16
 class Choice:
     """The execution of every layer, for one device, precision and batch.
 
-    layer_ms   layer -> execution -> milliseconds, where there was something to choose; layout_ms  the same of the whole network
+    layers     layer -> execution
+    layer_ms   layer -> execution -> milliseconds, for layers with several timed executions
+    layout_ms  layout -> milliseconds of the whole network, if both were timed
     """
 
     device: str
@@ -36,22 +38,22 @@ class Choice:
 
     @property
     def where(self) -> tuple[str, str, int]:
-        """What it was made for."""
+        """Device, precision and batch of the choice."""
         return self.device, self.precision, self.batch
 
     def columns(self) -> dict[str, Any]:
-        """What a row says of it: the layout, and how many layers have each execution."""
+        """Return the columns of a row: the layout, and the number of layers per execution."""
         return {"layout": self.layout, "executions": dict(sorted(Counter(self.layers.values()).items()))}
 
 
 def save_choices(path: str | os.PathLike[str], choices: Sequence[Choice]) -> None:
-    """Write them to `path`, atomically."""
+    """Write the choices to `path`, atomically."""
     content = json.dumps([dataclasses.asdict(choice) for choice in choices], indent=1)
     write_bytes(Path(path), content.encode())
 
 
 def load_choices(path: str | os.PathLike[str]) -> list[Choice]:
-    """What `save_choices` wrote. Raises FileNotFoundError, or ValueError when the file is something else."""
+    """Read choices. Raises FileNotFoundError, or ValueError if `save_choices` did not write the file."""
     try:
         stored = json.loads(Path(path).read_text())
         if not isinstance(stored, list):

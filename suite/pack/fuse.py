@@ -1,4 +1,4 @@
-"""What of a packed network is computed together: a convolution, the residual sum that it is part of, and the ReLU after it.
+"""Fusions of a packed network: a convolution, the residual sum that it is part of, and the ReLU after it.
 
 Shapes: C channels of a tensor, O filters.
 """
@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from suite.pack.layers import PackedConv, PackedShortcut, Spread, SumInto, Take
+from suite.pack.modules import GroupedConv, PackedShortcut, Spread, SumInto, Take
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fused:
-    """A convolution, and the nodes that it computes as well.
+    """A convolution with the sum and the ReLU that are computed with it.
 
-    place_O, other_place_C  where its filters, and the channels of the other operand, stand in the sum of `width` channels
+    addend                   the other operand of the sum
+    place_O, addend_place_C  positions of its filters, and of the addend's channels, in the sum of `width` channels
     """
 
     conv: fx.Node
@@ -27,34 +28,35 @@ class Fused:
     relu: fx.Node | None
     place_O: Tensor
     width: int
-    other: fx.Node | None = None
-    other_place_C: Tensor | None = None
+    addend: fx.Node | None = None
+    addend_place_C: Tensor | None = None
 
     @property
     def nodes(self) -> list[fx.Node]:
-        """All of them, in order."""
+        """The fused nodes in order."""
         return [node for node in (self.conv, self.total, self.relu) if node is not None]
 
 
 class Nodes:
-    """The nodes of a packed network, batch norm folded, and the modules that they call."""
+    """Nodes of a packed network, batch norm folded, and the modules that they call."""
 
     def __init__(self, body: fx.GraphModule) -> None:
         self.graph = body.graph
         self.modules = dict(body.named_modules())
 
     def module(self, node: fx.Node | None, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> Any:
-        """The module that a node calls, None when it is not of this kind."""
-        found = self.modules.get(str(node.target)) if node is not None and node.op == "call_module" else None
-        return found if isinstance(found, kind) else None
+        """Return the module that a node calls, None if it is of another kind."""
+        module = self.modules.get(str(node.target)) if node is not None and node.op == "call_module" else None
+        return module if isinstance(module, kind) else None
 
     def is_sum(self, node: fx.Node | None) -> bool:
-        """Whether it is a residual sum of two different tensors."""
-        known = node is not None and (node.target is operator.add or self.module(node, SumInto) is not None)
-        return known and node is not None and len(node.all_input_nodes) == 2
+        """Return True for a residual sum of two different tensors."""
+        if node is None or len(node.all_input_nodes) != 2:
+            return False
+        return node.target is operator.add or self.module(node, SumInto) is not None
 
     def relu_of(self, node: fx.Node) -> fx.Node | None:
-        """The ReLU that alone reads a node."""
+        """Return the ReLU that is the only reader of a node."""
         user = only_user(node)
         if user is None:
             return None
@@ -62,8 +64,8 @@ class Nodes:
         return user if is_relu else None
 
     def width(self, node: fx.Node) -> int:
-        """Channels of a node that no image has reached unconvolved."""
-        if (conv := self.module(node, PackedConv)) is not None:
+        """Return the channel count of a node downstream of at least one convolution."""
+        if (conv := self.module(node, GroupedConv)) is not None:
             return sum(conv.filters_G)
         if (spread := self.module(node, Spread)) is not None:
             return int(spread.width)
@@ -75,12 +77,12 @@ class Nodes:
 
 
 def fuse(nodes: Nodes) -> list[Fused]:
-    """Every convolution with what it computes as well.
+    """Return the fusion of every convolution.
 
-    A sum of two convolutions is made by the one of fewer groups, because the order of its filters is free; else by the last.
+    A sum of two convolutions belongs to the one with fewer groups, because the order of its filters is free; else to the last.
     """
     maker: dict[fx.Node, fx.Node] = {}
-    convs = [node for node in nodes.graph.nodes if nodes.module(node, PackedConv) is not None]
+    convs = [node for node in nodes.graph.nodes if nodes.module(node, GroupedConv) is not None]
     for conv in convs:
         total = only_user(conv)
         if total is None or not nodes.is_sum(total):
@@ -93,7 +95,7 @@ def fuse(nodes: Nodes) -> list[Fused]:
 
 
 def _groups(nodes: Nodes, conv: fx.Node) -> int:
-    return len(nodes.module(conv, PackedConv).filters_G)
+    return len(nodes.module(conv, GroupedConv).filters_G)
 
 
 def _alone(nodes: Nodes, conv: fx.Node) -> Fused:
@@ -106,19 +108,19 @@ def _with_sum(nodes: Nodes, conv: fx.Node, total: fx.Node) -> Fused:
     width = nodes.width(wide)
     into = nodes.module(total, SumInto)
     every = torch.arange(width)
-    some = every if into is None else into.positions
+    subset = every if into is None else into.positions
     return Fused(
         conv=conv,
         total=total,
         relu=nodes.relu_of(total),
-        place_O=every if conv is wide else some,
+        place_O=every if conv is wide else subset,
         width=width,
-        other=narrow if conv is wide else wide,
-        other_place_C=some if conv is wide else every,
+        addend=narrow if conv is wide else wide,
+        addend_place_C=subset if conv is wide else every,
     )
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
-    """The one node that reads this one, None when there are more or none."""
+    """Return the only reader of a node, None if it has several or none."""
     users = list(node.users)
     return users[0] if len(users) == 1 else None

@@ -1,7 +1,7 @@
-"""From a network and a plan to the small network that would be deployed, and back.
+"""Conversion of a network and a plan to a small network of live channels, and back.
 
-The masked network is the full one with all weights outside the settled plan 0, and the scale and shift of the batch norm of a
-removed filter too. `pack` builds a network whose tensors hold live channels only; both compute the same function.
+The masked network is the full one with weights of 0 outside of the settled plan. The batch norm of a removed filter has scale and
+shift 0. `pack` builds a network whose tensors hold live channels only; masked and packed network compute the same function.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor, fx, nn
 
 from suite.graph import Graph
 from suite.models._layers import PaddedShortcut
-from suite.pack.layers import ConstantLinear, Execution, PackedConv, PackedShortcut, Spread, SumInto, Take
+from suite.pack.modules import ConstantLinear, PackedConv, PackedShortcut, Spread, SumInto, Take
 from suite.plan import PruningPlan
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a tensor of the packed network stands in one of the full network: full[rows][:, columns]; None means all."""
+    """Entries of a full tensor that a packed tensor holds: full[rows][:, columns]; None means all."""
 
     packed: str
     full: str
@@ -31,13 +31,13 @@ class Slot:
     columns: Tensor | None = None
 
     def read(self, full: Tensor) -> Tensor:
-        """The packed tensor out of the full one."""
+        """Return the packed tensor of a full one."""
         if self.rows is not None:
             full = full[self.rows]
         return full if self.columns is None else full[:, self.columns]
 
     def write(self, full: Tensor, packed: Tensor | float) -> None:
-        """Set the slot's entries of the full tensor."""
+        """Write the packed tensor to the slot's entries of the full one, in place."""
         if self.rows is not None and self.columns is not None:
             full[self.rows[:, None], self.columns] = packed
         elif self.columns is not None:
@@ -51,7 +51,8 @@ class Slot:
 class PackedNetwork(nn.Module):
     """An ordinary module: images [N, C, H, W] -> logits [N, classes].
 
-    plan  the settled plan that it was packed from; slots  where each of its tensors stands in the full network
+    plan   the settled plan of this network
+    slots  for each tensor of this network its entries in the full network
     """
 
     def __init__(self, body: fx.GraphModule, plan: PruningPlan, slots: list[Slot]) -> None:
@@ -64,20 +65,14 @@ class PackedNetwork(nn.Module):
         return self.body(images)
 
     def convs(self) -> Iterator[PackedConv]:
-        """The packed convolutions, in the order of execution."""
+        """Return the packed convolutions in the order of execution."""
         return (module for module in self.body.modules() if isinstance(module, PackedConv))
-
-    def execute(self, execution: Execution) -> PackedNetwork:
-        """Compute the layers of several filter groups in this way from now on."""
-        for conv in self.convs():
-            conv.execution = execution if len(conv.weights) > 1 else "groups"
-        return self
 
 
 def pack(model: nn.Module, graph: Graph, plan: PruningPlan) -> PackedNetwork:
-    """The network of live channels only, with the weights of `model`; an empty plan gives the dense network.
+    """Build the network of live channels with the weights of `model`.
 
-    Raises ValueError when the plan is not one of this network.
+    An empty plan gives the dense network. Raises ValueError if the plan does not fit the network.
     """
     builder = _Builder(model, graph, plan)
     device = next(model.parameters()).device
@@ -89,7 +84,7 @@ def pack(model: nn.Module, graph: Graph, plan: PruningPlan) -> PackedNetwork:
 
 @torch.no_grad()
 def load_full(packed: PackedNetwork, state: Mapping[str, Tensor]) -> None:
-    """Copy the packed network's tensors out of the full network's."""
+    """Copy the tensors of a full network's state to the packed network, in place."""
     own = packed.body.state_dict()
     for slot in packed.slots:
         own[slot.packed].copy_(slot.read(state[slot.full]))
@@ -97,7 +92,7 @@ def load_full(packed: PackedNetwork, state: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def unpack(packed: PackedNetwork, model: nn.Module) -> None:
-    """Give `model`, the full network, the weights of the packed one: the masked network."""
+    """Copy the packed weights to `model`, which becomes the masked network, in place."""
     own = packed.body.state_dict()
     state = model.state_dict()
     for name, tensor in state.items():
@@ -108,7 +103,7 @@ def unpack(packed: PackedNetwork, model: nn.Module) -> None:
 
 
 def masks(packed: PackedNetwork, model: nn.Module) -> dict[str, Tensor]:
-    """Parameter name -> bool mask of its shape: what the plan leaves of the full network."""
+    """Return parameter name -> bool mask of its shape, True for entries that the plan keeps."""
     result = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
     for slot in packed.slots:
         if slot.full in result:
@@ -117,7 +112,11 @@ def masks(packed: PackedNetwork, model: nn.Module) -> dict[str, Tensor]:
 
 
 class _Builder:
-    """Emits the packed network node by node. `order[node]` lists the live channels of a tensor in packed order."""
+    """Emits the packed network node by node.
+
+    order   node -> the live channels of its tensor in packed order
+    value   node -> the packed node with the same tensor, None without live channels
+    """
 
     def __init__(self, model: nn.Module, graph: Graph, plan: PruningPlan) -> None:
         self.model = model
@@ -151,7 +150,7 @@ class _Builder:
     # ---- helpers -----------------------------------------------------------------------------------------------------
 
     def _source(self, node: fx.Node) -> tuple[fx.Node, fx.Node, Tensor]:
-        """The one operand of `node`, its packed value and the order of its channels."""
+        """Return the one operand of `node`, its packed node and the order of its channels."""
         source = node.all_input_nodes[0]
         value = self.value[source]
         assert value is not None, f"{node.name} is live but reads nothing"
@@ -164,11 +163,11 @@ class _Builder:
     def _slot(self, packed: str, full: str, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
         self.slots.append(Slot(packed, full, rows, columns))
 
-    def _positions(self, wanted: Tensor, order: Tensor) -> Tensor:
-        """Where the channels `wanted` stand in `order`."""
-        place = torch.full((int(torch.cat([wanted, order]).max()) + 1,), -1)
+    def _positions(self, channels: Tensor, order: Tensor) -> Tensor:
+        """Return the index in `order` of each channel."""
+        place = torch.full((int(torch.cat([channels, order]).max()) + 1,), -1)
         place[order] = torch.arange(len(order))
-        return place[wanted]
+        return place[channels]
 
     # ---- one rule per kind of node -----------------------------------------------------------------------------------
 
@@ -190,13 +189,13 @@ class _Builder:
         name = str(node.target)
         like: Any = self.model.get_submodule(name)
         _, value, order = self._source(node)
-        wanted = order[self.live.channels[node][order]]
-        if len(wanted) < len(order):
-            value = self._call(f"{name}_take", Take(self._positions(wanted, order), len(order)), value)
-        bn = nn.BatchNorm2d(len(wanted), like.eps, like.momentum, like.affine, like.track_running_stats)
-        self.value[node], self.order[node] = self._call(name, bn.to(like.weight.dtype), value), wanted
+        kept = order[self.live.channels[node][order]]
+        if len(kept) < len(order):
+            value = self._call(f"{name}_take", Take(self._positions(kept, order), len(order)), value)
+        bn = nn.BatchNorm2d(len(kept), like.eps, like.momentum, like.affine, like.track_running_stats)
+        self.value[node], self.order[node] = self._call(name, bn.to(like.weight.dtype), value), kept
         for field in ("weight", "bias", "running_mean", "running_var"):
-            self._slot(f"{name}.{field}", f"{name}.{field}", wanted)
+            self._slot(f"{name}.{field}", f"{name}.{field}", kept)
         self._slot(f"{name}.num_batches_tracked", f"{name}.num_batches_tracked")
 
     def _pass(self, node: fx.Node) -> None:
@@ -204,7 +203,7 @@ class _Builder:
         if node.op == "call_module":
             module: Any = copy.deepcopy(self.model.get_submodule(str(node.target)))
             if hasattr(module, "inplace"):
-                # Where a residual branch is gone, its sum is the shortcut itself, which nothing may change in place.
+                # Without its residual branch a sum is the shortcut itself, which must not change in place.
                 module.inplace = False
             self.value[node] = self._call(str(node.target), module, value)
         else:
@@ -217,33 +216,33 @@ class _Builder:
         like = self.model.get_submodule(str(node.target))
         assert isinstance(like, PaddedShortcut)
         _, value, order = self._source(node)
-        wanted = order[self.live.channels[node][order + like.before]]
-        module = PackedShortcut(like.stride, self._positions(wanted, order), len(order))
-        self.value[node], self.order[node] = self._call(str(node.target), module, value), wanted + like.before
+        kept = order[self.live.channels[node][order + like.before]]
+        module = PackedShortcut(like.stride, self._positions(kept, order), len(order))
+        self.value[node], self.order[node] = self._call(str(node.target), module, value), kept + like.before
 
     def _sum(self, node: fx.Node) -> None:
         live = self.live.channels[node]
         operands = []
         for index, source in enumerate(node.all_input_nodes):
             value, order = self.value[source], self.order[source]
-            wanted = order[live[order]]
-            if value is None or len(wanted) == 0:
+            kept = order[live[order]]
+            if value is None or len(kept) == 0:
                 continue
-            if len(wanted) < len(order):
-                take = Take(self._positions(wanted, order), len(order))
+            if len(kept) < len(order):
+                take = Take(self._positions(kept, order), len(order))
                 value = self._call(f"{node.name}_take_{index}", take, value)
-            operands.append((value, wanted))
+            operands.append((value, kept))
         operands.sort(key=lambda operand: -len(operand[1]))
         total, order = operands[0]
         if len(order) < int(live.sum()):
             every = live.nonzero()[:, 0]
             spread = Spread(self._positions(order, every), len(every))
             total, order = self._call(f"{node.name}_spread", spread, total), every
-        for addend, wanted in operands[1:]:
-            if torch.equal(wanted, order):
+        for addend, kept in operands[1:]:
+            if torch.equal(kept, order):
                 total = self.out.call_function(operator.add, (total, addend))
             else:
-                total = self._call(f"{node.name}_into", SumInto(self._positions(wanted, order)), total, addend)
+                total = self._call(f"{node.name}_into", SumInto(self._positions(kept, order)), total, addend)
         self.value[node], self.order[node] = total, order
 
     def _flatten(self, node: fx.Node) -> None:

@@ -1,5 +1,4 @@
-"""The modules that executions of packed layers are made of: reading channels by position, and convolving them with all that
-follows in one operation where oneDNN or cuDNN can.
+"""Modules of executions: readers of channels, and convolutions fused with bias, sum and ReLU.
 
 Shapes: N images, C channels of a tensor as it is laid out, O filters, I input channels, k kernel size.
 """
@@ -14,15 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from suite.pack.layers import PackedConv, Take, is_channels_last
+from suite import private_api
+from suite.pack.modules import GroupedConv, Take, is_channels_last
 
 PIECE = 2**18
-"""Elements that are gathered at a time; on a CPU this many stay in the cache."""
+"""Elements gathered per step; on a CPU this many stay in the cache."""
 log = logging.getLogger(__name__)
 
 
 class Read(nn.Module):
-    """Channels of [N, C, H, W] by position; -1 gives 0."""
+    """Channels of [N, C, H, W] by position, 0 for -1."""
 
     def __init__(self, position_C: Tensor, width: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Read(nn.Module):
 
     @property
     def copies(self) -> bool:
-        """Whether the result is a tensor of its own."""
+        """True if the result is a new tensor, not a view."""
         return len(self.missing) > 0 or not self.take.contiguous
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,28 +41,27 @@ class Read(nn.Module):
 
 
 def onednn_fusible(x: Tensor) -> bool:
-    """Whether oneDNN can compute convolution, bias, sum and ReLU in one pass here, on weights that are laid out ahead."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    """Return True if oneDNN can compute convolution, bias, sum and ReLU in one pass."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and private_api.has_onednn()
 
 
 def cudnn_fusible(x: Tensor) -> bool:
-    """Whether cuDNN may compute convolution, bias, sum and ReLU in one pass here; for some shapes it then says that it cannot."""
-    return x.is_cuda and x.dtype != torch.float64 and torch.backends.cudnn.is_available()
+    """Return True if cuDNN may fuse convolution, bias, sum and ReLU; it raises for some shapes."""
+    return x.is_cuda and x.dtype != torch.float64 and private_api.has_cudnn()
 
 
 class FusedConv(nn.Module):
-    """Convolution, bias, residual sum and ReLU. In place: the sum is made in the tensor that is added to."""
+    """Convolution, bias, residual sum and ReLU, in one operation if oneDNN or cuDNN can.
+
+    like   the convolution with this stride, padding and dilation
+    x      a tensor with the shape, type, layout and device of the inputs
+    """
 
     def __init__(
-        self, like: PackedConv, weight_OIkk: Tensor, bias_O: Tensor, groups: int, relu: bool, x: Tensor
+        self, like: GroupedConv, weight_OIkk: Tensor, bias_O: Tensor, groups: int, relu: bool, x: Tensor
     ) -> None:
         super().__init__()
-        self.window: tuple[Any, ...] = (
-            like.padding,
-            like.stride,
-            like.dilation,
-            groups,
-        )  # as oneDNN's operators take it
+        self.window = (like.padding, like.stride, like.dilation, groups)
         self.relu = relu
         self.by_onednn = onednn_fusible(x)
         self.by_cudnn = relu and cudnn_fusible(x)
@@ -70,37 +69,31 @@ class FusedConv(nn.Module):
         weight = weight_OIkk.contiguous(memory_format=layout)
         if self.by_onednn:
             shape = [x.shape[0], weight.shape[1] * groups, *x.shape[2:]]
-            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.window, shape)
+            weight = private_api.onednn_weight(weight, self.window, shape)
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias_O, persistent=False)
         self.weight: Tensor
         self.bias: Tensor
 
-    def forward(self, x: Tensor, other: Tensor | None = None, in_place: bool = False) -> Tensor:
-        after = "relu" if self.relu else "none"
-        if self.by_cudnn and (fused := self._cudnn(x, other)) is not None:
+    def forward(self, x: Tensor, addend: Tensor | None = None, in_place: bool = False) -> Tensor:
+        """Return the output; `in_place` allows to overwrite the addend."""
+        if self.by_cudnn and (fused := self._cudnn(x, addend)) is not None:
             return fused
         if not self.by_onednn:
             padding, stride, dilation, groups = self.window
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
-            y = y if other is None else y.add_(other)
+            y = y if addend is None else y.add_(addend)
             return y.relu_() if self.relu else y
-        ops = torch.ops.mkldnn
-        if other is None:
-            return ops._convolution_pointwise(x, self.weight, self.bias, *self.window, after, [None], "")
-        sum_then: tuple[Any, ...] = ("add", 1.0, "relu" if self.relu else None, [], "")
-        if in_place:
-            return ops._convolution_pointwise_(other, x, self.weight, self.bias, *self.window, *sum_then)
-        return ops._convolution_pointwise(x, other, self.weight, self.bias, *self.window, *sum_then)
+        if addend is None:
+            return private_api.onednn_convolution(x, self.weight, self.bias, self.window, relu=self.relu)
+        return private_api.onednn_convolution_add(
+            x, addend, self.weight, self.bias, self.window, relu=self.relu, in_place=in_place
+        )
 
-    def _cudnn(self, x: Tensor, other: Tensor | None) -> Tensor | None:
-        """In one pass, None where cuDNN has none for these shapes; it is not asked again."""
-        padding, stride, dilation, groups = self.window
-        window = stride, padding, dilation, groups
+    def _cudnn(self, x: Tensor, addend: Tensor | None) -> Tensor | None:
+        """Return the fused output, None from the first shape on that cuDNN cannot fuse."""
         try:
-            if other is None:
-                return torch.cudnn_convolution_relu(x, self.weight, self.bias, *window)
-            return torch.cudnn_convolution_add_relu(x, self.weight, other, 1.0, self.bias, *window)
+            return private_api.cudnn_convolution_relu(x, self.weight, self.bias, self.window, addend)
         except RuntimeError as error:
             if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
                 raise
@@ -110,7 +103,10 @@ class FusedConv(nn.Module):
 
 
 class Reorder(nn.Module):
-    """All channels of a channels_last tensor in another order, in its own memory: a second one would be the network's peak."""
+    """All channels of a channels_last tensor in another order, in place.
+
+    A second tensor of this size would be the network's peak memory.
+    """
 
     def __init__(self, read: Read) -> None:
         super().__init__()
@@ -125,56 +121,56 @@ class Reorder(nn.Module):
 
 
 class Whole(nn.Module):
-    """One convolution, grouped or not, on the channels that `read` gives, summed into those of `read_other`."""
+    """One convolution, grouped or not, on the channels of `read`, summed into those of `read_addend`."""
 
-    def __init__(self, conv: FusedConv, read: Read, read_other: nn.Module | None, in_place: bool) -> None:
+    def __init__(self, conv: FusedConv, read: Read, read_addend: nn.Module | None, in_place: bool) -> None:
         super().__init__()
-        self.conv, self.read, self.read_other, self.in_place = conv, read, read_other, in_place
+        self.conv, self.read, self.read_addend, self.in_place = conv, read, read_addend, in_place
         self.gathers = read.copies
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        if self.read_other is not None:
-            assert other is not None
-            other = self.read_other(other)
+    def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
+        if self.read_addend is not None:
+            assert addend is not None
+            addend = self.read_addend(addend)
         images = max(1, PIECE // (self.read.take.length * x.shape[2] * x.shape[3]))
         if images >= len(x) or x.device.type != "cpu" or not self.read.copies:
-            return self.conv(self.read(x), other, self.in_place)
-        # What is gathered of all images at once would be the network's peak.
-        out = other if self.in_place and self.conv.by_onednn else None
+            return self.conv(self.read(x), addend, self.in_place)
+        # The gathered channels of all images at once would be the network's peak memory.
+        out = addend if self.in_place and self.conv.by_onednn else None
         for start in range(0, len(x), images):
             piece = slice(start, start + images)
-            y = self.conv(self.read(x[piece]), None if other is None else other[piece], self.in_place)
+            y = self.conv(self.read(x[piece]), None if addend is None else addend[piece], self.in_place)
             if out is None:
                 out = _empty(y, len(x), y.shape[1])
-            if out is not other:
+            if out is not addend:
                 out[piece] = y
         assert out is not None, "there is an image at least"
         return out
 
 
 def _empty(like: Tensor, images: int, channels: int) -> Tensor:
-    """A tensor of maps like these, and in their layout."""
+    """Return an empty tensor with the map size and the layout of `like`."""
     if is_channels_last(like):
         return like.new_empty(images, *like.shape[2:], channels).permute(0, 3, 1, 2)
     return like.new_empty(images, channels, *like.shape[2:])
 
 
 class PerGroup(nn.Module):
-    """One convolution per group on the channels that it reads, each put, or summed, into its place as soon as it is done."""
+    """One convolution per group; each output is written or added to its slice at once."""
 
     def __init__(
-        self, convs: Sequence[FusedConv], reads: Sequence[Read], read_other: nn.Module | None, relu: bool, copy: bool
+        self, convs: Sequence[FusedConv], reads: Sequence[Read], read_addend: nn.Module | None, relu: bool, copy: bool
     ) -> None:
         super().__init__()
         self.convs, self.reads = nn.ModuleList(convs), nn.ModuleList(reads)
         self.filters = sum(len(conv.bias) for conv in convs)
-        self.read_other, self.relu, self.copy = read_other, relu, copy
+        self.read_addend, self.relu, self.copy = read_addend, relu, copy
         self.gathers = any(read.copies for read in reads)
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
         total = None
-        if self.read_other is not None:
-            total = self.read_other(other)
+        if self.read_addend is not None:
+            total = self.read_addend(addend)
             total = total.clone() if self.copy else total
         start = 0
         for conv, read in zip(self.convs, self.reads, strict=True):
@@ -182,7 +178,7 @@ class PerGroup(nn.Module):
             if total is None:
                 total = _empty(part, len(x), self.filters)
             place = total.narrow(1, start, part.shape[1])
-            _ = place.copy_(part) if self.read_other is None else place.add_(part)
+            _ = place.copy_(part) if self.read_addend is None else place.add_(part)
             start += part.shape[1]
         assert total is not None, "there is a group at least"
         return total.relu_() if self.relu else total

@@ -1,4 +1,4 @@
-"""In which order a layer should put out its channels, so that each filter group of the next one reads one slice of them."""
+"""An order of a layer's output channels in which each filter group of the next layer reads one slice."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 
 
 def slice_rank(reads_G: Sequence[Tensor], width: int) -> Tensor:
-    """A key for each of `width` channels; sorted by it, as many of the channels that groups read as can be lie in slices.
+    """Return a sort key per channel. Sorting by it makes many groups read one contiguous slice.
 
-    Two groups always can: only the first's, both's, only the second's, nobody's. Of more, two are chosen so, or all are
-    laid out from the first that reads a channel to the last, whichever leaves fewer channels to gather.
+    Two groups always do, in the order: channels of the first only, of both, of the second only, of none. For more groups the
+    candidates are this order for each pair of groups, and the order by first and last reading group. The candidate with the
+    fewest channels to gather is returned.
     """
     member_GC = torch.stack([torch.zeros(width, dtype=torch.bool).index_fill(0, reads, True) for reads in reads_G])
     keys = []
@@ -29,7 +30,7 @@ def slice_rank(reads_G: Sequence[Tensor], width: int) -> Tensor:
 
 
 def _gathered(key: Tensor, member_GC: Tensor) -> int:
-    """Channels that groups read, whose group is not one slice in this order."""
+    """Return the number of channels of groups that are not one slice in this order."""
     ordered_GC = member_GC[:, key.argsort(stable=True)].int()
     starts_G = ordered_GC[:, 0] + (ordered_GC.diff(dim=1) == 1).sum(1)
     return int(ordered_GC.sum(1)[starts_G > 1].sum())

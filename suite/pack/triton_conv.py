@@ -1,12 +1,14 @@
-"""All filter groups of a layer in one Triton kernel: it reads each group's channels where they are, convolves, adds bias and
-residual sum, applies the ReLU and writes at the filters' positions, so that nothing is gathered, concatenated or scattered.
+"""One Triton kernel for all filter groups of a layer.
+
+The kernel reads each group's channels in place, convolves, adds bias and addend, applies the ReLU and writes to the positions of
+the filters. No step gathers, concatenates or scatters.
 
 Shapes: N images, H W pixels of the input, P pixels of the output of all images, C channels of the input, D of the output,
 F filters of one tile and R channels that they read, T kernel taps.
 
 1x1 and 3x3 kernels, any stride, channels_last; fp32 (TF32 where torch allows it), fp16, bf16, all summed in fp32.
 
-Where every group reads one slice of the channels, 16 bytes are loaded at once; else each channel by its index. Where one set of
+If every group reads one slice of the channels, 16 bytes are loaded at once; else each channel by its index. If one set of
 filters is the whole output in its order, 16 bytes are stored at once.
 """
 
@@ -22,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from suite.pack.executions import TILES, VECTOR, Built, Layer, Operands, Tile, output_order, positions
+from suite.pack.layer import TILES, VECTOR, Built, Layer, Operands, Tile, output_order, positions
 
 
 @triton.jit
@@ -33,11 +35,14 @@ def _convolve(  # type: ignore[no-untyped-def]
     ADD: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
     TILE_P: tl.constexpr, TILE_F: tl.constexpr, TILE_R: tl.constexpr,
 ):  # fmt: skip
-    """Output tile [TILE_P pixels, TILE_F filters]. `tiles` has a row for each tile of filters: where its channels begin (in x, or
-    in `reads`, which lists channels of x), how many there are, where its weights [T, R, F] begin, its first filter (in `bias` and
-    in `places`, which lists channels of the output), and how many it has. `channels` and `out_channels` are counted in IN and
-    OUT, so that the compiler knows what divides them, and moves as many at once."""
-    # Tiles of the same pixels run side by side, and share what they read.
+    """Compute an output tile [TILE_P pixels, TILE_F filters].
+
+    `tiles` has a row per tile of filters: index of its first channel (in x, or in `reads`, a list of channels of x), number of
+    channels, index of its weights [T, R, F], index of its first filter (in `bias`, and in `places`, a list of channels of the
+    output), number of filters. `channels` and `out_channels` are in units of IN and OUT, so that the compiler can move as many
+    elements at once.
+    """
+    # Tiles of the same pixels run side by side and share their reads in the cache.
     row = tiles + tl.program_id(0) % tile_count * 5
     read_start, read_count, weight_start = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     filter_start, filter_count = tl.load(row + 3), tl.load(row + 4)
@@ -80,19 +85,19 @@ def _convolve(  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """Filters that read the same channels: positions in the output, and in the input."""
+    """Filters that read the same channels: their positions in the output, and the channels' in the input."""
 
     places: Tensor
     reads: Tensor
 
     def aligned(self) -> _Part:
-        """Reads whole vectors, of which some channels get weights of 0."""
+        """Extend the reads to whole vectors; the additional channels get weights of 0."""
         low, high = int(self.reads[0]) // VECTOR * VECTOR, -(-int(self.reads[-1] + 1) // VECTOR) * VECTOR
         return _Part(places=self.places, reads=torch.arange(low, high))
 
 
 class TritonConv(nn.Module):
-    """[N, C, H, W] and, where there is a sum, what is added -> [N, D, H', W'], in channels_last."""
+    """[N, C, H, W] and the addend, if there is a sum -> [N, D, H', W'] in channels_last."""
 
     def __init__(self, layer: Layer, operands: Operands, rows_D: Tensor, tile: Tile) -> None:
         super().__init__()
@@ -125,26 +130,26 @@ class TritonConv(nn.Module):
             self.register_buffer(name, tensor.to(operands.x.device), persistent=False)
 
     def _weight_TRF(self, layer: Layer, rows_F: Tensor, reads_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of one tile, filled up with 0 to whole blocks, and its bias."""
+        """Return the weights of one tile, padded with 0 to whole blocks, and its bias."""
         weight, bias = layer.weight_OIkk(rows_F, reads_R)
         weight_TRF = weight.permute(2, 3, 1, 0).flatten(0, 1)
         missing = -len(reads_R) % self.tile.reads, self.tile.filters - len(rows_F)
         return F.pad(weight_TRF, (0, missing[1], 0, missing[0])), bias
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         count, channels, height, width = x.shape
         size = [(n + 2 * self.padding - self.side) // self.stride + 1 for n in (height, width)]
         shape = (count, self.filters, *size)
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        added = x if other is None else other.contiguous(memory_format=torch.channels_last)
+        sum_of = x if addend is None else addend.contiguous(memory_format=torch.channels_last)
         buffers: Any = self
         pixels, tiles, tile = count * size[0] * size[1], len(buffers.tiles), self.tile
         _convolve[(triton.cdiv(pixels, tile.pixels) * tiles,)](
-            x, buffers.weight, buffers.bias, added, out, buffers.reads, buffers.places, buffers.tiles,
+            x, buffers.weight, buffers.bias, sum_of, out, buffers.reads, buffers.places, buffers.tiles,
             tiles, height, width, channels // self.vector_in, *size, self.filters // self.vector_out, pixels,
             SIDE=self.side, STRIDE=self.stride, PADDING=self.padding, SLICED=self.sliced, DIRECT=self.direct,
-            ADD=other is not None, RELU=self.relu, PRECISION="tf32" if torch.backends.cudnn.allow_tf32 else "ieee",
+            ADD=addend is not None, RELU=self.relu, PRECISION="tf32" if torch.backends.cudnn.allow_tf32 else "ieee",
             IN=self.vector_in, OUT=self.vector_out, TILE_P=tile.pixels, TILE_F=tile.filters, TILE_R=tile.reads,
             num_warps=4, num_stages=tile.stages if x.element_size() == 2 else 2,
         )  # fmt: skip
@@ -152,8 +157,10 @@ class TritonConv(nn.Module):
 
 
 def _parts(layer: Layer, operands: Operands, rows_D: Tensor, *, merged: bool) -> list[_Part]:
-    """The filter groups; merged, or where there is one group, all rows of the output as one part, which is stored directly:
-    scattered, a store takes ten times as long. Else rows that no group makes are a part that reads nothing."""
+    """Return one part per filter group, and one without reads for rows that no group makes.
+
+    Merged groups, and a single group, are one part of all rows: its store is direct, and a scattered one takes ten times as long.
+    """
     if merged or len(layer.reads_G) == 1:
         reads = positions(torch.cat(layer.reads_G).unique(), operands.columns_C).sort().values
         hull = torch.arange(int(reads[0]), int(reads[-1]) + 1)  # gaps get weights of 0
@@ -168,22 +175,22 @@ def _parts(layer: Layer, operands: Operands, rows_D: Tensor, *, merged: bool) ->
 
 
 class _Summed(nn.Module):
-    """The kernel, and what puts the channels that are added where it wants them."""
+    """The kernel after a reader that orders the channels of the addend."""
 
-    def __init__(self, conv: TritonConv, read_other: nn.Module) -> None:
+    def __init__(self, conv: TritonConv, read_addend: nn.Module) -> None:
         super().__init__()
-        self.conv, self.read_other = conv, read_other
+        self.conv, self.read_addend = conv, read_addend
 
-    def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        return self.conv(x, self.read_other(other))
+    def forward(self, x: Tensor, addend: Tensor) -> Tensor:
+        return self.conv(x, self.read_addend(addend))
 
 
 def kernel(layer: Layer, operands: Operands, tile: Tile = TILES["triton"]) -> Built:
-    """The layer as one kernel, its output in the order of what is added."""
+    """Build the layer as one kernel, with the output in the order of the addend."""
     rows_D = output_order(layer, operands)
     conv = TritonConv(layer, operands, rows_D, tile)
-    read_other = operands.read_other(rows_D)
-    return (conv if read_other is None else _Summed(conv, read_other)), rows_D
+    read_addend = operands.read_addend(rows_D)
+    return (conv if read_addend is None else _Summed(conv, read_addend)), rows_D
 
 
 @triton.jit
@@ -192,18 +199,6 @@ def _count(out, ONE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 def probe() -> None:
-    """Compile and run a kernel that does nearly nothing; raises whatever goes wrong where Triton does not work."""
+    """Compile and run a minimal kernel; raises the error of Triton, the compiler or CUDA."""
     _count[(1,)](torch.zeros(1, device="cuda", dtype=torch.int32), ONE=1)
     torch.cuda.synchronize()
-
-
-def offered(layer: Layer, operands: Operands) -> list[str]:
-    """The executions that differ here, none for a layer that the kernel cannot compute: it takes square kernels of 1 or 3,
-    square strides, no dilation, no fp64."""
-    conv = layer.conv
-    window = (conv.weights[0].shape[-2:], conv.stride, conv.padding)
-    square = all(pair[0] == pair[1] for pair in window) and conv.dilation == (1, 1)
-    if not square or conv.weights[0].shape[-1] not in (1, 3) or operands.x.dtype == torch.float64:
-        return []
-    wide = (layer.width if len(conv.filters_G) == 1 else max(conv.filters_G)) > TILES["triton"].filters
-    return ["triton", "triton_deep", *["triton_wide"] * wide, *["triton_whole"] * (len(conv.filters_G) > 1)]

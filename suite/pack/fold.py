@@ -1,23 +1,34 @@
-"""A packed network made ready for inference: batch norm folded into the convolutions, weights fixed."""
+"""The plain inference form of a packed network, the reference of all executions and the input of exports and compilers."""
 
 from __future__ import annotations
 
 import copy
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from suite.pack.layers import Execution, PackedConv
+from suite.pack.modules import GroupedConv, PackedConv
 from suite.pack.network import PackedNetwork
 
 
 @torch.no_grad()
-def deploy(packed: PackedNetwork, execution: Execution | None = None) -> nn.Module:
-    """A copy of `packed` in eval mode with every batch norm that follows a convolution folded into it.
+def per_group(packed: PackedNetwork, *, fold: bool = True) -> fx.GraphModule:
+    """Return a copy in eval mode with one plain convolution per filter group.
 
-    `execution` None keeps each layer's own. The result computes the same function, to rounding.
+    fold   fold every batch norm that alone reads a convolution into that convolution
+
+    The result computes the same function, to rounding.
     """
     body = copy.deepcopy(packed.body).eval()
+    for name, module in list(body.named_modules()):
+        if isinstance(module, PackedConv):
+            body.set_submodule(name, GroupedConv(module))
+    if fold:
+        _fold_batch_norms(body)
+    return body.requires_grad_(False)
+
+
+def _fold_batch_norms(body: fx.GraphModule) -> None:
     modules = dict(body.named_modules())
     for node in list(body.graph.nodes):
         bn = modules.get(str(node.target))
@@ -25,21 +36,15 @@ def deploy(packed: PackedNetwork, execution: Execution | None = None) -> nn.Modu
             continue
         source = node.all_input_nodes[0]
         conv = modules.get(str(source.target))
-        if isinstance(conv, PackedConv) and len(source.users) == 1:
+        if isinstance(conv, GroupedConv) and len(source.users) == 1:
             _fold(conv, bn)
             node.replace_all_uses_with(source)
             body.graph.erase_node(node)
             body.delete_submodule(str(node.target))
     body.recompile()
-    for module in body.modules():
-        if isinstance(module, PackedConv):
-            if execution is not None and len(module.weights) > 1:
-                module.execution = execution
-            module.freeze()
-    return body.requires_grad_(False)
 
 
-def _fold(conv: PackedConv, bn: nn.BatchNorm2d) -> None:
+def _fold(conv: GroupedConv, bn: nn.BatchNorm2d) -> None:
     assert bn.running_mean is not None
     assert bn.running_var is not None
     scale = bn.weight / (bn.running_var + bn.eps).sqrt()

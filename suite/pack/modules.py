@@ -1,30 +1,24 @@
-"""The layers of a packed network.
+"""Modules of a packed network.
 
 Shapes: N images, O live filters, I live input channels, G filter groups, k kernel size.
 
-Channel indices here are *positions* in the packed input, whose channels are the live ones in some order.
+A channel index is a position in the packed input, whose channels are the live ones of the full network in some order.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Execution = Literal["groups", "union"]
-"""How a layer of several filter groups is computed, with the same result: one convolution per group on the channels that it
-keeps, or one dense convolution over the union of the kept channels, with zeros where a group does not read."""
-
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of one pixel of [N, C, H, W] lie side by side."""
+    """Return True if the channels of one pixel of [N, C, H, W] are contiguous."""
     return x.ndim == 4 and x.stride(1) == 1 and x.shape[1] > 1
 
 
 class Take(nn.Module):
-    """Channels of [N, C, H, W] by position; a slice where they are contiguous, nothing where they are all."""
+    """Channels of [N, C, H, W] by position: a view if they are contiguous, else a gather."""
 
     def __init__(self, positions: Tensor, width: int) -> None:
         super().__init__()
@@ -42,7 +36,7 @@ class Take(nn.Module):
             return x.narrow(1, self.start, self.length)
         if x.device.type != "cpu" or not is_channels_last(x):
             return x.index_select(1, self.positions)
-        # Row by row: index_select on channels that lie side by side takes about ten times as long on a CPU.
+        # On a CPU index_select takes about ten times as long as a gather of rows if channels are contiguous.
         rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
         rows = rows.gather(1, self.positions.expand(rows.shape[0], -1))  # len() would be a constant of an export
         return rows.view(x.shape[0], *x.shape[2:], self.length).permute(0, 3, 1, 2)
@@ -51,15 +45,18 @@ class Take(nn.Module):
 class PackedConv(nn.Module):
     """A convolution whose filter groups read different channels; its output channels are ordered by group.
 
-    reads_G  positions of the channels that each group keeps; filters_G  how many live filters each group has.
-    `like` gives stride, padding, dilation and whether there is a bias.
+    reads_G     positions of the channels that each group keeps
+    filters_G   number of live filters of each group
+    like        the convolution with this stride, padding, dilation and presence of a bias
+
+    `forward` is one dense convolution over the union of the kept channels, with weights of 0 outside of a group's channels.
+    Training uses this form only; `suite.pack.tuned` replaces it for inference.
     """
 
     def __init__(self, like: nn.Conv2d, reads_G: list[Tensor], filters_G: list[int], width: int) -> None:
         super().__init__()
         self.stride, self.padding, self.dilation = like.stride, like.padding, like.dilation
         self.filters_G = filters_G
-        self.execution: Execution = "groups" if len(reads_G) == 1 else "union"
         self.takes = nn.ModuleList(Take(positions, width) for positions in reads_G)
         self.weights = nn.ParameterList(
             like.weight.new_empty(filters, len(positions), *like.kernel_size)
@@ -70,16 +67,9 @@ class PackedConv(nn.Module):
         self.union_take = Take(union, width)
         for g, positions in enumerate(reads_G):
             self.register_buffer(f"columns_{g}", torch.searchsorted(union, positions), persistent=False)
-        self.register_buffer("frozen_weight", None, persistent=False)
-        self.frozen_weight: Tensor | None
-
-    @property
-    def reads_G(self) -> list[Tensor]:
-        """Positions of the channels that each group keeps."""
-        return [take.get_buffer("positions") for take in self.takes]
 
     def union_weight(self) -> Tensor:
-        """[O, I, k, k] over the union of kept channels, zeros where a group does not read."""
+        """Return the weight [O, I, k, k] over the union of kept channels."""
         channels = self.union_take.length
         rows = [
             weight.new_zeros(len(weight), channels, *weight.shape[2:]).index_copy(
@@ -89,16 +79,26 @@ class PackedConv(nn.Module):
         ]
         return torch.cat(rows)
 
-    def freeze(self) -> None:
-        """Fix the weights for inference, so that a forward pass assembles nothing."""
-        if self.execution == "union":
-            self.frozen_weight = self.union_weight().detach()
-            self.weights = nn.ParameterList()  # not kept twice
+    def forward(self, x: Tensor) -> Tensor:
+        one = len(self.weights) == 1  # its channels may be in another order than the union's
+        take, weight = (self.takes[0], self.weights[0]) if one else (self.union_take, self.union_weight())
+        return F.conv2d(take(x), weight, self.bias, self.stride, self.padding, self.dilation)
+
+
+class GroupedConv(nn.Module):
+    """The inference form of a `PackedConv`: one convolution per filter group, with the same parameters."""
+
+    def __init__(self, conv: PackedConv) -> None:
+        super().__init__()
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self.filters_G, self.takes, self.weights, self.bias = conv.filters_G, conv.takes, conv.weights, conv.bias
+
+    @property
+    def reads_G(self) -> list[Tensor]:
+        """Positions of the channels that each group keeps."""
+        return [take.get_buffer("positions") for take in self.takes]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.execution == "union":
-            weight = self.union_weight() if self.frozen_weight is None else self.frozen_weight
-            return F.conv2d(self.union_take(x), weight, self.bias, self.stride, self.padding, self.dilation)
         biases = [None] * len(self.weights) if self.bias is None else list(self.bias.split(self.filters_G))
         outputs = [
             F.conv2d(take(x), weight, bias, self.stride, self.padding, self.dilation)
@@ -108,7 +108,7 @@ class PackedConv(nn.Module):
 
 
 class PackedShortcut(nn.Module):
-    """An option-A shortcut: every `stride`-th pixel of the channels that live on. The zeros need not be made."""
+    """An option-A shortcut without its zero channels: every `stride`-th pixel of the live channels."""
 
     def __init__(self, stride: int, positions: Tensor, width: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class PackedShortcut(nn.Module):
 
 
 class SumInto(nn.Module):
-    """A residual sum in which `addend` has some of the channels of `total`: added at their positions."""
+    """A residual sum whose `addend` has a subset of the channels of `total`."""
 
     def __init__(self, positions: Tensor) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class SumInto(nn.Module):
 
 
 class Spread(nn.Module):
-    """Channels of [N, C, H, W] at their positions among `width` channels, the others 0."""
+    """Channels of [N, C, H, W] scattered to their positions among `width` channels, 0 elsewhere."""
 
     def __init__(self, positions: Tensor, width: int) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Spread(nn.Module):
 
 
 class ConstantLinear(nn.Module):
-    """A linear layer none of whose inputs live: its bias for every image."""
+    """A linear layer without live inputs: its bias for every image."""
 
     def __init__(self, like: nn.Linear) -> None:
         super().__init__()
