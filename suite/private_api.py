@@ -2,7 +2,7 @@
 
 | function | checked with | without it |
 |---|---|---|
-| `torch.ops.mkldnn._convolution_pointwise`, `_convolution_pointwise_`, `_reorder_convolution_weight` | torch 2.14.1 | `F.conv2d` |
+| `torch.ops.mkldnn`: `_convolution_pointwise(_)`, `_reorder_convolution_weight` | torch 2.14.1 | `F.conv2d` |
 | `torch.cudnn_convolution_relu`, `torch.cudnn_convolution_add_relu` (not documented) | torch 2.14.1 | `F.conv2d` |
 | `torch.profiler`'s `kineto_results` | torch 2.14.1 | ValueError: peak memory on a CPU has no other source |
 | `submitit.slurm.slurm._make_sbatch_string` | submitit 1.5.4 | the parameters of that version |
@@ -12,14 +12,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import logging
 import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
 SBATCH_PARAMETERS = frozenset(
     re.findall(
         r"\w+",
@@ -33,7 +36,10 @@ SBATCH_PARAMETERS = frozenset(
 
 
 def sbatch_parameters() -> frozenset[str]:
-    """Return the parameters that submitit's SLURM executor takes; those of version 1.5.4 if the function is missing."""
+    """Return the parameters of submitit's SLURM executor.
+
+    If the function is missing: those of version 1.5.4.
+    """
     function = getattr(importlib.import_module("submitit.slurm.slurm"), "_make_sbatch_string", None)
     return frozenset(inspect.signature(function).parameters) if function else SBATCH_PARAMETERS
 
@@ -42,12 +48,24 @@ def sbatch_parameters() -> frozenset[str]:
 
 Window = tuple[Any, Any, Any, int]
 """Padding, stride, dilation and groups of a convolution, in the order of oneDNN's operators."""
-_ONEDNN = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
 
 
+@functools.cache
 def has_onednn() -> bool:
-    """Return True if torch has oneDNN and its three fused operators."""
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _ONEDNN)
+    """Return True if oneDNN's fused operators compute a small convolution as `F.conv2d` does."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, weight, bias, window = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1), torch.ones(1), ([0, 0], [1, 1], [1, 1], 1)
+    try:
+        blocked = onednn_weight(weight, window, [*x.shape])
+        outputs = [onednn_convolution(x, blocked, bias, window, relu=True)]
+        for in_place in (False, True):
+            arguments = (x, torch.ones_like(x), blocked, bias, window)
+            outputs.append(onednn_convolution_add(*arguments, relu=True, in_place=in_place) - 1)
+    except (AttributeError, TypeError, RuntimeError) as error:  # missing, or with other parameters
+        log.warning("oneDNN's fused operators do not work with torch %s: %s", torch.__version__, error)
+        return False
+    return all(torch.equal(output, torch.full_like(x, 2)) for output in outputs)
 
 
 def onednn_weight(weight: Tensor, window: Window, input_shape: list[int]) -> Tensor:
@@ -98,6 +116,8 @@ def memory_changes(profiler: torch.profiler.profile) -> list[int]:
     """
     results = getattr(profiler.profiler, "kineto_results", None)
     if results is None:
-        raise ValueError(f"torch {torch.__version__} keeps no memory events: peak memory is measured with torch 2.14 only")
+        raise ValueError(
+            f"torch {torch.__version__} keeps no memory events: peak memory is measured with torch 2.14 only"
+        )
     events = [event for event in results.events() if event.name() == "[memory]"]
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]

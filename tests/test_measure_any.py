@@ -15,7 +15,6 @@ import torch
 from tiny_grid import call
 from torch import Tensor, nn
 
-from suite import export
 from suite import pack as packing
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
@@ -24,6 +23,7 @@ from suite.measure import __main__ as command
 from suite.measure.counting import count_macs
 from suite.measure.protocol import protocol
 from suite.models import build
+from suite.pack import export
 
 SHAPE = (3, 8, 8)
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*is deprecated")
@@ -170,7 +170,7 @@ def test_an_export_computes_the_same_and_counts_the_same(to: str, packed_file: P
     with torch.inference_mode():
         torch.testing.assert_close(network.module(images), packed(images), rtol=1e-4, atol=1e-4)
     assert network.batch is None
-    assert network.macs(SHAPE_DIGITS) == count_macs(packed.execute("groups"), SHAPE_DIGITS).macs
+    assert network.macs(SHAPE_DIGITS) == count_macs(packing.per_group(packed), SHAPE_DIGITS).macs
     assert not list(tmp_path.glob(".*"))
 
 
@@ -276,7 +276,7 @@ def test_fresh_processes_run_what_the_first_one_chose(
         blocks = np.ones(6)
         return latency.Measurement(dense_ms=blocks, packed_ms=blocks, ratio=(1, 1, 1), null=(1, 1, 1))
 
-    monkeypatch.setattr("suite.pack.tune._SECONDS", 0)
+    monkeypatch.setattr("suite.pack.trial.SECONDS", 0)
     monkeypatch.setattr(packing, "tuned", noted)
     monkeypatch.setattr(latency, "alternate", measured)
     monkeypatch.setattr(comparison, "fastest", lambda runs, device: ("tuned", dict.fromkeys(runs, 1.0)))

@@ -19,11 +19,10 @@ from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
 from suite.measure.counting import count_macs, count_params
 from suite.models import build
-from suite.pack import Execution, PackedNetwork, deploy, header, load, load_full, masks, pack, save, unpack
+from suite.pack import PackedNetwork, header, load, load_full, masks, pack, per_group, save, unpack
 from suite.schedule import Schedule
 from suite.train import Trainer
 
-EXECUTIONS: tuple[Execution, ...] = ("groups", "union")
 SMALL = ("resnet8", "resnet8_a", "vgg6")
 LARGE = ("resnet20_a", "resnet18", "resnet50", "vgg16_bn")
 
@@ -117,11 +116,11 @@ def check(name: str, plan: PruningPlan) -> PackedNetwork:
     assert packed.plan == graph.settle(plan)
     assert not packed.training
     expected = reference(x)
-    for execution in EXECUTIONS:
-        assert_equal(packed.execute(execution)(x), expected)
-        deployed = deploy(packed, execution)
-        assert_equal(deployed(x), expected)
-        assert not any(isinstance(module, nn.BatchNorm2d) for module in deployed.modules())
+    assert_equal(packed(x), expected)
+    folded, plain = per_group(packed), per_group(packed, fold=False)
+    assert_equal(folded(x), expected)
+    assert_equal(plain(x), expected)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
 
     full = copy.deepcopy(model)
     unpack(packed, full)
@@ -134,7 +133,7 @@ def check(name: str, plan: PruningPlan) -> PackedNetwork:
             assert torch.equal(parameter, reference.get_parameter(key)), key
 
     assert count_params(packed) == sum(int(mask.sum()) for mask in here.values())
-    assert count_macs(packed.execute("groups"), graph.input_shape).macs == graph.macs(plan).total
+    assert count_macs(plain, graph.input_shape).macs == graph.macs(plan).total
     for key, tensor in before.items():
         assert torch.equal(model.state_dict()[key], tensor)
 
@@ -242,7 +241,7 @@ def test_groups_that_read_disjoint_channels(name: str) -> None:
         layers[layer] = ConvPlan.from_mask(filters[:, None] == channels)
     packed = check(name, PruningPlan(layers))
     assert max(len(conv.weights) for conv in packed.convs()) == 4
-    macs = [count_macs(packed.execute(execution), graph.input_shape).macs for execution in EXECUTIONS]
+    macs = [count_macs(network, graph.input_shape).macs for network in (per_group(packed), packed)]
     assert macs[1] == graph.dense_macs.total > 3 * macs[0]  # the union of the groups is the whole layer
 
 
@@ -293,19 +292,18 @@ def test_a_plan_that_does_not_fit_is_refused() -> None:
         pack(model, graph, PruningPlan({"stage_1.0.conv_a": ConvPlan.full(4, 16)}))
 
 
-def test_the_execution_is_chosen_where_there_are_groups() -> None:
-    model, graph = prepared("vgg6")
-    layer = list(graph.convs.values())[2]
-    mask = torch.ones(layer.filters, layer.channels, dtype=torch.bool)
-    mask[: layer.filters // 2, 0] = False
-    packed = pack(model, graph, PruningPlan({layer.name: ConvPlan.from_mask(mask)}))
-    for execution in EXECUTIONS:
-        chosen = [conv.execution for conv in packed.execute(execution).convs()]
-        assert chosen == ["groups", "groups", execution, "groups", "groups"]
-    deployed = deploy(packed, "groups")
-    assert [conv.execution for conv in packed.convs()] == ["groups", "groups", "union", "groups", "groups"]
-    assert not any(parameter.requires_grad for parameter in deployed.parameters())
+def test_the_inference_form_shares_nothing_with_the_packed_network() -> None:
+    model, graph = prepared("resnet8")
+    packed = pack(model, graph, random_plan(graph, "intra_channel", 2, 0.5, 0)).train()
+    before = {key: tensor.clone() for key, tensor in packed.state_dict().items()}
+    folded = per_group(packed)
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
     assert all(parameter.requires_grad for parameter in packed.parameters())
+    assert packed.training
+    assert not folded.training
+    for parameter in folded.parameters():
+        parameter.zero_()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in packed.state_dict().items())
 
 
 @torch.no_grad()
@@ -323,11 +321,10 @@ def test_load_full_takes_other_weights() -> None:
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("name", SMALL)
-def test_masked_and_packed_training_are_equal(name: str, execution: Execution) -> None:
+def test_masked_and_packed_training_are_equal(name: str) -> None:
     model, graph = copy.deepcopy(prepared(name)[0]), prepared(name)[1]
-    packed = pack(model, graph, random_plan(graph, "intra_channel", 3, 0.5, seed=5)).execute(execution)
+    packed = pack(model, graph, random_plan(graph, "intra_channel", 3, 0.5, seed=5))
     unpack(packed, model)
     keep = masks(packed, model)
 
@@ -370,8 +367,8 @@ def test_a_packed_network_survives_its_file(name: str, tmp_path: Path) -> None:
     assert isinstance(again, nn.Module)
     assert not again.training
     assert again.plan == packed.plan
-    for execution in EXECUTIONS:
-        assert torch.equal(again.execute(execution)(images(2)), packed.execute(execution)(images(2)))
+    assert torch.equal(again(images(2)), packed(images(2)))
+    assert torch.equal(per_group(again)(images(2)), per_group(packed)(images(2)))
     assert torch.equal(load(str(path))(images(2)), load(path)(images(2)))
     assert header(path) == {"model": name, "classes": 10, "input_shape": [3, 32, 32], "label": "a run"}
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -20,10 +20,24 @@ from torch.nn import functional
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
 from suite.measure.memory import peak_bytes
-from suite.pack import Choice, PackedNetwork, deploy, executions, load_choices, operations, pack, save_choices, tuned
-from suite.pack import tune as tuning
-from suite.pack.executions import EXECUTIONS, TILES, Layer, Operands, offered
-from suite.pack.layers import PackedConv, Take, is_channels_last
+from suite.pack import (
+    Choice,
+    PackedNetwork,
+    executions,
+    load_choices,
+    operations,
+    pack,
+    per_group,
+    save_choices,
+    trial,
+    tune,
+    tuned,
+)
+from suite.pack import layer as layers
+from suite.pack.choice import Layout
+from suite.pack.executions import EXECUTIONS, offered
+from suite.pack.layer import TILES, Layer, Operands
+from suite.pack.modules import GroupedConv, PackedConv, Take, is_channels_last
 from suite.pack.operations import FusedConv, PerGroup, Read, Reorder, Whole
 from suite.pack.slices import slice_rank
 
@@ -61,7 +75,7 @@ def test_every_execution_computes_the_same(
     monkeypatch.setattr(executions, "WIDEST", 99)  # these networks have few channels to round
     for groups, removed in ((1, 0.3), (2, 0.5), (4, 0.6)):
         packed = packed_of(name, groups, removed)
-        _, choice = assert_tuned(packed, dtype, forced=execution)
+        _, choice = assert_tuned(packed, dtype, execution=execution)
         if groups > 1:
             many = [conv for conv in packed.convs() if len(conv.weights) > 1]
             # Without a residual stream, groups together read every channel that lives.
@@ -72,7 +86,7 @@ def test_every_execution_computes_the_same(
 @pytest.mark.parametrize("name", NETWORKS[3:])
 @pytest.mark.parametrize("execution", ["groups", "padded", "rounded"])
 def test_executions_of_large_networks(name: str, execution: str) -> None:
-    assert_tuned(packed_of(name, 2, 0.6), torch.float32, forced=execution)
+    assert_tuned(packed_of(name, 2, 0.6), torch.float32, execution=execution)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -81,7 +95,7 @@ def test_the_fastest_computes_the_same(name: str, dtype: torch.dtype) -> None:
     packed = packed_of(name)
     _, choice = assert_tuned(packed, dtype)
     for layer, milliseconds in choice.layer_ms.items():
-        assert milliseconds[choice.layers[layer]] <= tuning._GATHERS_X * min(milliseconds.values())
+        assert milliseconds[choice.layers[layer]] <= trial.GATHERS_X * min(milliseconds.values())
     assert choice.layout_ms[choice.layout] == min(choice.layout_ms.values())
     assert list(choice.layers) == [name for name, m in packed.body.named_modules() if name in choice.layers]
     again = assert_tuned(packed, dtype, choice=choice)[1]
@@ -98,7 +112,7 @@ def test_the_fastest_computes_the_same(name: str, dtype: torch.dtype) -> None:
 )
 def test_where_branches_vanish(name: str, endings: tuple[str, ...]) -> None:
     for execution in (None, "padded"):
-        assert_tuned(packed_of(name, plan=without(prepared(name)[1], *endings)), torch.float64, forced=execution)
+        assert_tuned(packed_of(name, plan=without(prepared(name)[1], *endings)), torch.float64, execution=execution)
 
 
 def test_a_network_without_convolutions() -> None:
@@ -127,7 +141,7 @@ def test_what_is_read_again_is_not_overwritten(execution: str) -> None:
     model = Shared().double().eval()
     graph = Graph(model, (3, 32, 32))
     for plan in (PruningPlan({}), random_plan(graph, "intra_channel", 2, 0.4, 3)):
-        assert_tuned(pack(model, graph, plan), torch.float32, forced=execution)
+        assert_tuned(pack(model, graph, plan), torch.float32, execution=execution)
 
 
 class ImageSum(nn.Module):
@@ -171,11 +185,11 @@ def test_a_batch_norm_that_stays_gets_its_channels_in_order(execution: str) -> N
     nn.init.uniform_(model.bn.bias)
     kept_GI = torch.arange(8)[None] % 2 == torch.arange(2)[:, None]
     plan = PruningPlan({"b": ConvPlan(torch.arange(7) // 4, kept_GI, torch.ones(7, dtype=torch.bool))})
-    assert_tuned(pack(model, Graph(model, (3, 32, 32)), plan), torch.float32, forced=execution)
+    assert_tuned(pack(model, Graph(model, (3, 32, 32)), plan), torch.float32, execution=execution)
 
 
 def test_sums_and_relus_are_part_of_the_convolution() -> None:
-    network, _ = assert_tuned(packed_of("resnet8", 2, 0.4), torch.float32, forced="padded")
+    network, _ = assert_tuned(packed_of("resnet8", 2, 0.4), torch.float32, execution="padded")
     assert isinstance(network, fx.GraphModule)
     names = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
     assert not [name for name in names if "add" in name or "relu" in name]
@@ -206,12 +220,17 @@ def test_channels_are_reordered_in_their_own_memory() -> None:
 
 def test_a_sum_reorders_what_is_added_in_place() -> None:
     packed = packed_of("resnet50", 2, 0.4)
-    network, _ = assert_tuned(packed, torch.float32, forced="padded")
+    network, _ = assert_tuned(packed, torch.float32, execution="padded")
     assert [module for module in network.modules() if isinstance(module, Reorder)]
 
 
+def grouped_of(packed: PackedNetwork) -> GroupedConv:
+    """The first convolution of several groups, its batch norm left out."""
+    return next(GroupedConv(conv) for conv in packed.convs() if len(conv.weights) > 1)
+
+
 def layer_of(packed: PackedNetwork, x: Tensor) -> tuple[Layer, Operands]:
-    conv = next(conv for conv in packed.convs() if len(conv.weights) > 1)
+    conv = grouped_of(packed)
     width = sum(conv.filters_G)
     layer = Layer(
         name="it",
@@ -229,15 +248,15 @@ def layer_of(packed: PackedNetwork, x: Tensor) -> tuple[Layer, Operands]:
 @pytest.mark.parametrize("name", SMALL)
 def test_images_that_are_gathered_one_by_one(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "PIECE", 1)
-    assert_tuned(packed_of(name, 2, 0.5), dtype, forced="padded")
-    assert_tuned(packed_of(name, 2, 0.5), dtype, forced="union")
+    assert_tuned(packed_of(name, 2, 0.5), dtype, execution="padded")
+    assert_tuned(packed_of(name, 2, 0.5), dtype, execution="union")
 
 
 @torch.no_grad()
 def test_gathering_does_not_take_the_memory_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "PIECE", 2**13)
     packed = packed_of("vgg6", 3, 0.5)
-    conv = next(conv for conv in packed.convs() if len(conv.weights) > 1)
+    conv = grouped_of(packed)
     packed.float()
     width = int(torch.cat(conv.reads_G).max()) + 1
     x = torch.rand(64, width, 32, 32)
@@ -250,7 +269,7 @@ def test_gathering_does_not_take_the_memory_of_a_batch(monkeypatch: pytest.Monke
 
 def test_padding_makes_groups_equal() -> None:
     packed = packed_of("vgg6", 3, 0.5)
-    conv = next(conv for conv in packed.convs() if len(conv.weights) > 1)
+    conv = grouped_of(packed)
     width = int(torch.cat(conv.reads_G).max()) + 1
     layer, operands = layer_of(packed, torch.zeros(1, width, 8, 8).double())
     for name, multiple in (("padded", 1), ("rounded", 16)):
@@ -279,32 +298,31 @@ def test_what_reads_by_position_lies_where_its_input_is(monkeypatch: pytest.Monk
     packed = packed_of("vgg6", 3, 0.5)
     for kind in (nn.Module, Tensor):
         monkeypatch.setattr(kind, "to", pretending(kind.to))
-    monkeypatch.setattr("suite.pack.executions.has_triton", lambda: False)
-    monkeypatch.setattr(tuning, "check", lambda name, got, expected: compared.append((got, expected)))
-    monkeypatch.setattr(tuning, "fastest_ms", lambda runs, device: dict.fromkeys(runs, 1.0))
+    monkeypatch.setattr("suite.pack.executions.working_triton", lambda: None)
+    monkeypatch.setattr(trial, "check", lambda name, got, expected: compared.append((got, expected)))
+    monkeypatch.setattr(trial, "fastest_ms", lambda runs, device: dict.fromkeys(runs, 1.0))
     compared: list[tuple[Tensor, Tensor]] = []
-    conv = next(conv for conv in packed.convs() if len(conv.weights) > 1)
+    conv = grouped_of(packed)
     width = int(torch.cat(conv.reads_G).max()) + 1
     with cuda:
         x, other = (torch.empty(2, size, 8, 8, device="cuda").double() for size in (width, sum(conv.filters_G)))
     shuffled = torch.randperm(other.shape[1])
     layer, alone = layer_of(packed, x)
-    summed = dataclasses.replace(alone, other=other, other_columns_C=shuffled)
+    summed = dataclasses.replace(alone, addend=other, addend_columns_C=shuffled)
     conv.to(x.device)
-    walk: Any = SimpleNamespace(given=None, forced=None, layer_ms={})
     for operands in (alone, summed):
-        tuning._Walk._execution(walk, layer, operands)
+        trial.choose(offered(layer, operands), layer, operands)
     assert len(compared) == 2 * 4
     assert all(got.is_cuda and got.shape == expected.shape for got, expected in compared)
-    walk._emit = lambda _, module, value: (None, module(value.tensor))
+    walk: Any = SimpleNamespace(_emit=lambda _, module, value: (None, module(value.tensor)))
     value: Any = SimpleNamespace(columns_C=shuffled, tensor=other, node=None)
-    assert tuning._Walk._in_order(walk, fx.Graph().placeholder("x"), 0, value).tensor.shape == other.shape
+    assert tune._Walk._in_order(walk, fx.Graph().placeholder("x"), 0, value).tensor.shape == other.shape
 
 
 def test_rounding_is_offered_where_it_widens_little() -> None:
     x = torch.zeros(1, 64, 4, 4)
     for filters_G, wide in (([4, 4, 4, 4], False), ([30, 30], True), ([30, 17], False)):
-        conv = PackedConv(nn.Conv2d(64, 64, 1), [torch.arange(64) for _ in filters_G], filters_G, 64)
+        conv = GroupedConv(PackedConv(nn.Conv2d(64, 64, 1), [torch.arange(64) for _ in filters_G], filters_G, 64))
         places = torch.arange(sum(filters_G))
         layer = Layer(
             name="it", conv=conv, reads_G=conv.reads_G, place_O=places, width=len(places), relu=True, rank=places
@@ -324,8 +342,9 @@ def test_padding_changes_nothing(name: str, groups: int, monkeypatch: pytest.Mon
         filled.append(-len(rows) % 8)
         return functional.pad(rows, (0, -len(rows) % 8), value=-1)
 
-    monkeypatch.setattr(executions, "vectors", padded)
-    monkeypatch.setattr(tuning, "fastest_ms", lambda runs, device: {key: draw.random() for key in runs})
+    for module in (executions, layers):
+        monkeypatch.setattr(module, "vectors", padded)
+    monkeypatch.setattr(trial, "fastest_ms", lambda runs, device: {key: draw.random() for key in runs})
     for _ in range(3):
         network, _ = tuned(packed, images(2))
         torch.testing.assert_close(network(images(2)), packed(images(2)))
@@ -336,7 +355,7 @@ def test_a_gather_must_gain_more_than_chance(monkeypatch: pytest.MonkeyPatch) ->
     packed = packed_of("resnet8", 2, 0.5)
     for gain, gathers in ((1.03, False), (1.2, True)):
         monkeypatch.setattr(
-            tuning,
+            trial,
             "fastest_ms",
             lambda runs, device, gain=gain: {key: 1.0 if key == "padded" else gain for key in runs},
         )
@@ -365,7 +384,7 @@ def test_more_groups_read_slices_where_they_can() -> None:
 
 def test_groups_read_slices_of_what_a_dense_layer_puts_out() -> None:
     """In a VGG the stem is dense, and the next layer's two groups alone read it."""
-    network, _ = tuned(packed_of("vgg6", 2, 0.4, seed=4), images(2), forced="groups")
+    network, _ = tuned(packed_of("vgg6", 2, 0.4, seed=4), images(2), execution="groups")
     grouped = [module for module in network.modules() if isinstance(module, PerGroup)]
     assert grouped
     assert all(read.take.contiguous for read in grouped[0].reads)
@@ -392,9 +411,9 @@ def test_an_output_that_disagrees_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         tuned(packed, images(2))
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"^the network disagrees .* largest error inf"):
-        tuning.check("the network", torch.zeros(2, 3), torch.zeros(2, 4))
+        trial.check("the network", torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="largest error nan"):
-        tuning.check("it", torch.tensor([float("nan")]), torch.zeros(1))
+        trial.check("it", torch.tensor([float("nan")]), torch.zeros(1))
 
 
 @pytest.mark.parametrize("allowed", [False, True])
@@ -402,24 +421,24 @@ def test_tf32_is_not_taken_for_an_error(allowed: bool, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     with FakeTensorMode():
         exact, half = (torch.empty(1, device="cuda", dtype=dtype) for dtype in (torch.float32, torch.float16))
-    assert tuning.tolerance(exact) == (1e-2 if allowed else 1e-4)
-    assert tuning.tolerance(half) == tuning.TOLERANCE[torch.float16]
-    assert tuning.tolerance(torch.zeros(1)) == 1e-4
+    assert trial.tolerance(exact) == (1e-2 if allowed else 1e-4)
+    assert trial.tolerance(half) == trial.TOLERANCE[torch.float16]
+    assert trial.tolerance(torch.zeros(1)) == 1e-4
 
 
 def test_small_outputs_are_compared_too() -> None:
     with pytest.raises(ValueError, match=r"largest error 0\.01, allowed 1e-06"):
-        tuning.check("it", torch.full((2,), 0.02), torch.full((2,), 0.01))
+        trial.check("it", torch.full((2,), 0.02), torch.full((2,), 0.01))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @torch.no_grad()
 def test_half_precision_computes_the_same_to_its_rounding(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "_SECONDS", 0)
+    monkeypatch.setattr(trial, "SECONDS", 0)
     packed, x = packed_of("resnet8", 2, 0.5), images(2)
     network, choice = tuned(packed, x.to(dtype))
     error = (network(x.to(dtype)).double() - packed(x)).abs().max()
-    assert float(error) < tuning.TOLERANCE[dtype] * float(packed(x).abs().max())
+    assert float(error) < trial.TOLERANCE[dtype] * float(packed(x).abs().max())
     assert choice.precision in ("fp16", "bf16")
 
 
@@ -452,16 +471,18 @@ def test_a_choice_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="execution 'magic' of conv_1_3x3 is not one of whole, union, groups"):
         tuned(packed, images(2), choice=dataclasses.replace(choice, layers=layers))
     with pytest.raises(ValueError, match="execution 'magic' is not one of whole, union"):
-        tuned(packed, images(2), forced="magic")
+        tuned(packed, images(2), execution="magic")
 
 
-def test_a_deployed_network_keeps_its_weights_once() -> None:
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_one_execution_in_one_layout_times_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "least_ms", None)
     packed = packed_of("resnet8", 2, 0.5)
-    union = deploy(packed, "union")
-    for name, conv in packed.body.named_modules():
-        if isinstance(conv, PackedConv) and len(conv.weights) > 1:
-            assert [*dict(union.get_submodule(name).named_parameters())] == ["bias"]
-    torch.testing.assert_close(union(images(2)), packed(images(2)))
+    for execution in ("groups", "union", "whole"):
+        _, choice = assert_tuned(packed, torch.float32, execution=execution, layout=layout)
+        assert (choice.layout, choice.layer_ms, choice.layout_ms) == (layout, {}, {})
+        assert execution in choice.layers.values()
+        assert assert_tuned(packed, torch.float32, choice=choice)[1] == choice
 
 
 def test_the_packed_network_is_not_changed() -> None:
@@ -469,4 +490,4 @@ def test_the_packed_network_is_not_changed() -> None:
     before = {key: tensor.clone() for key, tensor in packed.state_dict().items()}
     tuned(packed, images(2).float())
     assert all(torch.equal(tensor, before[key]) for key, tensor in packed.state_dict().items())
-    assert torch.equal(deploy(packed, "groups")(images(2)), deploy(packed, "groups")(images(2)))
+    assert torch.equal(per_group(packed)(images(2)), per_group(packed)(images(2)))

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from suite.pack import tuned
-from suite.pack.executions import EXECUTIONS, TILES, Layer, Operands, offered, positions
-from suite.pack.layers import PackedConv
+from suite.pack.executions import EXECUTIONS, offered, offered_tiles
+from suite.pack.layer import TILES, Layer, Operands, positions
+from suite.pack.modules import GroupedConv, PackedConv
 from suite.pack.operations import Read
-from suite.pack.tune import tolerance
+from suite.pack.trial import tolerance
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,7 +59,15 @@ def layer_of(
     width = sum(filters_G) + extra
     place_O = torch.randperm(width, generator=generator)[: sum(filters_G)]
     conv.to(DEVICE, dtype)
-    return Layer(name="it", conv=conv, reads_G=reads_G, place_O=place_O, width=width, relu=relu, rank=torch.rand(width))
+    return Layer(
+        name="it",
+        conv=GroupedConv(conv),
+        reads_G=reads_G,
+        place_O=place_O,
+        width=width,
+        relu=relu,
+        rank=torch.rand(width),
+    )
 
 
 @torch.no_grad()
@@ -106,7 +115,7 @@ def test_one_group_writes_its_output_as_it_stands(triton_conv: ModuleType, filte
     operands = Operands(x=x, columns_C=torch.arange(40))
     inputs = [x]
     if add:
-        operands = dataclasses.replace(operands, other=other, other_columns_C=torch.randperm(layer.width))
+        operands = dataclasses.replace(operands, addend=other, addend_columns_C=torch.randperm(layer.width))
         inputs.append(other)
     module, rows = triton_conv.kernel(layer, operands)
     assert (module.conv if add else module).direct == (len(rows) % 8 == 0)
@@ -124,33 +133,33 @@ def test_the_sum_is_part_of_the_kernel(triton_conv: ModuleType, relu: bool, held
     other_columns_C = {"all": torch.randperm(40), "some": torch.randperm(40)[:30]}.get(held, torch.randperm(43) - 3)
     other_columns_C = torch.where(other_columns_C < 0, -1, other_columns_C)
     x, other = torch.randn(1, 40, 6, 5, device=DEVICE), torch.randn(1, len(other_columns_C), 6, 5, device=DEVICE)
-    operands = Operands(x=x, columns_C=torch.arange(40), other=other, other_columns_C=other_columns_C)
+    operands = Operands(x=x, columns_C=torch.arange(40), addend=other, addend_columns_C=other_columns_C)
     got = in_order(triton_conv.kernel(layer, operands), layer, x, other.clone())
     expected = in_order(EXECUTIONS["groups"](layer, operands), layer, x, other.clone())
     assert float((got - expected).abs().max()) < 1e-5
     assert bool((expected < 0).any()) != relu
 
 
-def test_where_the_kernel_is_offered(triton_conv: ModuleType) -> None:
+def test_where_the_kernel_is_offered() -> None:
     x = torch.randn(1, 40, 4, 4)
     operands = Operands(x=x, columns_C=torch.arange(40))
 
     def names(kernel: int, filters_G: list[int], dtype: torch.dtype = torch.float32) -> list[str]:
         layer = layer_of(kernel, 1, True, filters_G, dtype, reads_G=[torch.arange(40)] * len(filters_G))
-        return triton_conv.offered(layer, dataclasses.replace(operands, x=x.to(dtype)))
+        return offered_tiles(layer, dtype)
 
     assert names(3, [4, 4, 4]) == ["triton", "triton_deep", "triton_whole"]
     assert names(1, [64]) == ["triton", "triton_deep"]
     assert names(1, [65]) == ["triton", "triton_deep", "triton_wide"]
     alone = layer_of(1, 1, True, [40], torch.float32, extra=60, reads_G=[torch.arange(40)])
-    assert "triton_wide" in triton_conv.offered(alone, operands), "all rows of a sum are written"
+    assert "triton_wide" in offered_tiles(alone, x.dtype), "all rows of a sum are written"
     assert names(5, [4, 4, 4]) == names(3, [4], torch.float64) == []
     assert not set(offered(layer_of(3, 1, True, [4, 4, 4], torch.float32), operands)) & set(TILES), "not on a CPU"
 
 
 def test_the_kernel_needs_cuda() -> None:
-    with pytest.raises(ValueError, match="execution 'triton' was asked for, and the images are on the CPU"):
-        tuned(packed_of("resnet8", 2, 0.5), torch.zeros(1, 3, 32, 32), forced="triton")
+    with pytest.raises(ValueError, match="execution 'triton' needs a CUDA device, and the images are on the CPU"):
+        tuned(packed_of("resnet8", 2, 0.5), torch.zeros(1, 3, 32, 32), execution="triton")
 
 
 @pytest.mark.cuda
@@ -161,7 +170,7 @@ def test_whole_networks_on_cuda(dtype: torch.dtype) -> None:
     for name in ("resnet8", "resnet50"):
         packed = packed_of(name, 2, 0.5).to("cuda")
         x = torch.randn(4, 3, 32, 32, device="cuda", dtype=dtype)
-        network, choice = tuned(packed, x, forced="triton")
+        network, choice = tuned(packed, x, execution="triton")
         assert "triton" in choice.layers.values()
         expected = packed.float().cpu()(x.float().cpu())
         error = (network(x).float().cpu() - expected).abs().max()

@@ -7,15 +7,14 @@ import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from suite import export
 from suite import pack as packing
 from suite.measure.networks import Network, Shape
 from suite.measure.protocol import DTYPES, FORMATS, Timing
+from suite.pack.export import OnnxModule, export
 from suite.timing import Run
 
 TUNED, PLAIN, ONNX, COMPILED, TENSORRT = "tuned", "plain", "onnxruntime", "compile", "tensorrt"
@@ -64,7 +63,7 @@ def executions(
     plain = _untuned(packed) if timing.protocol == "quick" or PLAIN in also else ()
     for name in plain:
         if _is_wanted(name, only):
-            runs[name] = functools.partial(_placed(packing.deploy(packed, name), timing), images)
+            runs[name] = functools.partial(packing.tuned(packed, images, execution=name, layout=timing.layout)[0], images)
     if timing.protocol == "full" and _is_wanted(TUNED, only):
         tuned, choice = packing.tuned(packed.to(timing.device), images, choice=choice)
         runs[TUNED] = functools.partial(tuned, images)
@@ -91,10 +90,10 @@ def _is_wanted(name: str, only: Collection[str]) -> bool:
     return not only or name in only
 
 
-def _untuned(packed: packing.PackedNetwork) -> tuple[packing.Execution, ...]:
+def _untuned(packed: packing.PackedNetwork) -> tuple[str, ...]:
     """Return the executions that differ for this network, each used for all its layers."""
     grouped = any(len(conv.weights) > 1 for conv in packed.convs())
-    return get_args(packing.Execution) if grouped else ("groups",)
+    return ("groups", "union") if grouped else ("groups",)
 
 
 def _placed(network: nn.Module, timing: Timing) -> nn.Module:
@@ -103,11 +102,11 @@ def _placed(network: nn.Module, timing: Timing) -> nn.Module:
 
 def _by_torch_compile(packed: packing.PackedNetwork, images: Tensor, timing: Timing) -> Run:
     """Compile the packed network; on a CPU torch.compile needs a C++ compiler."""
-    compiled = torch.compile(_placed(packing.deploy(packed, "groups"), timing), dynamic=False)
+    compiled = torch.compile(_placed(packing.per_group(packed), timing), dynamic=False)
     try:
         with torch.inference_mode():
             compiled(images)
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+    except RuntimeError as error:
         raise ValueError(f"torch.compile does not work here: {error}") from error
     return functools.partial(compiled, images)
 
@@ -118,7 +117,7 @@ def _by_tensorrt(packed: packing.PackedNetwork, images: Tensor, timing: Timing) 
         import torch_tensorrt
     except ImportError as error:
         raise ValueError("torch_tensorrt is not installed: pip install torch-tensorrt, or drop tensorrt") from error
-    module = _placed(packing.deploy(packed, "groups"), timing)
+    module = _placed(packing.per_group(packed), timing)
     engine = torch_tensorrt.compile(module, ir="dynamo", inputs=[images], enabled_precisions={images.dtype})
     return functools.partial(engine, images)
 
@@ -127,5 +126,5 @@ def _by_onnxruntime(packed: packing.PackedNetwork, images: Tensor) -> Run:
     """Export the packed network to a temporary file and load that file into ONNX Runtime."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
-        export.export(packed, tuple(images.shape[1:]), "onnx", path)
-        return functools.partial(export.OnnxModule(path), images.contiguous())
+        export(packed, tuple(images.shape[1:]), "onnx", path)
+        return functools.partial(OnnxModule(path), images.contiguous())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import torch
 from torch import Tensor, nn
+
+from suite.private_api import memory_changes
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler reports on stderr that there is no GPU
 
@@ -33,10 +36,4 @@ def _on_cpu(network: nn.Module, images: Tensor) -> int:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         network(images)
-    assert profiler.profiler is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
+    return max(0, *itertools.accumulate(memory_changes(profiler), initial=0))

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from suite import export, models
+from suite import models
 from suite import pack as packing
 from suite.graph import Graph
 from suite.measure import counting, products
+from suite.pack.export import OnnxModule
 from suite.plan import PruningPlan
 
 Kind = Literal["packed", "torchscript", "exported", "onnx"]
@@ -47,7 +48,7 @@ class Network:
         count = self.batch or 1
         images = torch.zeros(count, *shape)
         if self.packed is not None:
-            return counting.count_macs(self.packed.execute("groups"), shape).macs
+            return counting.count_macs(packing.per_group(self.packed), shape).macs
         if self.kind == "onnx":
             return products.macs_of_onnx(Path(self.name), images) // count
         return products.macs_of_run(self.module, images) // count
@@ -114,7 +115,7 @@ def _packed(path: Path) -> Network:
     return Network(
         name=str(path),
         kind="packed",
-        module=packing.deploy(packed),
+        module=packing.per_group(packed),
         params=counting.count_params(packed),
         input_shape=(c, h, w),
         packed=packed,
@@ -161,7 +162,7 @@ def _onnx(path: Path) -> Network:
         raise ValueError(
             f"{path} is no network that is understood (packed, TorchScript, exported program, ONNX): {why}"
         ) from error
-    module = export.OnnxModule(path)
+    module = OnnxModule(path)
     batch, *shape = module.input.shape
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
     return Network(

@@ -2,9 +2,9 @@
 
 Shapes: N images, C channels of a tensor as it is laid out, O filters, I input channels, G filter groups, k kernel size.
 
-A tensor of a tuned network may hold its channels in any order, and channels without a reader. `columns_C` is the packed channel of
-each of them, -1 for padding. An execution may therefore put out its filters in any order and pad them. Padding holds any finite
-values: every reader multiplies padding by weights of 0.
+A tensor of a tuned network may hold its channels in any order, and channels without a reader. `columns_C` holds the packed
+channel of each, -1 for padding. An execution may therefore put out its filters in any order and pad them. Padding holds any
+finite values: every reader multiplies padding by weights of 0.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ class Layer:
         conv = self.conv
         parts = [
             F.conv2d(operands.read(reads)(operands.x), weight, bias, conv.stride, conv.padding, conv.dilation)
-            for reads, weight, bias in zip(
-                self.reads_G, conv.weights, self.bias_O().split(conv.filters_G), strict=True
-            )
+            for reads, weight, bias in zip(self.reads_G, conv.weights, self.bias_O().split(conv.filters_G), strict=True)
         ]
         y = torch.cat(parts, 1)
         read = operands.read_addend(torch.arange(self.width))

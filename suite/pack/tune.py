@@ -207,9 +207,7 @@ class _Walk:
             for node, tensor in self.value.items()
             if node not in aliases
         )
-        return not shared and all(
-            user in self.done or user in fused.nodes for alias in aliases for user in alias.users
-        )
+        return not shared and all(user in self.done or user in fused.nodes for alias in aliases for user in alias.users)
 
     def _rank(self, fused: Fused) -> Tensor:
         """Return the sort key by which the groups of the layer's only reader read slices, if they can."""

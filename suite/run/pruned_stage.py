@@ -150,7 +150,7 @@ def _measure(
     """
     accuracy = work.held_out_top1_pct(packed)
     executed = count_macs(packed, graph.input_shape)
-    counted = count_macs(packed.execute("groups"), graph.input_shape)
+    counted = count_macs(packing.per_group(packed, fold=False), graph.input_shape)
     left, dense = graph.macs(selection.plan), graph.dense_macs
     if counted.macs != left.total:
         raise ValueError(
