@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from test_pack import images
@@ -22,7 +24,7 @@ def test_submitits_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An operator with another name, as in another version of torch."""
     monkeypatch.setattr(private_api, "onednn_weight", lambda *_: torch.ops.mkldnn._renamed)
     private_api.has_onednn.cache_clear()
