@@ -268,9 +268,10 @@ def test_fresh_processes_run_what_the_first_one_chose(
     arguments: list[packing.Choice | None] = []
     tuned = packing.tuned
 
-    def noted(*network: Any, choice: packing.Choice | None) -> tuple[nn.Module, packing.Choice]:
-        arguments.append(choice)
-        return tuned(*network, choice=choice)
+    def noted(*network: Any, choice: packing.Choice | None = None, **how: Any) -> tuple[nn.Module, packing.Choice]:
+        if not how:
+            arguments.append(choice)
+        return tuned(*network, choice=choice, **how)
 
     def measured(dense: object, other: object, *_: object) -> latency.Measurement:
         blocks = np.ones(6)

@@ -63,7 +63,9 @@ def executions(
     plain = _untuned(packed) if timing.protocol == "quick" or PLAIN in also else ()
     for name in plain:
         if _is_wanted(name, only):
-            runs[name] = functools.partial(packing.tuned(packed, images, execution=name, layout=timing.layout)[0], images)
+            runs[name] = functools.partial(
+                packing.tuned(packed, images, execution=name, layout=timing.layout)[0], images
+            )
     if timing.protocol == "full" and _is_wanted(TUNED, only):
         tuned, choice = packing.tuned(packed.to(timing.device), images, choice=choice)
         runs[TUNED] = functools.partial(tuned, images)
