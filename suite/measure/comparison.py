@@ -228,7 +228,7 @@ def _limits(job: Job) -> dict[str, Any]:
     loaded = [networks.load(str(path)) for path in (job.dense, job.other)]
     for name, network, choice in zip(("dense", "packed"), loaded, job.choices, strict=True):
         assert network.packed is not None
-        tuned, _ = packing.tuned(network.packed.to(job.timing.device), images, choice=choice)
+        tuned, _ = packing.tuned(network.packed, images, choice=choice)
         columns[f"{name}_peak_bytes"] = peak_bytes(tuned, images)
     peak = bounds.measured_peak(job.timing.device, images.dtype, job.threads)
     for name, network in zip(("dense_bound_ms", "bound_ms"), loaded, strict=True):

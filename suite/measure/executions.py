@@ -67,7 +67,7 @@ def executions(
                 packing.tuned(packed, images, execution=name, layout=timing.layout)[0], images
             )
     if timing.protocol == "full" and _is_wanted(TUNED, only):
-        tuned, choice = packing.tuned(packed.to(timing.device), images, choice=choice)
+        tuned, choice = packing.tuned(packed, images, choice=choice)
         runs[TUNED] = functools.partial(tuned, images)
     makers: dict[str, Callable[[], Run]] = {
         ONNX: lambda: _by_onnxruntime(packed, images),
