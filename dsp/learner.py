@@ -53,6 +53,10 @@ class _Stack:
     def weights(self, model: nn.Module) -> list[Tensor]:
         return [model.get_parameter(f"{name}.weight") for name in self.names]
 
+    def stacked(self, layers: Mapping[str, Tensor]) -> Tensor:
+        """Return the stack's layers of a mapping from parameter names as one tensor [L, O, I, K]."""
+        return torch.stack([layers[f"{name}.weight"] for name in self.names]).flatten(3)
+
     def unstacked(self, w_LOIK: Tensor) -> tuple[Tensor, ...]:
         """The layers of `w_LOIK`, shaped like the weights."""
         return w_LOIK.unflatten(-1, self.kernel_size).unbind()
@@ -178,17 +182,17 @@ class GroupLearner(Learner):
         Only these weights matter to the groups, so no other gradient is computed, and neither the model, its BN
         statistics nor the optimizer's momentum is touched: there is nothing to restore.
         """
-        leaves = [w1_LOIK.detach().requires_grad_() for w1_LOIK in w1]
-        with torch.enable_grad(), _frozen_statistics(step.model):
-            trial = {
-                f"{name}.weight": layer
-                for stack, leaf in zip(self._stacks, leaves, strict=True)
-                for name, layer in zip(stack.names, stack.unstacked(leaf), strict=True)
-            }
-            scores = torch.func.functional_call(step.model, trial, (step.images,))
-            gradients = torch.autograd.grad(F.cross_entropy(scores, step.labels), leaves)
-            step.average(gradients)
-        return [_sgd_step(*layers, step.optimizer, step.lr) for layers in zip(w1, gradients, weights, strict=True)]
+        trial = {
+            f"{name}.weight": layer.detach().requires_grad_()
+            for stack, w1_LOIK in zip(self._stacks, w1, strict=True)
+            for name, layer in zip(stack.names, stack.unstacked(w1_LOIK), strict=True)
+        }
+        with _frozen_statistics(step.model):
+            gradients = step.gradients(trial)
+        return [
+            _sgd_step(w1_LOIK, stack.stacked(gradients), layers, step.optimizer, step.lr)
+            for stack, w1_LOIK, layers in zip(self._stacks, w1, weights, strict=True)
+        ]
 
     def _draw(self) -> list[Tensor]:
         """Gumbel noise [L, G, O] for each stack."""

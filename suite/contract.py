@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from suite.graph import Graph
@@ -30,6 +31,7 @@ __all__ = [
     "Criterion",
     "Granularity",
     "Learner",
+    "Network",
     "OptOut",
     "Planner",
     "Pruner",
@@ -64,12 +66,22 @@ class Task:
     reference: PruningPlan | None = None
 
 
+Network = Callable[[Tensor], Tensor]
+"""Images [B, C, H, W] -> logits [B, classes]."""
+
+
+def cross_entropy(network: Network, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of a batch."""
+    return F.cross_entropy(network(images), labels)
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of the suite's training loop, as a learner's hooks see it. `index` runs from 0 over the whole stage.
 
     In a captured step `lr` and `index` are tensors on the device. Where several GPUs share a batch, `images` are this one's, and
-    `average` replaces tensors by their means over all of them: for gradients that a learner computes itself.
+    `average` replaces tensors by their means over all of them: for gradients that a learner computes itself. `loss` is the
+    schedule's, in its precision, and takes one of `parts` equal parts of the batch at a time, times `loss_scale`.
     """
 
     model: nn.Module
@@ -80,6 +92,30 @@ class Step:
     index: int | Tensor
     total: int
     average: Callable[[Sequence[Tensor]], None] = lambda tensors: None
+    loss: Callable[[Network, Tensor, Tensor], Tensor] = cross_entropy
+    parts: int = 1
+    loss_scale: float = 1.0
+
+    def gradients(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradients of the batch's loss by `weights`, leaves that stand in for parameters of the model.
+
+        The model's own weights keep their gradients. With a `loss_scale`, an overflow counts as a gradient of 0.
+        """
+        leaves = list(weights.values())
+
+        def network(images: Tensor) -> Tensor:
+            return torch.func.functional_call(self.model, dict(weights), (images,))
+
+        sums: list[Tensor] = []
+        with torch.enable_grad():
+            for images, labels in zip(self.images.chunk(self.parts), self.labels.chunk(self.parts), strict=True):
+                loss = self.loss(network, images, labels) * (self.loss_scale / self.parts)
+                gradients = torch.autograd.grad(loss, leaves)
+                sums = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else list(gradients)
+        if self.loss_scale != 1:
+            sums = [(gradient / self.loss_scale).nan_to_num(0.0, 0.0, 0.0) for gradient in sums]
+        self.average(sums)
+        return dict(zip(weights, sums, strict=True))
 
 
 class Learner:

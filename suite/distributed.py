@@ -177,6 +177,10 @@ def _batch_norm(self: nn.BatchNorm2d, images_BCHW: Tensor) -> Tensor:
         return F.batch_norm(
             images_BCHW, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
         )
+    dtype = images_BCHW.dtype
+    images_BCHW = images_BCHW.to(
+        self.running_mean.dtype if self.running_mean is not None else dtype
+    )  # statistics in fp32
     mean_C = all_reduce(images_BCHW.mean((0, 2, 3))) / _group.ranks
     centred_BCHW = images_BCHW - mean_C[:, None, None]
     var_C = all_reduce(centred_BCHW.square().mean((0, 2, 3))) / _group.ranks
@@ -188,4 +192,5 @@ def _batch_norm(self: nn.BatchNorm2d, images_BCHW: Tensor) -> Tensor:
             self.running_var.lerp_(var_C * (count / (count - 1)), self.momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
-    return centred_BCHW * ((var_C + self.eps).rsqrt() * self.weight)[:, None, None] + self.bias[:, None, None]
+    scale_C11 = ((var_C + self.eps).rsqrt() * self.weight)[:, None, None]
+    return (centred_BCHW * scale_C11 + self.bias[:, None, None]).to(dtype)

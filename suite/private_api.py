@@ -3,6 +3,7 @@
 | function | checked with | without it |
 |---|---|---|
 | `torch.ops.mkldnn`: `_convolution_pointwise(_)`, `_reorder_convolution_weight` | torch 2.14.1 | `F.conv2d` |
+| `torch.ops.mkldnn`: `_is_mkldnn_bf16_supported`, `_is_mkldnn_fp16_supported` | torch 2.14.1 | both are taken as supported |
 | `torch.cudnn_convolution_relu`, `torch.cudnn_convolution_add_relu` (not documented) | torch 2.14.1 | `F.conv2d` |
 | `torch.profiler`'s `kineto_results` | torch 2.14.1 | ValueError: peak memory on a CPU has no other source |
 | `submitit.slurm.slurm._make_sbatch_string` | submitit 1.5.4 | the parameters of that version |
@@ -121,3 +122,12 @@ def memory_changes(profiler: torch.profiler.profile) -> list[int]:
         )
     events = [event for event in results.events() if event.name() == "[memory]"]
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+
+
+def cpu_convolves(precision: str) -> bool:
+    """Return True if torch convolves in "bf16" or "fp16" on this CPU.
+
+    If the function is missing: True.
+    """
+    function = getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", None)
+    return function is None or bool(function())

@@ -1,4 +1,4 @@
-"""Training schedules: how long, how fast, how much decay."""
+"""Training schedules: epochs, learning rates, decay, and the arithmetic of a step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,28 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 def check_choices(settings: Any) -> None:
-    """Raise ValueError when a field of a dataclass that is typed as a Literal holds another value."""
+    """Raise ValueError if a Literal field of a dataclass holds another value."""
     for name, kind in get_type_hints(type(settings)).items():
         if get_origin(kind) is Literal and getattr(settings, name) not in get_args(kind):
             choices = ", ".join(map(str, get_args(kind)))
             raise ValueError(f"{name} = {getattr(settings, name)!r} is unknown; choose from: {choices}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """The arithmetic of training steps. Accuracies are measured in fp32 and contiguous in every case.
+
+    precision  "fp32"; "bf16" or "fp16": autocast, with weights, optimizer and penalties in fp32. fp16 scales the loss.
+    layout     of images, activations and weights
+    compiled   True runs the network through torch.compile
+    """
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    layout: Literal["contiguous", "channels_last"] = "contiguous"
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +38,20 @@ class Schedule:
 
     shape "cosine": from `lr` to 0 in every cycle; "steps": `lr`, a tenth from 1/2, a hundredth from 3/4;
     "warm_steps": the same, with a quarter of `lr` in epochs 0 and 1
-    replan_pp     points that are added to the cut, on the same learned state, at the start of every cycle but the first
-    epoch_images  at most so many images an epoch
-    keep          the epoch of each cycle whose weights are kept: the last; the best on the validation part (then training is
-                  on the rest); or the best on the test set, which exists only to stand beside a published row of that kind
-                  A cycle starts from the best of all cycles before it; the last one's best is the result, as it alone meets
-                  the budget
-    keep_after    the best epoch is looked for after this one
+    warmup_epochs    of a cycle: the rate rises linearly to `lr`; `shape` spans the epochs after them
+    replan_pp        points that are added to the cut, on the same learned state, at the start of every cycle but the first
+    epoch_images     at most so many images an epoch
+    keep             the epoch of each cycle whose weights are kept: the last; the best on the validation part (then training
+                     is on the rest); or the best on the test set, which exists only to stand beside a published row of that
+                     kind. A cycle starts from the best of all cycles before it; the last one's best is the result, as it
+                     alone meets the budget
+    keep_after       the best epoch is looked for after this one
+    accumulate       equal parts of a batch that pass the network one after another; batch norm normalises each part
+    label_smoothing  share of a label that is spread over all classes
+    clip_norm        largest norm of all gradients together; 0 clips nothing
+    ema_decay        weights that are kept and judged: ema = ema_decay * ema + (1 - ema_decay) * weights; 0 keeps the last
+    decay            "all" parameters, or "weights": those of convolutions and linear layers, without biases and batch norm
+    compute          the arithmetic of a step
     """
 
     epochs: int
@@ -41,6 +65,13 @@ class Schedule:
     epoch_images: int | None = None
     keep: Literal["last", "best_validation", "best_test"] = "last"
     keep_after: int = 0
+    warmup_epochs: int = 0
+    accumulate: int = 1
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    decay: Literal["all", "weights"] = "all"
+    compute: Compute = Compute()
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -53,6 +84,18 @@ class Schedule:
                 f"a schedule needs epochs >= 0, batch >= 1 and cycles that divide the epochs; got {self.epochs} epochs, "
                 f"batch {self.batch}, {self.cycles} cycles"
             )
+        if self.accumulate < 1 or self.batch % self.accumulate:
+            raise ValueError(f"accumulate = {self.accumulate} does not divide batch = {self.batch}; take a divisor")
+        if not 0 <= self.label_smoothing < 1 or not 0 <= self.ema_decay < 1 or self.clip_norm < 0:
+            raise ValueError(
+                f"label_smoothing = {self.label_smoothing} and ema_decay = {self.ema_decay} lie in [0, 1), and clip_norm = "
+                f"{self.clip_norm} is 0 or more"
+            )
+        if self.warmup_epochs and (self.shape == "warm_steps" or not 0 < self.warmup_epochs < self.cycle_epochs):
+            raise ValueError(
+                f"warmup_epochs = {self.warmup_epochs} has to be less than a cycle's {self.cycle_epochs} epochs, and shape "
+                "'warm_steps' takes none"
+            )
 
     @property
     def cycle_epochs(self) -> int:
@@ -60,8 +103,14 @@ class Schedule:
         return self.epochs // self.cycles
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of a step, counted from the start of the cycle. The cosine moves every step."""
-        done = step / (self.cycle_epochs * steps_per_epoch)
+        """Return the learning rate of a step, counted from the start of the cycle.
+
+        A cosine moves every step.
+        """
+        warm = self.warmup_epochs * steps_per_epoch
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        done = (step - warm) / (self.cycle_epochs * steps_per_epoch - warm)
         if self.shape == "cosine":
             return self.lr * (1 + math.cos(math.pi * done)) / 2
         if self.shape == "warm_steps" and step < 2 * steps_per_epoch:

@@ -25,7 +25,7 @@ from suite.contract import Budget, ConvPlan, Learner, Pruner, PruningPlan, Step
 from suite.graph import Graph
 from suite.schedule import Schedule
 from suite.select import meet
-from suite.train import Trainer
+from suite.trainer import Trainer
 
 SCHEDULE = Schedule(epochs=4, lr=0.05, weight_decay=1e-4, batch=16, epoch_images=64)
 LEARNING = ("sfp", "ssl", "greg", "depgraph", "lapp", "group_sparse")

@@ -14,7 +14,7 @@ from suite.contract import Batch, Budget, Learner, Task
 from suite.cudagraph import EAGER_STEPS
 from suite.graph import Graph
 from suite.schedule import Schedule
-from suite.train import CapturedTrainer, Trainer, make_trainer
+from suite.trainer import CapturedTrainer, Trainer, make_trainer
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SCHEDULE = Schedule(epochs=2, lr=0.05, weight_decay=1e-3, batch=16)

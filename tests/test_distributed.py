@@ -23,7 +23,8 @@ from suite.graph import Graph
 from suite.run import Context
 from suite.schedule import Schedule
 from suite.stages import Stage, in_order
-from suite.train import Trainer, seed_everything, top1_pct
+from suite.train import seed_everything, top1_pct
+from suite.trainer import Trainer
 
 SHORT = Schedule(epochs=2, epoch_images=256, lr=0.05, weight_decay=5e-4, batch=64)
 RUN = run_of("dsp", of=base(schedule=SHORT, model="resnet8"), finetune=SHORT, learning=SHORT)

@@ -51,7 +51,8 @@ from suite.run import Context, execute, failure
 from suite.schedule import Schedule
 from suite.select import COARSE, meet
 from suite.stages import Base, Pruned, describe, in_order
-from suite.train import Trainer, load_checkpoint, save_checkpoint, seed_everything
+from suite.train import load_checkpoint, save_checkpoint, seed_everything
+from suite.trainer import Trainer
 
 NETWORKS = {"resnet8": "resnet8", "resnet8_a": "resnet8_a", "bottleneck": "resnet50", "vgg6": "vgg6"}
 """Network -> the model whose recipe it takes."""

@@ -21,7 +21,7 @@ from suite.measure.counting import count_macs, count_params
 from suite.models import build
 from suite.pack import PackedNetwork, header, load, load_full, masks, pack, per_group, save, unpack
 from suite.schedule import Schedule
-from suite.train import Trainer
+from suite.trainer import Trainer
 
 SMALL = ("resnet8", "resnet8_a", "vgg6")
 LARGE = ("resnet20_a", "resnet18", "resnet50", "vgg16_bn")

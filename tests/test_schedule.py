@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from suite.grids._released import BASE, FINETUNE, LEARN
-from suite.schedule import Schedule
+from suite.schedule import Compute, Schedule
 
 STEPS = 10
 
@@ -68,3 +68,34 @@ def test_released_constants() -> None:
     assert BASE.lr_at(2 * 391, 391) == 0.1
     assert BASE.lr_at(82 * 391, 391) == pytest.approx(0.01)
     assert BASE.lr_at(123 * 391, 391) == pytest.approx(0.001)
+
+
+def test_warm_up_rises_linearly_and_the_shape_spans_the_rest() -> None:
+    warm = schedule(warmup_epochs=2)
+    rates = [warm.lr_at(step, STEPS) for step in range(8 * STEPS)]
+    assert rates[: 2 * STEPS] == pytest.approx([0.4 * (step + 1) / (2 * STEPS) for step in range(2 * STEPS)])
+    short = schedule(epochs=6)
+    assert rates[2 * STEPS :] == pytest.approx([short.lr_at(step, STEPS) for step in range(6 * STEPS)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 3}, "accumulate = 3 does not divide batch = 128; take a divisor"),
+        ({"accumulate": 0}, "does not divide"),
+        ({"label_smoothing": 1.0}, r"lie in \[0, 1\)"),
+        ({"ema_decay": -0.1}, r"lie in \[0, 1\)"),
+        ({"clip_norm": -1.0}, "0 or more"),
+        ({"warmup_epochs": 8}, "less than a cycle's 8 epochs"),
+        ({"warmup_epochs": 2, "shape": "warm_steps"}, "'warm_steps' takes none"),
+        ({"decay": "biases"}, "choose from: all, weights"),
+    ],
+)
+def test_impossible_steps_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        schedule(**changes)
+
+
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision = 'int8' is unknown; choose from: fp32, bf16, fp16"):
+        Compute(precision="int8")  # type: ignore[arg-type]

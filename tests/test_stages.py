@@ -14,7 +14,7 @@ from baselines.random_rates import RandomRates
 from baselines.slimming import Slimming
 from dsp import DSP
 from suite.contract import Budget
-from suite.schedule import Schedule
+from suite.schedule import Compute, Schedule
 from suite.stages import Base, Learned, Pruned, Stage, Timed, Timing, describe, identity, in_order
 
 SHORT = Schedule(epochs=2, lr=0.05, weight_decay=5e-4)
@@ -80,6 +80,15 @@ def variants() -> Sequence[Stage]:
         ("shape", "steps"),
     ]
     options += [("cycles", 2), ("replan_pp", 1.0), ("epoch_images", 256), ("keep", "best_test"), ("keep_after", 1)]
+    options += [
+        ("warmup_epochs", 1),
+        ("accumulate", 2),
+        ("label_smoothing", 0.1),
+        ("clip_norm", 1.0),
+        ("ema_decay", 0.9),
+    ]
+    options += [("decay", "weights"), ("compute", Compute(precision="bf16")), ("compute", Compute(precision="fp16"))]
+    options += [("compute", Compute(layout="channels_last")), ("compute", Compute(compiled=True))]
     schedules = [dataclasses.replace(SHORT, **{name: value}) for name, value in options]
     found: list[Stage] = [BASE, PUBLIC, LEARNED, PRUNED, PLAIN, FOLLOWING, TIMED, *timed, *bases]
     return [

@@ -20,7 +20,8 @@ from suite.contract import Learner, Step, Task
 from suite.graph import Graph
 from suite.progress import Interrupted, Watch
 from suite.schedule import Schedule
-from suite.train import Diverged, Trainer, fit, load_checkpoint, save_checkpoint, seed_everything, top1_pct
+from suite.train import fit, load_checkpoint, save_checkpoint, seed_everything, top1_pct
+from suite.trainer import Diverged, Trainer
 
 DIGITS = data.load("digits")
 SCHEDULE = Schedule(epochs=2, lr=0.05, weight_decay=5e-4, batch=64, epoch_images=192)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import pkgutil
 import runpy
 from collections.abc import Callable, Iterable, Sequence
@@ -129,13 +130,16 @@ def _smoked(run: Pruned) -> Pruned:
 
 
 def _shortened(schedule: Schedule) -> Schedule:
+    batch = min(schedule.batch, 64)
     return dataclasses.replace(
         schedule,
         epochs=1,
         cycles=1,
         replan_pp=0.0,
         keep_after=0,
-        batch=min(schedule.batch, 64),
+        warmup_epochs=0,
+        batch=batch,
+        accumulate=math.gcd(schedule.accumulate, batch),
         epoch_images=SMOKE_IMAGES,
     )
 

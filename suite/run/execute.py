@@ -24,7 +24,7 @@ from suite.run.timed_stage import do_timed
 from suite.run.train_stages import do_base, do_learned
 from suite.run.workspace import Workspace
 from suite.stages import Base, Learned, Pruned, Stage, Timed
-from suite.train import Diverged
+from suite.trainer import Diverged
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,8 @@ from suite.run.folder import result_of
 from suite.run.workspace import FINETUNE, Workspace
 from suite.select import Selection, meet
 from suite.stages import Pruned
-from suite.train import History, fit, load_checkpoint, make_trainer, seed_everything
+from suite.train import fit, load_checkpoint, seed_everything
+from suite.trainer import History, make_trainer
 
 
 def do_pruned(work: Workspace[Pruned]) -> None:

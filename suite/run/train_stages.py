@@ -8,7 +8,8 @@ from suite.graph import Graph
 from suite.measure.counting import count_params
 from suite.run.workspace import BASE, LEARNED, Workspace
 from suite.stages import Base, Learned
-from suite.train import fit, make_trainer, save_checkpoint, seed_everything
+from suite.train import fit, save_checkpoint, seed_everything
+from suite.trainer import make_trainer
 
 
 def do_base(work: Workspace[Base]) -> None:

@@ -23,7 +23,8 @@ from suite.run.context import Context
 from suite.run.folder import is_done, result_of
 from suite.schedule import Schedule
 from suite.stages import Base, Learned, Pruned, Stage, Timed, identity
-from suite.train import History, top1_pct
+from suite.train import top1_pct
+from suite.trainer import History
 
 EVAL_BATCH = 250
 BASE, LEARNED, FINETUNE, SAMPLES = range(4)
