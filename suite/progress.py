@@ -70,9 +70,10 @@ class Watch:
 def read(path: Path) -> dict[str, Any]:
     """What `Watch.report` wrote last; empty when there is nothing."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        report = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return report if isinstance(report, dict) else {}
 
 
 def is_alive(host: str, pid: int, since: float) -> bool | None:

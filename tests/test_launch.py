@@ -23,7 +23,7 @@ import torch
 from tiny_grid import call, members, results, stages, start, wait_for
 
 from suite import grids, methods, records
-from suite.launch import options, slurm, work
+from suite.launch import local, options, slurm, work
 from suite.launch.__main__ import main
 from suite.progress import read
 from suite.report import __main__ as report
@@ -129,6 +129,7 @@ BROKEN_GRIDS = {
     "impossible schedule": (L1.replace("schedule()", "schedule(cycles=3)"), "cycles that divide the epochs"),
     "no runs": ("[]", "has no runs"),
     "an error": ("[1 / 0]", "ZeroDivisionError: division by zero"),
+    "an exit": ("[exit(0)]", "SystemExit: 0"),
     "an error of many lines": ("[].index('a\\nb')", "ValueError"),
 }
 
@@ -154,6 +155,7 @@ def test_a_broken_grid_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture
         ("", "must define GRID = Grid(...)"),
         ("\0\0\0", "SyntaxError"),
         ("raise RuntimeError('two\\nlines')\n", "RuntimeError: two lines"),
+        ("import sys\nsys.exit(0)\n", "SystemExit: 0"),
     ],
 )
 def test_a_file_that_is_no_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str, said: str) -> None:
@@ -319,6 +321,21 @@ def test_results_folders_that_slurm_would_misread_are_refused(
     with pytest.raises(ValueError, match=r"SLURM cannot write logs to a folder with .*; name another folder"):
         slurm.check(tmp_path / name)
     slurm.check(tmp_path / "a=b c, d")
+
+
+def test_no_more_workers_than_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    class Workers(local._Workers):
+        def __init__(self, count: int, stop_by: signal.Signals) -> None:
+            started.append(count)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "_Workers", Workers)
+    for jobs in (40, 2):
+        with pytest.raises(KeyboardInterrupt):
+            local.run(stages(), Context(results=tmp_path), jobs=jobs)
+    assert started == [9, 2]
 
 
 def test_a_verb_is_the_same_as_its_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

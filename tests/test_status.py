@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import re
 import signal
@@ -24,14 +25,14 @@ from tiny_grid import call, members, stages, start, wait_for
 
 from suite import lease
 from suite.files import write_json
-from suite.launch import cancel, record
+from suite.launch import cancel, record, work
 from suite.launch.__main__ import main
 from suite.launch.display import Display, show
 from suite.launch.picture import log_of, printable, tail
 from suite.launch.record import Launch
 from suite.launch.status import Observer, State, time_left_s
 from suite.launch.view import PASSING, View
-from suite.run import Context
+from suite.run import Context, fail, given_up
 from suite.run.workspace import Workspace
 from suite.stages import Stage
 
@@ -210,6 +211,56 @@ def test_the_picture_names_reasons_and_logs(context: Context, capsys: pytest.Cap
     assert "no report since" in text
 
 
+SHAPES: tuple[Any, ...] = (
+    None,
+    True,
+    3,
+    "text",
+    [],
+    [{}],
+    {"status": 3, "reason": [], "share": "half", "time": 1e300, "pid": "p", "host": {}, "epoch": None, "seconds": [1]},
+    {"status": "failed", "reason": None, "share": -1, "time": float("nan"), "seconds": float("inf"), "doing": {}},
+    {"files": {"../../../escape": {"bytes": 0, "sha256": ""}}, "result": {}, "row": None},
+    {"files": {"a": []}, "result": {}, "row": None},
+    {"files": {}, "result": [], "row": None},
+    {"files": {}, "result": {"seconds": "long"}, "row": {"seconds": []}},
+    {"kind": {"times": "many", "reason": "text"}},
+    {"kind": 3},
+    {"grid": "tiny_grid", "jobs": {"key": "7; rm"}, "stages": [], "todo": 3, "time": "now", "pid": None},
+)
+
+
+@pytest.mark.parametrize(
+    "shape", [*(json.dumps(shape) for shape in SHAPES), "[" * 100_000, "", "{", "\0"], ids=range(19)
+)
+def test_files_of_a_wrong_shape_stop_no_look_and_no_attempt(
+    context: Context, capsys: pytest.CaptureFixture[str], shape: str
+) -> None:
+    """They count as absent: the picture is drawn, and the next attempt or launch writes them anew."""
+    for stage in (BASE, *PRUNED):
+        context.folder(stage).mkdir(parents=True)
+        for name in ("failed.json", "failures.json", "progress.json", "done.json"):
+            (context.folder(stage) / name).write_text(shape)
+    path = record.folder(context.results) / "tiny_grid.json"
+    path.parent.mkdir()
+    path.write_text(shape)
+    code = call(main, "--grid", tiny_grid.FILE, "--results", context.results, "--status")
+    assert code in (1, 75)
+    text = capsys.readouterr().out
+    assert "9 stages: " in text
+    assert "there is no launch of it" in text
+    assert call(main, "--grid", tiny_grid.FILE, "--results", context.results, "--cancel") == 2
+    found = work.find([BASE, *PRUNED], context, retry_failed=False, only_timing=False)
+    assert len(found.todo) == 1 + len(PRUNED), "none is done, none is given up"
+    assert not (context.folder(BASE) / "done.json").exists(), "set aside"
+    for times in (1, 2, 3):
+        fail(BASE, context, "failed", "a reason")
+        assert (given_up(BASE, context) is not None) is (times == 3)
+    record.set_aside_if_damaged(context.results, "tiny_grid")
+    assert not path.exists()
+    assert path.with_name("tiny_grid.json.damaged").read_text() == shape
+
+
 def test_looking_costs_one_call_of_squeue(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Counter[str]()
 
@@ -223,7 +274,10 @@ def test_looking_costs_one_call_of_squeue(context: Context, monkeypatch: pytest.
 
     monkeypatch.setattr("suite.launch.queue.jobs", jobs)
     monkeypatch.setattr("suite.launch.queue.ended", ended)
-    record.write(dataclasses.replace(LAUNCH, jobs={stage.key: stage.key for stage in stages()}), context.results)
+    record.write(
+        dataclasses.replace(LAUNCH, jobs={stage.key: str(number) for number, stage in enumerate(stages())}),
+        context.results,
+    )
     seen = View("tiny_grid", stages(), context)
     for _ in range(3):
         show(seen, Console(quiet=True))

@@ -56,7 +56,7 @@ def load(name: str) -> Grid:
 def _imported(name: str) -> dict[str, object]:
     try:
         return vars(importlib.import_module(f"{__name__}.{name}"))
-    except Exception as error:  # somebody's file may fail in any way, and stops no other grid
+    except (Exception, SystemExit) as error:  # somebody's file may fail in any way, and stops no other grid
         raise ValueError(f"grid file suite/grids/{name}.py cannot be run: {type(error).__name__}: {error}") from error
 
 
@@ -65,7 +65,7 @@ def _run(path: Path) -> dict[str, object]:
         raise ValueError(f"grid file {path} does not exist; the grids by name are: {', '.join(names())}")
     try:
         return runpy.run_path(str(path))
-    except Exception as error:  # a user's file may fail in any way
+    except (Exception, SystemExit) as error:  # a user's file may fail in any way
         raise ValueError(f"grid file {path} cannot be run: {type(error).__name__}: {error}") from error
 
 
@@ -83,7 +83,7 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
         runs = list(grid.runs())
     except ValueError:
         raise
-    except Exception as error:  # a user's file may fail in any way
+    except (Exception, SystemExit) as error:  # a user's file may fail in any way
         raise ValueError(f"the runs of {grid.title!r} cannot be listed: {type(error).__name__}: {error}") from error
     if smoke:
         runs = smoked(runs)

@@ -6,7 +6,9 @@ The record maps stages to SLURM jobs. The state of a stage is in the stage's own
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,11 @@ from pathlib import Path
 from suite import records
 from suite.files import write_json
 from suite.stages import Stage
+
+log = logging.getLogger(__name__)
+
+LATEST_S = 1e11
+"""Largest time that `time.localtime` takes on every system."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +85,46 @@ def folder(results: Path) -> Path:
 
 def write(launch: Launch, results: Path) -> None:
     """Write the record, atomically."""
-    write_json(folder(results) / f"{launch.grid}.json", asdict(launch))
+    write_json(_path(results, launch.grid), asdict(launch))
 
 
 def read(results: Path, grid: str) -> Launch | None:
     """Read the grid's record; None if it is missing or damaged."""
     try:
-        value = json.loads((folder(results) / f"{grid}.json").read_text())
-        return Launch(**{item.name: value[item.name] for item in fields(Launch) if item.name in value})
-    except (OSError, ValueError, KeyError, TypeError):
+        value = json.loads(_path(results, grid).read_text())
+        launch = Launch(**{item.name: value[item.name] for item in fields(Launch) if item.name in value})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return launch if _is_valid(launch) else None
+
+
+def set_aside_if_damaged(results: Path, grid: str) -> None:
+    """Rename a damaged record to GRID.json.damaged; its jobs are not found again."""
+    path = _path(results, grid)
+    if path.exists() and read(results, grid) is None:
+        aside = path.with_name(f"{path.name}.damaged")
+        os.replace(path, aside)
+        log.warning("%s is damaged and set aside as %s; jobs that it names are not found again", path, aside.name)
+
+
+def _path(results: Path, grid: str) -> Path:
+    return folder(results) / f"{grid}.json"
+
+
+def _is_valid(launch: Launch) -> bool:
+    """Return True if all fields have their types."""
+    texts = (launch.grid, launch.cluster, launch.commit, launch.snapshot, launch.host, *launch.todo)
+    pairs = (launch.stages, launch.jobs)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and isinstance(launch.todo, list)
+        and all(isinstance(pair, dict) and all(isinstance(v, str) for v in pair.values()) for pair in pairs)
+        and all(re.fullmatch(r"\d+(_\d+)?", job) for job in launch.jobs.values())
+        and launch.dirty in (True, False, None)
+        and type(launch.pid) is int
+        and isinstance(launch.time, int | float)
+        and 0 <= launch.time < LATEST_S
+    )
 
 
 def log_of(results: Path, job: str) -> Path:

@@ -30,6 +30,8 @@ Name = Literal["done", "running", "queued", "failed", "interrupted", "lost", "to
 NAMES: tuple[Name, ...] = get_args(Name)
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
 ENDED: dict[str, Name] = {"failed": "failed", "diverged": "failed", "interrupted": "interrupted"}
+NUMBERS = ("share", "seconds", "time", "pid", "epoch", "epochs", "train_top1_pct")
+"""Fields of reports that are numbers, 0 or more."""
 TIMED_S = {"quick": 2.0, "full": 60.0}
 """Usual seconds of a timed stage, by protocol."""
 
@@ -109,8 +111,9 @@ def state_of(
     except DamagedError:
         done = None
     if done is not None:
-        return State(stage=stage, name="done", seconds=(done["row"] or done["result"]).get("seconds"))
-    reported, ended = progress.read(context.folder(stage) / "progress.json"), failure(stage, context)
+        return State(stage=stage, name="done", seconds=_clean(done["row"] or done["result"]).get("seconds"))
+    reported, ended = _clean(progress.read(context.folder(stage) / "progress.json")), failure(stage, context)
+    ended = None if ended is None else _clean(ended)
     job = job or str(reported.get("job", ""))
     goes_on = bool(reported) and (ended is None or _is_another(reported, ended))
     if now is not None and now not in RUNNING:
@@ -122,6 +125,18 @@ def state_of(
     if now:
         return State(stage=stage, name="queued" if shared or ended else "running", about=ended or {}, job=job)
     return State(stage=stage, name="lost", about=reported, job=job) if reported else None
+
+
+def _clean(about: object) -> dict[str, Any]:
+    """Return texts and finite numbers of a report, without values of a wrong type."""
+    values = about if isinstance(about, dict) else {}
+    numbers = {
+        name: value
+        for name in NUMBERS
+        if isinstance(value := values.get(name), int | float)
+        and 0 <= value < (record.LATEST_S if name != "share" else 1 + 1e-9)
+    }
+    return numbers | {name: value for name, value in values.items() if isinstance(value, str) and name not in NUMBERS}
 
 
 def process_of(about: Mapping[str, Any]) -> dict[str, Any]:

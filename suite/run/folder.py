@@ -48,7 +48,7 @@ def repair(stage: Stage, context: Context) -> None:
                 records.write(row, context.results)
     except DamagedError as error:
         _set_aside(context.folder(stage), error.files)
-    except ValueError:
+    except (ValueError, KeyError, TypeError, AttributeError):  # its row is none
         _set_aside(context.folder(stage), ["done.json"])
 
 
@@ -69,10 +69,14 @@ def output(stage: Stage, context: Context) -> dict[str, Any] | None:
     try:
         done = json.loads((folder / "done.json").read_bytes())
         damaged = [name for name, about in done["files"].items() if not _has_size(folder / name, about["bytes"])]
-        done["row"], done["result"]
+        plain = all(
+            name == Path(name).name and isinstance(about["sha256"], str) for name, about in done["files"].items()
+        )
+        if not plain or not isinstance(done["result"], dict) or not isinstance(done["row"], dict | None):
+            damaged = ["done.json"]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         damaged = ["done.json"]
     if damaged:
         raise DamagedError(damaged)
@@ -109,7 +113,7 @@ def _json(path: Path) -> Any:
     """Return the file's content, or None if the file is missing or is no JSON."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -119,16 +123,22 @@ def result_of(stage: Stage, context: Context) -> dict[str, Any]:
 
 
 def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
-    """Return status and reason of the last attempt, or None if it did not fail."""
-    return _json(context.folder(stage) / "failed.json")
+    """Return status and reason of the last attempt, or None if it did not fail or the file is damaged."""
+    about = _json(context.folder(stage) / "failed.json")
+    if not isinstance(about, dict) or about.get("status") not in ("failed", "diverged", "interrupted"):
+        return None
+    return about if isinstance(about.get("reason"), str) else None
 
 
 def count_failure(stage: Stage, context: Context, status: str, reason: str) -> None:
     """Count one more failure of this status and reason. Reasons that differ in numbers only (sizes, jobs, epochs) are equal."""
-    counts = _failures(stage, context)
+    path, counts = context.folder(stage) / "failures.json", _failures(stage, context)
+    if path.exists() and not counts:
+        log.warning("%s is damaged; it is set aside as %s.damaged, and the count begins again", path, path.name)
+        os.replace(path, path.with_name(f"{path.name}.damaged"))
     kind = re.sub(r"\d+", "#", f"{status}: {reason}")
     counts[kind] = {"times": counts.get(kind, {"times": 0})["times"] + 1, "reason": reason}
-    write_json(context.folder(stage) / "failures.json", counts)
+    write_json(path, counts)
 
 
 def given_up(stage: Stage, context: Context) -> str | None:
@@ -146,4 +156,10 @@ def forget_failures(stage: Stage, context: Context) -> None:
 
 
 def _failures(stage: Stage, context: Context) -> dict[str, dict[str, Any]]:
-    return _json(context.folder(stage) / "failures.json") or {}
+    """Return kind -> times and reason of the stage's failures; empty if the file is damaged."""
+    counts = _json(context.folder(stage) / "failures.json")
+    valid = isinstance(counts, dict) and all(
+        isinstance(count, dict) and type(count.get("times")) is int and isinstance(count.get("reason"), str)
+        for count in counts.values()
+    )
+    return counts if valid else {}
