@@ -29,11 +29,12 @@ def example(name: str) -> str:
 
 
 def run(folder: Path, *command: str) -> str:
-    """What the command printed; it must succeed."""
+    """Return the output of a command; it must succeed without a warning."""
     done = subprocess.run(
         [sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warning" not in done.stderr, done.stderr
     return done.stdout
 
 
