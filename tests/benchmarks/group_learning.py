@@ -1,11 +1,13 @@
-"""What group learning costs beside plain training: `python tests/benchmarks/group_learning.py`.
+"""Time and peak memory of group learning beside plain training.
+
+    python tests/benchmarks/group_learning.py
 
 In one process, plain SGD steps alternate with group-learning steps in the three second-order modes, each on its own copy
 of the network, all on the same random batch. A ratio is that of two steps of the same round; the table has the medians
 and quartiles over the rounds. On CUDA every step is one captured graph.
 
-Peak memory is measured apart, without graphs, in one fresh process per mode: on a CPU the growth of the peak resident
-size over what the process held before the network was built, on CUDA the peak of the allocator.
+Peak memory is measured without graphs, in one fresh process per mode. On a CPU it is the growth of the peak resident size
+since before the network was built, on CUDA the peak of the allocator.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ MEMORY_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is measured, and where."""
+    """Settings of the measurement."""
 
     steps: int
     groups: int
@@ -52,7 +54,7 @@ class Options:
 
 
 def stepper(model_name: str, mode: Mode, options: Options) -> tuple[Callable[[], None], GroupLearner | None]:
-    """A function that does one training step of the mode, and its learner."""
+    """Return a function for one training step of the mode, and its learner."""
     torch.manual_seed(0)
     device = torch.device(options.device)
     model = build(model_name, 10).to(device).train()
@@ -79,7 +81,7 @@ def stepper(model_name: str, mode: Mode, options: Options) -> tuple[Callable[[],
 
 
 def captured(step: Callable[[], None], learner: GroupLearner | None) -> Callable[[], None]:
-    """The step as one CUDA graph."""
+    """Return the step as one CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -103,7 +105,7 @@ def _no_samples(count: int) -> Batch:
 
 
 def timed_s(step: Callable[[], None], device: str) -> float:
-    """Seconds of one step."""
+    """Return the seconds of one step."""
     start = time.perf_counter()
     step()
     if device == "cuda":
@@ -112,22 +114,22 @@ def timed_s(step: Callable[[], None], device: str) -> float:
 
 
 def times_s(model_name: str, options: Options) -> dict[Mode, list[float]]:
-    """Seconds of each mode in each round, after a warm-up."""
+    """Return the seconds of each mode in each round, after a warm-up."""
     steppers = {}
     for mode in MODES:
         step, learner = stepper(model_name, mode, options)
         steppers[mode] = captured(step, learner) if options.device == "cuda" else step
-    found: dict[Mode, list[float]] = {mode: [] for mode in MODES}
+    seconds_by_mode: dict[Mode, list[float]] = {mode: [] for mode in MODES}
     for round_ in range(WARM_UP + options.steps):
         for mode, step in steppers.items():
             seconds = timed_s(step, options.device)
             if round_ >= WARM_UP:
-                found[mode].append(seconds)
-    return found
+                seconds_by_mode[mode].append(seconds)
+    return seconds_by_mode
 
 
 def peak_bytes(model_name: str, mode: Mode, options: Options) -> int:
-    """Peak memory of a few steps, in a fresh process."""
+    """Return the peak memory of a few steps, in a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_bytes, model_name, mode, options).result()
 
@@ -145,7 +147,7 @@ def _peak_bytes(model_name: str, mode: Mode, options: Options) -> int:
 
 
 def table_of(model_name: str, options: Options) -> Table:
-    """Medians, ratios to the plain step with quartiles, and peak memory."""
+    """Return the table of medians, ratios to the plain step with quartiles, and peak memory."""
     times = times_s(model_name, options)
     memory = {mode: peak_bytes(model_name, mode, options) for mode in MODES}
     table = Table(title=f"{model_name}, G = {options.groups}, batch {options.batch}, {options.steps} rounds")

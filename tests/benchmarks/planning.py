@@ -1,11 +1,11 @@
-"""How long does DSP's planning of an ImageNet network to a budget take, beside the released procedure's passes?
+"""Planning time of DSP on ImageNet networks, beside the released procedure's passes.
 
     python tests/benchmarks/planning.py
 
-Ours: energies, thresholds and all halvings of the bisection, each with exact propagation of dead channels and a count of
-MACs; the time of tracing the network is its own line. The released procedure finds dead filters by 125 training-mode forward
-and backward passes for each of 11 bisection steps; here a few of those passes are timed, with two images a batch, and
-multiplied: about the least that it can cost.
+The suite's planning has energies, thresholds and all halvings of the bisection, each with exact propagation of dead channels and
+a count of MACs; tracing the network is a line of its own. The released procedure finds dead filters by 125 training-mode
+forward and backward passes for each of 11 bisection steps. A few of those passes are timed, with two images a batch, and
+multiplied: a lower bound of the procedure's time.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ SHAPE = (3, 224, 224)
 
 
 def seconds(work: Callable[[], object], rounds: int) -> list[float]:
-    """The time of each round."""
-    found = []
+    """Return the seconds of each round."""
+    times = []
     for _ in range(rounds):
         began = time.perf_counter()
         work()
-        found.append(time.perf_counter() - began)
-    return found
+        times.append(time.perf_counter() - began)
+    return times
 
 
 def one_pass(model: nn.Module) -> None:
-    """One of the released procedure's passes."""
+    """Run one of the released procedure's passes."""
     model.train()
     loss = nn.functional.cross_entropy(model(torch.randn(2, *SHAPE)), torch.zeros(2, dtype=torch.long))
     loss.backward()
@@ -78,12 +78,12 @@ def main() -> None:
         title=f"{options.model} at {SHAPE[1]}x{SHAPE[2]}, G = {options.groups}, to {cuts[0]:.2%} of its MACs, "
         f"{options.rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}",
     )
-    for name, found in (
+    for name, times in (
         ("tracing the network, once", tracing),
         ("planning to the budget", planning),
         (f"{PASSES} passes (extrapolated)", passes),
     ):
-        table.add_row(name, f"{statistics.median(found):.3f}", f"{min(found):.3f} - {max(found):.3f}")
+        table.add_row(name, f"{statistics.median(times):.3f}", f"{min(times):.3f} - {max(times):.3f}")
     console = Console(width=110)
     console.print(table)
     console.print(f"passes / planning: {statistics.median(passes) / statistics.median(planning):.0f} x")

@@ -3,9 +3,8 @@
     python tests/benchmarks/report.py [--rows 10000] [--limit 5]
 
 The rows are two networks, 25 methods, ten budgets and enough seeds, half of them latencies; their files lie in a temporary
-folder. To collect is to read them and to make the table; that must take no longer than `--limit` seconds of this process's own
-time, which a busy machine does not change: the exit status says so. What comes after it (pairs of methods, LaTeX, Markdown)
-is timed too. Figures are not part of it.
+folder. Reading the rows and making the table must take at most `--limit` seconds of this process's own CPU time, which a busy
+machine does not change; the exit status is 1 otherwise. Pairs of methods, LaTeX and Markdown are timed too, figures are not.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def runs_of(count: int) -> list[Pruned]:
 
 
 def write_rows(runs: list[Pruned], timing: Timing, folder: Path) -> int:
-    """Write a row and a latency row for every run; how many rows there are. They are not flushed one by one."""
+    """Write a row and a latency row per run, unflushed; return their number."""
     (folder / "rows").mkdir()
     draw, count = random.Random(0), 0
     for run in runs:
@@ -81,7 +80,7 @@ def write_rows(runs: list[Pruned], timing: Timing, folder: Path) -> int:
 
 
 def rows_of(run: Pruned, timing: Timing, draw: random.Random) -> Iterator[records.Row]:
-    """What a run and its latency measurement leave."""
+    """Yield the rows of a run and of its latency measurement."""
     timed, cut = Timed(pruned=run, timing=timing), 100 * run.budget.share
     about: dict[str, Any] = {
         "label": run.label,
@@ -142,11 +141,11 @@ def main() -> int:
         rows = write_rows(runs_of(arguments.rows // 2), timing, folder)
         grid = Grid(title="Synthetic", about="Nothing.", runs=lambda: runs_of(arguments.rows // 2), timings=(timing,))
         with timed("read the rows"):
-            found = frames.load(grid, folder, smoke=False)
+            loaded = frames.load(grid, folder, smoke=False)
         with timed("collect them into the table"):
-            lines = cells.table(found)
+            lines = cells.table(loaded)
         with timed("latency, pairs of methods, CSV, Markdown, LaTeX"):
-            texts = documents.of_grid(content.of_grid(grid, found, smoke=False), ())
+            texts = documents.of_grid(content.of_grid(grid, loaded, smoke=False), ())
     title = f"{rows:,} rows, {len(lines):,} lines, {len(texts)} files; {platform.machine()}, {os.cpu_count()} cores"
     table = Table("part", "CPU seconds", "wall-clock seconds", title=title)
     for part, (cpu, wall) in seconds.items():

@@ -1,13 +1,14 @@
-"""Seconds and memory of planning a grid, hashing its stages and reading their states, for 100, 1,000 and 10,000 runs.
+"""Seconds and memory of planning grids of 100, 1,000 and 10,000 runs.
 
     python tests/benchmarks/scale.py [--runs 100 1000 10000] [--limit-s 5] [--limit-mb 500]
 
-The runs are two methods that learn and three that do not, on two networks, at ten budgets, with as many seeds as it takes; each
-has a latency measurement. Half of the stages have left an output in a temporary folder, one of a hundred a failure. Every size
-has a process of its own. Memory is what that process alone holds at its peak (anonymous pages); what importing torch takes of
-it is shown too, as are the pages of library files, which all processes share. `linear` is the time per run divided by that of the
-row above: 1.0 is linear, less is better. Seconds are this process's own CPU time, which a busy machine does not change; the
-wall-clock sum stands beside it. The exit status is 1 when the largest grid is over a limit.
+Planning, hashing of stages and reading of states are timed apart. The runs are two methods that learn and three that do not,
+on two networks, at ten budgets, with as many seeds as needed; each run has a latency measurement. Half of the stages have an
+output in a temporary folder, one of a hundred has a failure. Every size has a process of its own. Memory is the peak of that
+process's anonymous pages; the share of importing torch and the pages of library files, which all processes share, are columns
+too. `linear` is the time per run divided by the time per run of the row above: 1.0 is linear, less is better. Seconds are this
+process's own CPU time, which a busy machine does not change, beside the wall-clock sum. The exit status is 1 if the largest
+grid is over a limit.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ LEARNING, PLAIN, MODELS, BUDGETS = (
 
 @dataclass
 class Sizes:
-    """What was counted and measured for one number of runs."""
+    """Counts and measurements for one number of runs."""
 
     runs: int
     stages: int = 0
@@ -59,13 +60,13 @@ class Sizes:
 
 
 def memory_mb(name: str) -> float:
-    """An entry of /proc/self/status, such as RssAnon."""
+    """Return an entry of /proc/self/status, such as RssAnon."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def many(count: int) -> list[Pruned]:
-    """About so many runs, of methods that learn and of such that do not."""
+    """Return about `count` runs, of methods with and without learning."""
     from suite.grids import cross
     from suite.schedule import Schedule
     from suite.stages import Base
@@ -82,7 +83,7 @@ def many(count: int) -> list[Pruned]:
 
 
 def leave(stage: Stage, number: int, context: Context) -> None:
-    """What a finished stage, or one of a hundred a failed one, leaves."""
+    """Write the output of a finished stage, or of a failed one at 1 %."""
     from suite.stages import identity
 
     folder = context.folder(stage)
@@ -102,7 +103,7 @@ def leave(stage: Stage, number: int, context: Context) -> None:
 
 
 def measure(count: int) -> Sizes:
-    """All parts, for a grid of `count` runs."""
+    """Measure all parts for a grid of `count` runs."""
     import torch  # noqa: F401  (what it takes is measured)
 
     sizes = Sizes(runs=count, torch_mb=memory_mb("RssAnon"))
@@ -123,10 +124,10 @@ def measure(count: int) -> Sizes:
         title="Scale", about="Nothing.", runs=lambda: many(count), timings=(Timing(device="cuda", protocol="quick"),)
     )
     with timed(PARTS[0]):
-        found = grids.runs_of(grid)
+        runs = grids.runs_of(grid)
     with timed(PARTS[1]):
-        stages = grids.stages_of(grid, found)
-    sizes.runs, sizes.stages = len(found), len(stages)
+        stages = grids.stages_of(grid, runs)
+    sizes.runs, sizes.stages = len(runs), len(stages)
     with tempfile.TemporaryDirectory() as name:
         context = Context(results=Path(name))
         (context.results / "rows").mkdir()

@@ -1,4 +1,4 @@
-"""Do DSP's three second-order modes find the same groups? Agreement of the groups in finished learned stages.
+"""Agreement of the groups that DSP's three second-order modes learn, in finished stages.
 
     python -m suite.launch --grid ablation_digits --results DIR
     python tests/benchmarks/second_order.py --results DIR
@@ -33,9 +33,9 @@ MODES = ("exact", "released", "none")
 
 
 def learned_groups(grid: str, results: Path) -> dict[tuple[str, str, int], Groups]:
-    """(model, mode, seed) -> the groups that were learned, for those stages of the grid that have finished."""
+    """Return (model, mode, seed) -> learned groups, for the finished stages of the grid."""
     plan = grids.load(grid)
-    found: dict[tuple[str, str, int], Groups] = {}
+    groups_by_run: dict[tuple[str, str, int], Groups] = {}
     for stage in grids.stages_of(plan, grids.runs_of(plan)):
         if not isinstance(stage, Learned) or name_of(stage.settings) != "dsp":
             continue
@@ -43,19 +43,19 @@ def learned_groups(grid: str, results: Path) -> dict[tuple[str, str, int], Group
         if getattr(stage.settings, "grouping", "") == "learned" and path.is_file():
             logits = torch.load(path, weights_only=True, map_location="cpu")["logits"]
             mode = getattr(stage.settings, "second_order")  # noqa: B009 (a field of one method only)
-            found[stage.base.model, mode, stage.seed] = {
+            groups_by_run[stage.base.model, mode, stage.seed] = {
                 name: logits_GO.argmax(0) for name, logits_GO in logits.items()
             }
-    return found
+    return groups_by_run
 
 
 def agreement(one: Groups, other: Groups) -> float:
-    """Adjusted Rand index, mean over layers."""
+    """Return the adjusted Rand index, mean over layers."""
     return statistics.mean(adjusted_rand_score(one[name].numpy(), other[name].numpy()) for name in one)
 
 
 def line(values: list[float]) -> tuple[str, str]:
-    """Mean and spread, and n."""
+    """Return mean, spread and n as text."""
     if not values:
         return "", "0"
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
@@ -68,18 +68,18 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, metavar="DIR")
     parser.add_argument("--grid", default="ablation_digits", metavar="NAME")
     arguments = parser.parse_args()
-    found = learned_groups(arguments.grid, arguments.results)
-    if not found:
+    groups_by_run = learned_groups(arguments.grid, arguments.results)
+    if not groups_by_run:
         parser.exit(2, f"no learned stage of {arguments.grid} has finished in {arguments.results}\n")
     table = Table("model", "groups of", "against", "adjusted Rand index", "n")
-    for model in dict.fromkeys(model for model, _, _ in found):
-        seeds = sorted({seed for name, _, seed in found if name == model})
+    for model in dict.fromkeys(model for model, _, _ in groups_by_run):
+        seeds = sorted({seed for name, _, seed in groups_by_run if name == model})
         for one, other in itertools.combinations(MODES, 2):
-            both = [s for s in seeds if (model, one, s) in found and (model, other, s) in found]
-            values = [agreement(found[model, one, s], found[model, other, s]) for s in both]
+            both = [s for s in seeds if (model, one, s) in groups_by_run and (model, other, s) in groups_by_run]
+            values = [agreement(groups_by_run[model, one, s], groups_by_run[model, other, s]) for s in both]
             table.add_row(model, one, f"{other}, same seed", *line(values))
         for mode in MODES:
-            own = [found[model, mode, seed] for seed in seeds if (model, mode, seed) in found]
+            own = [groups_by_run[model, mode, seed] for seed in seeds if (model, mode, seed) in groups_by_run]
             pairs = itertools.combinations(own, 2)
             table.add_row(model, mode, f"{mode}, other seed", *line([agreement(*pair) for pair in pairs]))
     Console().print(table)
