@@ -56,6 +56,7 @@ class Watch:
         state = {
             "doing": doing,
             "pid": os.getpid(),
+            "began": began(os.getpid()),
             "host": socket.gethostname(),
             "job": os.environ.get("SLURM_JOB_ID", ""),
             "seconds": round(now - self.started, 1),
@@ -90,3 +91,14 @@ def is_alive(host: str, pid: int, since: float) -> bool | None:
         return False
     age_s = uptime_s - int(fields[18]) / os.sysconf("SC_CLK_TCK")
     return state != "Z" and time.time() - age_s <= since + 1
+
+
+def began(pid: int) -> int:
+    """Return the start of a process on this host in clock ticks since boot; 0 if it has ended.
+
+    Steps of the clock do not change the number, and a later process of the same number has another one.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -30,9 +30,10 @@ from suite.launch.__main__ import main
 from suite.launch.display import Display, show
 from suite.launch.picture import log_of, printable, tail
 from suite.launch.record import Launch
-from suite.launch.status import Observer, State, time_left_s
+from suite.launch.status import Observer, State, launcher_lives, time_left_s
 from suite.launch.view import PASSING, View
-from suite.run import Context, fail, given_up
+from suite.progress import Watch, began
+from suite.run import Context, execute, fail, given_up
 from suite.run.workspace import Workspace
 from suite.stages import Stage
 
@@ -110,7 +111,7 @@ def test_running_is_who_holds_the_lease_and_lives(context: Context) -> None:
         assert (found.name, found.about["share"]) == ("running", 0.5)
         report(BASE, context, pid=dead_pid())
         assert state_of(BASE, context).name == "lost"
-        report(BASE, context, time=1.0)
+        report(BASE, context, began=1)
         assert state_of(BASE, context).name == "lost", "this process began after that report: its number was used again"
         report(BASE, context, host="elsewhere")
         assert state_of(BASE, context).name == "running"
@@ -309,6 +310,36 @@ def test_why_jobs_wait_is_counted(
     assert f"SLURM lets 2 jobs wait: {limit}" in text
     assert text.count("jobs wait") == 1
     assert "6 queued" in text
+
+
+@pytest.mark.parametrize("step_s", [-30.0, 30.0])
+def test_a_step_of_the_clock_hides_no_living_process(
+    context: Context, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    report(BASE, context, began=began(os.getpid()))
+    launch = record.begin("tiny_grid", "local", stages(), snapshot="", jobs={}, todo=[BASE, PRUNED[0]])
+    with (
+        leased(BASE, context),
+        lease.held(record.folder(context.results) / "tiny_grid.lease", waiting=lambda owner: None, lost=lambda: None),
+    ):
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + step_s)
+        names = [state.name for state in Observer([BASE, PRUNED[0]], context).states(launch, {})]
+        assert names == ["running", "queued"]
+        assert launcher_lives(launch, context.results)
+        assert not launcher_lives(dataclasses.replace(launch, began=1), context.results), "its number was used again"
+        assert not launcher_lives(dataclasses.replace(launch, pid=dead_pid()), context.results)
+
+
+def test_whom_a_job_waits_for_is_shown_and_logged(context: Context, caplog: pytest.LogCaptureFixture) -> None:
+    launch = dataclasses.replace(LAUNCH, jobs={BASE.key: "7"})
+    with leased(BASE, context):
+        state = state_of(BASE, context, launch, {"7": "RUNNING"})
+        watch = Watch(max_minutes=0)
+        assert execute(BASE, context, watch) == "interrupted"
+    assert re.search(rf"waiting since \S+ \S+ for process {os.getpid()} on \S+, which holds its lease", caplog.text)
+    assert state.name == "running"
+    assert re.fullmatch(rf"waits for process {os.getpid()} on \S+, last heartbeat \d\d:\d\d:\d\d", state.about["doing"])
 
 
 def test_what_a_local_launch_leaves_out_is_not_queued(context: Context) -> None:

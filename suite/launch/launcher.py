@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from suite import prefetch
+from suite import prefetch, records
+from suite.files import remove_parts
 from suite.launch import local, picture, record, slurm, snapshot, work
 from suite.launch.display import Display
 from suite.launch.options import Options
@@ -82,6 +83,8 @@ class Launcher:
         """Build the report, print failures and written files, and return the exit status."""
         from suite import report  # pandas and matplotlib take 100 MB, which the workers need not pay
 
+        for folder in (records.rows_folder(self.context.results), self.context.results / self.name):
+            remove_parts(folder)
         built = report.build(self.grid, self.context.results, smoke=self.smoke)
         bad = [stage for stage in todo.todo if outcomes.get(stage.key) in ("failed", "diverged")]
         undone = [stage for stage in todo.todo if outcomes.get(stage.key) in (None, "interrupted")]

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from suite import records
+from suite import progress, records
 from suite.files import write_json
 from suite.stages import Stage
 
@@ -47,6 +47,8 @@ class Launch:
     stages: dict[str, str]
     jobs: dict[str, str] = field(default_factory=dict)
     todo: list[str] = field(default_factory=list)
+    began: int = 0
+    """Start of the launcher in clock ticks since the host's boot; 0 if unknown."""
 
 
 def begin(
@@ -75,6 +77,7 @@ def begin(
         stages={stage.key: stage.label for stage in stages},
         jobs=dict(jobs),
         todo=[stage.key for stage in todo],
+        began=progress.began(os.getpid()),
     )
 
 
@@ -122,6 +125,7 @@ def _is_valid(launch: Launch) -> bool:
         and all(re.fullmatch(r"\d+(_\d+)?", job) for job in launch.jobs.values())
         and launch.dirty in (True, False, None)
         and type(launch.pid) is int
+        and type(launch.began) is int
         and isinstance(launch.time, int | float)
         and 0 <= launch.time < LATEST_S
     )

@@ -11,8 +11,10 @@ to do        no attempt has begun
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +32,7 @@ Name = Literal["done", "running", "queued", "failed", "interrupted", "lost", "to
 NAMES: tuple[Name, ...] = get_args(Name)
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
 ENDED: dict[str, Name] = {"failed": "failed", "diverged": "failed", "interrupted": "interrupted"}
-NUMBERS = ("share", "seconds", "time", "pid", "epoch", "epochs", "train_top1_pct")
+NUMBERS = ("share", "seconds", "time", "pid", "began", "epoch", "epochs", "train_top1_pct")
 """Fields of reports that are numbers, 0 or more."""
 TIMED_S = {"quick": 2.0, "full": 60.0}
 """Usual seconds of a timed stage, by protocol."""
@@ -95,7 +97,7 @@ def _names(folder: Path) -> set[str]:
 def launcher_lives(launch: Launch, results: Path) -> bool:
     """Return True if the launcher holds its lease and, on this host, its process exists."""
     held = lease.is_fresh(record.folder(results) / f"{launch.grid}.lease")
-    return held and progress.is_alive(launch.host, launch.pid, launch.time) is not False
+    return held and _exists(launch.host, launch.pid, launch.began)
 
 
 def state_of(
@@ -123,8 +125,17 @@ def state_of(
     if ended is not None and not (now and ended.get("status") == "interrupted"):
         return State(stage=stage, name=ENDED.get(ended.get("status", ""), "failed"), about=ended, job=job)
     if now:
-        return State(stage=stage, name="queued" if shared or ended else "running", about=ended or {}, job=job)
+        about = ended or _waiting(context.folder(stage) / ".lease")
+        return State(stage=stage, name="queued" if shared or ended else "running", about=about, job=job)
     return State(stage=stage, name="lost", about=reported, job=job) if reported else None
+
+
+def _waiting(path: Path) -> dict[str, Any]:
+    """Return the activity of a job that waits for its stage's lease; else {}."""
+    if not lease.is_fresh(path):
+        return {}
+    heartbeat = time.strftime("%T", time.localtime(path.stat().st_mtime))
+    return {"doing": f"waits for {lease.owner(path) or 'an unnamed process'}, last heartbeat {heartbeat}"}
 
 
 def _clean(about: object) -> dict[str, Any]:
@@ -157,8 +168,13 @@ def _is_alive(stage: Stage, context: Context, reported: Mapping[str, Any]) -> bo
     """Return True if the lease is fresh and no dead process holds it."""
     if not lease.is_fresh(context.folder(stage) / ".lease"):
         return False
-    host, pid, since = reported.get("host"), reported.get("pid", 0), reported.get("time", 0.0)
-    return progress.is_alive(str(host), int(pid), since) is not False
+    return _exists(str(reported.get("host")), int(reported.get("pid", 0)), reported.get("began", 0))
+
+
+def _exists(host: str, pid: int, began: int) -> bool:
+    """Return False if the process was on this host and has ended."""
+    alive = progress.is_alive(host, pid, math.inf)
+    return alive is None or (alive and began in (0, progress.began(pid)))
 
 
 def counts(states: Iterable[State]) -> dict[str, Counter[Name]]:

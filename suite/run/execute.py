@@ -32,6 +32,8 @@ Outcome = Literal["done", "diverged", "failed", "interrupted"]
 Decision = Literal["wait", "begin", "done", "interrupted"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 """Decisions that rank 0 broadcasts before the stage begins, by their index."""
+WAIT_LOG_S = 60.0
+"""Interval of log lines about a lease that another process holds."""
 
 
 class _LogFile(logging.FileHandler):
@@ -56,7 +58,7 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
         return _follow(work)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        waiting = functools.partial(_wait_for, work.watch)
+        waiting = functools.partial(_wait_for, work, [])
         with lease.held(folder / ".lease", waiting=waiting, lost=work.watch.signalled.set):
             repair(stage, context)
             if _broadcast("done" if is_done(stage, context) else "begin") == "done":
@@ -89,9 +91,13 @@ def _broadcast(decision: Decision = "wait") -> Decision:
     return DECISIONS[distributed.told(DECISIONS.index(decision))]
 
 
-def _wait_for(watch: Watch, owner: str) -> None:
+def _wait_for(work: Workspace[Stage], logged_at: list[float], owner: str) -> None:
     """Broadcast "wait" while another process holds the lease. Raises Interrupted if it is time to stop."""
-    if _broadcast("interrupted" if watch.must_stop else "wait") == "interrupted":
+    if not logged_at or time.time() - logged_at[-1] >= WAIT_LOG_S:
+        logged_at.append(time.time())
+        since = time.strftime("%F %T", time.localtime(logged_at[0]))
+        log.warning("%s: waiting since %s for %s, which holds its lease", work.stage.label, since, owner or "a process")
+    if _broadcast("interrupted" if work.watch.must_stop else "wait") == "interrupted":
         raise Interrupted(f"stopped while {owner or 'another process'} does this stage")
 
 
