@@ -316,6 +316,29 @@ def test_plugins_that_differ_from_the_commit_are_named_by_their_hash(checkout: P
     assert state("baselines.mine") == (False, ["baselines/_rates.py", "baselines/mine.py"]), "helpers of its imports"
 
 
+@pytest.mark.parametrize(
+    ("path", "ignored"),
+    [
+        ("results/quickstart/table.csv", True),
+        ("results/rows/pruned-0123456789ab.json", True),
+        ("results/smoke/rows/pruned-0123456789ab.json", True),
+        ("results/reference/work/pruned-0123456789ab/done.json", True),
+        ("results/reference/quickstart/index.html", True),
+        ("results/reference/quickstart/ranks.pdf", True),
+        ("results/reference/quickstart/table.csv", False),
+        ("results/reference/quickstart/ranks.png", False),
+        ("results/reference/rows/pruned-0123456789ab.json", False),
+        ("results/README.md", False),
+    ],
+)
+def test_git_ignores_what_grids_write_outside_the_record(path: str, ignored: bool) -> None:
+    command = ["git", "-C", str(records.ROOT), "check-ignore", "--no-index", "-q", path]
+    status = subprocess.run(command, capture_output=True, check=False).returncode
+    if status == 128:
+        pytest.skip("no git repository")
+    assert (status == 0) == ignored
+
+
 def test_without_a_repository_the_packages_version_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("suite.records.origin.ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
