@@ -1,0 +1,121 @@
+"""Legs and processes of a comparison, on measurements that the test sets: no GPU is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from suite.measure import Timing, comparison
+from suite.measure.comparison import Job, compare
+from suite.measure.executions import Executions
+from suite.measure.latency import Measurement
+from suite.measure.protocol import protocol
+from suite.progress import Interrupted, Watch
+from suite.timing import Run
+
+RATIOS = {"fast": 2.0, "slow": 0.5, "fast captured": 3.0, "slow captured": 0.9}
+GPU = Timing(device="cuda", protocol="quick")
+THREE = dataclasses.replace(protocol(GPU), processes=3)
+
+
+def run_named(name: str) -> Run:
+    return lambda: name
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs of all processes, which all run in this one. Executions are runs that return their names."""
+    made: list[Job] = []
+
+    def prepare(job: Job) -> list[Executions]:
+        made.append(job)
+        return [
+            Executions(runs={"plain": run_named("plain")}),
+            Executions(runs={name: run_named(name) for name in ("slow", "fast")}),
+        ]
+
+    def alternate(dense: Run, other: Run, *_: object) -> Measurement:
+        ratio = RATIOS[str(other())]
+        ms = np.full(6, 10.0)
+        return Measurement(dense_ms=ms, packed_ms=ms / ratio, ratio=(ratio,) * 3, null=(1, 0.99, 1.01))
+
+    def fastest(runs: dict[str, Run], device: str) -> tuple[str, dict[str, float]]:
+        """Eagerly the slow one is faster, as launch cost may have it."""
+        ratios = {name: RATIOS[str(run())] for name, run in runs.items()}
+        captured = any(str(run()).endswith("captured") for run in runs.values())
+        return (max if captured else min)(ratios, key=ratios.__getitem__), ratios
+
+    def captured(run: Run) -> Run:
+        return run_named(f"{run()} captured")
+
+    monkeypatch.setattr(comparison, "_prepare", prepare)
+    monkeypatch.setattr(comparison, "captured", captured)
+    monkeypatch.setattr(comparison, "fastest", fastest)
+    monkeypatch.setattr(comparison, "in_fresh_process", lambda function, job: function(job))
+    monkeypatch.setattr("suite.measure.latency.alternate", alternate)
+    return made
+
+
+def compared(timing: Timing = GPU, watch: Watch | None = None) -> comparison.Comparison:
+    return compare(Path("dense"), Path("other"), timing, shape=(3, 8, 8), duration=THREE, watch=watch)
+
+
+def test_a_gpu_has_an_eager_leg_and_a_captured_one_which_is_the_headline(jobs: list[Job]) -> None:
+    columns = compared().columns()
+    assert (columns["leg"], columns["execution"], columns["speedup_x"]) == ("graph", "fast", 3.0)
+    assert columns["eager_speedup_x"] == 0.5
+    assert columns["executions_ms"] == {"slow": 0.9, "fast": 3.0}
+    assert [(one["leg"], one["process"]) for one in columns["processes"]] == [
+        (leg, process) for leg in ("eager", "graph") for process in range(3)
+    ]
+    assert columns["deployed"] == "fast"
+    assert columns["cudnn_benchmark"] is False
+
+
+def test_later_processes_run_what_the_first_one_chose_on_each_leg(jobs: list[Job]) -> None:
+    compared()
+    assert [job.chosen for job in jobs] == [{}, *[{"eager": ("plain", "slow"), "graph": ("plain", "fast")}] * 2]
+
+
+def test_a_cpu_has_an_eager_leg_only_and_a_slower_network_is_not_deployed(jobs: list[Job]) -> None:
+    result = compared(Timing(protocol="quick"))
+    columns = result.columns()
+    assert (columns["leg"], columns["execution"], columns["verdict"]) == ("eager", "slow", "slower")
+    assert columns["deployed"] == result.deployed == "dense"
+    assert columns["cudnn_benchmark"] is None
+    assert not result.choices
+    assert "bound_ms" not in columns
+
+
+def test_a_signal_stops_between_processes(jobs: list[Job]) -> None:
+    watch = Watch(max_minutes=0)
+    with pytest.raises(Interrupted, match=r"stopped after 1 of 3 processes; latency is measured anew"):
+        compared(watch=watch)
+    assert len(jobs) == 1
+
+
+def test_only_chosen_executions_are_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the names of every leg, for the network that they are of."""
+    names: list[tuple[str, ...]] = []
+
+    def executions(network: object, images: object, timing: Timing, **options: tuple[str, ...]) -> Executions:
+        names.append(tuple(options["only"]))
+        return Executions(runs={})
+
+    monkeypatch.setattr(comparison, "executions", executions)
+    monkeypatch.setattr("suite.measure.networks.load", lambda name: name)
+    job = Job(
+        dense=Path("dense"),
+        other=Path("other"),
+        shape=(3, 8, 8),
+        timing=Timing(),
+        protocol=THREE,
+        threads=1,
+        chosen={"eager": ("plain", "slow"), "graph": ("plain", "fast")},
+    )
+    comparison._prepare(job)
+    comparison._prepare(dataclasses.replace(job, chosen={}))
+    assert names == [("plain", "plain"), ("slow", "fast"), (), ()]
