@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from baselines._directions import directions
-from suite.contract import Criterion, Ranking, State, Task
+from suite.contract import Criterion, Ranking, Scope, State, Task
 from suite.graph import Graph
 
 
@@ -24,11 +24,12 @@ class Centrality(Criterion):
     )
     deviations = (
         "betweenness centrality, the paper's other variant, is left out; 1x1 filters, which the paper has none of, are "
-        "compared by all their weights; residual streams are pruned too, tied filters by their mean score"
+        "compared by all their weights; the paper has no residual sums, scope inner is our choice"
     )
     search: ClassVar = {"ranking": ("layer", "global")}
 
     ranking: Ranking = "layer"
+    scope: Scope = "inner"
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer -> 1 - mean cosine similarity to the layer's other filters [O]: falls as the weighted degree rises."""

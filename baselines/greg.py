@@ -10,22 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from baselines._norms import filter_weights, l1_norms
-from suite.contract import Budget, Criterion, Learner, State, Step, Task
+from suite.contract import Budget, Criterion, Learner, Scope, State, Step, Task
 from suite.graph import Graph
-from suite.select import filter_planner, meet
+from suite.select import filter_planner, meet, sets_of_scope
 
 PICKED_FIRST = 1e-6
 """What the norms of picked filters are multiplied by, so that they go before all others."""
 
 
 class _GrowingPenalty(Learner):
-    """Adds factor * W to the gradients: of all filters until some are picked, of those that were picked afterwards."""
+    """Adds factor * W to the gradients of all filters until some are picked, then of the picked ones.
+
+    After the pick, kept filters get -release * W, which takes back part of the weight decay.
+    """
 
     def __init__(self, settings: GReg, model: nn.Module, graph: Graph, budget: Budget) -> None:
         self.settings = settings
         self.graph = graph
         self.budget = budget
-        self.weights = {name: model.get_parameter(f"{name}.weight") for name in graph.convs}
+        self.weights = {name: model.get_parameter(f"{name}.weight") for name in sets_of_scope(graph, settings.scope)}
         self.picked: dict[str, Tensor] = {}
         """Layer -> bool [O, 1, 1, 1]; empty until filters are picked."""
         self.factor = 0.0
@@ -38,12 +41,19 @@ class _GrowingPenalty(Learner):
             self._pick()
         self.factor = self.settings.factor(share)
         gradients = [w.grad for w in self.weights.values() if w.grad is not None]
-        pushed = [w * self.picked[name] if self.picked else w for name, w in self.weights.items() if w.grad is not None]
-        torch._foreach_add_(gradients, pushed, alpha=self.factor)
+        pushed = [w * self._factor(name) for name, w in self.weights.items() if w.grad is not None]
+        torch._foreach_add_(gradients, pushed)
+
+    def _factor(self, name: str) -> Tensor | float:
+        """Return the penalty's factor of a layer's filters, [O, 1, 1, 1] after the pick."""
+        if not self.picked:
+            return self.factor
+        return torch.where(self.picked[name], self.factor, -self.settings.release)
 
     def _pick(self) -> None:
         """The filters with the smallest L1 norms, as many as meet the budget."""
-        planner = filter_planner(self.graph, l1_norms(self.weights), ranking=self.settings.ranking)
+        norms = {name: torch.ones(conv.filters) for name, conv in self.graph.convs.items()} | l1_norms(self.weights)
+        planner = filter_planner(self.graph, norms, ranking=self.settings.ranking, scope=self.settings.scope)
         plan = meet(planner, self.graph, self.budget).plan
         for name, w in self.weights.items():
             kept_O = plan[name].kept_O if name in plan else torch.ones(len(w), dtype=torch.bool)
@@ -77,20 +87,26 @@ class GReg(Criterion):
     ceiling     the factor up to which it then grows on the picked ones
     pick_share  share of the stage until the pick
     push_share  share of the stage in which the factor grows to the ceiling; in the rest it stays there
+    release     negative factor of the filters that are kept at the pick
     ranking     how the norms of different layers compare when filters are picked
     """
 
     granularity = "filter"
-    source = "Wang et al., Neural Pruning via Growing Regularization, ICLR 2021, section 3.3, algorithm 1 (GReg-2)"
+    source = (
+        "Wang et al., Neural Pruning via Growing Regularization, ICLR 2021, section 3.3, algorithm 1 (GReg-2); the released code "
+        "leaves the last convolution of a block and shortcuts (scope inner)"
+    )
     deviations = (
         "the schedule is a share of the stage, in the proportions of the authors' code (5,000 iterations to the pick, "
         "50,000 to the ceiling, 40,000 there), and the factor grows in every iteration instead of every fifth; a layer is not "
-        "stopped early when its picked filters are a thousand times smaller; the learning rate is the schedule's; filters are "
-        "picked at the MACs budget in one order over the network (norms divided by their layer's mean) instead of by hand-set "
-        "rates, tied ones by their mean; after the pick the others have the schedule's weight decay only"
+        "stopped early when its picked filters are a thousand times smaller; the learning rate starts at the authors' 0.001 but "
+        "follows the schedule's shape"
     )
     learns = True
     needs_budget = True
+    training: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
+    implied: ClassVar[Mapping[str, Any]] = {"scope": "coupled", "release": 0.0}
+    lowest: ClassVar = {"release": 0}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "pick_limit": (1e-3, 1e-2, 1e-1),
         "ceiling": (0.1, 1.0),
@@ -101,8 +117,11 @@ class GReg(Criterion):
     ceiling: float = 1.0
     pick_share: float = 0.05
     push_share: float = 0.55
+    release: float = 1e-4
+    scope: Scope = "inner"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.pick_limit <= self.ceiling:
             raise ValueError(f"greg needs 0 < pick_limit <= ceiling, got {self.pick_limit} and {self.ceiling}")
         if not (self.pick_share > 0 and self.push_share > 0 and self.pick_share + self.push_share <= 1):
@@ -119,7 +138,7 @@ class GReg(Criterion):
         return self.pick_limit + (self.ceiling - self.pick_limit) * pushed
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
-        """The growing penalty on every convolution."""
+        """Return the growing penalty on every convolution of the scope."""
         assert task.budget is not None
         return _GrowingPenalty(self, model, graph, task.budget)
 
@@ -128,6 +147,8 @@ class GReg(Criterion):
         norms = l1_norms(filter_weights(model, graph))
         picked = state["picked"]
         return {
-            name: torch.where(picked[name].flatten().to(norm.device), PICKED_FIRST * norm, norm) if picked else norm
+            name: torch.where(picked[name].flatten().to(norm.device), PICKED_FIRST * norm, norm)
+            if name in picked
+            else norm
             for name, norm in norms.items()
         }

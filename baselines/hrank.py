@@ -1,4 +1,4 @@
-"""HRank: filters whose feature maps have low rank carry little information."""
+"""HRank: filters whose feature maps have low rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from suite.contract import Criterion, OptOut, Recipe, State, Task
+from suite.contract import Criterion, OptOut, Ranking, Recipe, Scope, State, Task
 from suite.graph import Graph
 
 CHUNK = 32
@@ -17,7 +17,7 @@ CHUNK = 32
 
 
 class _Ranks(fx.Interpreter):
-    """Runs the traced network and adds up the ranks of the feature maps at some of its nodes."""
+    """Runs the traced network; sums the ranks of the feature maps of some nodes."""
 
     def __init__(self, model: nn.Module, graph: Graph, nodes: set[fx.Node]) -> None:
         super().__init__(fx.GraphModule(model, graph.fx_graph))
@@ -25,7 +25,7 @@ class _Ranks(fx.Interpreter):
         self.total: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """The node's value; the ranks of its maps, summed over the images, are kept."""
+        """Run a node, and add the ranks of its maps to `total`."""
         value = super().run_node(n)
         if n in self.nodes:
             self.total[n] = self.total.get(n, 0) + torch.linalg.matrix_rank(value).sum(0)
@@ -34,28 +34,33 @@ class _Ranks(fx.Interpreter):
 
 @dataclass(frozen=True, kw_only=True)
 class HRank(Criterion):
-    """Mean rank of each filter's feature map after its activation."""
+    """Removes the filters whose feature maps, after the activation, have the smallest mean rank."""
 
     granularity = "filter"
-    source = "Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020, section 3.2"
+    source = (
+        "Lin et al., HRank: Filter Pruning using High-Rank Feature Map, CVPR 2020, section 3.2; the released code prunes each "
+        "convolution on its own (scope untied)"
+    )
     deviations = (
-        "one order over the network (ranks divided by their layer's mean) instead of hand-set rates per layer; all layers "
-        "pruned at once instead of one by one with fine-tuning between; residual streams are pruned too, tied filters by "
-        "their mean rank, each taken after the sum and its activation"
+        "one rate for all layers, not one per layer by hand; all layers are pruned at once, not one by one with fine-tuning "
+        "between; the map of the last convolution of a block is taken after the sum and its activation"
     )
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
         ("imagenet", "*"): Recipe(
             settings={"images": 128}, source="ours; the paper takes 500 and finds the mean rank hardly depends on them"
         ),
     }
-    search: ClassVar = {"ranking": ("global", "layer")}
+    search: ClassVar = {"ranking": ("layer", "global")}
+    implied: ClassVar[Mapping[str, Any]] = {"scope": "coupled", "ranking": "global"}
     lowest: ClassVar = {"images": 1}
 
+    ranking: Ranking = "layer"
+    scope: Scope = "untied"
     images: int = 500
     """Training images over which the rank is averaged."""
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Layer -> mean rank of the feature maps [O].
+        """Return layer -> mean rank of the feature maps [O].
 
         Costs a forward pass and the singular values of each image's maps: for a ResNet-50 at 224x224, 0.8 s an image on one
         CPU core.
@@ -70,7 +75,7 @@ class HRank(Criterion):
 
 
 def _map_of(graph: Graph, conv: fx.Node) -> fx.Node:
-    """The activation behind a convolution, past its batch norm and residual sum; the last of these if there is none."""
+    """Return the activation after a convolution, its batch norm and residual sum, or the last of these."""
     node = conv
     while graph.kinds[node] != "pass" and graph.kinds[user := next(iter(node.users))] in ("bn", "sum", "pass"):
         node = user

@@ -1,30 +1,34 @@
-"""L1 norm: filters with small weights matter little."""
+"""L1 norm of filters (Pruning Filters for Efficient ConvNets)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from baselines._norms import filter_weights, l1_norms
-from suite.contract import Criterion, State, Task
+from suite.contract import Criterion, Ranking, Scope, State, Task
 from suite.graph import Graph
 
 
 @dataclass(frozen=True, kw_only=True)
 class L1Filter(Criterion):
-    """Sum of absolute weights of each filter."""
+    """Removes the filters with the smallest sums of absolute weights, from each layer the same share."""
 
     granularity = "filter"
-    source = "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, section 3.1"
-    deviations = (
-        "one order over the network (norms divided by their layer's mean) instead of hand-set rates per layer; residual "
-        "streams are pruned too, tied filters by the mean of their scores"
+    source = (
+        "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, section 3.1; section 3.3 and the released ResNet-56 "
+        "prune the first convolution of each block only (scope inner)"
     )
-    search: ClassVar = {"ranking": ("global", "layer")}
+    deviations = "the same rate in every layer, instead of rates by sensitivity; ranking='global' is a variant of ours"
+    search: ClassVar = {"ranking": ("layer", "global")}
+    implied: ClassVar[Mapping[str, Any]] = {"scope": "coupled", "ranking": "global"}
+
+    ranking: Ranking = "layer"
+    scope: Scope = "inner"
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Layer -> L1 norm of each filter [O]."""
+        """Return layer -> L1 norm of each filter [O]."""
         return l1_norms(filter_weights(model, graph))

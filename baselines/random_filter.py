@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from suite.contract import Criterion, State, Task
+from suite.contract import Criterion, Scope, State, Task
 from suite.graph import Graph
 
 
@@ -20,7 +20,9 @@ class RandomFilter(Criterion):
     source = "control"
     control = True
 
+    scope: Scope = "untied"
+
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Layer -> uniform random numbers [O]."""
+        """Return layer -> uniform random numbers [O]."""
         generator = torch.Generator().manual_seed(task.seed)
         return {name: torch.rand(conv.filters, generator=generator) for name, conv in graph.convs.items()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines._directions import directions
-from suite.contract import Criterion, Ranking, State, Task
+from suite.contract import Criterion, Ranking, Scope, State, Task
 from suite.graph import Graph
 
 DECIMALS = 5
@@ -32,11 +32,12 @@ class Similarity(Criterion):
     deviations = (
         "the paper removes one set of redundant filters; to meet any budget, they go by the distance of their pair, over "
         "the network, and the pairing is repeated on the filters that are left; 1x1 filters, which the paper has none of, "
-        "are compared by all their weights; residual streams are pruned too, tied filters by their mean score"
+        "are compared by all their weights; the paper has no residual sums, scope inner is our choice"
     )
     search: ClassVar = {"columns": (None, 8), "ranking": ("raw", "layer")}
 
     ranking: Ranking = "raw"
+    scope: Scope = "inner"
     columns: int | None = None
     """Columns of the similarity matrix, the first ones, from which the Nystrom method completes it; None: it is exact."""
 

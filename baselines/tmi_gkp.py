@@ -19,7 +19,7 @@ from sklearn.manifold import SpectralEmbedding
 from sklearn.metrics.pairwise import rbf_kernel
 from torch import Tensor, nn
 
-from baselines.leanflex_gkp import equal_groups
+from baselines.equal_gkp import equal_groups
 from suite.contract import Learner, OptOut, Planner, Pruner, Recipe, State, Step, Task
 from suite.graph import Graph
 from suite.select import channel_planner

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from suite.graph import Graph
-from suite.plan import Budget, ConvPlan, Planner, PruningPlan, Ranking
+from suite.plan import Budget, ConvPlan, Planner, PruningPlan, Ranking, Scope
 from suite.select import filter_planner
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "PruningPlan",
     "Ranking",
     "Recipe",
+    "Scope",
     "State",
     "Step",
     "Task",
@@ -209,6 +210,17 @@ class Pruner:
     """True for a baseline that every method has to beat, such as random filters."""
     lowest: ClassVar[Mapping[str, float]] = {}
     """Hyperparameter -> the smallest value that it may have."""
+    training: ClassVar[Mapping[str, Any]] = {}
+    """Fields of the learning schedule that the authors fix, such as `lr`; grids put them over their own schedule."""
+    implied: ClassVar[Mapping[str, Any]] = {}
+    """Hyperparameter -> the value that a run identity without it stands for, if that is not the default.
+
+    For a field that came after rows existed, or whose default changed: earlier rows keep their keys and their meaning.
+    """
+    formerly: ClassVar[str] = ""
+    """The name in run identities of a method whose file was renamed."""
+    version: ClassVar[int] = 1
+    """Raised if equal settings give other results than before; enters run identities from 2 on."""
     needs_budget: ClassVar[bool] = False
     """False when what is learned serves all budgets."""
     start: ClassVar[Literal["base", "init"]] = "base"
@@ -287,12 +299,22 @@ class Pruner:
 class Criterion(Pruner):
     """The small common case: one score per filter, the smallest go first. Write `score` in at most 30 lines."""
 
+    implied: ClassVar[Mapping[str, Any]] = {"scope": "coupled"}
+    shared_deviations: ClassVar[str] = (
+        "rates follow from a MACs budget, which bisection meets, instead of being set by hand; the best filter of every layer "
+        "stays; a removed filter also loses its batch norm, so it adds nothing; filters that go together have the mean of their "
+        "scores; scores of one order over the network are divided by their layer's mean, unless the ranking is raw"
+    )
+    """Deviations of every criterion; `deviations` has those of one."""
+
     ranking: Ranking = "global"
+    scope: Scope = "coupled"
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Layer name -> float [O], larger is more important, for every layer of `graph`; `model` is in eval mode."""
         raise NotImplementedError
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Remove filters in the order of their scores, coupled ones together (`suite.select`)."""
-        return filter_planner(graph, self.score(model, graph, state, task), ranking=self.ranking)
+        """Remove filters in the order of their scores (`suite.select`)."""
+        scores = self.score(model, graph, state, task)
+        return filter_planner(graph, scores, ranking=self.ranking, scope=self.scope)

@@ -17,6 +17,10 @@ Ranking = Literal["global", "raw", "layer", "isomorphic"]
 """Order of scores across layers. "global" divides the scores of a layer by their mean and sorts all layers together; "raw"
 sorts all layers together without the division; "layer" removes the same share of every layer; "isomorphic" sorts as "global"
 within each class of filter sets of the same topology, and removes the same share of every class."""
+Scope = Literal["untied", "inner", "coupled"]
+"""Filters that a criterion removes. "untied": those of every convolution but projection shortcuts, each on its own; a
+residual sum keeps its width, and a removed filter adds nothing to it. "inner": only filters that no residual sum reads.
+"coupled": filters that meet in residual sums go together, from all their layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,11 +179,13 @@ class Budget:
               stem nor a shortcut, as the DSP authors do
     round_to  rounds the kept channels of every filter group and the kept filters up to a multiple (`suite.select.rounded`),
               for hardware that computes in such steps
+    refill    gives removed filters and channels back, last removed first, while the budget stays met (`suite.refill`)
     """
 
     share: float
     scope: Literal["network", "prunable"] = "network"
     round_to: int = 1
+    refill: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:

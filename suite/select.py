@@ -1,6 +1,6 @@
 """From scores to plans, and from plans to the budget: what all methods share.
 
-Shapes: O filters, I input channels, G filter groups, S filter sets (filters tied through residual sums disappear together).
+Shapes: O filters, I input channels, G filter groups, S filter sets (the filters of a set are removed together).
 """
 
 from __future__ import annotations
@@ -14,25 +14,62 @@ import torch
 from torch import Tensor
 
 from suite.graph import Graph
-from suite.plan import Budget, ConvPlan, Planner, PruningPlan, Ranking
+from suite.plan import Budget, ConvPlan, Planner, PruningPlan, Ranking, Scope
+from suite.refill import refill
 
 HALVINGS = 44
 """Over the bits of a float64, so that thresholds of every order of magnitude are told apart (to 9 digits or more)."""
-COARSE = 0.01
-"""A cut that exceeds its budget by more than this share is marked coarse and never compared as equal."""
+COARSE = 0.02
+"""Excess over a budget, as a share of the MACs that the budget leaves, above which a cut is coarse.
+
+Coarse cuts are never compared as equal.
+"""
 
 
-def filter_planner(graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranking) -> Planner:
+def sets_of_scope(graph: Graph, scope: Scope) -> dict[str, Tensor]:
+    """Return layer -> int64 [O], the set of each filter, 0..S-1, of the layers that lose filters in this scope.
+
+    Raises ValueError for an unknown scope, and for "inner" in a network in which residual sums read every convolution.
+    """
+    if scope not in get_args(Scope):
+        raise ValueError(f"scope {scope!r} is unknown; choose {', '.join(get_args(Scope))}")
+    if scope == "coupled":
+        return dict(graph.filter_sets)
+    names = [name for name, conv in graph.convs.items() if scope == "untied" and conv.role != "shortcut"]
+    if scope == "inner":
+        names = [name for name in graph.convs if not _meets_sum(graph, name)]
+    if not names:
+        raise ValueError(f"scope {scope!r} removes no filter of this network: residual sums read every convolution")
+    sizes = [graph.convs[name].filters for name in names]
+    return dict(zip(names, torch.arange(sum(sizes)).split(sizes), strict=True))
+
+
+def _meets_sum(graph: Graph, name: str) -> bool:
+    """Return True if a residual sum reads the layer's filters, directly or through batch norm, activation or padding."""
+    nodes = [graph.conv_nodes[name]]
+    while nodes:
+        for user in nodes.pop().users:
+            if graph.kinds[user] == "sum":
+                return True
+            if graph.kinds[user] in ("bn", "pass", "shortcut"):
+                nodes.append(user)
+    return False
+
+
+def filter_planner(
+    graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranking, scope: Scope = "coupled"
+) -> Planner:
     """A planner that removes whole filters, those with the smallest scores first.
 
     scores   layer name -> float [O] for every layer of `graph`; larger is more important
     ranking  how scores of different layers compare
+    scope    the filters that are removed, and which of them go together
     Tied filters get the mean of their scores. The best filter of every layer stays, so no layer vanishes.
     Raises ValueError naming the layer whose scores are missing, of another length or not finite, or the unknown ranking.
     """
     if ranking not in get_args(Ranking):
         raise ValueError(f"ranking {ranking!r} is unknown; choose {', '.join(get_args(Ranking))}")
-    sets, values = set_scores(graph, scores, normalise=ranking in ("global", "isomorphic"))
+    sets, values = set_scores(graph, scores, normalise=ranking in ("global", "isomorphic"), scope=scope)
     count = len(values)
     protected = torch.zeros(count, dtype=torch.bool)
     for ids in sets.values():
@@ -99,10 +136,13 @@ def _fractions(order: Tensor, count: int) -> Tensor:
     return fractions
 
 
-def set_scores(graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool) -> tuple[dict[str, Tensor], Tensor]:
+def set_scores(
+    graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool, scope: Scope = "coupled"
+) -> tuple[dict[str, Tensor], Tensor]:
     """Layer name -> the set of each of its filters, int64 [O], numbered 0..S-1; and the mean score of each set, float64 [S].
 
     normalise   divide scores by their layer's mean first
+    scope       the layers and sets that count (`sets_of_scope`)
     """
     if not isinstance(scores, Mapping):
         raise ValueError(f"scores are layer name -> tensor [O], not {type(scores).__name__}")
@@ -116,11 +156,8 @@ def set_scores(graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool) -
                 f"scores of {name} must be {conv.filters} finite numbers, one a filter; got shape {list(scores[name].shape)}"
                 + ("" if bool(scores[name].isfinite().all()) else " with values that are not finite")
             )
-    names = list(graph.convs)
-    flat = torch.cat([graph.filter_sets[name] for name in names])
-    _, dense = flat.unique(return_inverse=True)
-    sets = dict(zip(names, dense.split([len(graph.filter_sets[name]) for name in names]), strict=True))
-    total = torch.zeros(int(dense.max()) + 1, dtype=torch.float64)
+    sets = sets_of_scope(graph, scope)
+    total = torch.zeros(1 + max(int(ids.max()) for ids in sets.values()), dtype=torch.float64)
     members = torch.zeros_like(total)
     for name, ids in sets.items():
         value = scores[name].detach().double().cpu()
@@ -182,7 +219,7 @@ class Selection:
     knob: float
     cut: float
     coarse: bool
-    """True when the cut exceeds the budget by more than a point."""
+    """True if the excess over the budget is more than `COARSE` of the MACs that the budget leaves."""
 
 
 def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
@@ -208,12 +245,16 @@ def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
             high, best, cut = middle, plan, middle_cut
         else:
             low = middle
+    if budget.refill and budget.round_to == 1:
+        best = refill(planner, graph, budget, best, _from_bits(high))
+        cut = graph.cut(best, budget.scope)
     if graph.macs(best).total == 0:
         empty = next((name for name, layer in best.items() if not bool(layer.mask_OI.any())), "the network")
         raise ValueError(
             f"the plan that meets a budget of {budget.share:.2%} leaves no way through: all of {empty} is removed"
         )
-    return Selection(plan=graph.settle(best), knob=_from_bits(high), cut=cut, coarse=cut - budget.share > COARSE)
+    coarse = cut - budget.share > COARSE * (1 - budget.share)
+    return Selection(plan=graph.settle(best), knob=_from_bits(high), cut=cut, coarse=coarse)
 
 
 LEVELS = 192

@@ -6,7 +6,8 @@
     timed    (pruned, device, precision, batch, ...)              -> one latency row
 
 A field at its default does not enter the hash, so that a new field with a default leaves old names as they are; the defaults
-themselves therefore never change.
+themselves therefore never change. If the default of a method's setting has to change, `Pruner.implied` keeps the value that
+earlier rows stand for, and runs with the new default get new names.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from suite.contract import Budget, Pruner
@@ -138,7 +140,9 @@ class Pruned(_Named):
         """Return what enters the hash; the settings of a follower name the method of its reference."""
         fields = _fields(self)
         if self.reference is not None:
-            fields["settings"] = {**fields["settings"], "like": describe(self.reference.settings)}
+            named = dict(identity(self.reference.settings))
+            method, settings = named.pop("method"), ", ".join(f"{name}={value}" for name, value in named.items())
+            fields["settings"] = {**fields["settings"], "like": f"{method}({settings})" if settings else method}
         return fields
 
     @property
@@ -211,12 +215,15 @@ def identity(value: Any) -> Any:
         return value.identity
     if not dataclasses.is_dataclass(value):
         return value
-    return {"method": name_of(value), **_fields(value)} if isinstance(value, Pruner) else _fields(value)
+    if not isinstance(value, Pruner):
+        return _fields(value)
+    version = {"version": value.version} if value.version > 1 else {}
+    return {"method": value.formerly or name_of(value), **version, **_fields(value, value.implied)}
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    changed = ((field.name, getattr(value, field.name), field.default) for field in dataclasses.fields(value))
-    return {name: identity(item) for name, item, default in changed if item != default}
+def _fields(value: Any, implied: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    fields = [(field.name, getattr(value, field.name), field.default) for field in dataclasses.fields(value)]
+    return {name: identity(item) for name, item, default in fields if item != implied.get(name, default)}
 
 
 def in_order(stages: Iterable[Stage]) -> list[Stage]:

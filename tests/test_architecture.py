@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.plan", "suite.cudagraph", "suite.arithmetic"),
     ("suite.timing", "suite.models", "suite.distributed"),
     ("suite.graph",),
+    ("suite.refill",),
     ("suite.select", "suite.pack"),
     ("suite.contract", "suite.export"),
     ("suite.data", "suite.methods"),

@@ -21,7 +21,7 @@ FOLLOWERS: tuple[Pruner, ...] = (L1Rates(), RandomRates(), Scratch())
 
 
 def l1_plan(model: nn.Module, graph: Graph, budget: Budget) -> PruningPlan:
-    return meet(L1Filter().planner(model, graph, {}, task_of(0)), graph, budget).plan
+    return meet(L1Filter(scope="coupled", ranking="global").planner(model, graph, {}, task_of(0)), graph, budget).plan
 
 
 def following(settings: Pruner, model: nn.Module, graph: Graph, reference: PruningPlan, seed: int = 0) -> Planner:

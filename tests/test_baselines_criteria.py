@@ -15,7 +15,7 @@ from baselines.hrank import HRank
 from baselines.l1_filter import L1Filter
 from baselines.l2_filter import L2Filter
 from baselines.similarity import Similarity, similarities
-from baselines.taylor import Taylor
+from baselines.taylor_once import TaylorOnce
 from baselines.uniform_width import UniformWidth
 from suite.contract import Task
 from suite.graph import Graph
@@ -66,7 +66,7 @@ def test_taylor_is_the_squared_loss_change_of_removing_a_filter() -> None:
     model.eval()
     dense = loss_without(model, [], x, labels)
     true = torch.tensor([loss_without(model, [o], x, labels) - dense for o in range(4)], dtype=torch.float64)
-    scores = Taylor(batches=1, batch_size=32).score(model, graph, {}, task_with(x, labels))["0"]
+    scores = TaylorOnce(batches=1, batch_size=32).score(model, graph, {}, task_with(x, labels))["0"]
     torch.testing.assert_close(scores, true.square(), rtol=1e-2, atol=0)
     assert scores.argsort().tolist() == true.abs().argsort().tolist() != [3, 2, 1, 0]
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -76,7 +76,7 @@ def test_taylor_averages_squares_over_batches() -> None:
     model, graph, x, labels = small_outputs()
 
     def of(start: int, batches: int) -> Tensor:
-        settings = Taylor(batches=batches, batch_size=16)
+        settings = TaylorOnce(batches=batches, batch_size=16)
         return settings.score(model, graph, {}, task_with(x[start:], labels[start:]))["0"]
 
     torch.testing.assert_close(of(0, 2), (of(0, 1) + of(16, 1)) / 2)
@@ -87,7 +87,7 @@ def test_taylor_takes_tied_filters_as_one_gate() -> None:
     model = network_of("resnet8").double().eval()
     graph = Graph(model, (3, 8, 8))
     x, labels = torch.rand(8, 3, 8, 8).double(), torch.randint(10, (8,))
-    scores = Taylor(batches=1, batch_size=8).score(model, graph, {}, task_with(x, labels))
+    scores = TaylorOnce(batches=1, batch_size=8, scope="coupled").score(model, graph, {}, task_with(x, labels))
     layers = [name for name in graph.convs if 5 in graph.filter_sets[name]]
     assert len(layers) > 1
     losses = []
@@ -224,10 +224,10 @@ def test_uniform_width_takes_the_same_share_of_every_layer(network: str) -> None
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="taylor's batches must be at least 1, got 0"):
-        Taylor(batches=0)
-    with pytest.raises(ValueError, match="taylor's batch_size must be at least 1, got -2"):
-        Taylor(batch_size=-2)
+    with pytest.raises(ValueError, match="taylor_once's batches must be at least 1, got 0"):
+        TaylorOnce(batches=0)
+    with pytest.raises(ValueError, match="taylor_once's batch_size must be at least 1, got -2"):
+        TaylorOnce(batch_size=-2)
     with pytest.raises(ValueError, match="hrank's images must be at least 1, got 0"):
         HRank(images=0)
     with pytest.raises(ValueError, match=r"similarity's columns must be at least 1, or None .* got 0"):

@@ -15,11 +15,14 @@ from test_methods import images, network_of, one_layer, order_of_removal, task_o
 from torch import Tensor, nn
 
 from baselines.depgraph import DepGraph, coupled_weights, group_energies
+from baselines.fpgm import FPGM
 from baselines.greg import GReg
 from baselines.group_sparse import GroupSparse
 from baselines.lapp import LAPP, MaskedMacs
 from baselines.sfp import SFP
+from baselines.slimming import Slimming
 from baselines.ssl import SSL
+from baselines.taylor import Taylor
 from suite import methods
 from suite.contract import Budget, ConvPlan, Learner, Pruner, PruningPlan, Step
 from suite.graph import Graph
@@ -28,7 +31,7 @@ from suite.select import meet
 from suite.trainer import Trainer
 
 SCHEDULE = Schedule(epochs=4, lr=0.05, weight_decay=1e-4, batch=16, epoch_images=64)
-LEARNING = ("sfp", "ssl", "greg", "depgraph", "lapp", "group_sparse")
+LEARNING = ("sfp", "fpgm", "taylor", "slimming", "ssl", "greg", "depgraph", "lapp", "group_sparse")
 
 
 def trainer_of(method: str, settings: Pruner | None = None, schedule: Schedule = SCHEDULE) -> Trainer:
@@ -260,11 +263,115 @@ def test_greg_removes_the_filters_that_it_picked_although_they_are_large() -> No
     assert plan["0"].kept_O.tolist() == [True, False, False, True]
 
 
+def test_depgraph_averages_over_coupled_layers() -> None:
+    """Summed, the channels that only the last stage of a padded network has go first, as few layers hold them."""
+    model = network_of("resnet8_a")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data.normal_().mul_((module.in_channels * 9) ** -0.5)
+    graph = Graph(model, images().input_shape)
+    last = [name for name, conv in graph.convs.items() if conv.role == "closing"][-1]
+    own = torch.tensor([int((torch.cat(list(graph.filter_sets.values())) == s).sum()) for s in graph.filter_sets[last]])
+    assert own.unique().tolist() == [1, 2, 4], "sets of the last stage have different numbers of layers"
+
+    def lost_first(settings: DepGraph) -> float:
+        scores = settings.score(model, graph, {}, task_of(0))[last]
+        return float((own[scores.argsort()[: len(own) // 2]] == 1).float().mean())
+
+    assert lost_first(DepGraph(reduction="sum")) > 0.95
+    assert lost_first(DepGraph()) < 0.8
+
+
+def test_greg_leaves_what_a_residual_sum_reads_and_releases_the_kept_filters() -> None:
+    model = network_of("resnet8")
+    graph = Graph(model, images().input_shape)
+    settings = GReg(pick_share=0.5, push_share=0.5)
+    learner = settings.learner(model, graph, task_of(0, Budget(share=0.2)))
+    before = {name: model.get_parameter(f"{name}.weight").detach().clone() for name in graph.convs}
+    zero_gradients(model)
+    learner.before_step(one_step(model, index=5, total=10))
+    picked = learner.state_dict()["picked"]
+    assert set(picked) == {name for name, conv in graph.convs.items() if conv.role == "inner"}
+    for name, conv in graph.convs.items():
+        gradient = model.get_parameter(f"{name}.weight").grad
+        if conv.role == "inner":
+            factor = torch.where(picked[name], settings.factor(0.5), -settings.release)
+            torch.testing.assert_close(gradient, factor * before[name])
+        else:
+            assert gradient is not None
+            assert not bool(gradient.any())
+
+
 def test_greg_refuses_a_schedule_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"at most 1 together, got 0\.5 and 0\.6"):
         GReg(pick_share=0.5, push_share=0.6)
     with pytest.raises(ValueError, match=r"needs 0 < pick_limit <= ceiling, got 2 and 1\.0"):
         GReg(pick_limit=2)
+
+
+# ---- Taylor, step by step --------------------------------------------------------------------------------------------
+
+
+def test_taylor_removes_step_by_step_until_the_budget_is_met_and_keeps_the_filters_zero() -> None:
+    settings = Taylor(every=2, prune_share=0.5)
+    trainer = trainer_of("taylor", settings)
+    train(trainer, until=trainer.total)
+    shares = [entry["removed_share"] for entry in trainer.history]
+    assert 0 < shares[0] < shares[1] == shares[-1]
+    model = trainer.model.eval()
+    graph = Graph(model, images().input_shape)
+    found = meet(settings.planner(model, graph, trainer.learner.state_dict(), task_of(0)), graph, Budget(share=0.5))
+    assert found.cut >= 0.5
+    for name, layer in found.plan.items():
+        if graph.convs[name].role == "inner":
+            weight = model.get_parameter(f"{name}.weight")
+            assert not bool(weight[~layer.kept_O & (weight.flatten(1).norm(dim=1) > 0)].any())
+    assert {graph.convs[name].role for name in found.plan if not bool(found.plan[name].kept_O.all())} == {"inner"}
+
+
+def test_taylor_has_a_momentum_over_removals() -> None:
+    model, graph = one_layer([[3.0], [2.0], [1.0]])
+    learner = Taylor(every=1, momentum=0.9, prune_share=1.0).learner(model, graph, task_of(0, Budget(share=0.3)))
+    scale = model.get_parameter("1.weight")
+    scale.data.fill_(1.0)
+    importances = []
+    for gradient in (torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0])):
+        zero_gradients(model)
+        scale.grad = gradient
+        learner.before_step(one_step(model, index=0, total=1000))
+        learner.after_step(one_step(model, index=0, total=1000))
+        importances.append(learner.state_dict()["importance_S"])
+    torch.testing.assert_close(importances[0], torch.tensor([1.0, 4.0, 9.0]).double())
+    expected = 0.9 * importances[0] + 0.1 * torch.tensor([9.0, 4.0, 1.0]).double()
+    torch.testing.assert_close(importances[1][1:], expected[1:], msg="the first filter is removed after the first step")
+
+
+# ---- slimming --------------------------------------------------------------------------------------------------------
+
+
+def test_slimming_starts_from_half_scales_without_decay() -> None:
+    model, graph = one_layer([[1.0], [2.0]])
+    learner = Slimming(lam=0.01).learner(model, graph, task_of(0))
+    scale = model.get_parameter("1.weight")
+    assert Slimming.start == "init"
+    assert scale.tolist() == [0.5, 0.5]
+    zero_gradients(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.2)
+    learner.before_step(dataclasses.replace(one_step(model), optimizer=optimizer))
+    optimizer.step()
+    torch.testing.assert_close(scale.detach(), torch.tensor([0.49, 0.49]))
+
+
+# ---- soft FPGM -------------------------------------------------------------------------------------------------------
+
+
+def test_fpgm_zeroes_the_central_filters_and_removes_the_zeroed_ones() -> None:
+    model, graph = one_layer([[9.0, 0.9], [10.0, 0.0], [9.0, -0.9]])
+    learner = FPGM().learner(model, graph, task_of(0, Budget(share=0.25)))
+    learner.after_epoch(model)
+    assert filter_norms(model)[1] == 0
+    plan = FPGM().planner(model, graph, learner.state_dict(), task_of(0))(0.25)
+    assert plan["0"].kept_O.tolist() == [True, False, True], "although the zero filter is far from the others"
 
 
 # ---- coupled group norms ---------------------------------------------------------------------------------------------
@@ -275,7 +382,7 @@ def test_depgraph_has_the_groups_and_the_penalty_of_torch_pruning(network: str) 
     """Not with padded shortcuts: Torch-Pruning leaves the padded half of a stream out of its groups."""
     model = network_of(network)
     graph = Graph(model, images().input_shape)
-    energy_S = group_energies(coupled_weights(model, graph), graph.set_count)
+    energy_S = group_energies(coupled_weights(model, graph), graph.set_count, "mean")
     importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     x = torch.zeros(2, *images().input_shape)
@@ -328,7 +435,10 @@ def test_depgraph_shrinks_the_group_that_the_loss_does_not_need_in_every_layer()
 def test_depgraph_counts_what_reads_a_channel() -> None:
     """By its own weights filter 0 is the largest; nobody reads it."""
     model, graph = two_layers(torch.tensor([[3.0], [2.0], [2.5]]), torch.tensor([[0.0, 4.0, 4.0], [0.0, 4.0, 4.0]]))
-    assert DepGraph().score(model, graph, {}, task_of(0))["0"].tolist() == [9 + 1, 4 + 1 + 32, 6.25 + 1 + 32]
+    summed = DepGraph(reduction="sum", ranking="global").score(model, graph, {}, task_of(0))["0"]
+    assert summed.tolist() == [9 + 1, 4 + 1 + 32, 6.25 + 1 + 32]
+    mean = DepGraph().score(model, graph, {}, task_of(0))["0"]
+    torch.testing.assert_close(mean, summed / summed.max(), msg="three weights are coupled to each filter")
     assert order_of_removal(DepGraph(), model, graph)[0] == 0
 
 

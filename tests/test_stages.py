@@ -22,7 +22,8 @@ BASE = Base(data="digits", model="resnet8", schedule=SHORT, seed=0)
 PUBLIC = Base(data="cifar10", model="resnet20_a", schedule=None, seed=0, weights="cifar10_resnet20_a")
 LEARNED = Learned(base=BASE, settings=DSP(), schedule=SHORT, seed=0)
 PRUNED = Pruned(base=BASE, settings=DSP(), learning=SHORT, budget=Budget(share=0.5), finetune=SHORT, seed=0)
-PLAIN = Pruned(base=BASE, settings=L1Filter(), learning=None, budget=Budget(share=0.5), finetune=SHORT, seed=0)
+EARLIER = L1Filter(scope="coupled", ranking="global")
+PLAIN = Pruned(base=BASE, settings=EARLIER, learning=None, budget=Budget(share=0.5), finetune=SHORT, seed=0)
 TIMED = Timed(pruned=PRUNED, timing=Timing())
 FOLLOWING = dataclasses.replace(PLAIN, settings=RandomRates(), reference=PLAIN)
 
@@ -54,7 +55,7 @@ def test_a_field_at_its_default_does_not_enter_the_name() -> None:
     explicit = dataclasses.replace(SHORT, momentum=0.9, cycles=1, shape="cosine")
     assert dataclasses.replace(BASE, schedule=explicit, split="all", weights="").key == BASE.key
     assert dataclasses.replace(PRUNED, settings=DSP(groups=2), smoke=False).key == PRUNED.key
-    assert identity(L1Filter()) == {"method": "l1_filter"}
+    assert identity(EARLIER) == {"method": "l1_filter"}
     assert identity(Timing()) == {}
 
 

@@ -11,11 +11,11 @@ import torch_pruning as tp
 from test_methods import network_of, task_of
 from torch import Tensor, nn
 
-from baselines.fpgm import FPGM
+from baselines.fpgm_once import FPGMOnce
 from baselines.l1_filter import L1Filter
 from baselines.l2_filter import L2Filter
 from baselines.slimming import Slimming
-from baselines.taylor import Taylor
+from baselines.taylor_once import TaylorOnce
 from suite.contract import Criterion
 from suite.graph import Graph
 
@@ -66,14 +66,14 @@ def taylor() -> tp.importance.Importance:
     return tp.importance.GroupTaylorImportance(multivariable=True, group_reduction="first", normalizer=None)
 
 
-TAYLOR = Taylor(batches=1, batch_size=32)
+TAYLOR = TaylorOnce(batches=1, batch_size=32)
 CASES = {
     "l1-layer": Case(L1Filter(ranking="layer"), lambda: magnitude(1, None), False),
-    "l1-global": Case(L1Filter(), lambda: magnitude(1, "mean"), True),
+    "l1-global": Case(L1Filter(ranking="global"), lambda: magnitude(1, "mean"), True),
     # theirs is the square, whose share of the layer's mean is another one
     "l2-layer": Case(L2Filter(ranking="layer"), lambda: magnitude(2, None), False),
-    "fpgm-layer": Case(FPGM(ranking="layer"), lambda: fpgm(None), False, positive),
-    "fpgm-global": Case(FPGM(), lambda: fpgm("mean"), True, positive),
+    "fpgm-layer": Case(FPGMOnce(ranking="layer"), lambda: fpgm(None), False, positive),
+    "fpgm-global": Case(FPGMOnce(ranking="global"), lambda: fpgm("mean"), True, positive),
     "slimming-layer": Case(Slimming(ranking="layer"), lambda: tp.importance.BNScaleImportance(normalizer=None), False),
     "slimming-raw": Case(Slimming(), lambda: tp.importance.BNScaleImportance(normalizer=None), True),
     "taylor-layer": Case(dataclasses.replace(TAYLOR, ranking="layer"), taylor, False, unshifted),

@@ -170,8 +170,8 @@ def cross(
                     Pruned(
                         base=base,
                         settings=settings,
-                        learning=learning if kind.learns else None,
-                        budget=budget if isinstance(budget, Budget) else Budget(share=budget),
+                        learning=dataclasses.replace(learning, **kind.training) if learning and kind.learns else None,
+                        budget=budget if isinstance(budget, Budget) else Budget(share=budget, refill=True),
                         finetune=finetune,
                         seed=seed,
                     )

@@ -14,10 +14,10 @@ from suite.stages import Base, Pruned, Timing
 
 SEEDS = (0, 1, 2)
 CUTS = {
-    "resnet18": tuple(Budget(share=share, scope="prunable") for share in (0.6008, 0.7005, 0.8000)),
+    "resnet18": tuple(Budget(share=share, scope="prunable", refill=True) for share in (0.6008, 0.7005, 0.8000)),
     "resnet50": (
-        *(Budget(share=share, scope="prunable") for share in (0.7000, 0.8003, 0.9002)),
-        Budget(share=0.7185, scope="network"),
+        *(Budget(share=share, scope="prunable", refill=True) for share in (0.7000, 0.8003, 0.9002)),
+        Budget(share=0.7185, scope="network", refill=True),
     ),
 }
 LEARN = Schedule(epochs=30, lr=0.01, weight_decay=1e-4, batch=256)

@@ -1,4 +1,4 @@
-"""Grouped kernel pruning: similar filters form groups of equal size, and every group of a layer keeps as many channels."""
+"""Grouped kernel pruning with a given number of equal filter groups (TMI-GKP)."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from suite.select import channel_planner
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeanFlexGKP(Pruner):
-    """Static groups by k-means; in each, the grouped kernels that are small and like others go."""
+class EqualGKP(Pruner):
+    """Groups filters by k-means, then removes from each group the small and redundant grouped kernels."""
 
     granularity = "intra_channel"
+    formerly = "leanflex_gkp"
     source = (
-        "Zhang et al., Flexible Group Count Enables Hassle-Free Structured Pruning (LeanFlex-GKP), CVPR 2025; after Zhong et "
-        "al., Revisit Kernel Pruning with Lottery Regulated Grouped Convolutions (TMI-GKP), ICLR 2022, section 3"
+        "Zhong et al., Revisit Kernel Pruning with Lottery Regulated Grouped Convolutions (TMI-GKP), ICLR 2022, section 3; "
+        "scores after Zhang et al., Flexible Group Count Enables Hassle-Free Structured Pruning (LeanFlex-GKP), CVPR 2025"
     )
     deviations = (
-        "the number of groups is given, not chosen per layer (a layer whose filters it does not divide gets its largest "
-        "divisor below); k-means clusters are made equal by an optimal assignment of filters to their centres; a grouped "
-        "kernel's score is our sum of its norm and its mean distance to the others, each divided by its mean in the group; "
-        "layers lose their n-th channels one after the other, so rates differ by one channel at most; no permutation is "
-        "needed, since packing keeps filters where they are; stem and shortcut convolutions are left"
+        "equal groups: their number is given, as in TMI-GKP, and not chosen per layer as in LeanFlex-GKP (a layer whose filters "
+        "it does not divide gets its largest divisor below); k-means clusters are made equal by an optimal assignment of filters "
+        "to their centres; a grouped kernel's score is our sum of its norm and its mean distance to the group's kernels, each "
+        "over its mean in the group; layers lose their n-th channels one after the other, so rates differ by at most one; "
+        "no permutation is needed, since packing keeps filters where they are; stem and shortcut convolutions are left"
     )
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"groups": (2, 4, 8)}
     lowest: ClassVar = {"groups": 1}
@@ -41,7 +42,7 @@ class LeanFlexGKP(Pruner):
     """Filter groups of a layer, at most."""
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Knob: the share of channels that each group of each layer drops."""
+        """Return the planner whose knob is the share of channels that each group of each layer drops."""
         orders, groups = {}, {}
         for name, conv in graph.convs.items():
             if conv.prunable:
@@ -52,7 +53,7 @@ class LeanFlexGKP(Pruner):
 
 
 def equal_groups(w_OK: Tensor, most: int, seed: int) -> Tensor:
-    """int64 [O]: `most` groups of equal size, or as many below as divide the filters, each near its k-means centre."""
+    """Return int64 [O]: at most `most` groups of equal size, each near its k-means centre."""
     filters = len(w_OK)
     count = max(number for number in range(1, min(most, filters) + 1) if filters % number == 0)
     centres = KMeans(count, n_init=10, random_state=seed).fit(w_OK.numpy()).cluster_centers_
@@ -62,7 +63,7 @@ def equal_groups(w_OK: Tensor, most: int, seed: int) -> Tensor:
 
 
 def kernel_scores(w_OIK: Tensor, group_O: Tensor) -> Tensor:
-    """[G, I]: norm of the grouped kernel w[group, i] and its mean distance to the group's others, relative to their means."""
+    """Return [G, I]: norm of the grouped kernel w[group, i] plus its mean distance to the group's kernels, both relative."""
     scores = []
     for g in range(int(group_O.max()) + 1):
         w_I = w_OIK[group_O == g].transpose(0, 1).flatten(1)

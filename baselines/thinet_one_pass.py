@@ -1,4 +1,4 @@
-"""ThiNet: greedily removes the channels without which the next layer's output changes least, then rescales the others."""
+"""ThiNet in one pass: greedy removal of channels by the change of the next layer's output."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from suite.graph import Graph
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThiNet(Pruner):
-    """Filters whose channels the one layer that reads them can do without."""
+class ThiNetOnePass(Pruner):
+    """Removes channels greedily from all layers at once, then rescales the channels that are left."""
 
     granularity = "channel"
+    version = 2
     source = "Luo, Wu, Lin, ThiNet, ICCV 2017, section 3.2, equations 5-7 and algorithm 1"
     deviations = (
-        "a sampled pixel counts with all filters of the next layer, not with a random one; all layers are pruned at once and "
-        "then fine-tuned, not one after the other with an epoch between, so channels are chosen on the unpruned network; "
+        "one pass: all layers are pruned at once and then fine-tuned, not one after the other with an epoch between, so channels "
+        "are chosen on the unpruned network; a sampled pixel counts with all filters of the next layer, not with a random one; "
         "scaling is damped by 1e-6 of the mean diagonal, towards 1"
     )
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
-        ("imagenet", "*"): Recipe(settings={"images": 500}, source="ours: activations of all are in memory at once"),
+        ("imagenet", "*"): Recipe(settings={"images": 10000}, source="ten images a class, as published"),
     }
 
     search: ClassVar[Mapping[str, tuple[int, ...]]] = {"images": (50, 100, 200), "positions": (5, 10)}
@@ -38,30 +39,30 @@ class ThiNet(Pruner):
     """Output pixels of each image."""
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """The same share of channels from every layer that alone reads them; residual streams stay as they are."""
+        """Return the planner that removes the same share of every layer that alone reads its input."""
         return plan_by_samples(
             model, graph, task, sole_readers(graph), greedy_order, images=self.images, positions=self.positions
         )  # fmt: skip
 
     def reconstruct(self, model: nn.Module, graph: Graph, plan: PruningPlan, task: Task) -> None:
-        """Equation 7, layer by layer: inputs from the pruned network, outputs from the unpruned one."""
+        """Rescale channels by equation 7, layer by layer: pruned inputs, unpruned outputs."""
         refit(model, graph, plan, task, rescaled, images=self.images, positions=self.positions)
 
 
 def sole_readers(graph: Graph) -> list[str]:
-    """The layers that read the filters of another one which nothing else reads."""
-    found = []
+    """Return the layers that are the only reader of another layer's filters."""
+    layers = []
     for name, node in graph.conv_nodes.items():
         source = node.all_input_nodes[0]
         while graph.kinds[source] in ("bn", "pass") and len(source.users) == 1:
             source = source.all_input_nodes[0]
         if graph.kinds[source] == "conv" and len(source.users) == 1:
-            found.append(name)
-    return found
+            layers.append(name)
+    return layers
 
 
 def greedy_order(gram_II: Tensor, w_OIK: Tensor) -> Tensor:
-    """The channels in the order in which they go: always the one that adds least to |what all removed ones add|^2."""
+    """Return the channels in order of removal: next is the least increase of the removed channels' squared output."""
     cost_I, order = gram_II.diagonal().clone(), []
     for _ in range(len(gram_II)):
         order.append(int(cost_I.argmin()))
@@ -71,7 +72,7 @@ def greedy_order(gram_II: Tensor, w_OIK: Tensor) -> Tensor:
 
 
 def rescaled(w_OIK: Tensor, before_OCK: Tensor, xx: Tensor, xy: Tensor) -> Tensor:
-    """w with each channel times s, argmin over s of |before y - sum_i s_i w_i x_i|^2."""
+    """Return w with each channel times s, argmin over s of |before y - sum_i s_i w_i x_i|^2."""
     gram_II = channel_products(xx, w_OIK, w_OIK)
     wanted_I = channel_products(xy, w_OIK, before_OCK).sum(1)
     return w_OIK * (1 + damped_solve(gram_II, wanted_I - gram_II.sum(1)))[:, None]

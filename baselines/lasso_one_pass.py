@@ -1,4 +1,4 @@
-"""Channels in the order in which LASSO lets them in; then the weights that are left are fitted to the layer's old output."""
+"""Channel pruning by LASSO and reconstruction, in one pass."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ LAST_LAMBDA = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class LassoChannels(Pruner):
-    """LASSO selects the input channels of every layer, least squares on sampled pixels gives the weights of what is left."""
+class LassoOnePass(Pruner):
+    """Selects input channels of every layer by LASSO, then fits the weights that are left by least squares."""
 
     granularity = "channel"
+    version = 2
     source = "He, Zhang, Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, section 3.1, equations 2-4"
     deviations = (
-        "one LASSO path per layer, on the unpruned network: channels go in the reverse order of their entry, instead of a "
+        "one pass: one LASSO path per layer, on the unpruned network; channels go in the reverse order of their entry, not by a "
         "penalty that is raised on inputs pruned so far until enough are gone; the same share of every layer instead of hand-set "
         "rates; the last layer of a residual branch is fitted to its own output, not to the block's (no multi-branch "
         "enhancement); shortcut convolutions are pruned as others are; least squares is damped by 1e-6 of the mean diagonal, "
@@ -36,7 +37,6 @@ class LassoChannels(Pruner):
     )
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
         ("digits", "*"): Recipe(settings={"images": 128}, source="ours: there are 1,437 images"),
-        ("imagenet", "*"): Recipe(settings={"images": 500}, source="ours: activations of all are in memory at once"),
     }
 
     search: ClassVar[Mapping[str, tuple[int, ...]]] = {"images": (500, 1000, 5000), "positions": (5, 10)}
@@ -48,9 +48,9 @@ class LassoChannels(Pruner):
     """Output pixels of each image."""
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Every layer but the stem loses the same share of its input channels, the last to enter first.
+        """Return the planner that removes the same share of every layer but the stem, last to enter first.
 
-        What one reader of a residual stream no longer reads stays there for the others.
+        A channel of a residual stream that one reader drops stays in the stream for other readers.
         """
         layers = [name for name, conv in graph.convs.items() if conv.role != "stem"]
         return plan_by_samples(
@@ -58,15 +58,16 @@ class LassoChannels(Pruner):
         )  # fmt: skip
 
     def reconstruct(self, model: nn.Module, graph: Graph, plan: PruningPlan, task: Task) -> None:
-        """Equation 4, layer by layer: inputs from the pruned network, outputs from the unpruned one."""
+        """Fit weights by equation 4, layer by layer: pruned inputs, unpruned outputs."""
         refit(model, graph, plan, task, least_squares, images=self.images, positions=self.positions)
 
 
 def lasso_order(gram_II: Tensor, w_OIK: Tensor) -> Tensor:
-    """The channels from the last to the first that enters min 1/2 |Y - sum_i beta_i Z_i|^2 + lambda |beta|_1 as lambda falls.
+    """Return the channels from the last to the first that enters the LASSO path as lambda falls.
 
-    Z_i is what channel i adds to the output with weights of norm 1 (the constraint of equation 2), and Y the output. Only
-    their products matter, so a square matrix with the same ones stands for the samples.
+    The path is of min 1/2 |Y - sum_i beta_i Z_i|^2 + lambda |beta|_1. Z_i is the output of channel i with weights of norm 1
+    (the constraint of equation 2), and Y the output of the layer. Only their products matter, so a square matrix with the same
+    products replaces the samples.
     """
     norm_I = w_OIK.norm(dim=(0, 2)).clamp(min=torch.finfo(torch.float64).tiny)
     gram = gram_II / norm_I[:, None] / norm_I
@@ -81,6 +82,6 @@ def lasso_order(gram_II: Tensor, w_OIK: Tensor) -> Tensor:
 
 
 def least_squares(w_OIK: Tensor, before_OCK: Tensor, xx: Tensor, xy: Tensor) -> Tensor:
-    """argmin over w of |before y - w x|^2."""
+    """Return argmin over w of |before y - w x|^2."""
     w = w_OIK.flatten(1).T
     return (w + damped_solve(xx, xy @ before_OCK.flatten(1).T - xx @ w)).T.reshape(w_OIK.shape)
