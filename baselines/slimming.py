@@ -47,12 +47,12 @@ class Slimming(Criterion):
     deviations = (
         "in the authors' pre-activation networks each reader of a residual stream selects its channels by its own scales; here "
         "the batch norm follows the convolution, so a scale selects what its convolution adds to the stream, and the stream "
-        "keeps its width (scope untied)"
+        "keeps its width (scope untied); batches are those of the grid, not of 64"
     )
     learns = True
     start: ClassVar[Literal["base", "init"]] = "init"
     version = 2
-    training: ClassVar[Mapping[str, Any]] = {"lr": 0.1, "weight_decay": 1e-4, "batch": 64, "shape": "steps"}
+    training: ClassVar[Mapping[str, Any]] = {"lr": 0.1, "weight_decay": 1e-4, "shape": "steps"}
     search: ClassVar = {"lam": (1e-4, 3e-4, 1e-3), "ranking": ("raw", "global")}
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
         ("cifar10", "vgg16"): Recipe(settings={"lam": 1e-4}, source="section 4.2 of the paper, VGGNet on CIFAR-10"),

@@ -20,7 +20,7 @@ from suite.stages import Stage, Timed, Timing, in_order
 RUNS = [
     run_of(method, budget, of=base(seed))
     for seed in (0, 1, 2)
-    for method in ("l1_filter", "fpgm", "dsp", "slimming")
+    for method in ("l1_filter", "l2_filter", "dsp", "slimming")
     for budget in (0.3, 0.5, 0.7)
 ]
 STAGES = in_order([*RUNS, *(Timed(pruned=run, timing=Timing(protocol="quick")) for run in RUNS)])

@@ -285,7 +285,9 @@ def test_a_damaged_log_is_named(tmp_path: Path) -> None:
 
 def test_a_grid_without_learning_has_no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     base = Base(data="digits", model="resnet8", schedule=SHORT, seed=0)
-    grid = Grid(title="", about="", runs=lambda: cross(bases=[base], method="fpgm", budgets=(0.5,), finetune=SHORT))
+    grid = Grid(
+        title="", about="", runs=lambda: cross(bases=[base], method="l2_filter", budgets=(0.5,), finetune=SHORT)
+    )
     assert runs_of(grid)
     monkeypatch.setattr("suite.grids.load", lambda name: grid)
     with pytest.raises(ValueError, match="no method of the grid"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from suite import methods
-from suite.contract import Budget, OptOut
+from suite.contract import Budget, OptOut, Pruner
 from suite.registry import pick
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Stage, Timed, Timing, in_order
@@ -151,12 +151,16 @@ def cross(
     budgets: Iterable[float | Budget],
     finetune: Schedule,
     learning: Schedule | None = None,
+    scratch: Schedule | None = None,
     seeds: Iterable[int] | None = None,
     **changes: object,
 ) -> list[Pruned]:
-    """One method on every base at every budget, with its recipe; `changes` go over the recipe's settings.
+    """Return runs of one method on every base at every budget, with its recipe; `changes` replace settings of the recipe.
 
+    learning  of methods that learn from the base weights; `Pruner.training` replaces fields of it
+    scratch   of methods that learn from the initial weights; None takes the schedule of the base network
     The seed of a run is that of its base, or each of `seeds`. A base for which the method opts out is left out.
+    Raises ValueError if a method that learns from initial weights has no schedule.
     """
     kind = methods.get(method)
     runs = []
@@ -164,19 +168,31 @@ def cross(
         if isinstance(kind.recipe(base.data, base.model), OptOut):
             continue
         settings = kind.for_task(base.data, base.model, **changes)
+        taught = _learning(kind, base, learning, scratch) if kind.learns else None
         for budget in budgets:
             for seed in (base.seed,) if seeds is None else seeds:
                 runs.append(
                     Pruned(
                         base=base,
                         settings=settings,
-                        learning=dataclasses.replace(learning, **kind.training) if learning and kind.learns else None,
+                        learning=taught,
                         budget=budget if isinstance(budget, Budget) else Budget(share=budget, refill=True),
                         finetune=finetune,
                         seed=seed,
                     )
                 )
     return runs
+
+
+def _learning(kind: type[Pruner], base: Base, learning: Schedule | None, scratch: Schedule | None) -> Schedule | None:
+    """Return the schedule of a method that learns, with the fields that its authors fix."""
+    if kind.start == "init":
+        learning = scratch or base.schedule
+        if learning is None:
+            raise ValueError(
+                f"{kind.method_name()} trains from initial weights, and {base.label} has no schedule: give `scratch`"
+            )
+    return dataclasses.replace(learning, **kind.training) if learning else None
 
 
 def follow(

@@ -36,7 +36,8 @@ def runs(
             method=method,
             budgets=(budget,),
             finetune=finetune,
-            learning=scratch if methods.get(method).start == "init" else learning,
+            learning=learning,
+            scratch=scratch,
             seeds=seeds,
             **trial,
         )

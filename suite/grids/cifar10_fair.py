@@ -34,7 +34,7 @@ def runs() -> list[Pruned]:
             method=method,
             budgets=BUDGETS,
             finetune=FINETUNE,
-            learning=_released.BASE if methods.get(method).start == "init" else LEARN,
+            learning=LEARN,
             **changes,
         )
     ]

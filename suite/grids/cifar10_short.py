@@ -20,7 +20,7 @@ def runs() -> list[Pruned]:
     ]
     return [
         run
-        for method in ("dsp", "l1_filter", "fpgm", "random_filter", "slimming")
+        for method in ("dsp", "l1_filter", "fpgm", "random_filter", "taylor")
         for run in cross(bases=bases, method=method, budgets=BUDGETS, finetune=FINETUNE, learning=LEARN, seeds=SEEDS)
     ]
 

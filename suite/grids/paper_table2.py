@@ -21,6 +21,7 @@ CUTS = {
     ),
 }
 LEARN = Schedule(epochs=30, lr=0.01, weight_decay=1e-4, batch=256)
+SCRATCH = Schedule(epochs=90, lr=0.1, weight_decay=1e-4, batch=256, shape="steps")
 FINETUNE = Schedule(epochs=90, lr=0.01, weight_decay=1e-4, batch=256)
 
 
@@ -36,6 +37,7 @@ def runs() -> list[Pruned]:
             budgets=budgets,
             finetune=FINETUNE,
             learning=LEARN,
+            scratch=SCRATCH,
             seeds=SEEDS,
         )
     ]
