@@ -84,12 +84,12 @@ def _units(planner: Planner, graph: Graph, plan: PruningPlan, knob: float) -> It
 
 def _whole_sets(graph: Graph, removed: Mapping[str, Tensor]) -> Tensor:
     """Return bool [S]: several layers share the set, and all its filters are removed."""
-    members, gone = torch.zeros(2, graph.set_count, dtype=torch.int64)
+    members, removals = torch.zeros(2, graph.set_count, dtype=torch.int64)
     for name, ids in graph.filter_sets.items():
         members += torch.bincount(ids, minlength=len(members))
         if name in removed:
-            gone += torch.bincount(ids[removed[name]], minlength=len(members))
-    return (members > 1) & (members == gone)
+            removals += torch.bincount(ids[removed[name]], minlength=len(members))
+    return (members > 1) & (members == removals)
 
 
 def _least_macs(unit: _Unit, graph: Graph, live: Mapping[str, ConvPlan], budget: Budget) -> int:
