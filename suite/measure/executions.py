@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from suite import pack as packing
 from suite.measure.networks import Network, Shape
-from suite.measure.protocol import DTYPES, FORMATS, Timing
+from suite.measure.protocol import DTYPES, Timing
+from suite.pack.choice import FORMATS
 from suite.pack.export import OnnxModule, export
 from suite.timing import Run
 

@@ -25,7 +25,8 @@ from torch import nn
 from suite import cli, records
 from suite.files import write_json, write_text
 from suite.measure import machine
-from suite.measure.protocol import DTYPES, FORMATS, set_up_torch
+from suite.measure.protocol import DTYPES, set_up_torch
+from suite.pack.choice import FORMATS
 from suite.timing import Run, fastest
 
 MULTIPLES = (2, 4, 8, 16, 32, 64)

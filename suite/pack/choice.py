@@ -16,6 +16,7 @@ import torch
 from suite.files import write_bytes
 
 Layout = Literal["contiguous", "channels_last"]
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from suite.pack import trial
-from suite.pack.choice import PRECISIONS, Choice, Layout
+from suite.pack.choice import FORMATS, PRECISIONS, Choice, Layout
 from suite.pack.executions import EXECUTIONS, build, offered
 from suite.pack.fold import per_group
 from suite.pack.fuse import Fused, Nodes, fuse, only_user
@@ -28,7 +28,6 @@ from suite.timing import Run
 
 _IN_ORDER = (Take, PackedShortcut, Spread, nn.BatchNorm2d, nn.Linear)
 """Modules that take channels by their number in the packed network."""
-_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @torch.no_grad()
@@ -95,7 +94,7 @@ class _Value:
 class _Layout(nn.Module):
     def __init__(self, layout: Layout) -> None:
         super().__init__()
-        self.format = _FORMATS[layout]
+        self.format = FORMATS[layout]
 
     def forward(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=self.format)

@@ -18,23 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from baselines.random_groups import random_groups_planner
 from suite import models
-from suite.contract import ConvPlan, PruningPlan
+from suite.contract import PruningPlan
 from suite.graph import Graph
 from suite.pack import masks, pack, per_group
-
-
-def random_plan(graph: Graph, groups: int, share: float, seed: int) -> PruningPlan:
-    """Every prunable layer in `groups` random groups that each keep a random share of the channels."""
-    generator = torch.Generator().manual_seed(seed)
-    layers = {}
-    for name, conv in graph.convs.items():
-        if conv.prunable:
-            kept = torch.rand(groups, conv.channels, generator=generator) < share
-            kept[:, 0] = True
-            group = torch.arange(conv.filters) % groups
-            layers[name] = ConvPlan(group, kept, torch.ones(conv.filters, dtype=torch.bool))
-    return PruningPlan(layers)
 
 
 def steps(model: nn.Module, graph: Graph, plan: PruningPlan, batch: int, device: str) -> dict[str, object]:
@@ -81,7 +69,7 @@ def main() -> None:
         model = models.build(name, 10).to(arguments.device).train()
         graph = Graph(model, (3, 32, 32))
         for groups in arguments.groups:
-            plan = random_plan(graph, groups, arguments.share, seed=0)
+            plan = random_groups_planner(graph, groups, seed=0)(1 - arguments.share)
             runs = steps(model, graph, plan, arguments.batch, arguments.device)
             times: dict[str, list[float]] = {kind: [] for kind in runs}
             for _ in range(arguments.steps):
