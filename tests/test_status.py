@@ -339,7 +339,10 @@ def test_whom_a_job_waits_for_is_shown_and_logged(context: Context, caplog: pyte
         assert execute(BASE, context, watch) == "interrupted"
     assert re.search(rf"waiting since \S+ \S+ for process {os.getpid()} on \S+, which holds its lease", caplog.text)
     assert state.name == "running"
-    assert re.fullmatch(rf"waits for process {os.getpid()} on \S+, last heartbeat \d\d:\d\d:\d\d", state.about["doing"])
+    assert re.fullmatch(
+        rf"no report yet; process {os.getpid()} on \S+ holds its lease, last heartbeat \d\d:\d\d:\d\d",
+        state.about["doing"],
+    )
 
 
 def test_what_a_local_launch_leaves_out_is_not_queued(context: Context) -> None:

@@ -125,17 +125,18 @@ def state_of(
     if ended is not None and not (now and ended.get("status") == "interrupted"):
         return State(stage=stage, name=ENDED.get(ended.get("status", ""), "failed"), about=ended, job=job)
     if now:
-        about = ended or _waiting(context.folder(stage) / ".lease")
+        about = ended or _lease_of(context.folder(stage) / ".lease")
         return State(stage=stage, name="queued" if shared or ended else "running", about=about, job=job)
     return State(stage=stage, name="lost", about=reported, job=job) if reported else None
 
 
-def _waiting(path: Path) -> dict[str, Any]:
-    """Return the activity of a job that waits for its stage's lease; else {}."""
+def _lease_of(path: Path) -> dict[str, Any]:
+    """Return who holds the lease of a stage without a report; else {}."""
     if not lease.is_fresh(path):
         return {}
     heartbeat = time.strftime("%T", time.localtime(path.stat().st_mtime))
-    return {"doing": f"waits for {lease.owner(path) or 'an unnamed process'}, last heartbeat {heartbeat}"}
+    owner = lease.owner(path) or "an unnamed process"
+    return {"doing": f"no report yet; {owner} holds its lease, last heartbeat {heartbeat}"}
 
 
 def _clean(about: object) -> dict[str, Any]:
