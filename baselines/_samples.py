@@ -123,7 +123,8 @@ def read(conv: nn.Conv2d, x: Tensor, pixels: Tensor) -> Tensor:
 
     pixels   [2, B, P], rows and columns of P output pixels of each image, as shares of height and width in [0, 1)
     """
-    padded = F.pad(x, conv._reversed_padding_repeated_twice)
+    rows, columns = (int(size) for size in conv.padding)
+    padded = F.pad(x, (columns, columns, rows, rows))
     places = []
     for axis in (0, 1):
         taps = torch.arange(conv.kernel_size[axis]) * conv.dilation[axis]

@@ -40,9 +40,9 @@ class _GrowingPenalty(Learner):
         if not self.picked and share >= self.settings.pick_share:
             self._pick()
         self.factor = self.settings.factor(share)
-        gradients = [w.grad for w in self.weights.values() if w.grad is not None]
-        pushed = [w * self._factor(name) for name, w in self.weights.items() if w.grad is not None]
-        torch._foreach_add_(gradients, pushed)
+        for name, w in self.weights.items():
+            if w.grad is not None:
+                w.grad.add_(w * self._factor(name))
 
     def _factor(self, name: str) -> Tensor | float:
         """Return the penalty's factor of a layer's filters, [O, 1, 1, 1] after the pick."""

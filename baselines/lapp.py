@@ -99,7 +99,8 @@ class _Thresholds(Learner):
             self._renew_mask()
             down = float(step.index + 1) >= self.settings.prune_share * step.total
             self.fixed = down and float(self.macs(self.mask_S)[0]) <= 1 - self.budget.share
-        torch._foreach_copy_(self.gates, list((self.unmasked * self._mask_gates()).split(self.sizes)))
+        for gate, values in zip(self.gates, (self.unmasked * self._mask_gates()).split(self.sizes), strict=True):
+            gate.copy_(values)
 
     def _renew_mask(self) -> None:
         """1 where the mean importance of a set exceeds the mean threshold of its layers, and for the best of each layer."""

@@ -10,6 +10,7 @@ may then be tensors on the device, and the graph has to register `GroupLearner.g
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +146,8 @@ class GroupLearner(Learner):
             penalty = GroupPenalty(maths.hard_groups(stack.logits_LGO), energy_LOI, self._epsilon)
             moved += stack.unstacked(_penalty_step(w_LOIK, penalty, stack.scale_L11 * rate))
             self._penalty += (penalty.value_L() * stack.scale_L11[:, 0, 0]).sum()
-        torch._foreach_copy_([layer for layers in weights for layer in layers], moved)
+        for layer, value in zip(itertools.chain(*weights), moved, strict=True):
+            layer.copy_(value)
 
     def _learn(
         self, step: Step, rate: float | Tensor, weights: list[list[Tensor]], w: list[Tensor], energies: list[Tensor]

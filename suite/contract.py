@@ -1,9 +1,9 @@
-"""What a pruning method and the suite say to each other.
+"""Interface between pruning methods and the suite.
 
 Shapes: O filters, I input channels, G filter groups of one convolution.
 
-A method says which filter still reads which channel (`PruningPlan`). The suite trains, packs, fine-tunes, measures and
-stores, the same for all. A plan knows nothing of training, and a method never sees the test set.
+A method returns the channels that each filter keeps (`PruningPlan`). The suite trains, packs, fine-tunes, measures and stores in
+the same way for every method. A plan contains no training state, and a method has no access to the test set.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ __all__ = [
 Granularity = Literal["filter", "channel", "intra_channel"]
 Batch = tuple[Tensor, Tensor]
 State = dict[str, Any]
-"""What a learner leaves behind: tensors, numbers and strings in dicts and lists, so that it loads with `weights_only=True`."""
+"""Result of a learner: tensors, numbers and strings in dicts and lists, which load with `weights_only=True`."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a method may look at: training images and a seed, never the test set.
+    """Inputs of a method: training images and a seed, without the test set.
 
     train_epoch  epoch -> the seeded, augmented training batches of that epoch
-    samples      n -> n training images (all, where there are fewer) as evaluated, not augmented, with labels; always the same
-    budget       what is to be removed; None while learning what serves all budgets
-    reference    the plan of another run, for methods that follow one (`Pruner.needs_reference`)
+    samples      n -> the same n training images in every call (all if there are fewer), not augmented, with labels
+    budget       the share to remove; None in a learning stage that serves all budgets
+    reference    the plan of another run, if `Pruner.needs_reference`
     """
 
     train_epoch: Callable[[int], Iterator[Batch]]
@@ -78,11 +78,15 @@ def cross_entropy(network: Network, images: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the suite's training loop, as a learner's hooks see it. `index` runs from 0 over the whole stage.
+    """Arguments of a learner's hooks: one step of the training loop.
 
-    In a captured step `lr` and `index` are tensors on the device. Where several GPUs share a batch, `images` are this one's, and
-    `average` replaces tensors by their means over all of them: for gradients that a learner computes itself. `loss` is the
-    schedule's, in its precision, and takes one of `parts` equal parts of the batch at a time, times `loss_scale`.
+    index    0 .. total - 1 over the whole stage
+    images   this rank's part of the batch
+    average  replaces tensors by their means over all ranks, for gradients that a learner computes itself
+    loss     the loss of the schedule, in its precision
+    parts    number of equal parts of the batch; each loss is of one part, times `loss_scale`
+
+    In a captured step `lr` and `index` are tensors on the device.
     """
 
     model: nn.Module
@@ -120,44 +124,50 @@ class Step:
 
 
 class Learner:
-    """Hooks of a method into the suite's one training loop; override what is needed."""
+    """Hooks of a method into the training loop; every hook is a no-op unless overridden."""
 
     capturable: ClassVar[bool] = False
-    """True when nothing in the hooks of a step waits for the device, so that it may be captured in a CUDA graph."""
+    """True if no hook of a step synchronises with the device, so that a CUDA graph can capture the step."""
     generators: tuple[torch.Generator, ...] = ()
-    """The generators on the device that the hooks draw from, for a captured step."""
+    """Generators on the device that the hooks draw from, registered with the CUDA graph."""
 
     def penalty(self) -> Tensor | None:
-        """A scalar to add to the loss, or None."""
+        """Return a scalar to add to the loss, or None."""
         return None
 
     def before_step(self, step: Step) -> None:
-        """Called when the gradients are there, before the optimizer uses them."""
+        """Run between the backward pass and the optimizer's step."""
 
     def after_step(self, step: Step) -> None:
-        """Called after the optimizer's step."""
+        """Run after the optimizer's step."""
 
     def after_epoch(self, model: nn.Module) -> None:
-        """Called when an epoch's steps are done, before `metrics` and before any accuracy is measured."""
+        """Run after an epoch's steps, before `metrics` and before the accuracy is measured."""
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for the training log, once an epoch."""
+        """Return numbers for the training log, once an epoch."""
         return {}
 
     def finish(self, model: nn.Module) -> None:
-        """Change the model in place once learning has ended (fold added layers back); its weights are saved after it."""
+        """Change the model in place after the last epoch, before its weights are saved.
+
+        For example: fold additional layers back into the convolutions.
+        """
 
     def state_dict(self) -> State:
-        """Everything that a bit-exact continuation and the later planning need."""
+        """Return the state for a bit-exact continuation and for the planner."""
         return {}
 
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore a result of `state_dict`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A method's settings for a data set and model, and where they come from ("ours" when nobody published them)."""
+    """Settings of a method for a data set and model.
+
+    `source` is "ours" if nobody published them.
+    """
 
     settings: Mapping[str, Any]
     source: str
@@ -165,7 +175,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class OptOut:
-    """Why a method does not run on a data set and model."""
+    """Reason why a method does not run on a data set and model."""
 
     reason: str
 
@@ -192,13 +202,13 @@ def _winners() -> dict[str, dict[tuple[str, str], Recipe]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner:
-    """A pruning method: its fields are its hyperparameters and part of a run's identity."""
+    """A pruning method; its fields are hyperparameters and part of a run's identity."""
 
     granularity: ClassVar[Granularity]
     source: ClassVar[str]
     """Paper, section and equation."""
     deviations: ClassVar[str] = ""
-    """Where this implementation differs from the source; "" if nowhere."""
+    """Differences between this implementation and the source; "" if there are none."""
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {}
     """(data, model) -> settings; "*" stands for any. Winners of tuning are in winners.toml and come before these."""
     evidence: ClassVar[Literal["paper", "abstract", "latency"]] = "paper"
@@ -207,9 +217,9 @@ class Pruner:
     "latency": a control in latency grids only.
     """
     control: ClassVar[bool] = False
-    """True for a baseline that every method has to beat, such as random filters."""
+    """True for a baseline that every method must exceed, such as random filters."""
     lowest: ClassVar[Mapping[str, float]] = {}
-    """Hyperparameter -> the smallest value that it may have."""
+    """Hyperparameter -> its smallest allowed value."""
     training: ClassVar[Mapping[str, Any]] = {}
     """Fields of the learning schedule that the authors fix, such as `lr`; grids put them over their own schedule."""
     implied: ClassVar[Mapping[str, Any]] = {}
@@ -222,17 +232,17 @@ class Pruner:
     version: ClassVar[int] = 1
     """Raised if equal settings give other results than before; enters run identities from 2 on."""
     needs_budget: ClassVar[bool] = False
-    """False when what is learned serves all budgets."""
+    """False if one learning stage serves all budgets."""
     start: ClassVar[Literal["base", "init"]] = "base"
-    """The weights that learning starts from: the trained base or its initialisation."""
+    """Weights at the start of learning: the trained base, or its initialisation."""
     learns: ClassVar[bool] = False
-    """True when `learner` returns one: the run then has a `learned` stage."""
+    """True if `learner` returns a learner; the run then has a `learned` stage."""
     needs_reference: ClassVar[bool] = False
     """True for a method that takes its plan or its rates from another run (`Task.reference`)."""
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Hyperparameter -> the values among which tuning chooses; {} when there is nothing to tune."""
+    """Hyperparameter -> the values that tuning tries; {} for a method without tuning."""
     expected_failures: ClassVar[Mapping[str, str]] = {}
-    """Name of a common check that this method cannot pass -> why. The check must then fail."""
+    """Name of a common check that this method cannot pass -> reason. The check must then fail."""
 
     def __post_init__(self) -> None:
         for name, low in self.lowest.items():
@@ -252,7 +262,7 @@ class Pruner:
 
     @classmethod
     def recipe(cls, data: str, model: str) -> Recipe | OptOut:
-        """Return the most specific recipe for a data set and model; the defaults if there is none."""
+        """Return the most specific recipe for a data set and model, else the defaults."""
         recipes = cls.all_recipes()
         for key in ((data, model), ("*", model), (data, "*"), ("*", "*")):
             if key in recipes:
@@ -261,43 +271,49 @@ class Pruner:
 
     @classmethod
     def for_task(cls, data: str, model: str, **changes: Any) -> Pruner:
-        """The method with its recipe for this data set and model.
+        """Return the method with its recipe for a data set and model, and with `changes`.
 
-        Raises ValueError with the reason when the method opts out, or with its settings when it has none of this name.
+        Raises ValueError with the reason if the method opts out, and with all settings if one is unknown.
         """
-        found = cls.recipe(data, model)
-        if isinstance(found, OptOut):
-            raise ValueError(f"{cls.__name__} does not run on {model} with {data}: {found.reason}")
+        recipe = cls.recipe(data, model)
+        if isinstance(recipe, OptOut):
+            raise ValueError(f"{cls.__name__} does not run on {model} with {data}: {recipe.reason}")
         names = [field.name for field in dataclasses.fields(cls)]
-        if unknown := sorted({*found.settings, *changes} - {*names}):
+        if unknown := sorted({*recipe.settings, *changes} - {*names}):
             raise ValueError(f"{cls.__name__} has no setting {unknown[0]!r}; it has: {', '.join(names) or 'none'}")
-        return cls(**{**found.settings, **changes})
+        return cls(**{**recipe.settings, **changes})
 
     @property
     def groups(self) -> int:
-        """The most filter groups a layer may have; 1 but for intra-channel methods."""
+        """Maximum number of filter groups of a layer; 1 except for intra-channel methods."""
         return 1
 
     @property
     def step_cost(self) -> float:
-        """What a learning step costs, in plain training steps; for estimates only."""
+        """Cost of a learning step in plain training steps, for estimates only."""
         return 1.0
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner | None:
-        """The method's hooks into training, or None when it does not learn."""
+        """Return the method's hooks into training, or None for a method without learning."""
         return None
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """A function from the knob to a plan. What does not depend on the knob is done here, once; `model` is in eval mode."""
+        """Return a function from the knob to a plan.
+
+        Work that does not depend on the knob belongs here, where it runs once. `model` is in eval mode.
+        """
         raise NotImplementedError
 
     def reconstruct(self, model: nn.Module, graph: Graph, plan: PruningPlan, task: Task) -> None:
-        """Change the weights in place before they are packed (least-squares reconstruction and the like); eval mode."""
+        """Change the weights in place before packing, for example by least squares; eval mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion(Pruner):
-    """The small common case: one score per filter, the smallest go first. Write `score` in at most 30 lines."""
+    """A method with one score per filter; the smallest scores are removed first.
+
+    `score` has at most 30 lines.
+    """
 
     implied: ClassVar[Mapping[str, Any]] = {"scope": "coupled"}
     shared_deviations: ClassVar[str] = (
@@ -311,7 +327,10 @@ class Criterion(Pruner):
     scope: Scope = "coupled"
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Layer name -> float [O], larger is more important, for every layer of `graph`; `model` is in eval mode."""
+        """Return layer name -> float [O] for every layer of `graph`; larger is more important.
+
+        `model` is in eval mode.
+        """
         raise NotImplementedError
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:

@@ -1,9 +1,8 @@
-"""A network as its channels: who reads whom, which filters are tied, what each kernel costs, what a plan leaves alive.
+"""Channel graph of a network: readers, tied filters, MACs, live channels of a plan.
 
 Shapes: O filters, I input channels, G filter groups, C channels of one tensor of the network.
 
-The network is traced with torch.fx. Every operation must be one whose effect on channels is known (`_kind`); another one
-is refused by name, never guessed.
+The network is traced with torch.fx. An operation without a rule for its channels (`_kind`) raises a ValueError with its name.
 """
 
 from __future__ import annotations
@@ -81,7 +80,11 @@ class Conv:
 
 @dataclass(frozen=True, kw_only=True)
 class Macs:
-    """Multiply-accumulates of one image: `total` of convolutions and linear layers, `prunable` of `Conv.prunable` ones."""
+    """Multiply-accumulates of one image.
+
+    total     of all convolutions and linear layers
+    prunable  of the convolutions that are neither the stem nor a shortcut
+    """
 
     total: int
     prunable: int
@@ -97,11 +100,12 @@ class Graph:
 
     convs         layer name -> `Conv`, in the order of execution
     filter_sets   layer name -> int64 [O]: filters with the same number are tied through residual sums and can only
-                  disappear from the network together
+                  be removed together
     input_sets    layer name -> int64 [I]: the filter set that each input channel of a convolution or linear layer comes
                   from; -1 for the image and for padding
-    Raises ValueError naming the operation when a channel cannot be followed through it, when there is no convolution,
-    when the network does not end in one linear layer, or when it does not take images of this shape.
+
+    Raises ValueError naming the operation if there is no rule for its channels, and if the network has no convolution, does not
+    end in one linear layer, or does not accept images of this shape.
     """
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
@@ -116,8 +120,10 @@ class Graph:
         try:
             skeleton(image)
         except RuntimeError as error:
-            why = str(error).splitlines()[0]
-            raise ValueError(f"{type(model).__name__} takes no images of shape {list(input_shape)}: {why}") from error
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{type(model).__name__} takes no images of shape {list(input_shape)}: {reason}"
+            ) from error
         ShapeProp(fx.GraphModule(skeleton, self.fx_graph)).propagate(image)
         self.nodes = list(self.fx_graph.nodes)
         self.kinds: dict[fx.Node, Kind] = {node: self._kind(node) for node in self.nodes}
@@ -133,15 +139,17 @@ class Graph:
 
     @property
     def set_count(self) -> int:
-        """S: filter sets are numbered 0..S-1."""
+        """Number of filter sets S; sets are numbered 0..S-1."""
         return int(torch.cat(list(self.filter_sets.values())).max()) + 1
 
     def batch_norms(self, method: str) -> dict[str, str]:
-        """Layer -> the batch norm behind it. Raises ValueError, in the name of `method`, when a layer has none."""
-        found = {name: conv.bn for name, conv in self.convs.items()}
-        if missing := [name for name, bn in found.items() if bn is None]:
+        """Return layer -> the batch norm behind it.
+
+        Raises ValueError, with the name of the method, if a layer has none.
+        """
+        if missing := [name for name, conv in self.convs.items() if conv.bn is None]:
             raise ValueError(f"{method} needs a batch norm behind every convolution; {missing[0]} has none")
-        return {name: bn for name, bn in found.items() if bn is not None}
+        return {name: conv.bn for name, conv in self.convs.items() if conv.bn is not None}
 
     # ---- reading the trace -------------------------------------------------------------------------------------------
 
@@ -181,7 +189,7 @@ class Graph:
         )
 
     def _check_rules(self, model: str) -> None:
-        """Refuse a network of known operations that are put together in a way that `live` and packing get wrong."""
+        """Raise ValueError for a combination of operations that `live` and packing do not support."""
         called = Counter(str(node.target) for node in self.nodes if self.kinds[node] in ("conv", "bn", "linear"))
         for name, times in called.items():
             if times > 1:
@@ -213,7 +221,7 @@ class Graph:
         )
 
     def bn_of(self, node: fx.Node) -> fx.Node | None:
-        """The batch norm that alone reads this convolution."""
+        """Return the batch norm that is the only reader of a convolution."""
         users = list(node.users)
         return users[0] if len(users) == 1 and self.kinds[users[0]] == "bn" else None
 
@@ -235,14 +243,14 @@ class Graph:
         return roles
 
     def _chain(self, node: fx.Node) -> list[fx.Node]:
-        """From `node` back to the input, through the first operand of each operation."""
+        """Return the nodes from `node` back to the input, through the first operand of each."""
         chain = [node]
         while chain[-1].all_input_nodes:
             chain.append(chain[-1].all_input_nodes[0])
         return chain
 
     def _channel_sets(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Tie the filters that meet in a residual sum; then, which of them each layer makes and which it reads."""
+        """Tie the filters that meet in a residual sum; return `filter_sets` and `input_sets`."""
         channel_ids: dict[fx.Node, np.ndarray] = {}
         edges: list[np.ndarray] = []
         made: dict[str, np.ndarray] = {}
@@ -282,21 +290,21 @@ class Graph:
     # ---- what a plan leaves ------------------------------------------------------------------------------------------
 
     def check(self, plan: PruningPlan) -> None:
-        """Raise ValueError naming layer and shapes when the plan is not one of this network."""
+        """Raise ValueError naming layer and shapes if the plan does not fit this network."""
         for name, layer in plan.items():
             if name not in self.convs:
                 raise ValueError(f"the plan names {name!r}, which is no convolution of this network")
-            conv, got = self.convs[name], (len(layer.kept_O), layer.kept_GI.shape[1])
-            if got != (conv.filters, conv.channels):
+            conv, shape = self.convs[name], (len(layer.kept_O), layer.kept_GI.shape[1])
+            if shape != (conv.filters, conv.channels):
                 raise ValueError(
-                    f"the plan of {name} is for {got} filters and channels, it has {conv.filters, conv.channels}"
+                    f"the plan of {name} is for {shape} filters and channels, it has {conv.filters, conv.channels}"
                 )
 
     def live(self, plan: PruningPlan) -> Live:
-        """What is left of the network under `plan`.
+        """Return the live layers and channels under `plan`.
 
-        Propagates "always zero" forward and "never read" backward; one pass each reaches the fixed point, because a
-        filter that is dropped for being unread changes nothing for those who do not read it.
+        "Always zero" propagates forward, then "never read" backward. One pass each reaches the fixed point: a filter dropped in
+        the backward pass has no readers, so that no other tensor becomes zero.
         """
         self.check(plan)
         layers = {
@@ -352,37 +360,43 @@ class Graph:
         return nn.functional.pad(mask_C, (module.before, module.after))
 
     def settle(self, plan: PruningPlan) -> PruningPlan:
-        """The canonical plan that also removes all that `plan` leaves dead; settling it again changes nothing."""
+        """Return the canonical plan that also removes the dead channels of `plan`; idempotent."""
         return PruningPlan(self.live(plan).layers).canonical()
 
     def macs(self, plan: PruningPlan) -> Macs:
-        """MACs of one image when each group convolves just what it keeps, dead channels gone."""
-        live = self.live(plan)
-        total = prunable = 0
-        for name, layer in live.layers.items():
-            conv = self.convs[name]
-            filters_G = torch.bincount(layer.filter_group_O[layer.kept_O], minlength=len(layer.kept_GI))
-            macs = int((filters_G * layer.kept_GI.sum(1)).sum()) * conv.macs_per_kernel
-            total += macs
-            prunable += macs * conv.prunable
+        """Return the MACs of one image if each group convolves its live channels."""
+        macs_of_layer = self.layer_macs(self.live(plan))
+        prunable = sum(macs_of_layer[name] for name, conv in self.convs.items() if conv.prunable)
+        return Macs(total=sum(macs_of_layer.values()), prunable=prunable)
+
+    def layer_macs(self, live: Live) -> dict[str, int]:
+        """Return the MACs of each layer (convolution, linear) on one image, in order."""
+        macs = {}
         for node in self.nodes:
-            if self.kinds[node] == "linear":
-                total += int(live.channels[node.all_input_nodes[0]].sum()) * self.width[node]
-        return Macs(total=total, prunable=prunable)
+            kind, name = self.kinds[node], str(node.target)
+            if kind == "conv":
+                macs[name] = live.layers[name].kernels * self.convs[name].macs_per_kernel
+            elif kind == "linear":
+                macs[name] = int(live.channels[node.all_input_nodes[0]].sum()) * self.width[node]
+        return macs
 
     def cut(self, plan: PruningPlan, scope: Literal["network", "prunable"] = "network") -> float:
-        """The share of MACs that `plan` removes, in the scope of a `Budget`."""
+        """Return the share of MACs that `plan` removes, in the scope of a `Budget`."""
         left, dense = self.macs(plan), self.dense_macs
         return 1 - (left.total / dense.total if scope == "network" else left.prunable / dense.prunable)
 
     def meets(self, plan: PruningPlan, budget: Budget) -> bool:
-        """True when `plan` removes at least the budget."""
+        """Return True if `plan` removes at least the budget."""
         return self.cut(plan, budget.scope) >= budget.share
 
 
 @dataclass(frozen=True)
 class Live:
-    """What a plan leaves: the settled layers, and for each tensor of the network which channels are non-zero and read."""
+    """Live part of a network under a plan.
+
+    layers    the settled plan of each layer
+    channels  node -> bool [C], True for channels that are not always zero and have a reader
+    """
 
     layers: Mapping[str, ConvPlan]
     channels: Mapping[fx.Node, Tensor]

@@ -73,6 +73,12 @@ class ConvPlan:
         )
 
     @property
+    def kernels(self) -> int:
+        """Number of kept kernels w[o, i]."""
+        filters_G = torch.bincount(self.filter_group_O[self.kept_O], minlength=len(self.kept_GI))
+        return int((filters_G * self.kept_GI.sum(1)).sum())
+
+    @property
     def mask_OI(self) -> Tensor:
         """bool [O, I], True if filter o reads channel i."""
         return self.kept_GI[self.filter_group_O] & self.kept_O[:, None]

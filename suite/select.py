@@ -1,4 +1,4 @@
-"""From scores to plans, and from plans to the budget: what all methods share.
+"""Planners from scores, and the bisection of a planner to a budget.
 
 Shapes: O filters, I input channels, G filter groups, S filter sets (the filters of a set are removed together).
 """
@@ -18,7 +18,7 @@ from suite.plan import Budget, ConvPlan, Planner, PruningPlan, Ranking, Scope
 from suite.refill import refill
 
 HALVINGS = 44
-"""Over the bits of a float64, so that thresholds of every order of magnitude are told apart (to 9 digits or more)."""
+"""Bisections over the bits of a float64: thresholds of every order of magnitude are resolved to at least 9 digits."""
 COARSE = 0.02
 """Excess over a budget, as a share of the MACs that the budget leaves, above which a cut is coarse.
 
@@ -27,7 +27,7 @@ Coarse cuts are never compared as equal.
 
 
 def sets_of_scope(graph: Graph, scope: Scope) -> dict[str, Tensor]:
-    """Return layer -> int64 [O], the set of each filter, 0..S-1, of the layers that lose filters in this scope.
+    """Return layer -> int64 [O], the filter sets of the layers of this scope, 0..S-1.
 
     Raises ValueError for an unknown scope, and for "inner" in a network in which residual sums read every convolution.
     """
@@ -45,7 +45,10 @@ def sets_of_scope(graph: Graph, scope: Scope) -> dict[str, Tensor]:
 
 
 def _meets_sum(graph: Graph, name: str) -> bool:
-    """Return True if a residual sum reads the layer's filters, directly or through batch norm, activation or padding."""
+    """Return True if a residual sum reads the layer's filters.
+
+    It may read them directly or through batch norm, activation or padding.
+    """
     nodes = [graph.conv_nodes[name]]
     while nodes:
         for user in nodes.pop().users:
@@ -59,13 +62,14 @@ def _meets_sum(graph: Graph, name: str) -> bool:
 def filter_planner(
     graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranking, scope: Scope = "coupled"
 ) -> Planner:
-    """A planner that removes whole filters, those with the smallest scores first.
+    """Return a planner that removes whole filters in the order of their scores, smallest first.
 
     scores   layer name -> float [O] for every layer of `graph`; larger is more important
-    ranking  how scores of different layers compare
-    scope    the filters that are removed, and which of them go together
-    Tied filters get the mean of their scores. The best filter of every layer stays, so no layer vanishes.
-    Raises ValueError naming the layer whose scores are missing, of another length or not finite, or the unknown ranking.
+    ranking  the order of scores across layers
+    scope    the filters that may be removed, and the sets that are removed together
+
+    Tied filters get the mean of their scores. The best filter of every layer stays, so that no layer vanishes.
+    Raises ValueError naming the layer if scores are missing, of another length or not finite, and for an unknown ranking.
     """
     if ranking not in get_args(Ranking):
         raise ValueError(f"ranking {ranking!r} is unknown; choose {', '.join(get_args(Ranking))}")
@@ -83,7 +87,7 @@ def filter_planner(
         for place, members in enumerate(families):
             order = members[values[members].argsort(stable=True)]
             free = order[~protected[order]]
-            # one set of layers after the other, so that a budget is met closely
+            # The families alternate, so that a budget is met closely.
             rank[free] = _fractions(free, count)[free] + place / len(families) / max(len(free), 1)
     rank[protected] = torch.inf
 
@@ -91,7 +95,7 @@ def filter_planner(
 
 
 def without_sets(graph: Graph, sets: Mapping[str, Tensor], kept_S: Tensor) -> PruningPlan:
-    """The plan that removes whole filters: those of the sets that `kept_S` [S] does not keep.
+    """Return the plan that removes the filters of all sets outside of `kept_S` [S].
 
     sets   layer name -> int64 [O], the set of each filter (`set_scores`)
     """
@@ -104,11 +108,12 @@ def without_sets(graph: Graph, sets: Mapping[str, Tensor], kept_S: Tensor) -> Pr
 
 
 def channel_planner(order_GI: Mapping[str, Tensor], filter_group_O: Mapping[str, Tensor]) -> Planner:
-    """A planner that removes input channels: the same share from every filter group of every layer that is named.
+    """Return a planner that removes the same share of input channels from every filter group.
 
-    order_GI        layer name -> int64 [G, I], the channels of each group from the first to go to the last, which stays
+    order_GI        layer name -> int64 [G, I], the channels of each group in the order of removal; the last one stays
     filter_group_O  layer name -> int64 [O], the group of each filter
-    Layers lose their n-th channels one after the other, so that a budget is met closely.
+
+    Other layers stay unpruned. Layers alternate in losing their n-th channels, so that a budget is met closely.
     """
     ranks = {}
     for place, (name, order) in enumerate(order_GI.items()):
@@ -130,7 +135,10 @@ def channel_planner(order_GI: Mapping[str, Tensor], filter_group_O: Mapping[str,
 
 
 def _fractions(order: Tensor, count: int) -> Tensor:
-    """[count]: the i-th of n entries of `order` gets i / n; it goes as soon as the knob exceeds that."""
+    """Return i / n for the i-th of n entries of `order`, float64 [count].
+
+    The value is the knob above which the entry is removed.
+    """
     fractions = torch.ones(count, dtype=torch.float64)
     fractions[order] = torch.arange(len(order), dtype=torch.float64) / max(len(order), 1)
     return fractions
@@ -139,10 +147,13 @@ def _fractions(order: Tensor, count: int) -> Tensor:
 def set_scores(
     graph: Graph, scores: Mapping[str, Tensor], *, normalise: bool, scope: Scope = "coupled"
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Layer name -> the set of each of its filters, int64 [O], numbered 0..S-1; and the mean score of each set, float64 [S].
+    """Return the set of each filter and the mean score of each set.
 
-    normalise   divide scores by their layer's mean first
+    normalise   divide the scores of a layer by their mean first
     scope       the layers and sets that count (`sets_of_scope`)
+
+    Sets are numbered 0..S-1; the scores are float64 [S].
+    Raises ValueError naming the layer if scores are missing, of another length or not finite.
     """
     if not isinstance(scores, Mapping):
         raise ValueError(f"scores are layer name -> tensor [O], not {type(scores).__name__}")
@@ -169,7 +180,10 @@ def set_scores(
 
 
 def coupled_sets(sets: Mapping[str, Tensor]) -> list[Tensor]:
-    """The filter sets of layers that share any, each set listed once."""
+    """Return families of filter sets, int64.
+
+    Layers with a common set have all their sets in one family.
+    """
     families: list[Tensor] = []
     for ids in sets.values():
         touching = [family for family in families if bool(torch.isin(family, ids).any())]
@@ -179,9 +193,9 @@ def coupled_sets(sets: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def same_layers(sets: Mapping[str, Tensor]) -> list[Tensor]:
-    """The filter sets that lie in the same layers, each listed once: every layer consists of whole ones of these.
+    """Return classes of filter sets that are in the same layers, int64.
 
-    In the order of their first sets.
+    Every layer is a union of classes. Classes are in the order of their first sets.
     """
     lies_LS = torch.zeros(len(sets), 1 + max(int(ids.max()) for ids in sets.values()), dtype=torch.bool)
     for row, ids in zip(lies_LS, sets.values(), strict=True):
@@ -192,7 +206,9 @@ def same_layers(sets: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def isomorphic_classes(graph: Graph, sets: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the filter sets of each class of the same topology, int64; classes are in the order of their first sets.
+    """Return the filter sets of each class of the same topology, int64.
+
+    Classes are in the order of their first sets.
 
     Two sets are of one class if as many convolutions with and without batch norm make them, and as many convolutions and
     linear layers read them: the module types of their sub-graphs. Source: Fang et al., Isomorphic Pruning for Vision Models,
@@ -213,7 +229,10 @@ def isomorphic_classes(graph: Graph, sets: Mapping[str, Tensor]) -> list[Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """A plan that meets a budget: `cut` is the share of MACs that it removes, in the budget's scope."""
+    """A plan that meets a budget.
+
+    cut   the removed share of MACs in the budget's scope
+    """
 
     plan: PruningPlan
     knob: float
@@ -223,10 +242,10 @@ class Selection:
 
 
 def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
-    """The smallest reachable cut that is not below the budget, by bisection of the knob.
+    """Bisect the knob to the smallest cut that is not below the budget.
 
-    Raises ValueError when even knob = 1 removes too little, when what meets the budget cuts the network in two, or when the
-    planner gives no plan.
+    Raises ValueError if knob = 1 removes too little, if the plan removes a whole layer without a bypass, or if the planner
+    returns no plan.
     """
     if budget.share == 0:
         return Selection(plan=PruningPlan({}), knob=0.0, cut=0.0, coarse=False)
@@ -258,29 +277,29 @@ def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
 
 
 LEVELS = 192
-"""At how many knobs, on a linear and on a logarithmic scale each, `rounded` looks up what a planner removes first."""
+"""Knobs on a linear and on a logarithmic scale each, at which `rounded` evaluates a planner."""
 
 
 def rounded(planner: Planner, graph: Graph, multiple: int) -> Planner:
-    """The planner that keeps, in every layer that it prunes, a multiple of `multiple` filters and channels of each group.
+    """Return a planner that rounds filters and channels of groups up to a multiple.
 
-    What comes back is what the planner removes last (to the resolution of `LEVELS`), so widths are rounded up and a larger
-    knob has to meet the same budget. Tied filters come back together. A group or layer of which nothing is left stays so, and
-    where another layer kills a channel that came back, a width can end below its multiple.
+    The last removals are undone first (to the resolution of `LEVELS`), so that a larger knob is needed for the same budget.
+    Tied filters are restored together. An empty group or layer stays empty. A width can be below its multiple if another layer
+    makes a restored channel dead.
     """
     scale = [*torch.linspace(0, 1, LEVELS).tolist(), *torch.logspace(-9, 0, LEVELS).tolist()]
     plans = [planner(knob) for knob in sorted(scale)]
-    gone: dict[str, tuple[Tensor, Tensor]] = {}
+    levels: dict[str, tuple[Tensor, Tensor]] = {}
     for name, conv in graph.convs.items():
         layers = [plan[name] if name in plan else ConvPlan.full(conv.filters, conv.channels) for plan in plans]
         groups = max(len(layer.kept_GI) for layer in layers)
         kept_LGI = torch.stack([layer.kept_GI.expand(groups, -1) for layer in layers])
-        gone[name] = (torch.stack([layer.kept_O for layer in layers]).sum(0), kept_LGI.sum(0))
+        levels[name] = (torch.stack([layer.kept_O for layer in layers]).sum(0), kept_LGI.sum(0))
 
     def plan(knob: float) -> PruningPlan:
         layers = {}
         for name, layer in planner(knob).items():
-            level_O, level_GI = gone[name]
+            level_O, level_GI = levels[name]
             kept_GI = [_filled(kept, level, multiple) for kept, level in zip(layer.kept_GI, level_GI, strict=False)]
             kept_O = _filled(layer.kept_O, level_O, multiple)
             layers[name] = replace(layer, kept_GI=torch.stack(kept_GI), kept_O=kept_O)
@@ -290,10 +309,10 @@ def rounded(planner: Planner, graph: Graph, multiple: int) -> Planner:
 
 
 def _filled(kept: Tensor, level: Tensor, multiple: int) -> Tensor:
-    """`kept` with as many more as make a multiple of what is there; those of the highest level, the first where equal."""
-    there = int(kept.sum())
-    missing = min(-there % multiple, len(kept) - there)
-    if there == 0 or missing == 0:
+    """Return `kept` plus the entries of the highest levels, up to a multiple."""
+    count = int(kept.sum())
+    missing = min(-count % multiple, len(kept) - count)
+    if count == 0 or missing == 0:
         return kept
     order = level.masked_fill(kept, -1).argsort(descending=True, stable=True)
     filled = kept.clone()
@@ -302,7 +321,7 @@ def _filled(kept: Tensor, level: Tensor, multiple: int) -> Tensor:
 
 
 def _bits(value: float) -> int:
-    """The bits of a float64 as an integer: for values that are not negative, in the same order."""
+    """Return the bits of a non-negative float64 as an integer, which keeps the order."""
     return int.from_bytes(struct.pack(">d", value), "big")
 
 
@@ -313,5 +332,5 @@ def _from_bits(bits: int) -> float:
 def _at(planner: Planner, graph: Graph, budget: Budget, knob: float) -> tuple[PruningPlan, float]:
     plan = planner(knob)
     if not isinstance(plan, PruningPlan):
-        raise ValueError(f"a planner gives a PruningPlan, not {type(plan).__name__}")
+        raise ValueError(f"a planner returns a PruningPlan, not {type(plan).__name__}")
     return plan, graph.cut(plan, budget.scope)

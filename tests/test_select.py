@@ -375,7 +375,7 @@ def test_a_plan_that_leaves_no_way_through_is_refused_with_a_layer() -> None:
 
 @pytest.mark.parametrize("plan", [None, {}])
 def test_a_planner_that_gives_no_plan_is_refused(plan: object) -> None:
-    with pytest.raises(ValueError, match="a planner gives a PruningPlan, not"):
+    with pytest.raises(ValueError, match="a planner returns a PruningPlan, not"):
         meet(lambda knob: plan, graph_of("vgg6"), Budget(share=0.5))  # type: ignore[arg-type, return-value]
 
 

@@ -46,6 +46,7 @@ class LayerBound:
 def layer_bounds(graph: Graph, plan: PruningPlan, peak: Peak, *, batch: int, dtype: torch.dtype) -> list[LayerBound]:
     """Return the bounds of the layers (convolution, linear) that `plan` leaves, in order of execution."""
     live = graph.live(plan)
+    macs = graph.layer_macs(live)
     bounds = []
     for node in graph.nodes:
         kind, name = graph.kinds[node], str(node.target)
@@ -54,16 +55,14 @@ def layer_bounds(graph: Graph, plan: PruningPlan, peak: Peak, *, batch: int, dty
         read = int(live.channels[node.all_input_nodes[0]].sum())
         if kind == "conv":
             conv, layer = graph.convs[name], live.layers[name]
-            filters_G = torch.bincount(layer.filter_group_O[layer.kept_O], minlength=len(layer.kept_GI))
-            kernels = int((filters_G * layer.kept_GI.sum(1)).sum())
-            read = int(layer.kept_GI[filters_G > 0].any(0).sum())
-            weights, macs = kernels * conv.kernel, kernels * conv.macs_per_kernel
+            read = int(layer.mask_OI.any(0).sum())
+            weights = layer.kernels * conv.kernel
             pixels = min(conv.input_elements // conv.channels, conv.positions * conv.kernel)  # a stride may skip some
-            moved = read * pixels + int(filters_G.sum()) * conv.positions
+            moved = read * pixels + int(layer.kept_O.sum()) * conv.positions
         else:
-            weights = macs = read * graph.width[node]
+            weights = read * graph.width[node]
             moved = read + graph.width[node]
-        bounds.append(_bound(name, batch * macs, (weights + batch * moved) * dtype.itemsize, peak))
+        bounds.append(_bound(name, batch * macs[name], (weights + batch * moved) * dtype.itemsize, peak))
     return bounds
 
 

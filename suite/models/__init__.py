@@ -1,6 +1,7 @@
-"""Networks by name. A file in this folder with `MODELS` (name -> builder) adds its own; nothing else is to be edited.
+"""Networks by name.
 
-A builder takes the number of classes and returns a freshly initialised `nn.Module` that torch.fx can trace.
+A file in this folder with `MODELS` (name -> builder) adds its models, without a further edit. A builder takes the number of
+classes and returns a freshly initialised `nn.Module` that torch.fx can trace.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ Builder = Callable[[int], nn.Module]
 
 
 def available() -> dict[str, Builder]:
-    """Name -> builder of every model."""
+    """Return name -> builder of every model."""
     return collect(__name__, "MODELS")
 
 
 def build(name: str, classes: int) -> nn.Module:
-    """The model `name` for that many classes. Raises ValueError with the valid names."""
+    """Build a model for a number of classes. Raises ValueError with the valid names."""
     return pick("model", name, available())(classes)

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 class PaddedShortcut(nn.Module):
-    """Option A of He et al. 2016, section 4.2: every `stride`-th pixel, new channels filled with zeros on both sides."""
+    """Option A of He et al. 2016, section 4.2.
+
+    Takes every `stride`-th pixel and pads with zero channels on both sides.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

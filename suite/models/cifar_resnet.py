@@ -1,7 +1,8 @@
-"""ResNets for 32x32 images (He et al. 2016, section 4.2): three stages of 16, 32 and 64 channels, depth = 6 n + 2.
+"""ResNets for 32x32 images (He et al. 2016, section 4.2).
 
-`resnetD` has 1x1-convolution shortcuts where the shape changes (option B, as DSP's released code), `resnetD_a` has
-parameter-free ones (option A). Kaiming normal fan-out initialisation, zero classifier bias.
+Three stages of 16, 32 and 64 channels; depth = 6 n + 2. `resnetD` has 1x1-convolution shortcuts where the shape changes (option
+B, as DSP's released code), `resnetD_a` has shortcuts without parameters (option A). Kaiming normal fan-out initialisation, zero
+classifier bias.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """VGG networks with batch norm for 32x32 images: convolutions, then one linear layer.
 
 `vgg16` has the 13 convolutions of Simonyan and Zisserman 2015 (configuration D) and a 512 -> classes classifier, the
-usual CIFAR form. `vgg6` is a narrow one of five convolutions for quick runs.
+usual CIFAR form. `vgg6` is a narrow network of five convolutions for quick runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ VGG6 = ("M", 16, "M", 32, 32, "M", 64, 64, "M")
 
 
 class CifarVGG(nn.Module):
-    """3x3 convolutions of the given widths, each with batch norm and ReLU; "M" is a 2x2 max pooling."""
+    """3x3 convolutions of given widths, each with batch norm and ReLU.
+
+    "M" in `layout` is a 2x2 max pooling.
+    """
 
     def __init__(self, layout: tuple[int | str, ...], classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""torchvision's networks for ImageNet-size images; they run on 32x32 images too."""
+"""Networks of torchvision for ImageNet-size images, which accept 32x32 images too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def _build(name: str, classes: int) -> nn.Module:
-    from torchvision import models as zoo  # 90 MB, which runs on small images need not pay
+    from torchvision import models as zoo  # 90 MB of memory, loaded only if needed
 
     return zoo.get_model(name, weights=None, num_classes=classes)
 

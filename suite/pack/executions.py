@@ -1,4 +1,4 @@
-"""The table of executions: ways to compute one packed layer for inference, all with the same result.
+"""The table of executions: equivalent computations of one packed layer for inference.
 
 Shapes: N images, C channels of a tensor as it is laid out, O filters, I input channels, G filter groups.
 """
@@ -27,12 +27,18 @@ log = logging.getLogger(__name__)
 
 
 def whole(layer: Layer, operands: Operands) -> Built:
-    """Build one dense convolution over every channel in its order, with zeros for unread channels."""
+    """Build one dense convolution over all channels as laid out, without a copy.
+
+    Weights are 0 for channels that a group does not read.
+    """
     return _dense(layer, operands, operands.columns_C)
 
 
 def union(layer: Layer, operands: Operands) -> Built:
-    """Build one dense convolution over the union of the kept channels, with zeros for unread channels."""
+    """Build one dense convolution over the union of the kept channels.
+
+    Weights are 0 for channels that a group does not read.
+    """
     position = positions(torch.cat(layer.reads_G).unique(), operands.columns_C).sort().values
     reads_I, is_slice = operands.columns_C[position], bool((position.diff() == 1).all())
     return _dense(layer, operands, reads_I if is_slice else vectors(reads_I, operands.x))
@@ -46,7 +52,10 @@ def _dense(layer: Layer, operands: Operands, reads_I: Tensor) -> Built:
 
 
 def groups(layer: Layer, operands: Operands) -> Built:
-    """Build one convolution per group on its kept channels, a slice if they are contiguous, else gathered."""
+    """Build one convolution per group on its kept channels.
+
+    Contiguous channels are a slice, others are gathered.
+    """
     rows_G = [places[layer.rank[places].argsort(stable=True)] for places in layer.places_G()]
     convs, reads, alone = [], [], operands.addend is None
     if alone:  # the last group's filters are padded so that all of them are whole vectors
@@ -70,7 +79,7 @@ def _without_filter(layer: Layer) -> Tensor:
 
 
 def padded(layer: Layer, operands: Operands) -> Built:
-    """Build one grouped convolution; groups get equal numbers of channels and filters by weights of 0."""
+    """Build one grouped convolution; zero weights make the groups equal."""
     return _grouped(layer, operands, 1)
 
 
@@ -102,13 +111,16 @@ def _grouped(layer: Layer, operands: Operands, multiple: int) -> Built:
 
 
 def _group_size(layer: Layer, operands: Operands, multiple: int) -> int:
-    """Return the filters of each group after padding; the groups of a sum hold its other channels too."""
+    """Return the filters of each group after padding.
+
+    The groups of a sum include its channels without a filter.
+    """
     least = 0 if operands.addend is None else -(-layer.width // len(layer.reads_G))
     return -(-max(least, *layer.conv.filters_G) // multiple) * multiple
 
 
 def one_kernel(layer: Layer, operands: Operands, execution: str) -> Built:
-    """Build one Triton kernel for all groups, which neither gathers nor concatenates; `execution` names its tile."""
+    """Build one Triton kernel for all groups; `execution` names its tile."""
     triton_conv = working_triton()
     assert triton_conv is not None, f"{execution} is not offered without Triton"
     return triton_conv.kernel(layer, operands, TILES[execution])
@@ -160,7 +172,7 @@ def offered_tiles(layer: Layer, dtype: torch.dtype) -> list[str]:
 
 @functools.cache
 def working_triton() -> ModuleType | None:
-    """Return the module of the Triton kernel, None if Triton cannot compile and run a kernel on this GPU.
+    """Return the module of the Triton kernel, None if Triton does not work.
 
     The module is imported here because Triton is optional. CUDA builds of torch include Triton, but no C compiler.
     """

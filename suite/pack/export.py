@@ -48,7 +48,7 @@ class OnnxModule(nn.Module):
 
 
 def export(packed: PackedNetwork, shape: tuple[int, ...], to: str, path: Path) -> float:
-    """Write the network for any batch of images of `shape` [C, H, W]; return its largest error.
+    """Write the network for batches of images [C, H, W]; return its largest error.
 
     The error is a share of the largest logit of the eager network on random images. Batch norm is folded.
     Raises ValueError, and writes nothing, if the export disagrees or does not run, or if a package is missing.

@@ -1,4 +1,7 @@
-"""The plain inference form of a packed network, the reference of all executions and the input of exports and compilers."""
+"""Plain inference form of a packed network.
+
+It is the reference of all executions and the input of exports and compilers.
+"""
 
 from __future__ import annotations
 

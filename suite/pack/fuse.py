@@ -1,4 +1,4 @@
-"""Fusions of a packed network: a convolution, the residual sum that it is part of, and the ReLU after it.
+"""Fusions of a convolution with its residual sum and the ReLU that follows.
 
 Shapes: C channels of a tensor, O filters.
 """

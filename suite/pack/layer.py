@@ -28,7 +28,9 @@ Built = tuple[nn.Module, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A packed convolution, its batch norm folded, with the residual sum and the ReLU that follow it.
+    """A packed convolution with the residual sum and the ReLU that follow it.
+
+    The batch norm is folded.
 
     reads_G  the packed channels that each group reads
     place_O  the position of each filter among the `width` channels of the output, which are those of the residual sum if there
@@ -90,13 +92,13 @@ def positions(channels: Tensor, columns_C: Tensor) -> Tensor:
 
 
 def _or_any(position_C: Tensor, width: int) -> Tensor:
-    """Replace -1 by the own index, so that a tensor with padding is read without a gather."""
+    """Replace -1 by its index, so that padding needs no gather."""
     return torch.where(position_C < 0, torch.arange(len(position_C)).clamp(max=width - 1), position_C)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operands:
-    """Tensors that a layer runs on: its input and the addend of its residual sum, with their packed channels.
+    """Input and addend of a layer, with their packed channels.
 
     in_place  True if the addend may be overwritten
     """
@@ -108,7 +110,10 @@ class Operands:
     in_place: bool = False
 
     def read(self, channels: Tensor) -> Read:
-        """Return a reader of packed channels of the input; -1 reads any channel, for weights of 0."""
+        """Return a reader of packed channels of the input.
+
+        A channel of -1 reads any channel, for weights of 0.
+        """
         width = len(self.columns_C)
         return Read(_or_any(positions(channels, self.columns_C), width), width).to(self.x.device)
 
@@ -121,14 +126,20 @@ class Operands:
         return Read(torch.where(channels < 0, _or_any(position, width), position), width).to(self.x.device)
 
     def addend_as(self, channels: Tensor) -> tuple[nn.Module | None, bool]:
-        """Return a module that gives the addend's packed channels, and True if its result may be overwritten."""
+        """Return a reader of the addend's packed channels for a sum.
+
+        The second value is True if the sum may overwrite its result. On a CPU the reader reorders the addend in place if it can.
+        """
         read = self.read_addend(channels)
         if read is None:
             return None, False
         return (Reorder(read) if self.reorders(channels) else read), self.in_place or read.copies
 
     def reorders(self, channels: Tensor) -> bool:
-        """Return True if the addend can get this order in place: on a CPU, for a permutation of its channels."""
+        """Return True if the addend can be reordered in place.
+
+        It can on a CPU, in channels_last, if `channels` is a permutation of its channels.
+        """
         columns, addend = self.addend_columns_C, self.addend
         if columns is None or addend is None or not self.in_place or addend.device.type != "cpu":
             return False
@@ -138,13 +149,16 @@ class Operands:
 
 
 def vectors(rows: Tensor, x: Tensor) -> Tensor:
-    """Pad `rows` with -1 on a GPU to a multiple of `VECTOR`, in half precision above `MATRIX` to one of `MATRIX`."""
+    """Pad `rows` with -1 on a GPU to a multiple of `VECTOR`.
+
+    In half precision more than `MATRIX` rows are padded to a multiple of `MATRIX`.
+    """
     multiple = MATRIX if x.element_size() == 2 and len(rows) > MATRIX else VECTOR
     return F.pad(rows, (0, -len(rows) % multiple), value=-1) if x.is_cuda else rows
 
 
 def output_order(layer: Layer, operands: Operands) -> Tensor:
-    """Return the cheapest order of output channels: that of the addend, else the one by `Layer.rank`."""
+    """Return the addend's order of output channels, else the order by `Layer.rank`."""
     every = torch.arange(layer.width)
     columns = operands.addend_columns_C
     if columns is None:

@@ -18,7 +18,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 class Take(nn.Module):
-    """Channels of [N, C, H, W] by position: a view if they are contiguous, else a gather."""
+    """Channels of [N, C, H, W] by position: a view if contiguous, else a gather."""
 
     def __init__(self, positions: Tensor, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Conversion of a network and a plan to a small network of live channels, and back.
+"""Conversion of a network and its plan to a packed network, and back.
 
 The masked network is the full one with weights of 0 outside of the settled plan. The batch norm of a removed filter has scale and
 shift 0. `pack` builds a network whose tensors hold live channels only; masked and packed network compute the same function.
@@ -103,7 +103,7 @@ def unpack(packed: PackedNetwork, model: nn.Module) -> None:
 
 
 def masks(packed: PackedNetwork, model: nn.Module) -> dict[str, Tensor]:
-    """Return parameter name -> bool mask of its shape, True for entries that the plan keeps."""
+    """Return parameter name -> bool mask of the entries that the plan keeps."""
     result = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
     for slot in packed.slots:
         if slot.full in result:

@@ -45,7 +45,10 @@ def onednn_fusible(x: Tensor) -> bool:
 
 
 def cudnn_fusible(x: Tensor) -> bool:
-    """Return True if cuDNN may fuse convolution, bias, sum and ReLU; it raises for some shapes."""
+    """Return True if cuDNN may fuse convolution, bias, sum and ReLU.
+
+    For some shapes the fused operation raises RuntimeError.
+    """
     return x.is_cuda and x.dtype != torch.float64 and private_api.has_cudnn()
 
 

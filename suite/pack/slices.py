@@ -1,4 +1,4 @@
-"""An order of a layer's output channels in which each filter group of the next layer reads one slice."""
+"""An order of output channels in which the next layer's groups read slices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def slice_rank(reads_G: Sequence[Tensor], width: int) -> Tensor:
-    """Return a sort key per channel. Sorting by it makes many groups read one contiguous slice.
+    """Return a sort key per channel that makes groups read contiguous slices.
 
     Two groups always do, in the order: channels of the first only, of both, of the second only, of none. For more groups the
     candidates are this order for each pair of groups, and the order by first and last reading group. The candidate with the

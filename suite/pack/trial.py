@@ -26,7 +26,9 @@ GPU_SECONDS, REPLAYS = 0.05, 5
 
 
 def choose(names: Sequence[str], layer: Layer, operands: Operands) -> tuple[str, dict[str, float]]:
-    """Return the fastest execution and the milliseconds of all; none are timed if there is one name.
+    """Return the fastest execution and the milliseconds of all.
+
+    Nothing is timed if there is one name.
 
     An execution that gathers its input must gain `GATHERS_X`.
     Raises ValueError naming layer and execution if an output disagrees with the reference.
@@ -48,7 +50,7 @@ def choose(names: Sequence[str], layer: Layer, operands: Operands) -> tuple[str,
 
 
 def check(name: str, output: Tensor, expected: Tensor) -> None:
-    """Raise ValueError with the name and the largest error if an output disagrees with its reference."""
+    """Raise ValueError with name and error if an output disagrees with its reference."""
     error = float((output - expected).abs().max()) if output.shape == expected.shape else float("inf")
     allowed = tolerance(expected) * max(1e-3, float(expected.abs().max()))
     if not error <= allowed:
@@ -65,7 +67,7 @@ def tolerance(expected: Tensor) -> float:
 
 
 def fastest_ms(runs: Mapping[str, Run], device: torch.device) -> dict[str, float]:
-    """Return the least milliseconds of each run over alternating rounds; {} if there is one run.
+    """Return the least milliseconds of each run, {} if there is one run.
 
     On a GPU the runs are captured in CUDA graphs, as whole networks are: a launch takes longer than a small kernel.
     """

@@ -85,7 +85,11 @@ def _convolve(  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """Filters that read the same channels: their positions in the output, and the channels' in the input."""
+    """Filters that read the same channels.
+
+    places  positions of the filters in the output
+    reads   positions of the channels in the input
+    """
 
     places: Tensor
     reads: Tensor
@@ -97,7 +101,7 @@ class _Part:
 
 
 class TritonConv(nn.Module):
-    """[N, C, H, W] and the addend, if there is a sum -> [N, D, H', W'] in channels_last."""
+    """[N, C, H, W] and an addend -> [N, D, H', W'] in channels_last."""
 
     def __init__(self, layer: Layer, operands: Operands, rows_D: Tensor, tile: Tile) -> None:
         super().__init__()
@@ -157,7 +161,7 @@ class TritonConv(nn.Module):
 
 
 def _parts(layer: Layer, operands: Operands, rows_D: Tensor, *, merged: bool) -> list[_Part]:
-    """Return one part per filter group, and one without reads for rows that no group makes.
+    """Return one part per filter group, and one for rows without a filter.
 
     Merged groups, and a single group, are one part of all rows: its store is direct, and a scattered one takes ten times as long.
     """

@@ -1,4 +1,4 @@
-"""Inference form of a packed network: the fastest execution of every layer, measured on the device itself.
+"""Inference form of a packed network: the fastest execution of every layer.
 
 `tuned` builds the network node by node on a batch of images. At each convolution, with the residual sum and the ReLU that follow,
 it builds every execution, checks the output, times it on the layer's real input, and continues with the fastest. Both memory
@@ -39,8 +39,9 @@ def tuned(
     execution: str | None = None,
     layout: Layout | None = None,
 ) -> tuple[nn.Module, Choice]:
-    """Return the network for batches like `images` [N, C, H, W], for inference only, and the choice of executions.
+    """Return the inference network for batches like `images`, and its choice of executions.
 
+    images     [N, C, H, W] of the final batch size, device and precision
     choice     use these executions; nothing is timed
     execution  use this one in every layer that offers it, `union` or `whole` elsewhere; layers are not timed
     layout     use this memory layout; None times both
@@ -84,7 +85,7 @@ def tuned(
 
 @dataclass
 class _Value:
-    """A tensor of the network: its node, its value for the images, and its packed channels."""
+    """A tensor of the network: node, value for the images, packed channels."""
 
     node: fx.Node
     tensor: Tensor
@@ -166,7 +167,7 @@ class _Walk:
         self.done.update(fused.nodes)
 
     def _choose(self, layer: Layer, operands: Operands) -> str:
-        """Return the execution of a layer after a check of its output, timed if there are several."""
+        """Return the execution of a layer; several are checked and timed."""
         names = offered(layer, operands)
         if self.choices is not None:
             names = (self.choices.get(layer.name, names[0]),)
@@ -195,7 +196,7 @@ class _Walk:
         )
 
     def _is_last(self, node: fx.Node, fused: Fused) -> bool:
-        """Return True if the sum is the last reader of the node's memory, which it may then overwrite."""
+        """Return True if the sum is the last reader of the node's memory."""
         value = self.value[node]
         memory = value.tensor.untyped_storage().data_ptr()
         if memory == self.images.untyped_storage().data_ptr() or value is self.value[fused.conv.all_input_nodes[0]]:
@@ -209,7 +210,7 @@ class _Walk:
         return not shared and all(user in self.done or user in fused.nodes for alias in aliases for user in alias.users)
 
     def _rank(self, fused: Fused) -> Tensor:
-        """Return the sort key by which the groups of the layer's only reader read slices, if they can."""
+        """Return the sort key by which the layer's only reader reads slices."""
         node = fused.nodes[-1]
         while (user := only_user(node)) is not None and self.nodes.module(user, (nn.ReLU, nn.MaxPool2d, nn.Dropout)):
             node = user
