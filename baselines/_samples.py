@@ -123,7 +123,8 @@ def read(conv: nn.Conv2d, x: Tensor, pixels: Tensor) -> Tensor:
 
     pixels   [2, B, P], rows and columns of P output pixels of each image, as shares of height and width in [0, 1)
     """
-    rows, columns = (int(size) for size in conv.padding)
+    assert not isinstance(conv.padding, str), "the graph refuses padding by name"
+    rows, columns = conv.padding
     padded = F.pad(x, (columns, columns, rows, rows))
     places = []
     for axis in (0, 1):
