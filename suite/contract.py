@@ -102,8 +102,9 @@ class Step:
     loss_scale: float = 1.0
 
     def gradients(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the gradients of the batch's loss by `weights`, leaves that stand in for parameters of the model.
+        """Return the gradients of the batch's loss by `weights`.
 
+        The weights are leaves that replace parameters of the model.
         The model's own weights keep their gradients. With a `loss_scale`, an overflow counts as a gradient of 0.
         """
         leaves = list(weights.values())
