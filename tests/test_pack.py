@@ -412,3 +412,25 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     save(pack(model, graph, PruningPlan({})), path, model="vgg7", classes=10, input_shape=(3, 32, 32), about={})
     with pytest.raises(ValueError, match=r"unknown model 'vgg7' \(did you mean vgg6\?\)"):
         load(path)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg6"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_training_with_channels_last_computes_the_same(name: str, groups: int) -> None:
+    """Channels are then taken by 1x1 convolutions, or not at all, with weights of 0 for those that no group keeps."""
+    torch.manual_seed(0)
+    model = build(name, 10).double().train()
+    graph = Graph(model, (3, 32, 32))
+    layers = {}
+    for conv in (conv for conv in graph.convs.values() if conv.prunable):
+        kept_GI = torch.rand(groups, conv.channels) < 0.4
+        kept_GI[:, 0] = True
+        layers[conv.name] = ConvPlan(torch.arange(conv.filters) % groups, kept_GI, torch.rand(conv.filters) < 0.8)
+    plain = pack(model, graph, PruningPlan(layers)).train()
+    other = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    for network, x in ((plain, images), (other, images.contiguous(memory_format=torch.channels_last))):
+        network(x).square().sum().backward()
+    gradients = dict(other.named_parameters())
+    for parameter_name, parameter in plain.named_parameters():
+        torch.testing.assert_close(gradients[parameter_name].grad, parameter.grad, rtol=1e-9, atol=1e-9)
