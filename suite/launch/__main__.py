@@ -7,11 +7,12 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from suite import cli, grids
-from suite.launch import display, dry_run, slurm, work
+from suite.launch import carry, display, dry_run, slurm, work
 from suite.launch import options as slurm_options
 from suite.launch.cancel import cancel
 from suite.launch.launcher import Launcher
@@ -59,6 +60,14 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--jobs", type=int, metavar="N", default=1, help="stages at a time, about 1 GB of memory each (default: 1)"
+    )
+    group = result.add_argument_group("slices", "with --max-minutes, on machines that share no folder")
+    group.add_argument(
+        "--carry", type=Path, metavar="FOLDER", help="read what an earlier slice left here, and leave it again"
+    )
+    group.add_argument("--carry-files", type=int, metavar="N", default=8, help="files there at most (default: 8)")
+    group.add_argument(
+        "--carry-mb", type=float, metavar="M", default=16, help="megabytes of each at most (default: 16)"
     )
     _add_slurm_options(result)
     cli.add_machine_options(result)
@@ -134,6 +143,11 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
     context = _context(arguments)
     work.check_names(stages)
     options = _options(arguments, context)
+    if arguments.carry and arguments.cluster == "slurm":
+        raise ValueError("--carry is for machines that share no folder; the jobs of SLURM share theirs: leave it out")
+    if arguments.carry and verb == "run":
+        carry.check(arguments.carry_files, arguments.carry_mb)
+        carry.load(context, arguments.carry)
     todo = work.find(
         stages,
         context,
@@ -157,7 +171,11 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
         smoke=arguments.smoke,
         retry_failed=arguments.retry_failed,
     )
-    return launcher.launch(todo)
+    try:
+        return launcher.launch(todo)
+    finally:
+        if arguments.carry:
+            carry.save(every, context, arguments.carry, files=arguments.carry_files, mb=arguments.carry_mb)
 
 
 def _view(verb: str, arguments: argparse.Namespace, stages: Sequence[Stage], console: Console) -> int:

@@ -1,4 +1,4 @@
-"""Print the time of training steps in fp32 and in bf16 with channels_last, for each kind of stage.
+"""Print the time of training steps in fp32 and bf16 for each kind of stage.
 
     python tests/benchmarks/training.py --model resnet20 --batch 128 --rounds 6
 
@@ -48,7 +48,7 @@ class Steps:
 
 
 def random_plan(graph: Graph, groups: int, share: float) -> PruningPlan:
-    """Return a plan with `groups` groups a layer, each of which keeps a random share of the channels."""
+    """Return a plan whose groups each keep a random share of the channels."""
     generator = torch.Generator().manual_seed(0)
     layers = {}
     for name, conv in graph.convs.items():
@@ -62,7 +62,7 @@ def random_plan(graph: Graph, groups: int, share: float) -> PruningPlan:
 
 
 def stepper(stage: str, compute: Compute, options: argparse.Namespace) -> tuple[Step, float]:
-    """Return a function for one step of a stage, and the share of MACs that its network lacks."""
+    """Return a function for one step of a stage, and its cut of MACs."""
     torch.manual_seed(0)
     model: nn.Module = models.build(options.model, 10)
     graph = Graph(model, (3, 32, 32))
@@ -136,7 +136,7 @@ def worker(threads: int, kind: str, options: argparse.Namespace, start: Barrier,
 
 
 def throughput(processes: int, threads: int, kind: str, options: argparse.Namespace) -> float:
-    """Return the steps per second of all processes together, by the slowest process of each round."""
+    """Return the steps per second of all processes, by the slowest of each round."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         start = context.Barrier(processes)
