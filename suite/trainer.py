@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from suite import distributed
 from suite.arithmetic import Arithmetic, lay_out
-from suite.contract import Learner, Network, Step
-from suite.cudagraph import CapturedStep
+from suite.contract import Batch, Learner, Network, Step
+from suite.cudagraph import CapturedSteps
 from suite.data import Loader
 from suite.schedule import Schedule
 
@@ -286,9 +286,7 @@ class CapturedTrainer(Trainer):
         self.lr = torch.zeros((), device=device)
         self.index = torch.zeros((), device=device, dtype=torch.int64)
         super().__init__(model, *arguments, **options)
-        self.captured = CapturedStep(
-            lambda images, labels: self.compute(images, labels, self.lr, self.index), self.learner.generators
-        )
+        self.captured = CapturedSteps([self.take], self.learner.generators)
 
     def make_optimizer(self, **options: Any) -> torch.optim.SGD:
         """Return torch's fused SGD, which reads its rate from the device."""
@@ -296,16 +294,44 @@ class CapturedTrainer(Trainer):
 
     def advance(self, images: Tensor, labels: Tensor) -> None:
         """Take one step at the schedule's learning rate."""
+        self.set_rate()
+        self.captured((images, labels))
+        self.step += 1
+
+    def set_rate(self) -> None:
+        """Write learning rate and index of the next step to the device."""
         self.lr.fill_(self.schedule.lr_at(self.step, self.steps_per_epoch))
         self.index.fill_(self.step)
-        self.captured(images, labels)
-        self.step += 1
+
+    def take(self, images: Tensor, labels: Tensor) -> None:
+        """Compute one step with the rate and index on the device."""
+        self.compute(images, labels, self.lr, self.index)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; the rate stays this trainer's own tensor."""
         super().load_state_dict(state)
         for group in self.optimizer.param_groups:
             group.update(lr=self.lr, fused=True, foreach=None)
+
+
+class Together:
+    """Captured trainers of independent runs whose steps are one CUDA graph.
+
+    Each run takes the steps that it takes alone. Batches of a run have one size; runs may differ in shape.
+    """
+
+    def __init__(self, trainers: Sequence[CapturedTrainer]) -> None:
+        self.trainers = tuple(trainers)
+        generators = [generator for trainer in self.trainers for generator in trainer.learner.generators]
+        self.captured = CapturedSteps([trainer.take for trainer in self.trainers], generators)
+
+    def advance(self, batches: Sequence[Batch]) -> None:
+        """Take one step of each run, on one batch of each."""
+        for trainer in self.trainers:
+            trainer.set_rate()
+        self.captured(*batches)
+        for trainer in self.trainers:
+            trainer.step += 1
 
 
 def make_trainer(

@@ -1,4 +1,4 @@
-"""State of a grid in few files of bounded size, for slices without a shared folder.
+"""State of a grid in few files of bounded size, for machines without shared folder.
 
 `save` writes the finished and interrupted stages as one archive in pieces, `load` restores them in the next slice. The manifest
 `carry.json` names the pieces with their sha256 and is written last: a slice that dies in between keeps the previous archive.

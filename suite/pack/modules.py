@@ -22,7 +22,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def one_hot(positions: Tensor, width: int, like: Tensor) -> Tensor:
-    """Return the 1x1 kernel [O, C, 1, 1] whose output channels are the input channels at `positions`.
+    """Return the 1x1 kernel [O, C, 1, 1] that takes the channels at `positions`.
 
     Its convolution is exact. In training with channels_last it takes less time than a gather, whose backward pass adds
     channel by channel.
