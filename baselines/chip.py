@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines._maps import mean_over_images
-from suite.contract import Criterion, OptOut, Ranking, Recipe, State, Task
+from suite.contract import Criterion, OptOut, Ranking, Recipe, Scope, State, Task
 from suite.graph import Graph
 
 ENTRIES_AT_ONCE = 2**24
@@ -41,6 +41,7 @@ class CHIP(Criterion):
     search: ClassVar[Mapping[str, tuple[Ranking, ...]]] = {"ranking": ("layer", "global")}
 
     ranking: Ranking = "layer"
+    scope: Scope = "untied"
     images: int = 640
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:

@@ -119,6 +119,7 @@ class DepGraph(Criterion):
     ranking    "raw": energies over the largest of their family, in one order (the authors' normalizer max)
     """
 
+    scopes = ("coupled",)
     granularity = "channel"
     source = (
         "Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, section 3.3; Torch-Pruning 1.6.1, with the "
@@ -146,8 +147,6 @@ class DepGraph(Criterion):
             raise ValueError(
                 f"depgraph's reduction {self.reduction!r} is unknown; choose {', '.join(get_args(Reduction))}"
             )
-        if self.scope != "coupled":
-            raise ValueError(f"depgraph's groups are coupled through sums: it has no scope {self.scope!r}")
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
         """The penalty on all coupled weights."""

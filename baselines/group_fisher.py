@@ -143,6 +143,7 @@ class GroupFisher(Criterion):
     prune_share  share of the stage in which the budget falls due, linearly
     """
 
+    scopes = ("coupled",)
     granularity = "filter"
     source = (
         "Liu et al., Group Fisher Pruning for Practical Network Compression, ICML 2021, equations 4 to 8; the authors' "

@@ -83,6 +83,7 @@ class GroupSparse(Criterion):
     ranking      how the norms of different layers compare
     """
 
+    scopes = ("coupled",)
     granularity = "filter"
     source = (
         "Su et al., Compressing Deep Reinforcement Learning Networks with a Dynamic Structured Pruning Method for Autonomous "

@@ -150,6 +150,7 @@ class HSPG(Criterion):
     project_share  share of the stage after which groups are projected
     """
 
+    scopes = ("coupled",)
     granularity = "filter"
     source = (
         "Chen et al., OTOv2: Automatic, Generic, User-Friendly, ICLR 2023, section 3.2, algorithm 2 (DHSPG); the authors' "

@@ -144,6 +144,7 @@ class LAPP(Criterion):
     ranking       "raw": importance minus threshold, in one order over the network
     """
 
+    scopes = ("coupled",)
     granularity = "filter"
     source = "Zhai et al., LAPP: Layer Adaptive Progressive Pruning for Compressing CNNs from Scratch, arXiv 2309.14157 (2023)"
     deviations = (
@@ -169,6 +170,7 @@ class LAPP(Criterion):
     ranking: Ranking = "raw"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.prune_share < 1:
             raise ValueError(f"lapp's prune_share must lie between 0 and 1, got {self.prune_share}")
         if self.threshold_lr <= 0 or self.macs_weight <= 0:

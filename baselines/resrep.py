@@ -202,6 +202,7 @@ class ResRep(Criterion):
     full_share    share of the stage at which as many rows are reset as the budget asks for
     """
 
+    scopes = ("coupled",)
     granularity = "filter"
     source = (
         "Ding et al., ResRep: Lossless CNN Pruning via Decoupling Remembering and Forgetting, ICCV 2021, section 3; the "

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsp import groups as maths
+from dsp.dose import doses_per_rate
 from dsp.groups import GroupPenalty, PenaltyScale, SecondOrder
 from dsp.layers import check_logits, prunable_convs
 from suite.contract import Learner, State, Step
@@ -95,6 +97,9 @@ class GroupLearner(Learner):
         self._logits = torch.zeros(count, device=weight.device, dtype=weight.dtype, requires_grad=True)
         self._adam = torch.optim.Adam([self._logits], lr=1e-3, eps=1e-12, capturable=weight.is_cuda)
         self._penalty = torch.zeros((), device=weight.device, dtype=weight.dtype)
+        self._rate_sum = torch.zeros((), device=weight.device, dtype=torch.float64)
+        per_rate = doses_per_rate(model, graph, settings.groups, settings.penalty_scale)
+        self._dose_per_rate = settings.lam * median(per_rate.values())
         self._stacks = self._stack(model, graph, convs)
         self._layers = {
             name: logits_GO
@@ -134,7 +139,9 @@ class GroupLearner(Learner):
 
         The penalty grows linearly over the whole stage.
         """
-        rate = self.settings.lam * step.lr * (step.index + 1) / step.total
+        plain_rate = step.lr * (step.index + 1) / step.total
+        self._rate_sum += plain_rate
+        rate = self.settings.lam * plain_rate
         weights = [stack.weights(step.model) for stack in self._stacks]
         w = [torch.stack(layers).flatten(3) for layers in weights]
         energies = [w_LOIK.square().sum(-1) for w_LOIK in w]
@@ -214,22 +221,32 @@ class GroupLearner(Learner):
         group_entropy_nats   entropy of softmax(logits / temperature), mean over filters
         changed_share        share of filters whose group is another than at the last call
         penalty              sum over layers of c R with hard groups, at the last step
+        dose                 of the penalty up to here (`dsp.dose`), median over layers
         """
-        penalty = {"penalty": float(self._penalty)}
+        penalty = {"penalty": float(self._penalty), "dose": self.dose}
         if not self.learning:
             return penalty
         now = self._assignments()
         changed = sum(int((now[name] != before).sum()) for name, before in self._last_epoch.items())
+        self._last_epoch = now
+        return {
+            "group_entropy_nats": self._entropy(),
+            "changed_share": changed / sum(len(groups) for groups in now.values()),
+            **penalty,
+        }
+
+    def _entropy(self) -> float:
+        """Return the entropy of softmax(logits / temperature) in nats, mean over filters; ln G before any step."""
         entropies = [
             torch.special.entr(torch.softmax(stack.logits_LGO / self.settings.temperature, -2)).sum(-2).flatten()
             for stack in self._stacks
         ]
-        self._last_epoch = now
-        return {
-            "group_entropy_nats": float(torch.cat(entropies).mean()),
-            "changed_share": changed / sum(len(groups) for groups in now.values()),
-            **penalty,
-        }
+        return float(torch.cat(entropies).mean())
+
+    @property
+    def dose(self) -> float:
+        """Dose of the penalty up to the last step, median over layers."""
+        return self._dose_per_rate * float(self._rate_sum)
 
     def _assignments(self) -> dict[str, Tensor]:
         return {name: logits_GO.argmax(0).cpu() for name, logits_GO in self._layers.items()}
@@ -243,6 +260,9 @@ class GroupLearner(Learner):
             "noise": {self._logits.device.type: self.generator.get_state()},
             "last_epoch": dict(self._last_epoch),
             "penalty": float(self._penalty),
+            "rate_sum": float(self._rate_sum),
+            "dose_per_rate": self._dose_per_rate,
+            "group_entropy_nats": self._entropy(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -261,6 +281,8 @@ class GroupLearner(Learner):
         self.generator.set_state(state["noise"][device.type].cpu())
         self._last_epoch = {name: groups.cpu() for name, groups in state["last_epoch"].items()}
         self._penalty.fill_(state["penalty"])
+        self._rate_sum.fill_(state.get("rate_sum", 0.0))
+        self._dose_per_rate = state.get("dose_per_rate", self._dose_per_rate)
 
 
 @contextlib.contextmanager

@@ -93,6 +93,12 @@ class DSP(Pruner):
             fixed = fix(model, prunable_convs(graph, self.groups), self.groups, task.seed)
         return GroupLearner(model, graph, settings, seed=task.seed, fixed_groups=fixed)
 
+    def facts(self, state: State) -> dict[str, float]:
+        """Return the dose of the penalty and the entropy of the groups (ln G: nothing was learned)."""
+        if "rate_sum" not in state:
+            return {}
+        return {"dose": state["dose_per_rate"] * state["rate_sum"], "group_entropy_nats": state["group_entropy_nats"]}
+
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
         """beta -> plan, from the weights and the learned groups. Raises ValueError when the state does not fit."""
         filter_group = learned_groups(state, graph, self.groups)

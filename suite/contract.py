@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -217,6 +217,8 @@ class Pruner:
 
     "latency": a control in latency grids only.
     """
+    removes: ClassVar[bool] = True
+    """False for the dense control, whose only budget is 0."""
     control: ClassVar[bool] = False
     """True for a baseline that every method must exceed, such as random filters."""
     lowest: ClassVar[Mapping[str, float]] = {}
@@ -294,6 +296,10 @@ class Pruner:
         """Cost of a learning step in plain training steps, for estimates only."""
         return 1.0
 
+    def facts(self, state: State) -> dict[str, float]:
+        """Return numbers about the learned state that every row of the method records."""
+        return {}
+
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner | None:
         """Return the method's hooks into training, or None for a method without learning."""
         return None
@@ -323,9 +329,16 @@ class Criterion(Pruner):
         "scores; scores of one order over the network are divided by their layer's mean, unless the ranking is raw"
     )
     """Deviations of every criterion; `deviations` has those of one."""
+    scopes: ClassVar[tuple[Scope, ...]] = get_args(Scope)
+    """Scopes that the method can have."""
 
     ranking: Ranking = "global"
     scope: Scope = "coupled"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scope not in self.scopes:
+            raise ValueError(f"{self.method_name()} has no scope {self.scope!r}; choose {', '.join(self.scopes)}")
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
         """Return layer name -> float [O] for every layer of `graph`; larger is more important.

@@ -106,9 +106,9 @@ def name_of(settings: Pruner) -> str:
 def rivals(**wanted: object) -> tuple[str, ...]:
     """Return the usable methods in `baselines/` whose class attributes have the wanted values, by name.
 
-    Without `evidence` or `needs_reference`, only methods with a paper's evidence that follow no other run are returned.
+    By default without methods written from an abstract, followers of other runs and the dense control.
     """
-    wanted = {"evidence": "paper", "needs_reference": False, **wanted}
+    wanted = {"evidence": "paper", "needs_reference": False, "removes": True, **wanted}
     kinds = {name: kind for name, kind in discover().items() if name not in HOMES and not isinstance(kind, Broken)}
     return tuple(
         name for name, kind in kinds.items() if all(getattr(kind, key) == value for key, value in wanted.items())

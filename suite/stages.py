@@ -127,6 +127,8 @@ class Pruned(_Named):
                     f"{name_of(self.settings)} on {'/'.join(ours)} follows a run on {'/'.join(theirs)}: "
                     "give it a `reference` of the same data, model and split"
                 )
+        if not self.settings.removes and self.budget.share:
+            raise ValueError(f"{name_of(self.settings)} removes nothing: give it a budget of 0")
         if self.settings.learns and self.learning is None:
             raise ValueError(f"{name_of(self.settings)} learns before it prunes: give it a `learning` schedule")
         for schedule in (self.base.schedule, self.learning, self.finetune):

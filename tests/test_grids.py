@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, defaultdict
 
 import pytest
 
 from suite import grids
-from suite.contract import Pruner
+from suite.contract import Budget, Pruner
 from suite.schedule import Schedule
 from suite.stages import Base, Learned, Pruned, Timed, describe
 
@@ -23,6 +24,9 @@ SEEDS = {
     "paper_table2": 3,
     "dsp_best_test": 5,
     "dsp_best_validation": 5,
+    "ablation_scope": 3,
+    "dose_scan": 3,
+    "retraining": 3,
 }
 """The grids that are no ablations; those have 3."""
 ABLATIONS = {
@@ -83,7 +87,7 @@ def test_paper_table1_has_the_released_cuts_for_every_method() -> None:
         of_model = [run for run in runs if run.base.model == model]
         dsp = {(run.settings.groups, run.budget.share) for run in of_model if run.method == "dsp"}
         assert dsp == set(expected.items())
-        for method in {run.method for run in of_model} - {"dsp"}:
+        for method in {run.method for run in of_model} - {"dsp", "dense_control"}:
             rival = {run.budget.share for run in of_model if run.method == method}
             assert rival == set(expected.values()), method
         assert {run.budget.scope for run in of_model} == {"network"}
@@ -207,6 +211,8 @@ def test_controls_follow_runs_of_the_grid() -> None:
     keys = {run.key for run in runs}
     followers = [run for run in runs if run.reference is not None]
     assert {run.reference.key for run in followers if run.reference} <= keys
+    assert {run.budget.share for run in runs if run.method == "dense_control"} == {0}
+    runs = [run for run in runs if run.method != "dense_control"]
     counts = Counter((run.method, run.reference.method if run.reference else "") for run in runs)
     cells = 2 * 3 * 3  # models, budgets, seeds
     assert counts == {
@@ -238,3 +244,53 @@ def test_smoke_of_controls_follows_runs_of_the_smoke_grid() -> None:
     followers = [run for run in runs if run.reference is not None]
     assert len(followers) == 2 * 5  # the two schedules of scratch are one when shortened
     assert {run.reference.key for run in followers if run.reference} <= keys
+
+
+# ---- controls and equal training -------------------------------------------------------------------------------------
+
+COMPARISONS = (
+    *("cifar10_fair", "cifar10_short", "controls", "paper_table1", "paper_table2", "quickstart"),
+    *("ablation_scope", "dose_scan", "retraining"),
+)
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_comparison_grid_has_its_dense_control_on_every_base(name: str) -> None:
+    runs = runs_of(name)
+    dense = [run for run in runs if not run.settings.removes]
+    assert {run.base for run in dense} == {run.base for run in runs}
+    for run in dense:
+        assert run.budget.share == 0
+        assert run.learned is not None
+    with pytest.raises(ValueError, match="dense_control removes nothing: give it a budget of 0"):
+        dataclasses.replace(dense[0], budget=Budget(share=0.5))
+
+
+def test_every_method_of_the_fair_grid_trains_equally() -> None:
+    """In plain-step equivalents after the base network; from scratch, learning replaces the base network's training."""
+    for run in runs_of("cifar10_fair"):
+        assert run.base.schedule is not None
+        learned = run.learned.schedule.epochs * run.settings.step_cost if run.learned else 0
+        replaced = run.base.schedule.epochs if run.settings.start == "init" else 0
+        assert learned - replaced + run.finetune.epochs == pytest.approx(246, abs=0.5), run.label
+
+
+def test_learning_that_costs_more_than_the_total_is_refused() -> None:
+    short = Schedule(epochs=10, lr=0.05, weight_decay=5e-4)
+    base = Base(data="digits", model="resnet8", schedule=short, seed=0)
+    with pytest.raises(ValueError, match="learning of dsp costs 21 plain epochs, more than the total 20"):
+        grids.cross(bases=[base], method="dsp", budgets=[0.5], finetune=short, learning=short, total=20)
+
+
+def test_methods_fix_fields_of_the_learning_schedule() -> None:
+    learning = {run.method: run.learned.schedule for run in runs_of("cifar10_fair") if run.learned}
+    assert learning["greg"].lr == 1e-3
+    assert (learning["depgraph"].lr, learning["depgraph"].weight_decay) == (0.01, 0)
+    assert (learning["slimming"].epochs, learning["slimming"].lr, learning["slimming"].shape) == (164, 0.1, "steps")
+    base = Base(data="cifar10", model="resnet20_a", schedule=None, weights="cifar10_resnet20_a", seed=0)
+    with pytest.raises(
+        ValueError, match=r"slimming trains from initial weights, and .* has no schedule: give `scratch`"
+    ):
+        grids.cross(
+            bases=[base], method="slimming", budgets=[0.5], finetune=learning["greg"], learning=learning["greg"]
+        )

@@ -10,6 +10,7 @@ import runpy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from suite import methods
 from suite.contract import Budget, OptOut, Pruner
@@ -152,6 +153,7 @@ def cross(
     finetune: Schedule,
     learning: Schedule | None = None,
     scratch: Schedule | None = None,
+    total: float | None = None,
     seeds: Iterable[int] | None = None,
     **changes: object,
 ) -> list[Pruned]:
@@ -159,6 +161,8 @@ def cross(
 
     learning  of methods that learn from the base weights; `Pruner.training` replaces fields of it
     scratch   of methods that learn from the initial weights; None takes the schedule of the base network
+    total     epochs of learning and fine-tuning in plain-step equivalents: fine-tuning gets what learning leaves, so that all
+              methods train equally; None takes the epochs of `finetune`
     The seed of a run is that of its base, or each of `seeds`. A base for which the method opts out is left out.
     Raises ValueError if a method that learns from initial weights has no schedule.
     """
@@ -177,11 +181,34 @@ def cross(
                         settings=settings,
                         learning=taught,
                         budget=budget if isinstance(budget, Budget) else Budget(share=budget, refill=True),
-                        finetune=finetune,
+                        finetune=finetune if total is None else _rest(finetune, total, settings, base, taught),
                         seed=seed,
                     )
                 )
     return runs
+
+
+def _rest(finetune: Schedule, total: float, settings: Pruner, base: Base, taught: Schedule | None) -> Schedule:
+    """Return the fine-tuning schedule with the epochs that learning leaves of `total`.
+
+    Learning from initial weights replaces the training of the base network, so only its epochs beyond that count.
+    Raises ValueError if learning alone costs more than `total`.
+    """
+    spent = taught.epochs * settings.step_cost if taught else 0.0
+    if settings.start == "init" and base.schedule:
+        spent = max(0.0, spent - base.schedule.epochs)
+    if spent > total:
+        raise ValueError(
+            f"learning of {settings.method_name()} costs {spent:g} plain epochs, more than the total {total:g}"
+        )
+    return dataclasses.replace(finetune, epochs=round(total - spent))
+
+
+def dense_control(*, bases: Iterable[Base], finetune: Schedule, learning: Schedule, **options: Any) -> list[Pruned]:
+    """Return the dense networks of a grid, trained for its base, learning and fine-tuning schedules."""
+    return cross(
+        bases=bases, method="dense_control", budgets=(Budget(share=0),), finetune=finetune, learning=learning, **options
+    )
 
 
 def _learning(kind: type[Pruner], base: Base, learning: Schedule | None, scratch: Schedule | None) -> Schedule | None:

@@ -1,6 +1,7 @@
 """Every method from the same base networks, at the same budgets, with the same fine-tuning: CIFAR-10, five budgets.
 
-Methods that learn before they prune spend epochs that criteria do not; the fairness column says so. Schedules are ours.
+Every method trains for the same number of plain-step equivalents after the base network: a learning epoch of DSP costs 2.1
+plain epochs, and methods that learn less fine-tune longer. Schedules are ours.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from suite import methods
-from suite.grids import Grid, _released, cross
+from suite.grids import Grid, _released, cross, dense_control
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timing
 
@@ -17,6 +18,8 @@ BUDGETS = (0.3, 0.5, 0.65, 0.8, 0.9)
 MODELS = ("resnet20", "resnet56", "vgg16")
 LEARN = Schedule(epochs=60, lr=0.05, weight_decay=5e-4)
 FINETUNE = Schedule(epochs=120, lr=0.05, weight_decay=5e-4)
+TOTAL = FINETUNE.epochs + 2.1 * LEARN.epochs
+"""Plain-step equivalents of DSP's learning and fine-tuning, which every method gets."""
 
 
 def runs() -> list[Pruned]:
@@ -35,9 +38,10 @@ def runs() -> list[Pruned]:
             budgets=BUDGETS,
             finetune=FINETUNE,
             learning=LEARN,
+            total=TOTAL,
             **changes,
         )
-    ]
+    ] + dense_control(bases=bases, finetune=FINETUNE, learning=LEARN, total=TOTAL)
 
 
 GRID = Grid(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from suite.grids import Grid, cross
+from suite.grids import Grid, cross, dense_control
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timing
 
@@ -18,7 +18,7 @@ def runs() -> list[Pruned]:
         Base(data="cifar10", model=f"resnet{depth}_a", schedule=None, weights=f"cifar10_resnet{depth}_a", seed=0)
         for depth in (20, 56)
     ]
-    return [
+    return dense_control(bases=bases, finetune=FINETUNE, learning=LEARN, seeds=SEEDS) + [
         run
         for method in ("dsp", "l1_filter", "fpgm", "random_filter", "taylor")
         for run in cross(bases=bases, method=method, budgets=BUDGETS, finetune=FINETUNE, learning=LEARN, seeds=SEEDS)

@@ -8,6 +8,7 @@ is fine-tuned alike.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -30,21 +31,21 @@ def same_compute(run: Pruned) -> Schedule:
     return replace(_released.BASE, epochs=round(_released.BASE.epochs / (1 - run.budget.share)))
 
 
-def _every(method: str, **changes: Any) -> list[Pruned]:
+def _every(method: str, budgets: Iterable[float] = BUDGETS, **changes: Any) -> list[Pruned]:
     bases = [
         Base(data="cifar10", model=model, schedule=_released.BASE, seed=seed)
         for model in ("resnet20", "resnet56")
         for seed in SEEDS
     ]
     return cross(
-        bases=bases, method=method, budgets=BUDGETS, finetune=_released.FINETUNE, learning=_released.LEARN, **changes
+        bases=bases, method=method, budgets=budgets, finetune=_released.FINETUNE, learning=_released.LEARN, **changes
     )
 
 
 def runs() -> list[Pruned]:
     """The two methods that are followed, random filters, a uniform width, and the followers."""
     dsp, l1 = _every("dsp", groups=GROUPS), _every("l1_filter")
-    found = [*dsp, *l1, *_every("random_filter"), *_every("uniform_width")]
+    found = [*_every("dense_control", budgets=(0.0,)), *dsp, *l1, *_every("random_filter"), *_every("uniform_width")]
     found += [*follow([*dsp, *l1], "random_rates"), *follow(dsp, "l1_rates")]
     for schedule in (same_epochs, same_compute):
         found += follow([*dsp, *l1], "scratch", finetune=schedule)

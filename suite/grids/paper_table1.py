@@ -7,7 +7,7 @@ as shares of the whole network. They released no VGG; its budgets are ours.
 
 from __future__ import annotations
 
-from suite.grids import Grid, _released, cross
+from suite.grids import Grid, _released, cross, dense_control
 from suite.stages import Base, Pruned, Timing
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -22,11 +22,11 @@ RIVALS = ("l1_filter", "fpgm", "random_filter", "slimming")
 
 def runs() -> list[Pruned]:
     """DSP with 2, 3 and 4 groups at its released cuts, the rivals at each of them."""
-    found: list[Pruned] = []
+    planned: list[Pruned] = []
     for model, cuts in CUTS.items():
         bases = [Base(data="cifar10", model=model, schedule=_released.BASE, seed=seed) for seed in SEEDS]
         for groups, budgets in cuts.items():
-            found += cross(
+            planned += cross(
                 bases=bases,
                 method="dsp",
                 groups=groups,
@@ -34,12 +34,13 @@ def runs() -> list[Pruned]:
                 finetune=_released.FINETUNE,
                 learning=_released.LEARN,
             )
+        planned += dense_control(bases=bases, finetune=_released.FINETUNE, learning=_released.LEARN)
         every = sorted({budget for budgets in cuts.values() for budget in budgets})
         for rival in RIVALS:
-            found += cross(
+            planned += cross(
                 bases=bases, method=rival, budgets=every, finetune=_released.FINETUNE, learning=_released.LEARN
             )
-    return found
+    return planned
 
 
 GRID = Grid(

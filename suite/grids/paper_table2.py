@@ -7,8 +7,10 @@ whose scope is not stated; the whole network is assumed). The ImageNet schedule 
 
 from __future__ import annotations
 
+from typing import Any
+
 from suite.contract import Budget
-from suite.grids import Grid, cross
+from suite.grids import Grid, cross, dense_control
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timing
 
@@ -27,18 +29,21 @@ FINETUNE = Schedule(epochs=90, lr=0.01, weight_decay=1e-4, batch=256)
 
 def runs() -> list[Pruned]:
     """DSP with two groups at its released cuts, the rivals at each of them."""
+    bases = {
+        model: [Base(data="imagenet", model=model, schedule=None, weights=f"imagenet_{model}", seed=0)]
+        for model in CUTS
+    }
+    schedules: dict[str, Any] = {"finetune": FINETUNE, "learning": LEARN, "seeds": SEEDS}
     return [
         run
         for model, budgets in CUTS.items()
-        for method in ("dsp", "l1_filter", "fpgm", "random_filter", "slimming")
-        for run in cross(
-            bases=[Base(data="imagenet", model=model, schedule=None, weights=f"imagenet_{model}", seed=0)],
-            method=method,
-            budgets=budgets,
-            finetune=FINETUNE,
-            learning=LEARN,
-            scratch=SCRATCH,
-            seeds=SEEDS,
+        for run in (
+            *dense_control(bases=bases[model], **schedules),
+            *(
+                run
+                for method in ("dsp", "l1_filter", "fpgm", "random_filter", "slimming")
+                for run in cross(bases=bases[model], method=method, budgets=budgets, scratch=SCRATCH, **schedules)
+            ),
         )
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from suite.grids import Grid, cross
+from suite.grids import Grid, cross, dense_control
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timing
 
@@ -18,7 +18,7 @@ def runs() -> list[Pruned]:
     bases = [
         Base(data="digits", model=model, schedule=BASE, seed=seed) for model in ("resnet8", "vgg6") for seed in SEEDS
     ]
-    return [
+    return dense_control(bases=bases, finetune=FINETUNE, learning=LEARN) + [
         run
         for method in ("dsp", "l1_filter", "fpgm", "random_filter", "slimming")
         for run in cross(bases=bases, method=method, budgets=BUDGETS, finetune=FINETUNE, learning=LEARN)

@@ -83,7 +83,10 @@ def do_pruned(work: Workspace[Pruned]) -> None:
         about={"data": stage.base.data, "label": stage.label, "mean": data.mean, "std": data.std},
     )
     columns = _measure(work, packed, graph, selection)
-    work.finish(("packed.safetensors",), row=work.row("done", seconds=seconds, **columns))
+    row = work.row("done", seconds=seconds, **columns)
+    if facts := stage.settings.facts(state):
+        row = dataclasses.replace(row, provenance={**row.provenance, "learned": facts})
+    work.finish(("packed.safetensors",), row=row)
 
 
 def _start(work: Workspace[Pruned]) -> tuple[nn.Module, State]:

@@ -1,0 +1,46 @@
+"""Scope of pruning: each criterion with untied, inner and coupled filters, and DSP with and without its last filters.
+
+DSP never narrows a residual stream, so it has the first two scopes only. Accuracies are on the validation part, which no
+network is trained on; schedules are those of `cifar10_fair`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from suite import methods
+from suite.contract import Criterion
+from suite.grids import Grid, _released, cross, dense_control
+from suite.grids.cifar10_fair import FINETUNE, LEARN, TOTAL
+from suite.stages import Base, Pruned
+
+SEEDS = (0, 1, 2)
+BUDGETS = (0.5, 0.65)
+MODELS = ("resnet20", "resnet56")
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("dsp", {"filter_pruned": "closing"}),
+    ("dsp", {"filter_pruned": "none"}),
+)
+
+
+def runs() -> list[Pruned]:
+    """Return every criterion in each of its scopes, DSP, and the dense control."""
+    kinds = {name: methods.get(name) for name in methods.rivals()}
+    variants = VARIANTS + tuple(
+        (name, {"scope": scope}) for name, kind in kinds.items() if issubclass(kind, Criterion) for scope in kind.scopes
+    )
+    bases = [
+        Base(data="cifar10", model=model, schedule=_released.BASE, seed=seed, split="tuning")
+        for model in MODELS
+        for seed in SEEDS
+    ]
+    return [
+        run
+        for method, changes in variants
+        for run in cross(
+            bases=bases, method=method, budgets=BUDGETS, finetune=FINETUNE, learning=LEARN, total=TOTAL, **changes
+        )
+    ] + dense_control(bases=bases, finetune=FINETUNE, learning=LEARN, total=TOTAL)
+
+
+GRID = Grid(title="Scope of pruning on CIFAR-10", about=__doc__ or "", runs=runs, timings=())

@@ -1,0 +1,39 @@
+"""Fine-tuning sweep: learning rate times weight decay, 3 x 3, for every method, on the validation part of CIFAR-10.
+
+The best schedule of a method is its recipe of fine-tuning. Learning and the total of plain-step equivalents are those of
+`cifar10_fair`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from suite import methods
+from suite.grids import Grid, _released, cross, dense_control
+from suite.grids.cifar10_fair import FINETUNE, LEARN, TOTAL
+from suite.stages import Base, Pruned
+
+SEEDS = (0, 1, 2)
+BUDGETS = (0.65,)
+RATES = (0.005, 0.015, 0.05)
+DECAYS = (1e-4, 5e-4, 1e-3)
+
+
+def runs() -> list[Pruned]:
+    """Return every method and the dense control under nine fine-tuning schedules."""
+    bases = [
+        Base(data="cifar10", model="resnet20", schedule=_released.BASE, seed=seed, split="tuning") for seed in SEEDS
+    ]
+    planned: list[Pruned] = []
+    for lr in RATES:
+        for decay in DECAYS:
+            finetune = replace(FINETUNE, lr=lr, weight_decay=decay)
+            for method in ("dsp", *methods.rivals()):
+                planned += cross(
+                    bases=bases, method=method, budgets=BUDGETS, finetune=finetune, learning=LEARN, total=TOTAL
+                )
+            planned += dense_control(bases=bases, finetune=finetune, learning=LEARN, total=TOTAL)
+    return planned
+
+
+GRID = Grid(title="Fine-tuning schedules of every method on CIFAR-10", about=__doc__ or "", runs=runs, timings=())
