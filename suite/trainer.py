@@ -39,14 +39,16 @@ class Average:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the model's weights by 1 - decay."""
-        torch._foreach_lerp_([*self.mean.values()], [*self.live.values()], 1 - self.decay)
+        for name, mean in self.mean.items():
+            mean.lerp_(self.live[name], 1 - self.decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the model's weights and their average."""
-        before = [value.clone() for value in self.live.values()]
-        torch._foreach_copy_([*self.live.values()], [*self.mean.values()])
-        torch._foreach_copy_([*self.mean.values()], before)
+        for name, live in self.live.items():
+            before = live.clone()
+            live.copy_(self.mean[name])
+            self.mean[name].copy_(before)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the average by name."""
