@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from dsp import DSP
 from suite import models
-from suite.contract import ConvPlan, PruningPlan, Task
+from suite.contract import Batch, ConvPlan, PruningPlan, Task
 from suite.graph import Graph
 from suite.pack import masks, pack
 from suite.schedule import Compute, Schedule
-from suite.trainer import Trainer
+from suite.trainer import Trainer, make_trainer
 
 KINDS = {
     "fp32": Compute(),
@@ -61,12 +61,15 @@ def random_plan(graph: Graph, groups: int, share: float) -> PruningPlan:
     return PruningPlan(layers)
 
 
-def stepper(stage: str, compute: Compute, options: argparse.Namespace) -> tuple[Step, float]:
-    """Return a function for one step of a stage, and its cut of MACs."""
+def build(
+    stage: str, compute: Compute, options: argparse.Namespace, device: str = "cpu", size_px: int = 32, classes: int = 10
+) -> tuple[Trainer, Batch, float]:
+    """Return the trainer of a stage, a random batch, and the network's cut of MACs."""
     torch.manual_seed(0)
-    model: nn.Module = models.build(options.model, 10)
-    graph = Graph(model, (3, 32, 32))
-    images, labels = torch.randn(options.batch, 3, 32, 32), torch.randint(10, (options.batch,))
+    model: nn.Module = models.build(options.model, classes).to(device)
+    graph = Graph(model, (3, size_px, size_px))
+    images = torch.randn(options.batch, *graph.input_shape, device=device)
+    labels = torch.randint(classes, (options.batch,), device=device)
     task = Task(train_epoch=lambda epoch: iter(()), samples=lambda n: (images, labels), seed=0)
     learner = DSP(groups=4).learner(model, graph, task) if stage == "learning" else None
     cut, after_step = 0.0, None
@@ -84,8 +87,15 @@ def stepper(stage: str, compute: Compute, options: argparse.Namespace) -> tuple[
                     torch._foreach_mul_(parameters, kept)
 
     schedule = Schedule(epochs=1, lr=0.01, weight_decay=5e-4, batch=options.batch, compute=compute)
-    trainer = Trainer(model.train(), Steps(), schedule, learner=learner, after_step=after_step)  # type: ignore[arg-type]
-    return lambda: trainer.advance(images, labels), cut
+    batches: Any = Steps()
+    trainer = make_trainer(model.train(), batches, schedule, learner=learner, after_step=after_step)
+    return trainer, (images, labels), cut
+
+
+def stepper(stage: str, compute: Compute, options: argparse.Namespace) -> tuple[Step, float]:
+    """Return a function for one step of a stage, and its cut of MACs."""
+    trainer, batch, cut = build(stage, compute, options)
+    return lambda: trainer.advance(*batch), cut
 
 
 def measured(options: argparse.Namespace) -> Table:
