@@ -4,7 +4,7 @@ groups     the penalty and its derivatives
 learner    one step of group learning
 fixed      groups that are not learned
 selection  energies to plans
-method     the settings, as the suite sees them; `recipes` has those of each network
+method     the settings, as the suite reads them; `recipes` has those of each network
 parity     `python -m dsp.parity DIR` compares all this with numbers of the released code
 """
 

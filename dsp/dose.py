@@ -1,4 +1,4 @@
-"""Dose of the group penalty: the summed penalty steps over the size of what they shrink.
+"""Dose of the group penalty: summed penalty steps over channel norms.
 
 The penalty step has no momentum, so its dose is exact. With equal groups of n = O / G filters, the dose of a layer is
 
@@ -23,7 +23,7 @@ from suite.graph import Graph
 
 
 def doses_per_rate(model: nn.Module, graph: Graph, groups: int, scale: PenaltyScale) -> dict[str, float]:
-    """Return layer -> dose for lam * sum(lr * ramp) = 1, from the present weights of `model`."""
+    """Return layer -> dose per lam * sum(lr * ramp), at the model's weights."""
     doses = {}
     for conv in prunable_convs(graph, groups):
         size = input_size(conv, graph.input_shape) if scale == "activations" else 1.0
@@ -34,7 +34,7 @@ def doses_per_rate(model: nn.Module, graph: Graph, groups: int, scale: PenaltySc
 
 
 def channel_norm(w_OIkk: Tensor, groups: int) -> float:
-    """Return the mean over channels of the norm of a channel in one of `groups` equal groups."""
+    """Return the mean over channels of a channel's norm in one of `groups` equal groups."""
     energy_I = w_OIkk.detach().square().sum((0, 2, 3))
     return float((energy_I / groups).sqrt().mean())
 
@@ -48,7 +48,7 @@ def summed_rate(lrs: Iterable[float]) -> float:
 def lam_for(
     dose: float, model: nn.Module, graph: Graph, lrs: Iterable[float], groups: int, scale: PenaltyScale = "activations"
 ) -> float:
-    """Return lambda that gives a wanted dose with this network, these learning rates and this number of groups.
+    """Return lambda for a dose, given network, learning rates and number of groups.
 
     Raises ValueError if the dose is negative, or if the schedule has no step with a learning rate above 0.
     """

@@ -16,22 +16,22 @@ from suite.graph import Conv
 
 
 def shuffle_filters(model: nn.Module, convs: Sequence[Conv], groups: int, seed: int) -> dict[str, Tensor]:
-    """Layer name -> int64 [O]: groups of equal size, to within one filter, drawn at random."""
+    """Return layer name -> int64 [O]: random groups of equal size, to within one filter."""
     generator = torch.Generator().manual_seed(seed)
     return {conv.name: torch.randperm(conv.filters, generator=generator) % groups for conv in convs}
 
 
 def cluster_filters(model: nn.Module, convs: Sequence[Conv], groups: int, seed: int) -> dict[str, Tensor]:
-    """Layer name -> int64 [O]: k-means of the filters by the channels that they use.
+    """Return layer name -> int64 [O]: k-means of filters by used channels.
 
     A filter's features are the norms of its kernels, scaled to a vector of length 1: filters that lean on the same
     channels can give up the same ones.
     """
     from sklearn.cluster import KMeans  # takes a second to import
 
-    found = {}
+    group_by_layer = {}
     for conv in convs:
         norms_OI = kernel_energies(model.get_parameter(f"{conv.name}.weight")).sqrt()
         means = KMeans(n_clusters=groups, n_init=10, random_state=seed).fit(F.normalize(norms_OI).numpy())
-        found[conv.name] = torch.from_numpy(means.labels_).long()
-    return found
+        group_by_layer[conv.name] = torch.from_numpy(means.labels_).long()
+    return group_by_layer

@@ -35,7 +35,7 @@ _REFERENCE_PIXELS = 32 * 32
 
 
 def input_size(conv: Conv, input_shape: tuple[int, ...]) -> float:
-    """a: the elements of the layer's input for images of 32x32, relative to 16 * 32 * 32.
+    """Return a: the layer's input elements for 32x32 images, over 16,384.
 
     For other images it is what it would be for 32x32, as in the released code: lambda would not carry over otherwise.
     """
@@ -43,7 +43,7 @@ def input_size(conv: Conv, input_shape: tuple[int, ...]) -> float:
 
 
 def penalty_scale(filters: int, kernel: int, groups: int, input_size: float = 1.0) -> float:
-    """c, the weight of one layer's penalty: sqrt(a) k (G / O)^1.5, with k^2 = `kernel` and a = `input_size`."""
+    """Return c = sqrt(a) k (G/O)^1.5, with k^2 = `kernel`, a = `input_size`."""
     return (input_size * kernel) ** 0.5 * (groups / filters) ** 1.5
 
 
@@ -61,12 +61,12 @@ def hard_groups(logits_LGO: Tensor) -> Tensor:
 
 
 def logit_gradient(gradient_LGO: Tensor, p_LGO: Tensor, temperature: float) -> Tensor:
-    """The gradient of the logits [L, G, O] from a gradient of p that is already multiplied by p."""
+    """Return the logits' gradient [L, G, O] from p times p's gradient."""
     return (gradient_LGO - p_LGO * gradient_LGO.sum(-2, keepdim=True)) / temperature
 
 
 class GroupPenalty:
-    """R of layers of equal shape at one p [L, G, O] and W, given as its energies [L, O, I].
+    """R of equal layers at p [L, G, O] and energies [L, O, I].
 
     epsilon 0 is the formula; RELEASED_EPSILON reproduces the released code.
     """
@@ -87,7 +87,7 @@ class GroupPenalty:
         return (self.size_LG1 * self.norm_LGI).sum((-2, -1))
 
     def weight_factor_LOI(self) -> Tensor:
-        """What W is to be multiplied by, kernel by kernel, to give dR/dW."""
+        """Return the factor of W, kernel by kernel, that gives dR/dW."""
         return self._square_LGO.mT @ (self.size_LG1 * self._inverse_LGI)
 
     def first_order_LGO(self) -> Tensor:
@@ -96,7 +96,7 @@ class GroupPenalty:
         return self._p_size_slope_LGO * self.norm_LGI.sum(-1, keepdim=True) + self.size_LG1 * self._square_LGO * own_LGO
 
     def second_order_LGO(self, inner_LOI: Tensor, mode: Literal["exact", "released"]) -> Tensor:
-        """p * (d2R / dp dW) D, from the inner products <W, D> [L, O, I] over the kernel."""
+        """Return p * (d2R / dp dW) D, given <W, D> [L, O, I]."""
         return self._exact_LGO(inner_LOI) if mode == "exact" else self._released_LGO(inner_LOI)
 
     @cached_property
@@ -110,14 +110,17 @@ class GroupPenalty:
         return torch.where(self.norm_LGI > NORM_FLOOR, positive.reciprocal(), 0)
 
     def _exact_LGO(self, inner_LOI: Tensor) -> Tensor:
-        """The derivative of `first_order_LGO` along D; the norms change by (p^2 @ <W, D>) / N."""
+        """Return the derivative of `first_order_LGO` along D.
+
+        Norms change by (p^2 @ <W, D>) / N.
+        """
         inverse_LGI = self._inverse_LGI
         change_LGI = (self._square_LGO @ inner_LOI) * inverse_LGI
         own_LGO = 2 * inverse_LGI @ inner_LOI.mT - (change_LGI * inverse_LGI.square()) @ self.energy_LOI.mT
         return self._p_size_slope_LGO * change_LGI.sum(-1, keepdim=True) + self.size_LG1 * self._square_LGO * own_LGO
 
     def _released_LGO(self, inner_LOI: Tensor) -> Tensor:
-        """The released code's term, which is not the derivative.
+        """Return the term of the released code, which is not the derivative.
 
         It keeps only what a filter's own weights contribute, and multiplies two sums over the input channels where the
         sum of the products is meant.

@@ -1,4 +1,4 @@
-"""The layers that DSP prunes, and what a learned state says about them.
+"""Layers that DSP prunes, and their learned groups.
 
 Shapes: G filter groups, O filters.
 """
@@ -31,7 +31,10 @@ def prunable_convs(graph: Graph, groups: int) -> list[Conv]:
 
 
 def check_logits(state: State, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The logits [G, O] of each layer in a learned state. Raises ValueError unless they have just these shapes."""
+    """Return the logits [G, O] of each layer in a learned state.
+
+    Raises ValueError if the shapes differ from `shapes`.
+    """
     logits: Any = state.get("logits")
     if not isinstance(logits, Mapping):
         raise ValueError(f"this is no state of DSP: it holds {sorted(state) or 'nothing'}, not 'logits'")

@@ -1,4 +1,4 @@
-"""Group learning: which filter belongs to which group, learned with the weights (Park et al. 2023, section 3).
+"""Learning of filter groups with the weights (Park et al. 2023, section 3).
 
 Shapes: L layers of equal shape, G filter groups, O filters, I input channels, K kernel positions.
 
@@ -35,7 +35,7 @@ _ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What group learning needs to know; the fields are those of `dsp.DSP`."""
+    """Settings of group learning; the fields are those of `dsp.DSP`."""
 
     groups: int
     lam: float
@@ -46,7 +46,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Layers of equal shape; `logits_LGO` is a view of the one vector that Adam sees."""
+    """Layers of equal shape; `logits_LGO` is a view of the one vector that Adam updates."""
 
     names: tuple[str, ...]
     kernel_size: tuple[int, ...]
@@ -57,16 +57,16 @@ class _Stack:
         return [model.get_parameter(f"{name}.weight") for name in self.names]
 
     def stacked(self, layers: Mapping[str, Tensor]) -> Tensor:
-        """Return the stack's layers of a mapping from parameter names as one tensor [L, O, I, K]."""
+        """Return the stack's entries of `layers` as one tensor [L, O, I, K]."""
         return torch.stack([layers[f"{name}.weight"] for name in self.names]).flatten(3)
 
     def unstacked(self, w_LOIK: Tensor) -> tuple[Tensor, ...]:
-        """The layers of `w_LOIK`, shaped like the weights."""
+        """Return the layers of `w_LOIK`, shaped like the weights."""
         return w_LOIK.unflatten(-1, self.kernel_size).unbind()
 
 
 class GroupLearner(Learner):
-    """Learns the filter groups of every prunable convolution and applies the group penalty to the weights.
+    """Learns filter groups of prunable convolutions and applies the group penalty to weights.
 
     fixed_groups  layer name -> int64 [O]: groups that are given and not learned; None learns them, from equal logits
     noise         where the Gumbel noise comes from; None draws it from the learner's own generator, seeded by `seed`
@@ -135,7 +135,7 @@ class GroupLearner(Learner):
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        """Move the logits by the relaxed groups, then the weights by the penalty of the hard groups.
+        """Update logits by the relaxed groups, then weights by the penalty of hard groups.
 
         The penalty grows linearly over the whole stage.
         """
@@ -159,34 +159,34 @@ class GroupLearner(Learner):
     def _learn(
         self, step: Step, rate: float | Tensor, weights: list[list[Tensor]], w: list[Tensor], energies: list[Tensor]
     ) -> None:
-        """One Adam step on the logits, by the gradient of the penalty after a trial step, through the relaxed groups."""
+        """Apply one Adam step to the logits, by the penalty's gradient after a trial step."""
         temperature, mode = self.settings.temperature, self.settings.second_order
         noise = self._draw()
-        here = [
+        at_weights = [
             GroupPenalty(maths.relaxed_groups(stack.logits_LGO, noise_LGO, temperature), energy_LOI, self._epsilon)
             for stack, noise_LGO, energy_LOI in zip(self._stacks, noise, energies, strict=True)
         ]
         if mode == "none":
-            gradients = [penalty.first_order_LGO() for penalty in here]
+            gradients = [penalty.first_order_LGO() for penalty in at_weights]
         else:
             scales = [stack.scale_L11 * rate for stack in self._stacks]
-            w1 = [_penalty_step(*layers) for layers in zip(w, here, scales, strict=True)]
+            w1 = [_penalty_step(*layers) for layers in zip(w, at_weights, scales, strict=True)]
             w2 = self._trial_step(step, weights, w1)
             gradients = []
-            for start, before, after, penalty, scale in zip(w, w1, w2, here, scales, strict=True):
-                there = GroupPenalty(penalty.p_LGO, after.square().sum(-1), self._epsilon)
-                change_LOIK = _penalty_step(after, there, scale) - before
+            for start, before, after, penalty, scale in zip(w, w1, w2, at_weights, scales, strict=True):
+                at_trial = GroupPenalty(penalty.p_LGO, after.square().sum(-1), self._epsilon)
+                change_LOIK = _penalty_step(after, at_trial, scale) - before
                 second_LGO = penalty.second_order_LGO((start * change_LOIK).sum(-1), mode)
-                gradients.append(there.first_order_LGO() + second_LGO)
+                gradients.append(at_trial.first_order_LGO() + second_LGO)
         moves = [
             maths.logit_gradient(gradient_LGO, penalty.p_LGO, temperature).flatten()
-            for gradient_LGO, penalty in zip(gradients, here, strict=True)
+            for gradient_LGO, penalty in zip(gradients, at_weights, strict=True)
         ]
         self._logits.grad = torch.cat(moves)
         self._adam.step()
 
     def _trial_step(self, step: Step, weights: list[list[Tensor]], w1: list[Tensor]) -> list[Tensor]:
-        """The prunable weights [L, O, I, K] after one more SGD step on the same batch, from w1.
+        """Return weights [L, O, I, K] after another SGD step on the batch.
 
         Only these weights matter to the groups, so no other gradient is computed, and neither the model, its BN
         statistics nor the optimizer's momentum is touched: there is nothing to restore.
@@ -206,8 +206,8 @@ class GroupLearner(Learner):
     def _draw(self) -> list[Tensor]:
         """Gumbel noise [L, G, O] for each stack."""
         if self._noise is not None:
-            given = self._noise()
-            return [torch.stack([given[name] for name in stack.names]) for stack in self._stacks]
+            noise_by_layer = self._noise()
+            return [torch.stack([noise_by_layer[name] for name in stack.names]) for stack in self._stacks]
         noise = torch.empty_like(self._logits).exponential_(generator=self.generator)
         noise = noise.clamp_(min=torch.finfo(noise.dtype).tiny).log_().neg_()
         parts = noise.split([stack.logits_LGO.numel() for stack in self._stacks])
@@ -236,7 +236,7 @@ class GroupLearner(Learner):
         }
 
     def _entropy(self) -> float:
-        """Return the entropy of softmax(logits / temperature) in nats, mean over filters; ln G before any step."""
+        """Return the mean entropy of softmax(logits / temperature) over filters; ln G at first."""
         entropies = [
             torch.special.entr(torch.softmax(stack.logits_LGO / self.settings.temperature, -2)).sum(-2).flatten()
             for stack in self._stacks
@@ -252,7 +252,7 @@ class GroupLearner(Learner):
         return {name: logits_GO.argmax(0).cpu() for name, logits_GO in self._layers.items()}
 
     def state_dict(self) -> State:
-        """Logits [G, O] by layer, Adam's state, the noise generator's, and the groups at the last call of `metrics`."""
+        """Return logits [G, O] by layer, Adam's and the generator's state, groups and dose."""
         adam = self._adam.state[self._logits]
         return {
             "logits": {name: logits_GO.clone() for name, logits_GO in self._layers.items()},
@@ -266,7 +266,7 @@ class GroupLearner(Learner):
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave.
+        """Restore the output of `state_dict`.
 
         Raises ValueError when it is of another network or number of groups, or was saved on another kind of device.
         """
@@ -306,7 +306,7 @@ def _penalty_step(w_LOIK: Tensor, penalty: GroupPenalty, rate_L11: Tensor) -> Te
 def _sgd_step(
     w_LOIK: Tensor, gradient_LOIK: Tensor, layers: list[Tensor], optimizer: torch.optim.SGD, lr: float | Tensor
 ) -> Tensor:
-    """What `optimizer` would make of `w_LOIK` in place of its parameters `layers`; its momentum stays as it is."""
+    """Return `w_LOIK` after an SGD step with the options and momentum of `layers`; both stay."""
     options = _options(optimizer, layers[0])
     move = -gradient_LOIK if options["maximize"] else gradient_LOIK
     move = move.add(w_LOIK, alpha=options["weight_decay"])
@@ -318,5 +318,5 @@ def _sgd_step(
 
 
 def _options(optimizer: torch.optim.SGD, parameter: Tensor) -> dict[str, Any]:
-    """The options of the optimizer's group that `parameter` is in."""
+    """Return the options of the optimizer's group that holds `parameter`."""
     return next(group for group in optimizer.param_groups if any(parameter is other for other in group["params"]))

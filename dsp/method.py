@@ -1,4 +1,4 @@
-"""DSP as the suite sees it: its hyperparameters, its learner and its planner."""
+"""DSP as a method of the suite: hyperparameters, learner and planner."""
 
 from __future__ import annotations
 
@@ -79,7 +79,10 @@ class DSP(Pruner):
         return 2.1 if unrolled else 1.05
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> GroupLearner:
-        """The hooks of group learning. Raises ValueError when a layer has fewer filters than there are groups."""
+        """Return the hooks of group learning.
+
+        Raises ValueError if a layer has fewer filters than groups.
+        """
         settings = Settings(
             groups=self.groups,
             lam=self.lam,
@@ -94,13 +97,16 @@ class DSP(Pruner):
         return GroupLearner(model, graph, settings, seed=task.seed, fixed_groups=fixed)
 
     def facts(self, state: State) -> dict[str, float]:
-        """Return the dose of the penalty and the entropy of the groups (ln G: nothing was learned)."""
+        """Return the penalty's dose and the groups' entropy; ln G: nothing was learned."""
         if "rate_sum" not in state:
             return {}
         return {"dose": state["dose_per_rate"] * state["rate_sum"], "group_entropy_nats": state["group_entropy_nats"]}
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """beta -> plan, from the weights and the learned groups. Raises ValueError when the state does not fit."""
+        """Return beta -> plan, from the weights and the learned groups.
+
+        Raises ValueError if the state does not fit the network.
+        """
         filter_group = learned_groups(state, graph, self.groups)
         weights = {name: model.get_parameter(f"{name}.weight") for name in filter_group}
         return energy_planner(weights, filter_group, self.groups, self._filter_pruned_layers(graph))

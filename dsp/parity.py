@@ -39,7 +39,7 @@ LAM, TEMPERATURE, TOTAL_STEPS, LR, MOMENTUM, WEIGHT_DECAY = 2e-3, 0.5, 10, 0.05,
 
 
 class Values:
-    """The arrays of one file, as tensors. Remembers which were asked for."""
+    """Arrays of one file, as tensors, and the keys that were read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,7 +53,7 @@ class Values:
         self.used: set[str] = set()
 
     def array(self, key: str) -> np.ndarray:
-        """The array `key`. Raises ValueError naming it when it is not there."""
+        """Return the array `key`. Raises ValueError with the key if it is missing."""
         if key not in self.arrays:
             raise ValueError(f"it lacks {key}")
         self.used.add(key)
@@ -63,15 +63,15 @@ class Values:
         return torch.from_numpy(np.array(self.array(key)))
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose key starts with `prefix/`, by the rest of their key."""
+        """Return the tensors whose key starts with `prefix/`, by the rest of their key."""
         return {key[len(prefix) + 1 :]: self[key] for key in self.arrays if key.startswith(f"{prefix}/")}
 
     def names(self, prefix: str) -> list[str]:
-        """The numbered first parts of the keys, such as case0 of case0/weight, in order."""
-        found = {key.split("/")[0] for key in self.arrays if key.startswith(prefix)}
-        if not found:
+        """Return the numbered first parts of the keys, such as case0 of case0/weight, in order."""
+        parts = {key.split("/")[0] for key in self.arrays if key.startswith(prefix)}
+        if not parts:
             raise ValueError(f"it has no key that starts with {prefix}")
-        return sorted(found, key=lambda name: float(name.removeprefix(prefix)))
+        return sorted(parts, key=lambda name: float(name.removeprefix(prefix)))
 
     @property
     def unused(self) -> list[str]:
@@ -86,13 +86,13 @@ class Report:
     errors: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     tolerances: dict[str, float] = field(default_factory=dict)
 
-    def compare(self, group: str, ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE) -> None:
-        """Add the largest difference, relative to the largest entry of `theirs`; another shape or NaN is infinite."""
+    def compare(self, group: str, ours: Tensor, released: Tensor, tolerance: float = TOLERANCE) -> None:
+        """Add the largest difference over the largest released entry; other shape or NaN: infinite."""
         error = float("inf")
-        if ours.shape == theirs.shape:
-            ours, theirs = ours.double(), theirs.double()
-            scale = theirs.abs().max() if theirs.any() else torch.ones(())
-            error = float(((ours - theirs).abs().max() / scale).nan_to_num(nan=float("inf")))
+        if ours.shape == released.shape:
+            ours, released = ours.double(), released.double()
+            scale = released.abs().max() if released.any() else torch.ones(())
+            error = float(((ours - released).abs().max() / scale).nan_to_num(nan=float("inf")))
         self.errors[group].append(error)
         self.tolerances[group] = tolerance
 
@@ -103,13 +103,16 @@ class Report:
 
 
 def compare_folder(folder: Path) -> Report:
-    """All comparisons of a folder. Raises ValueError in one line when a file is missing, unreadable or incomplete."""
+    """Return all comparisons of a folder.
+
+    Raises ValueError in one line if a file is missing, unreadable or incomplete.
+    """
     report = Report()
     for name, compare in zip(FILES, (_compare_penalty, _compare_trajectory, _compare_masks), strict=True):
         values = Values(folder / name)
         try:
             compare(values, report)
-        except (ValueError, RuntimeError, TypeError, IndexError, KeyError) as error:  # also what torch says to shapes
+        except (ValueError, RuntimeError, TypeError, IndexError, KeyError) as error:  # also torch on shapes
             raise ValueError(f"{values.path} is not in the format: {' '.join(str(error).split())}") from error
         if values.unused:
             raise ValueError(f"{values.path} holds {values.unused[0]}, which nothing here computes")
@@ -119,25 +122,27 @@ def compare_folder(folder: Path) -> Report:
 def _compare_penalty(values: Values, report: Report) -> None:
     """Penalty, its gradient and the gradients of the groups, layer by layer."""
     for case in values.names("case"):
-        given = {name: values[f"{case}/{name}"] for name in ("weight", "logits", "soft", "hard", "input_size", "delta")}
-        w_OIK, d_OIK = given["weight"].flatten(2), given["delta"].flatten(2)
+        inputs = {
+            name: values[f"{case}/{name}"] for name in ("weight", "logits", "soft", "hard", "input_size", "delta")
+        }
+        w_OIK, d_OIK = inputs["weight"].flatten(2), inputs["delta"].flatten(2)
         energy_OI, inner_OI = w_OIK.square().sum(-1), (w_OIK * d_OIK).sum(-1)
-        soft = GroupPenalty(given["soft"], energy_OI, maths.RELEASED_EPSILON)
-        hard = GroupPenalty(given["hard"], energy_OI, maths.RELEASED_EPSILON)
-        pure = GroupPenalty(given["soft"], energy_OI)
+        soft = GroupPenalty(inputs["soft"], energy_OI, maths.RELEASED_EPSILON)
+        hard = GroupPenalty(inputs["hard"], energy_OI, maths.RELEASED_EPSILON)
+        pure = GroupPenalty(inputs["soft"], energy_OI)
         filters, kernel = len(energy_OI), w_OIK.shape[-1]
-        scale = maths.penalty_scale(filters, kernel, len(given["soft"]), float(given["input_size"]))
+        scale = maths.penalty_scale(filters, kernel, len(inputs["soft"]), float(inputs["input_size"]))
 
         def same(group: str, key: str, ours: Tensor, tolerance: float = TOLERANCE, case: str = case) -> None:
             report.compare(group, ours, values[f"{case}/{key}"], tolerance)
 
-        same("hard groups", "hard", maths.hard_groups(given["logits"]), 0)
+        same("hard groups", "hard", maths.hard_groups(inputs["logits"]), 0)
         same("penalty R", "reg_value", soft.value_L())
         for key, penalty in (("penalty_soft", soft), ("penalty_hard", hard)):
-            gradient = scale * given["weight"] * penalty.weight_factor_LOI()[..., None, None]
+            gradient = scale * inputs["weight"] * penalty.weight_factor_LOI()[..., None, None]
             same(f"penalty gradient, {'relaxed' if penalty is soft else 'hard'} groups", key, gradient)
         # ours are multiplied by p, see dsp.groups
-        p = given["soft"]
+        p = inputs["soft"]
         same("group gradient, first order", "grad_soft_first", soft.first_order_LGO() / p)
         released = soft.second_order_LGO(inner_OI, "released") / p
         same("group gradient, second order as released", "grad_soft_second_released", released)
@@ -179,13 +184,13 @@ def _compare_trajectory(values: Values, report: Report) -> None:
         _compare_all("trajectory: weights and BN statistics", model.state_dict(), values.under(f"{step}/state"), report)
 
 
-def _compare_all(group: str, ours: dict[str, Tensor], theirs: dict[str, Tensor], report: Report) -> None:
-    for name, value in theirs.items():
+def _compare_all(group: str, ours: dict[str, Tensor], released: dict[str, Tensor], report: Report) -> None:
+    for name, value in released.items():
         report.compare(group, ours.get(name, torch.empty(0)), value)
 
 
 def _compare_masks(values: Values, report: Report) -> None:
-    """What is cut at each beta, before what became dead is removed."""
+    """Compare the cut at each beta, before dead filters and channels are removed."""
     layers = values.array("layers").tolist()
     weights = {name: values[f"weight/{name}"] for name in layers}
     logits = {name: values[f"logits/{name}"] for name in layers}

@@ -31,30 +31,26 @@ _RESNET56 = 5e-4
 
 
 def _recipes() -> dict[tuple[str, str], Recipe | OptOut]:
-    found: dict[tuple[str, str], Recipe | OptOut] = {
+    recipes: dict[tuple[str, str], Recipe | OptOut] = {
         ("*", model): Recipe(settings={"lam": lam}, source=_SCALED) for model, lam in _LAM.items()
     }
     for model, lam in (("resnet20", _LAM["resnet20"]), ("resnet56", _RESNET56)):
-        found["cifar10", model] = Recipe(settings={"lam": lam}, source=_RELEASED)
-    found["*", "resnet56"] = Recipe(settings={"lam": _RESNET56}, source=f"ours: lambda for CIFAR-10 in {_RELEASED}")
-    found["*", "resnet18"] = Recipe(
+        recipes["cifar10", model] = Recipe(settings={"lam": lam}, source=_RELEASED)
+    recipes["*", "resnet56"] = Recipe(settings={"lam": _RESNET56}, source=f"ours: lambda for CIFAR-10 in {_RELEASED}")
+    recipes["*", "resnet18"] = Recipe(
         settings={"lam": 5e-5},
         source=f"the authors' example of scaling lambda, for a ResNet-18 of 11.4 M weights; {_RELEASED}",
     )
     for model in ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"):
-        same = found["*", model]
+        same = recipes["*", model]
         assert isinstance(same, Recipe)
-        found["*", f"{model}_a"] = Recipe(
+        recipes["*", f"{model}_a"] = Recipe(
             settings=same.settings, source="ours: as with 1x1-convolution shortcuts, which are not pruned"
         )
-    found["digits", "resnet8"] = Recipe(
-        settings={"lam": 5e-4},
-        source="ours: best of 6 trials in tuning_digits, validation part, rows pruned-1902cc53f165 pruned-a0360809527c",
-    )
-    found["*", "*"] = Recipe(
+    recipes["*", "*"] = Recipe(
         settings={"lam": 5e-4}, source="ours: lambda of ResNet-56; scale it inversely to the number of prunable weights"
     )
-    return found
+    return recipes
 
 
 RECIPES: Mapping[tuple[str, str], Recipe | OptOut] = _recipes()

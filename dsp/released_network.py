@@ -1,4 +1,4 @@
-"""The CIFAR ResNet of the released code, built from nothing but its weights, to check numbers computed with it."""
+"""CIFAR ResNet of the released code, built from its weights alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Block(nn.Module):
 
 
 class ReleasedResNet(nn.Module):
-    """As many stages and blocks as `state` has; every stage but the first begins with stride 2.
+    """Network with the stages and blocks of `state`; later stages begin with stride 2.
 
     Raises ValueError when `state` lacks one of its tensors or holds another.
     """

@@ -1,4 +1,4 @@
-"""Which channels and filters go at a given beta (Park et al. 2023, section 3; "group channel pruning").
+"""Channels and filters that beta removes (Park et al. 2023, section 3; "group channel pruning").
 
 Shapes: O filters, I input channels, G filter groups.
 
@@ -21,7 +21,7 @@ from suite.contract import ConvPlan, Planner, PruningPlan
 def energy_planner(
     weights: Mapping[str, Tensor], filter_group: Mapping[str, Tensor], groups: int, filter_pruned: Collection[str]
 ) -> Planner:
-    """beta -> plan; beta 0 removes nothing.
+    """Return beta -> plan; beta 0 removes nothing.
 
     weights        layer name -> [O, I, k, k], for every layer to prune
     filter_group   layer name -> int64 [O]
@@ -45,7 +45,7 @@ def energy_planner(
 
 
 def kernel_energies(weight: Tensor) -> Tensor:
-    """sum of w^2 over the kernel, float64 [O, I] on the CPU.
+    """Return the sum of w^2 over the kernel, float64 [O, I] on the CPU.
 
     In numpy, as all sums here: hundreds of small parallel operations crawl on a machine that others use too.
     """
@@ -54,7 +54,7 @@ def kernel_energies(weight: Tensor) -> Tensor:
 
 
 def channel_thresholds(energy_OI: Tensor, group_O: Tensor, groups: int) -> Tensor:
-    """[G, I]: the beta above which the filters of a group no longer read a channel."""
+    """Return [G, I]: the beta above which a group no longer reads a channel."""
     energy_GI = np.zeros((groups, energy_OI.shape[1]))
     for g in range(groups):
         energy_GI[g] = energy_OI.numpy()[group_O.numpy() == g].sum(0)
@@ -62,12 +62,12 @@ def channel_thresholds(energy_OI: Tensor, group_O: Tensor, groups: int) -> Tenso
 
 
 def filter_thresholds(energy_OI: Tensor) -> Tensor:
-    """[O]: the beta above which a filter is removed."""
+    """Return [O]: the beta above which a filter is removed."""
     return _running_share(energy_OI.numpy().sum(1))
 
 
 def _running_share(energy: np.ndarray) -> Tensor:
-    """For each entry of the last axis, the share of the total in all entries up to it, from the smallest up.
+    """Return running shares of the total along the last axis, in ascending order.
 
     The largest entry's is exactly 1, so it stays, unless all are 0: they add nothing, and go at any beta > 0.
     """

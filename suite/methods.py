@@ -1,7 +1,7 @@
-"""The methods that are there: `python -m suite.methods` lists them.
+"""Discovery of methods: `python -m suite.methods` lists them.
 
 A file in `baselines/` is a method, named by the file; so is the package `dsp`. Nothing else registers one. A file that
-cannot be imported stops only itself: it is listed with its reason, and whoever asks for it gets the reason.
+cannot be imported stops only itself: it is listed with its reason, and `get` raises the reason.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Broken:
 
 @functools.cache
 def discover() -> dict[str, type[Pruner] | Broken]:
-    """Method name -> its class, or why it is not to be had."""
+    """Return method name -> its class, or the reason why it cannot be used."""
     names = [info.name for info in pkgutil.iter_modules(baselines.__path__) if not info.name.startswith("_")]
     modules = {**{home: home for home in HOMES}, **{name: f"baselines.{name}" for name in sorted(names)}}
     return {name: _load(module) for name, module in modules.items()}
@@ -52,23 +52,23 @@ def _load(module_name: str) -> type[Pruner] | Broken:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a method's file may fail in any way; it must not take the others along
         return Broken(file=file, reason=f"{type(error).__name__}: {error}")
-    found = [
+    kinds = [
         item
         for item in vars(module).values()
         if inspect.isclass(item)
         and issubclass(item, Pruner)
         and item.__module__.split(".")[: module_name.count(".") + 1] == module_name.split(".")
     ]
-    if len(found) != 1:
+    if len(kinds) != 1:
         return Broken(
-            file=file, reason=f"it must define exactly one subclass of Pruner or Criterion, found {len(found)}"
+            file=file, reason=f"it must define exactly one subclass of Pruner or Criterion, found {len(kinds)}"
         )
-    wrong = _unfit(found[0])
-    return Broken(file=file, reason=wrong) if wrong else found[0]
+    wrong = _unfit(kinds[0])
+    return Broken(file=file, reason=wrong) if wrong else kinds[0]
 
 
 def _unfit(kind: type[Pruner]) -> str:
-    """What is wrong with the class of a method; "" if nothing."""
+    """Return the fault of a method's class; "" if it has none."""
     name, contract = kind.__name__, Criterion if issubclass(kind, Criterion) else Pruner
     if missing := [each for each in ("granularity", "source") if not hasattr(kind, each)]:
         return f"{name} lacks {' and '.join(missing)}"
@@ -79,44 +79,47 @@ def _unfit(kind: type[Pruner]) -> str:
     fields = [field.name for field in dataclasses.fields(kind)]
     if unknown := [each for each in kind.search if each not in fields]:
         return f"{name}.search names {unknown[0]!r}, which is no setting; it has: {', '.join(fields) or 'none'}"
-    asks = "score" if contract is Criterion else "planner"
-    if getattr(kind, asks) is getattr(contract, asks) and kind.planner is contract.planner:
-        return f"{name} does not define {asks}"
+    required = "score" if contract is Criterion else "planner"
+    if getattr(kind, required) is getattr(contract, required) and kind.planner is contract.planner:
+        return f"{name} does not define {required}"
     for hook in ("learner", "planner", "reconstruct", "score"):
         if hasattr(contract, hook):
-            asked, given = (list(inspect.signature(getattr(each, hook)).parameters) for each in (contract, kind))
-            if asked != given:
-                return f"{name}.{hook} takes ({', '.join(given)}); the contract asks for ({', '.join(asked)})"
+            expected, actual = (list(inspect.signature(getattr(each, hook)).parameters) for each in (contract, kind))
+            if expected != actual:
+                return f"{name}.{hook} takes ({', '.join(actual)}); the contract requires ({', '.join(expected)})"
     return ""
 
 
 def get(name: str) -> type[Pruner]:
-    """The method's class. Raises ValueError with the valid names, or with what is wrong with its file."""
-    found = pick("method", name, discover())
-    if isinstance(found, Broken):
-        raise ValueError(f"method {name} cannot be used: {found.file}: {found.reason}")
-    return found
+    """Return the method's class.
+
+    Raises ValueError with the valid names, or with the fault of the method's file.
+    """
+    kind = pick("method", name, discover())
+    if isinstance(kind, Broken):
+        raise ValueError(f"method {name} cannot be used: {kind.file}: {kind.reason}")
+    return kind
 
 
 def name_of(settings: Pruner) -> str:
-    """The method's name: that of its file, or of its package."""
+    """Return the name of the method's file, or of its package."""
     return settings.method_name()
 
 
-def rivals(**wanted: object) -> tuple[str, ...]:
-    """Return the usable methods in `baselines/` whose class attributes have the wanted values, by name.
+def rivals(**attributes: object) -> tuple[str, ...]:
+    """Return the usable methods in `baselines/` whose class attributes have these values, by name.
 
     By default without methods written from an abstract, followers of other runs and the dense control.
     """
-    wanted = {"evidence": "paper", "needs_reference": False, "removes": True, **wanted}
+    attributes = {"evidence": "paper", "needs_reference": False, "removes": True, **attributes}
     kinds = {name: kind for name, kind in discover().items() if name not in HOMES and not isinstance(kind, Broken)}
     return tuple(
-        name for name, kind in kinds.items() if all(getattr(kind, key) == value for key, value in wanted.items())
+        name for name, kind in kinds.items() if all(getattr(kind, key) == value for key, value in attributes.items())
     )
 
 
 def main() -> int:
-    """List the methods, or describe one; the exit status is 1 when a file is broken, 2 for an unknown name."""
+    """List the methods, or describe one; exit status 1: broken file, 2: unknown name."""
     parser = argparse.ArgumentParser(
         prog="python -m suite.methods",
         description="List the pruning methods: granularity, training needed, paper, deviations. Copy "
@@ -143,6 +146,7 @@ def main() -> int:
                 name, method.granularity, _training(method), escape(method.source), escape(_deviations(method))
             )
     console.print(table)
+    console.print(f"every criterion: {escape(Criterion.shared_deviations)}", highlight=False)
     console.print(f"{len(usable)} methods; `python -m suite.methods NAME` describes one", highlight=False)
     for item in broken:
         console.print(f"[red]not usable:[/] {item.file}: {escape(item.reason)}", highlight=False)
@@ -150,7 +154,7 @@ def main() -> int:
 
 
 def _training(method: type[Pruner]) -> str:
-    """What has to be trained before a plan can be made."""
+    """Return the training that a plan needs."""
     start = "from scratch, " if method.start == "init" else ""
     if method.needs_reference:
         return start + "another run"
@@ -160,11 +164,12 @@ def _training(method: type[Pruner]) -> str:
 
 
 def _deviations(method: type[Pruner]) -> str:
-    return method.deviations or "none"
+    abstract = "known from the paper's abstract alone; " if method.evidence == "abstract" else ""
+    return abstract + (method.deviations or "none")
 
 
 def _describe(name: str, console: Console) -> None:
-    """Everything that a method says of itself."""
+    """Print all class attributes and settings of a method."""
     method = get(name)
     table = Table(show_header=False, box=None)
     settings = [f"{field.name} = {field.default!r}" for field in dataclasses.fields(method)]

@@ -469,7 +469,7 @@ BAD = {
     "wrong_signature": (
         "from dataclasses import dataclass\nfrom suite.contract import Criterion\n@dataclass(frozen=True, kw_only=True)\n"
         "class A(Criterion):\n    granularity, source = 'filter', 'x'\n    def score(self, model):\n        pass\n",
-        "A.score takes (self, model); the contract asks for (self, model, graph, state, task)",
+        "A.score takes (self, model); the contract requires (self, model, graph, state, task)",
     ),
     "brackets": ("raise ValueError('want [O], not [/oops]')\n", "want [O], not [/oops]"),
     "no_dataclass": (

@@ -1,4 +1,4 @@
-"""Grids by name: a file in this folder with `GRID` is one. It lists runs; the stages that they need follow from them."""
+"""Grids by name: a file in this folder with `GRID`, which lists runs."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ class Grid:
 
 
 def names() -> list[str]:
-    """The grids that there are."""
+    """Return the names of all grids."""
     return sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
 
 
 def load(name: str) -> Grid:
-    """The grid `name`, or that in the file `name` when it ends with .py.
+    """Return the grid `name`, or the grid of a .py file.
 
     Raises ValueError with the valid names, or with what is wrong with the file.
     """
     if name.endswith(".py"):
-        found = _run(Path(name)).get("GRID")
+        grid = _run(Path(name)).get("GRID")
     else:
         pick("grid", name, dict.fromkeys(names()))
-        found = _imported(name).get("GRID")
-    if not isinstance(found, Grid):
+        grid = _imported(name).get("GRID")
+    if not isinstance(grid, Grid):
         raise ValueError(f"the grid file {name} must define GRID = Grid(...), as suite/grids/quickstart.py does")
-    return found
+    return grid
 
 
 def _imported(name: str) -> dict[str, object]:
@@ -71,12 +71,12 @@ def _run(path: Path) -> dict[str, object]:
 
 
 def folder_name(name: str) -> str:
-    """What the grid's folder of tables and figures is called."""
+    """Return the name of the grid's folder of tables and figures."""
     return Path(name).stem
 
 
 def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
-    """The grid's runs whose label contains `only`; those of `--smoke` are small.
+    """Return the grid's runs whose label contains `only`, small ones with `smoke`.
 
     Raises ValueError when none is left, or with what is wrong with the grid.
     """
@@ -97,14 +97,14 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
 
 
 def stages_of(grid: Grid, runs: Iterable[Pruned], *, smoke: bool = False) -> list[Stage]:
-    """The runs, their latency measurements and all that they need, in an order in which they can be done."""
+    """Return the runs, their latency measurements and all stages these need, in order."""
     timings = (Timing(protocol="quick"),) if smoke else grid.timings
     runs = list(runs)
     return in_order([*runs, *(Timed(pruned=run, timing=timing) for run in runs for timing in timings)])
 
 
 def smoked(runs: Iterable[Pruned]) -> list[Pruned]:
-    """The same runs on the embedded data, with one seed, one budget and an epoch of 256 images at most a stage."""
+    """Return the runs on embedded data: one seed, one budget, 256 images an epoch."""
     small: dict[tuple[str, str], Pruned] = {}
     for run in runs:
         small.setdefault((run.base.model, run.described), _smoked(run))
@@ -157,7 +157,9 @@ def cross(
     seeds: Iterable[int] | None = None,
     **changes: object,
 ) -> list[Pruned]:
-    """Return runs of one method on every base at every budget, with its recipe; `changes` replace settings of the recipe.
+    """Return runs of one method on every base at every budget, with its recipe.
+
+    `changes` replace settings of the recipe.
 
     learning  of methods that learn from the base weights; `Pruner.training` replaces fields of it
     scratch   of methods that learn from the initial weights; None takes the schedule of the base network
@@ -229,7 +231,9 @@ def follow(
     finetune: Callable[[Pruned], Schedule] | None = None,
     **changes: object,
 ) -> list[Pruned]:
-    """For each run, a run of `method` that follows its plan: same base, budget and seed, as many groups where it has some.
+    """Return for each run a run of `method` that follows its plan.
+
+    Base, budget and seed are the same, and the number of groups if the method has groups.
 
     finetune  reference -> schedule; None takes the reference's own
     """

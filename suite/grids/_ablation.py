@@ -1,4 +1,4 @@
-"""What the ablations share: one method's setting is varied, all else is equal, and no test image is read.
+"""Ablations of one setting, all else equal, without test images.
 
 Networks train on all training images but the validation part, and accuracies are those of the last epoch on that part.
 """
@@ -33,7 +33,7 @@ def ablation(
     schedules: tuple[Schedule, Schedule, Schedule] = (_released.BASE, _released.LEARN, _released.FINETUNE),
     timings: tuple[Timing, ...] = (),
 ) -> Grid:
-    """A run for every entry of `changes`(data, model), model, seed and budget.
+    """Return a grid: a run for every change, model, seed and budget.
 
     `schedules` are those of base, learning and fine-tuning.
     """

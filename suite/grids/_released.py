@@ -1,4 +1,4 @@
-"""The schedules that DSP's authors released for CIFAR-10, which the paper's grids give to all methods.
+"""Schedules that DSP's authors released for CIFAR-10; the paper's grids use them for all methods.
 
 Batch 128, SGD with momentum 0.9; how often the cosine moves is not stated, here it moves every step. The cut grows by 0.1
 points at each of the four re-plannings of the fine-tuning. The authors keep the epoch that is best on the test set, in every
@@ -29,7 +29,7 @@ CUTS = {
 
 
 def kept(keep: Literal["best_validation", "best_test"], title: str, about: str) -> Grid:
-    """DSP at its released cuts, counted as its authors do; every stage keeps its best epoch."""
+    """Return DSP at its released cuts; every stage keeps its best epoch."""
     base, learning, finetune = (
         replace(BASE, keep=keep),
         replace(LEARN, keep=keep, keep_after=8),

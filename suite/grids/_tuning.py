@@ -1,4 +1,4 @@
-"""What the tuning grids share: every method gets the same number of trials on the validation part."""
+"""Trials of tuning: the same number for every method, on the validation part."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def runs(
     scratch: Schedule,
     seeds: Sequence[int],
 ) -> list[Pruned]:
-    """The trials of every method; `scratch` is the schedule of those that learn from the initial weights."""
+    """Return the trials of every method; `scratch` is for learning from initial weights."""
     return [
         run
         for method in ("dsp", *methods.rivals(), *methods.rivals(evidence="abstract"))
@@ -45,14 +45,13 @@ def runs(
 
 
 def trials(kind: type[Pruner], count: int) -> list[Mapping[str, Any]]:
-    """At most `count` values of what the method searches: its defaults, then others drawn from all combinations of `kind.search`.
+    """Return at most `count` combinations of `kind.search`: the defaults, then random ones.
 
-    The draw depends on the method's name alone, and nothing on its recipes: a winner that becomes one changes no trial. There
-    are fewer where a method has fewer combinations.
+    The draw depends on the method's name alone, not on its recipes, so a new winner changes no trial.
     """
     usual = kind()
     defaults = {name: getattr(usual, name) for name in kind.search}
     combinations = [dict(zip(kind.search, values, strict=True)) for values in itertools.product(*kind.search.values())]
-    others = [each for each in combinations if each != defaults]
-    random.Random(kind.__name__).shuffle(others)
-    return [defaults, *others[: count - 1]]
+    rest = [each for each in combinations if each != defaults]
+    random.Random(kind.__name__).shuffle(rest)
+    return [defaults, *rest[: count - 1]]

@@ -1,4 +1,4 @@
-"""Whether DSP's groups must be learned: against random groups and k-means of the base filters, the penalty being the same."""
+"""Learned groups of DSP against random groups and k-means of the base filters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many filter groups DSP needs: 1 (which is channel pruning by group lasso) to 8, with the released schedules."""
+"""Number of filter groups of DSP, from 1 (channel pruning by group lasso) to 8."""
 
 from __future__ import annotations
 

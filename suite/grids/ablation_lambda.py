@@ -1,4 +1,4 @@
-"""How much DSP's lambda matters: a quarter of the recipe's to four times it, with the released schedules."""
+"""Lambda of DSP, from a quarter of the recipe's value to four times it."""
 
 from __future__ import annotations
 

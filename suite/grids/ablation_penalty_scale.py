@@ -1,4 +1,4 @@
-"""Whether DSP's penalty should weigh a layer by the size of its input ("activations", as released) or not ("size")."""
+"""Penalty of DSP weighted by the input size of a layer, as released, or not."""
 
 from __future__ import annotations
 

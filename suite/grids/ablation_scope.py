@@ -1,4 +1,4 @@
-"""Scope of pruning: each criterion with untied, inner and coupled filters, and DSP with and without its last filters.
+"""Scope of pruning: untied, inner and coupled filters for each criterion, and DSP.
 
 DSP never narrows a residual stream, so it has the first two scopes only. Accuracies are on the validation part, which no
 network is trained on; schedules are those of `cifar10_fair`.

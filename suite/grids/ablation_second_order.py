@@ -1,4 +1,4 @@
-"""What DSP's unrolled step is for: the exact second-order term, the one of the released code, and none of it.
+"""Second-order term of DSP: exact, as in the released code, or none.
 
 "none" needs no second forward and backward pass.
 """

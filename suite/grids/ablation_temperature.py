@@ -1,4 +1,4 @@
-"""How soft DSP's groups should be while they are learned: a quarter of the published temperature, 0.5, to four times it."""
+"""Temperature of DSP's groups, from a quarter of the published value to four times it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method from the same base networks, at the same budgets, with the same fine-tuning: CIFAR-10, five budgets.
+"""All methods on CIFAR-10: equal base networks, budgets and training cost.
 
 Every method trains for the same number of plain-step equivalents after the base network: a learning epoch of DSP costs 2.1
 plain epochs, and methods that learn less fine-tune longer. Schedules are ours.

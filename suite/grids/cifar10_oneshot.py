@@ -1,8 +1,8 @@
-"""A public CIFAR-10 ResNet-20 pruned at once by criteria that need no training: as it is then, and after one epoch.
+"""A public CIFAR-10 ResNet-20, pruned at once by criteria that need no training.
 
-Criteria are told apart best before fine-tuning repairs what they broke. Random filters have three seeds everywhere; the
-others give the same plan for every seed, so that without fine-tuning one run says all. A uniform width is not fine-tuned, nor
-are the methods that choose channels or kernels: what they add to a criterion, they add before any training.
+Criteria differ most before fine-tuning repairs what they broke. Random filters have three seeds everywhere; the
+others give the same plan for every seed, so one run is enough without fine-tuning. A uniform width is not fine-tuned, nor
+are the methods that choose channels or kernels: their advantage over a criterion comes before any training.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ ONE_EPOCH = Schedule(epochs=1, lr=0.01, weight_decay=5e-4)
 
 
 def runs() -> list[Pruned]:
-    """All at five budgets without fine-tuning, criteria and random filters at three of them with an epoch of it."""
+    """Return all at five budgets without fine-tuning, criteria at three with one epoch."""
     bases = [Base(data="cifar10", model="resnet20_a", schedule=None, weights="cifar10_resnet20_a", seed=0)]
-    found: list[Pruned] = []
+    planned: list[Pruned] = []
     for method in methods.rivals(learns=False):
         seeds = SEEDS if method == RANDOM else SEEDS[:1]
-        found += cross(bases=bases, method=method, budgets=BUDGETS, finetune=NONE, seeds=seeds)
+        planned += cross(bases=bases, method=method, budgets=BUDGETS, finetune=NONE, seeds=seeds)
     for method in (*methods.rivals(learns=False, granularity="filter", control=False), RANDOM):
-        found += cross(bases=bases, method=method, budgets=TUNED_BUDGETS, finetune=ONE_EPOCH, seeds=SEEDS)
-    return found
+        planned += cross(bases=bases, method=method, budgets=TUNED_BUDGETS, finetune=ONE_EPOCH, seeds=SEEDS)
+    return planned
 
 
 GRID = Grid(

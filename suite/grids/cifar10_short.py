@@ -1,4 +1,4 @@
-"""Public CIFAR-10 networks, pruned and fine-tuned for a few epochs: real images without training a base network."""
+"""Public CIFAR-10 networks, pruned and fine-tuned for a few epochs."""
 
 from __future__ import annotations
 

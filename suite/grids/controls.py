@@ -1,4 +1,4 @@
-"""The controls that reviewers ask for, beside DSP and L1: random filters, a uniform width, others' rates, training from scratch.
+"""Controls beside DSP and L1: random filters, uniform width, followed rates, training from scratch.
 
 `random_rates` and `l1_rates` remove as large a part of every layer as the run that they follow; `scratch` trains that run's
 architecture from the base network's initial weights, with the base network's schedule: for as many epochs (E), and for as
@@ -43,13 +43,13 @@ def _every(method: str, budgets: Iterable[float] = BUDGETS, **changes: Any) -> l
 
 
 def runs() -> list[Pruned]:
-    """The two methods that are followed, random filters, a uniform width, and the followers."""
+    """Return the two followed methods, the controls and the followers."""
     dsp, l1 = _every("dsp", groups=GROUPS), _every("l1_filter")
-    found = [*_every("dense_control", budgets=(0.0,)), *dsp, *l1, *_every("random_filter"), *_every("uniform_width")]
-    found += [*follow([*dsp, *l1], "random_rates"), *follow(dsp, "l1_rates")]
+    planned = [*_every("dense_control", budgets=(0.0,)), *dsp, *l1, *_every("random_filter"), *_every("uniform_width")]
+    planned += [*follow([*dsp, *l1], "random_rates"), *follow(dsp, "l1_rates")]
     for schedule in (same_epochs, same_compute):
-        found += follow([*dsp, *l1], "scratch", finetune=schedule)
-    return found
+        planned += follow([*dsp, *l1], "scratch", finetune=schedule)
+    return planned
 
 
 GRID = Grid(

@@ -1,4 +1,4 @@
-"""Dose of DSP's penalty on networks without a published lambda: 1, 10, 30 and 100 times the lambda of the recipe.
+"""Dose of DSP's penalty at 1, 10, 30 and 100 times the recipe's lambda.
 
 VGG-16 on CIFAR-10 and ResNet-18 on `tinyimagenet20`. At the recipes' lambdas the dose of these networks is well below 1, and
 group entropies stay at ln G: the groups are not learned. The dose stands in every row of DSP. Accuracies are on the

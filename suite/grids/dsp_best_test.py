@@ -1,4 +1,4 @@
-"""DSP exactly as released: in every stage the epoch that is best on the test set, five seeds, to stand beside the authors' rows.
+"""DSP as released: the best epoch on the test set in every stage, five seeds.
 
 The test set has chosen these epochs: the accuracies are too good, and comparable with published rows of the same kind only.
 The authors state the median of five runs.

@@ -1,4 +1,4 @@
-"""DSP's released schedules; in every stage the epoch that is best on the validation part, where the authors take the test set.
+"""DSP's released schedules with the best epoch on the validation part in every stage.
 
 Networks are trained on the training images that are not in that part; the test set is read once, at the end.
 """

@@ -1,4 +1,4 @@
-"""Latency of random groups and of random filters at equal MACs, on ImageNet's shapes and on a GPU.
+"""Latency of random groups and random filters at equal MACs on a GPU.
 
 Nothing is trained: base networks have their initial weights and the images are random, so accuracies are chance and mean
 nothing. Latency does not depend on the weights. The plans have the shape of DSP's (random channels of two random filter groups)

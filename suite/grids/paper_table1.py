@@ -21,7 +21,7 @@ RIVALS = ("l1_filter", "fpgm", "random_filter", "slimming")
 
 
 def runs() -> list[Pruned]:
-    """DSP with 2, 3 and 4 groups at its released cuts, the rivals at each of them."""
+    """Return DSP with 2 to 4 groups at released cuts, and rivals at each."""
     planned: list[Pruned] = []
     for model, cuts in CUTS.items():
         bases = [Base(data="cifar10", model=model, schedule=_released.BASE, seed=seed) for seed in SEEDS]

@@ -1,4 +1,4 @@
-"""Five methods on two small networks and the embedded data: the whole way in a few minutes on two cores."""
+"""Five methods on two small networks and embedded data, in a few minutes."""
 
 from __future__ import annotations
 

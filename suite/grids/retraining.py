@@ -1,4 +1,4 @@
-"""Fine-tuning sweep: learning rate times weight decay, 3 x 3, for every method, on the validation part of CIFAR-10.
+"""Fine-tuning sweep for every method: 3 learning rates times 3 weight decays.
 
 The best schedule of a method is its recipe of fine-tuning. Learning and the total of plain-step equivalents are those of
 `cifar10_fair`.

@@ -1,4 +1,4 @@
-"""The same tuning on the embedded data, in minutes: every method's hyperparameters on the validation part of the digits."""
+"""Hyperparameters of every method on the validation part of the digits, in minutes."""
 
 from __future__ import annotations
 
