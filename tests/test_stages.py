@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from baselines.fpgm import FPGM
+from baselines.fpgm_once import FPGMOnce
 from baselines.l1_filter import L1Filter
 from baselines.random_rates import RandomRates
 from baselines.slimming import Slimming
@@ -57,6 +59,17 @@ def test_a_field_at_its_default_does_not_enter_the_name() -> None:
     assert dataclasses.replace(PRUNED, settings=DSP(groups=2), smoke=False).key == PRUNED.key
     assert identity(EARLIER) == {"method": "l1_filter"}
     assert identity(Timing()) == {}
+
+
+def test_a_changed_default_or_method_gives_new_names_and_keeps_the_earlier_ones() -> None:
+    """An identity without `scope` stands for coupled filters; a version or another file name is in the identity."""
+    assert identity(L1Filter()) == {"method": "l1_filter", "ranking": "layer", "scope": "inner"}
+    assert dataclasses.replace(PLAIN, settings=L1Filter()).key != PLAIN.key == "pruned-0b03494eeeca"
+    assert identity(FPGMOnce(scope="coupled", ranking="global")) == {"method": "fpgm"}
+    assert identity(FPGM())["version"] == 2
+    assert identity(Budget(share=0.5)) == {"share": 0.5}
+    refilled = dataclasses.replace(PLAIN, budget=Budget(share=0.5, refill=True))
+    assert refilled.key != PLAIN.key
 
 
 def variants() -> Sequence[Stage]:
