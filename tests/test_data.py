@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from suite import data
 from suite.contract import Batch
 from suite.data import _imagefolder as imagefolder
 from suite.data import cifar10 as cifar10_file
+from suite.data import imagenet
 from suite.data.base import CROP, ORDER, Dataset, stream
 from suite.data.resident import Arrays, Resident, cropped, flipped
 
@@ -472,7 +474,7 @@ def test_random_boxes_are_distributed_as_torchvisions(width: int, height: int) -
 
 def test_training_images_are_crops_and_mirror_images(tmp_path: Path) -> None:
     small = small_folder(tmp_path)
-    listing = imagefolder.Listing.of(tmp_path / "small" / "train")
+    listing = imagefolder.Listing.read(tmp_path / "small" / "train")
     [(images, _)] = small.train("all", batch=13, seed=2, device=CPU).epoch(4)
     order = stream(2, 4, ORDER).permutation(small.train_indices("all"))
     normalize = Compose([ToTensor(), Normalize(small.mean, small.std)])
@@ -536,3 +538,37 @@ def test_the_real_tinyimagenet20_loads() -> None:
     whole: list[tuple[Tensor, Tensor]] = list(loader.epoch(0))
     assert len(whole) == 3
     assert same(whole[2:], list(loader.epoch(0, start=2)))
+
+
+def listings(names: list[str], train: int = 1300, test: int = 50) -> dict[data.base.Part, Any]:
+    """Listings with so many images of each class, without files."""
+    from suite.data._imagefolder import Listing
+
+    counts: dict[data.base.Part, int] = {"train": train, "test": test}
+    return {
+        part: Listing(Path(part), tuple(names), np.array([], dtype="S1"), np.repeat(np.arange(len(names)), count))
+        for part, count in counts.items()
+    }
+
+
+OFFICIAL = ["n01440764", *(f"n{number:08d}" for number in range(2_000_000, 2_000_998)), "n15075141"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (OFFICIAL[:-1], "has 999 classes from n01440764 to n02000997"),
+        ([*OFFICIAL[:-1], "n15075142"], "from n01440764 to n15075142; ImageNet has 1000"),
+        ([OFFICIAL[0], "tench", *OFFICIAL[2:]], "of which tench is no WordNet id"),
+    ],
+)
+def test_classes_that_are_not_imagenets_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        imagenet.check(listings(names))
+    assert "complete the folders" in str(caught.value)
+
+
+def test_missing_images_of_imagenet_are_counted_and_named() -> None:
+    train, test = imagenet.check(listings(OFFICIAL, train=1000, test=49))
+    assert train == "train has 1000000 images, not 1281167"
+    assert test == "test has 49000 images, not 50000; n01440764 and 999 more classes have not 50 to 50 each"

@@ -46,7 +46,7 @@ class Listing:
     labels_N: Indices
 
     @staticmethod
-    def of(root: Path) -> Listing:
+    def read(root: Path) -> Listing:
         """The listing of `root`/CLASS/FILE. Raises ValueError when a class has no images, or there is no class."""
         classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
         paths: list[bytes] = []
@@ -201,7 +201,7 @@ def _chunks(order_N: Indices, batch: int) -> list[list[int]]:
     return [order_N[first : first + batch].tolist() for first in range(0, len(order_N), batch)]
 
 
-def image_folder(folder: Path, *, name: str, size_px: int, resize_px: int, how_to_get: str = FILL) -> Dataset:
+def image_folder(folder: Path, *, name: str, size_px: int, resize_px: int, how_to_get: str = FILL) -> ImageFolder:
     """The data set in `folder`/`name`.
 
     Raises ValueError when it is not there, with `how_to_get` it, or when its two parts have different classes.
@@ -212,7 +212,7 @@ def image_folder(folder: Path, *, name: str, size_px: int, resize_px: int, how_t
             raise ValueError(
                 f"{name} needs {root / part}, which is not there; {how_to_get}, or name another folder with --data or SUITE_DATA"
             )
-    train, test = Listing.of(root / "train"), Listing.of(root / "val")
+    train, test = Listing.read(root / "train"), Listing.read(root / "val")
     if train.classes != test.classes:
         differing = ", ".join(sorted(set(train.classes) ^ set(test.classes))[:5])
         raise ValueError(f"train and val of {root} have different classes ({differing}); give both the same folders")

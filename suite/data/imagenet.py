@@ -1,27 +1,80 @@
-"""Data sets in folders of image files, `FOLDER/NAME/train|val/CLASS/*`: ImageNet, and twenty classes of Tiny-ImageNet."""
+"""ImageNet and twenty classes of Tiny-ImageNet, from `FOLDER/NAME/train|val/CLASS/*`."""
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from suite.data.base import Dataset
+import numpy as np
+
+from suite.data.base import Dataset, Part
+
+if TYPE_CHECKING:
+    from suite.data._imagefolder import ImageFolder, Listing
 
 
-def _open(folder: Path, *, name: str, size_px: int, resize_px: int, how_to_get: str) -> Dataset:
+log = logging.getLogger(__name__)
+
+CLASSES, FIRST, LAST = 1000, "n01440764", "n15075141"
+"""Number of ILSVRC2012's classes, and the first and last of their WordNet ids, whose order is that of public weights' logits."""
+IMAGES: dict[Part, int] = {"train": 1_281_167, "test": 50_000}
+PER_CLASS: dict[Part, tuple[int, int]] = {"train": (732, 1300), "test": (50, 50)}
+"""Smallest and largest number of images of a class."""
+
+
+def _open(folder: Path, *, name: str, size_px: int, resize_px: int, how_to_get: str) -> ImageFolder:
     from suite.data._imagefolder import image_folder  # torchvision takes 90 MB, which other data sets need not pay
 
     return image_folder(folder, name=name, size_px=size_px, resize_px=resize_px, how_to_get=how_to_get)
 
 
-DATASETS = {
-    "imagenet": partial(
-        _open,
+def imagenet(folder: Path) -> Dataset:
+    """Return ILSVRC2012 at 224 pixels; for evaluation the shorter side is resized to 256.
+
+    Warns if images are missing. Raises ValueError if the classes are not the official ones in their order.
+    """
+    dataset = _open(
+        folder,
         name="imagenet",
         size_px=224,
         resize_px=256,
         how_to_get="fetch ILSVRC2012 from https://image-net.org and sort it into train/CLASS and val/CLASS",
-    ),
+    )
+    for line in check(dataset.parts):
+        log.warning("%s", line)
+    return dataset
+
+
+def check(parts: Mapping[Part, Listing]) -> list[str]:
+    """Return a line for each part whose number of images is not the official one.
+
+    Raises ValueError if the classes are not the official ones in their order.
+    """
+    names = parts["train"].classes
+    foreign = [name for name in names if not re.fullmatch(r"n\d{8}", name)]
+    if foreign or len(names) != CLASSES or (names[0], names[-1]) != (FIRST, LAST):
+        raise ValueError(
+            f"{parts['train'].root} has {len(names)} classes from {names[0]} to {names[-1]}"
+            f"{f', of which {foreign[0]} is no WordNet id' if foreign else ''}; ImageNet has {CLASSES} from {FIRST} to {LAST}, "
+            "and public weights need them all: complete the folders, or give a subset another name in suite/data"
+        )
+    lines = []
+    for part, listing in parts.items():
+        count_C = np.bincount(listing.labels_N, minlength=CLASSES)
+        low, high = PER_CLASS[part]
+        odd = [names[label] for label in np.flatnonzero((count_C < low) | (count_C > high))]
+        if len(listing.labels_N) != IMAGES[part] or odd:
+            example = f"; {odd[0]} and {len(odd) - 1} more classes have not {low} to {high} each" if odd else ""
+            lines.append(f"{listing.root} has {len(listing.labels_N)} images, not {IMAGES[part]}{example}")
+    return lines
+
+
+DATASETS = {
+    "imagenet": imagenet,
     "tinyimagenet20": partial(
         _open,
         name="tinyimagenet20",

@@ -1,0 +1,50 @@
+"""The code of an ImageNet comparison on twenty classes of Tiny-ImageNet, 64x64, in minutes on two cores.
+
+Base networks, learning and fine-tuning are trained as on ImageNet: bf16 and channels_last, accumulation, label smoothing, warm-up,
+no decay of biases and batch norm. Schedules are ours and far too short for accuracies to mean anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from suite.grids import Grid, cross, dense_control
+from suite.schedule import Compute, Schedule
+from suite.stages import Base, Pruned, Timing
+
+BUDGETS = (0.3, 0.6)
+BASE = Schedule(
+    epochs=3,
+    lr=0.05,
+    weight_decay=1e-4,
+    batch=64,
+    warmup_epochs=1,
+    accumulate=2,
+    label_smoothing=0.1,
+    decay="weights",
+    compute=Compute(precision="bf16", layout="channels_last"),
+)
+LEARN = dataclasses.replace(BASE, epochs=2, lr=0.02)
+FINETUNE = dataclasses.replace(BASE, epochs=1, lr=0.01, warmup_epochs=0)
+RIVALS = ("l1_filter", "fpgm", "taylor")
+
+
+def runs() -> list[Pruned]:
+    """Return the dense control, DSP with two groups, and three rivals, at two budgets of two networks."""
+    bases = [
+        Base(data="tinyimagenet20", model=model, schedule=BASE, seed=0, split="held_out")
+        for model in ("resnet18", "resnet50")
+    ]
+    return dense_control(bases=bases, finetune=FINETUNE, learning=LEARN) + [
+        run
+        for method in ("dsp", *RIVALS)
+        for run in cross(bases=bases, method=method, budgets=BUDGETS, finetune=FINETUNE, learning=LEARN)
+    ]
+
+
+GRID = Grid(
+    title="Rehearsal of ImageNet on Tiny-ImageNet",
+    about=__doc__ or "",
+    runs=runs,
+    timings=(Timing(batch=32, precision="bf16", layout="channels_last", protocol="quick"),),
+)
