@@ -92,7 +92,7 @@ def train(path: Path) -> None:
         graph = Graph(model, dataset.input_shape)
         task = Task(train_epoch=lambda epoch: iter(()), samples=lambda n: (torch.zeros(0), torch.zeros(0)), seed=0)
         learner = DSP(groups=2, second_order="exact").learner(model, graph, task)
-        batches = dataset.train("all", batch=64, seed=0, device="cpu", limit=256, mine=distributed.mine())
+        batches = dataset.train("all", batch=64, seed=0, device="cpu", limit=256, share=distributed.mine())
         trainer = Trainer(model.train(), batches, SHORT, learner=learner)
         for images, labels in batches.epoch(0):
             trainer.advance(images.double(), labels)

@@ -1,8 +1,10 @@
-"""Data sets by name. A file in this folder with `DATASETS` (name -> builder) adds its own; nothing else is edited.
+"""Data sets by name.
 
-A builder takes the data folder and returns a `Dataset`; it never downloads. Where the files can be had, `FETCHERS` (name ->
+A file in this folder with `DATASETS` (name -> builder) adds its own; nothing else is edited.
+
+A builder takes the data folder and returns a `Dataset`; it never downloads. If the files can be downloaded, `FETCHERS` (name ->
 function of the data folder) gets those that are missing. CIFAR-size images are a `resident.Resident`, folders of image
-files a `_imagefolder.ImageFolder`; both say in their first lines what they need.
+files a `_imagefolder.ImageFolder`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def available() -> dict[str, Builder]:
 
 
 def load(name: str, folder: Path | None = None) -> Dataset:
-    """The data set `name` from `folder`, or from the folder that `data_folder` finds.
+    """Return the data set `name` from `folder`, or from that of `data_folder`.
 
     Raises ValueError: an unknown name, with the valid ones; missing or unreadable data, with the path and the remedy.
     """
@@ -33,7 +35,9 @@ def load(name: str, folder: Path | None = None) -> Dataset:
 
 
 def fetch(name: str, folder: Path | None = None) -> None:
-    """Download the data set `name` into its folder, when it is missing and its file knows how; else `load` says what is missing.
+    """Download the data set `name` into its folder, if it is missing.
+
+    A no-op for a data set without a fetcher.
 
     Raises ValueError: an unknown name, with the valid ones; a download that failed, with the reason and the remedy.
     """

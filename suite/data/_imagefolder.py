@@ -38,7 +38,10 @@ FILL = "put train/CLASS/* and val/CLASS/* there"
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The image files under a folder, sorted by class and name. Paths are bytes: a million of them stay one block."""
+    """The image files under a folder, sorted by class and name.
+
+    Paths are bytes, so that a million of them are one block of memory.
+    """
 
     root: Path
     classes: tuple[str, ...]
@@ -47,7 +50,10 @@ class Listing:
 
     @staticmethod
     def read(root: Path) -> Listing:
-        """The listing of `root`/CLASS/FILE. Raises ValueError when a class has no images, or there is no class."""
+        """Return the listing of `root`/CLASS/FILE.
+
+        Raises ValueError if a class has no images, or if there is no class.
+        """
         classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
         paths: list[bytes] = []
         labels: list[int] = []
@@ -62,13 +68,16 @@ class Listing:
         return Listing(root, classes, np.array(paths), np.array(labels, np.int64))
 
     def path(self, index: int) -> Path:
-        """Where an image's file is."""
+        """Return the path of an image."""
         return self.root / os.fsdecode(bytes(self.paths_N[index]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageFolder(Dataset):
-    """Images read from files and cut to `size_px` a side; for evaluation, the shorter side is `resize_px` before the cut."""
+    """Images read from files and cut to `size_px` a side.
+
+    For evaluation, the shorter side is scaled to `resize_px` before the cut.
+    """
 
     parts: dict[Part, Listing]
     size_px: int
@@ -81,7 +90,7 @@ class ImageFolder(Dataset):
 
     @cached_property
     def checksum(self) -> str:
-        """Sha256 over the files' sorted paths inside the folder and their sizes in bytes; not over their contents."""
+        """Sha256 over sorted paths inside the folder and sizes in bytes, not over contents."""
         digest = hashlib.sha256()
         for part, listing in sorted(self.parts.items()):
             for path in sorted(listing.paths_N.tolist()):
@@ -90,11 +99,11 @@ class ImageFolder(Dataset):
         return digest.hexdigest()
 
     def size(self, part: Part) -> int:
-        """How many training or test images there are, whatever the split."""
+        """Return the number of training or test images, regardless of the split."""
         return len(self.parts[part].labels_N)
 
     def plain(self, part: Part, order_N: Indices, *, batch: int, device: torch.device) -> Iterator[Batch]:
-        """These images in this order, as evaluated, the last partial batch included."""
+        """Return these images in this order, as evaluated, with the last partial batch."""
         crop = partial(central, size=self.size_px, resize=self.resize_px)
         return self._batches(Files(self.parts[part], crop), _chunks(order_N, batch), device)
 
@@ -107,11 +116,13 @@ class ImageFolder(Dataset):
         seed: int,
         epoch: int,
         device: torch.device,
-        mine: slice = WHOLE,
+        share: slice = WHOLE,
     ) -> Iterator[Batch]:
-        """These training images in this order, augmented, from step `start` on, the last partial batch included."""
+        """Return these training images in this order, augmented, from step `start` on.
+
+        The last partial batch is included."""
         crop = partial(augmented, size=self.size_px, seed=seed, epoch=epoch)
-        chunks = [chunk[mine] for chunk in _chunks(order_N, batch)[start:]]
+        chunks = [chunk[share] for chunk in _chunks(order_N, batch)[start:]]
         return self._batches(Files(self.parts["train"], crop), chunks, device)
 
     def _batches(self, files: Files, chunks: list[list[int]], device: torch.device) -> Iterator[Batch]:
@@ -141,7 +152,7 @@ _PREFIX = f"{UnreadableImage.__module__}.{UnreadableImage.__qualname__}: "
 
 @dataclass(frozen=True)
 class Files(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """index -> (uint8 [C, H, W], label): the file decoded and cropped. Runs in the workers."""
+    """index -> (uint8 [C, H, W], label): decoded and cropped in a worker."""
 
     listing: Listing
     crop: Callable[[Image.Image, int], Image.Image]
@@ -158,12 +169,12 @@ class Files(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def central(image: Image.Image, index: int, *, size: int, resize: int) -> Image.Image:
-    """The image with its shorter side scaled to `resize`, and of that the central square of `size`."""
+    """Scale the shorter side to `resize`, and return the central square of `size`."""
     return F.center_crop(F.resize(image, [resize]), [size])
 
 
 def augmented(image: Image.Image, index: int, *, size: int, seed: int, epoch: int) -> Image.Image:
-    """A random part of the image, scaled to a square of `size` and mirrored half of the time."""
+    """Return a random part of the image, scaled to `size` and perhaps mirrored."""
     random = stream(seed, epoch, CROP, index)
     left, top, width, height = random_box(random, image.width, image.height)
     image = F.resized_crop(image, top, left, height, width, [size, size])
@@ -171,8 +182,9 @@ def augmented(image: Image.Image, index: int, *, size: int, seed: int, epoch: in
 
 
 def random_box(random: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of a random part of an image, by the rule of torchvision's RandomResizedCrop.
+    """Return (left, top, width, height) of a random part of an image.
 
+    The rule is that of torchvision's RandomResizedCrop.
     Area and log aspect ratio are uniform; after ten boxes that do not fit, the central one with the nearest ratio.
     """
     for _ in range(TRIES):
@@ -188,7 +200,10 @@ def random_box(random: np.random.Generator, width: int, height: int) -> tuple[in
 
 
 def workers() -> int:
-    """Worker processes of a loader: SUITE_WORKERS, else one per usable core up to 8. ValueError if not a number."""
+    """Return the number of worker processes: SUITE_WORKERS, else one per core up to 8.
+
+    Raises ValueError if SUITE_WORKERS is not a number.
+    """
     text = os.environ.get("SUITE_WORKERS")
     if not text:
         return min(8, len(os.sched_getaffinity(0)))
@@ -202,7 +217,7 @@ def _chunks(order_N: Indices, batch: int) -> list[list[int]]:
 
 
 def image_folder(folder: Path, *, name: str, size_px: int, resize_px: int, how_to_get: str = FILL) -> ImageFolder:
-    """The data set in `folder`/`name`.
+    """Return the data set in `folder`/`name`.
 
     Raises ValueError when it is not there, with `how_to_get` it, or when its two parts have different classes.
     """

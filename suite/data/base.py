@@ -1,4 +1,4 @@
-"""What every data set offers: training epochs that a seed determines, and batches for evaluation.
+"""Data sets: training epochs that a seed determines, and batches for evaluation.
 
 Shapes: N images, B images of a batch, C channels, H rows, W columns.
 
@@ -35,13 +35,16 @@ WHOLE = slice(None)
 
 
 def stream(seed: int, epoch: int, *use: int) -> np.random.Generator:
-    """The random numbers of one use in one epoch, `use` being ORDER, or CROP and what it is for."""
+    """Return the generator of one use in one epoch: ORDER, or CROP and an image."""
     return np.random.default_rng((seed, epoch, *use))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset(ABC):
-    """Labelled training and test images. `mean` and `std` are those of a channel, of pixels in [0, 1]."""
+    """Labelled training and test images.
+
+    `mean` and `std` are those of a channel, of pixels in [0, 1].
+    """
 
     name: str
     classes: int
@@ -66,15 +69,15 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def checksum(self) -> str:
-        """Sha256, hex, of the images and labels; each kind of data set says of what exactly."""
+        """Sha256, hex, of the images and labels."""
 
     @abstractmethod
     def size(self, part: Part) -> int:
-        """How many training or test images there are, whatever the split."""
+        """Return the number of training or test images, regardless of the split."""
 
     @abstractmethod
     def plain(self, part: Part, order_N: Indices, *, batch: int, device: torch.device) -> Iterator[Batch]:
-        """These images in this order, as evaluated, the last partial batch included."""
+        """Return these images in this order, as evaluated, with the last partial batch."""
 
     @abstractmethod
     def augmented(
@@ -86,11 +89,13 @@ class Dataset(ABC):
         seed: int,
         epoch: int,
         device: torch.device,
-        mine: slice = WHOLE,
+        share: slice = WHOLE,
     ) -> Iterator[Batch]:
-        """These training images in this order, augmented, from step `start` on, the last partial batch included.
+        """Return these training images in this order, augmented, from step `start` on.
 
-        Of each batch the images `mine`, bit for bit as they are in the whole one.
+        The last partial batch is included.
+
+        Of each batch the images `share`, bit for bit as they are in the whole one.
         """
 
     # ---- what follows from it ----------------------------------------------------------------------------------------
@@ -101,8 +106,9 @@ class Dataset(ABC):
         return np.random.RandomState(0).permutation(self.size("train")).astype(np.int64)
 
     def train_indices(self, split: Split) -> Indices:
-        """The training images of a split. The last tenth of a fixed permutation is held out but by "all".
+        """Return the indices of the training images of a split.
 
+        All splits but "all" hold out the last tenth of a fixed permutation.
         Raises ValueError for another split.
         """
         if split not in get_args(Split):
@@ -111,16 +117,16 @@ class Dataset(ABC):
         return self._permutation_N[: len(self._permutation_N) - held_out]
 
     def train_size(self, split: Split) -> int:
-        """How many images a split trains on."""
+        """Return the number of images that a split trains on."""
         return len(self.train_indices(split))
 
     @property
     def test_size(self) -> int:
-        """How many test images there are."""
+        """Number of test images."""
         return self.size("test")
 
     def with_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
-        """The same images, normalised as the weights of somebody else expect it."""
+        """Return the same images with another normalisation, that of public weights."""
         return replace(self, mean=tuple(mean), std=tuple(std))
 
     def train(
@@ -131,28 +137,36 @@ class Dataset(ABC):
         seed: int,
         device: torch.device | str,
         limit: int | None = None,
-        mine: slice = WHOLE,
+        share: slice = WHOLE,
     ) -> Loader:
-        """The augmented training batches of every epoch; `limit` images an epoch at most, others in each epoch."""
+        """Return the augmented training batches, with at most `limit` images an epoch.
+
+        Each epoch takes other images.
+        """
         return Loader(
-            dataset=self, split=split, batch=batch, seed=seed, device=torch.device(device), limit=limit, mine=mine
+            dataset=self, split=split, batch=batch, seed=seed, device=torch.device(device), limit=limit, share=share
         )
 
-    def test(self, batch: int, device: torch.device | str, mine: slice = WHOLE) -> Iterator[Batch]:
-        """The test images in order, or `mine` of them, not augmented, the last partial batch included."""
+    def test(self, batch: int, device: torch.device | str, share: slice = WHOLE) -> Iterator[Batch]:
+        """Return the test images in order, or `share` of them, not augmented.
+
+        The last partial batch is included.
+        """
         check_positive("batch", batch)
-        order_N = np.arange(self.size("test"), dtype=np.int64)[mine]
+        order_N = np.arange(self.size("test"), dtype=np.int64)[share]
         return self.plain("test", order_N, batch=batch, device=torch.device(device))
 
     def validation(
-        self, batch: int, device: torch.device | str, mine: slice = WHOLE, split: Split = "tuning"
+        self, batch: int, device: torch.device | str, share: slice = WHOLE, split: Split = "tuning"
     ) -> Iterator[Batch]:
-        """The training images that `split` holds out, or `mine` of them, always in the same order, not augmented.
+        """Return the training images that `split` holds out, or `share` of them.
+
+        Their order is fixed; they are not augmented.
 
         Raises ValueError for the split "all", which holds none out.
         """
         check_positive("batch", batch)
-        held_out_N = self._permutation_N[self.train_size(split) :][mine]
+        held_out_N = self._permutation_N[self.train_size(split) :][share]
         if split == "all":
             raise ValueError(
                 f"the split 'all' of {self.name} trains on every image; 'tuning' and 'held_out' hold some out"
@@ -160,7 +174,9 @@ class Dataset(ABC):
         return self.plain("train", held_out_N, batch=batch, device=torch.device(device))
 
     def samples(self, n: int, *, split: Split, device: torch.device | str) -> Batch:
-        """The first `n` training images of a fixed permutation, not augmented; the same ones in every split.
+        """Return the first `n` training images of a fixed permutation, not augmented.
+
+        They are the same in every split.
 
         Raises ValueError when the split has fewer.
         """
@@ -173,7 +189,9 @@ class Dataset(ABC):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loader:
-    """The training batches of a data set: images float32 [B, C, H, W], normalised and augmented, labels int64 [B].
+    """The training batches of a data set, normalised and augmented.
+
+    Images are float32 [B, C, H, W], labels int64 [B].
 
     An epoch visits a fresh permutation of the split's images; the last partial batch is dropped. Where there are fewer
     images than one batch, an epoch is one step of what there is.
@@ -185,7 +203,7 @@ class Loader:
     seed: int
     device: torch.device
     limit: int | None = None
-    mine: slice = field(default_factory=lambda: WHOLE)
+    share: slice = field(default_factory=lambda: WHOLE)
 
     def __post_init__(self) -> None:
         check_positive("batch", self.batch)
@@ -201,11 +219,14 @@ class Loader:
         return used if used < self.batch else used - used % self.batch
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """Return the number of steps of an epoch."""
         return -(-self.images_per_epoch // self.batch)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from step `start` on: bit for bit those that a whole epoch has there."""
+        """Return the batches of one epoch from step `start` on.
+
+        They have the bits that a whole epoch has there.
+        """
         if epoch < 0 or not 0 <= start <= len(self):
             raise ValueError(f"epoch {epoch} from step {start}: an epoch has {len(self)} steps, and both count from 0")
         order_N = stream(self.seed, epoch, ORDER).permutation(self.dataset.train_indices(self.split))
@@ -216,12 +237,14 @@ class Loader:
             seed=self.seed,
             epoch=epoch,
             device=self.device,
-            mine=self.mine,
+            share=self.share,
         )
 
 
 def normalizer(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The function from uint8 pixels [B, C, H, W] to (pixel / 255 - mean) / std as float32.
+    """Return the function from uint8 pixels to (pixel / 255 - mean) / std.
+
+    It maps [B, C, H, W] to float32 of the same shape.
 
     One multiplication and one addition, in two kernels: a fused one would round differently on a GPU than on a CPU.
     """

@@ -45,16 +45,19 @@ def cifar10(folder: Path) -> Dataset:
 
 
 def read_npz(path: Path) -> Arrays:
-    """The arrays of a `cifar10.npz`. Raises ValueError, in one line, when they are not what they should be."""
+    """Return the arrays of a `cifar10.npz`.
+
+    Raises ValueError, in one line, if their shapes, types or labels are wrong.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {key: file[key] for key in ("train_images", "train_labels", "test_images", "test_labels")}
+            arrays = {key: file[key] for key in ("train_images", "train_labels", "test_images", "test_labels")}
         for part in ("train", "test"):
-            _check(found[f"{part}_images"], found[f"{part}_labels"])
+            _check(arrays[f"{part}_images"], arrays[f"{part}_labels"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is not a whole cifar10.npz ({reason}); delete it to have it made again") from None
-    return Arrays.of_nhwc(**{key: np.ascontiguousarray(array) for key, array in found.items()})
+    return Arrays.of_nhwc(**{key: np.ascontiguousarray(array) for key, array in arrays.items()})
 
 
 def _check(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
@@ -67,8 +70,9 @@ def _check(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
 
 
 def fetch(folder: Path) -> None:
-    """Make `cifar10.npz` from torchvision's official download, unless it is there; of several processes, one does it.
+    """Make `cifar10.npz` from torchvision's official download, if it is missing.
 
+    Of several processes, one downloads.
     Raises ValueError when that fails.
     """
     path = folder / "cifar10.npz"
@@ -89,7 +93,7 @@ def fetch(folder: Path) -> None:
 
 
 def _official(folder: Path) -> dict[str, NDArray[np.generic]]:
-    """The official images, downloaded unless torchvision's files are in `folder` already; they are left there."""
+    """Return the official images, downloaded if torchvision's files are not in `folder`."""
     from torchvision.datasets import CIFAR10  # takes a second to import
 
     before = socket.getdefaulttimeout()

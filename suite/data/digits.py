@@ -1,4 +1,4 @@
-"""`digits`: the 1,797 real images of handwritten digits that scikit-learn ships, so nothing has to be downloaded.
+"""`digits`: 1,797 images of handwritten digits, embedded in scikit-learn.
 
 Each 8x8 image with values 0..16 is scaled to 32x32 pixels 0..255 (bilinear) and repeated as three channels. 1,437
 images are for training, 360 for testing; no flips, since a mirrored digit is another sign, and crops by 2 pixels.
@@ -20,7 +20,7 @@ MEAN, STD = 0.3057, 0.3238
 
 
 def digits(folder: Path) -> Dataset:
-    """The digits; `folder` is not looked at."""
+    """Return the digits; `folder` is unused."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     bunch = load_digits()

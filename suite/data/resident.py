@@ -3,7 +3,7 @@
 Shapes: N images, B images of a batch, C channels, H rows, W columns, P crop padding.
 
 Random crops, flips and the normalisation act on whole batches there: no loop over images, no worker processes. What is
-random in an epoch is drawn at once by a generator on the CPU, so a GPU sees the same batches as a CPU.
+random in an epoch is drawn at once by a generator on the CPU, so batches are the same on a GPU and a CPU.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class Arrays:
 
     @cached_property
     def checksum(self) -> str:
-        """Sha256 over the bytes of training images, training labels, test images and test labels, each as stored."""
+        """Sha256 over the bytes of train images, train labels, test images and test labels."""
         digest = hashlib.sha256()
         for tensor in (*self.part("train"), *self.part("test")):
             digest.update(tensor.numpy().data)
         return digest.hexdigest()
 
     def on(self, device: torch.device) -> Arrays:
-        """The same arrays on a device, moved there once."""
+        """Return the same arrays on a device; the first call moves them."""
         if device.type == "cpu":
             return self
         if device not in self._moved:
@@ -78,7 +78,9 @@ class Arrays:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Resident(Dataset):
-    """Images small enough to stay on the device: random crop after zero padding, then a horizontal flip.
+    """Images small enough to stay on the device.
+
+    Augmentation is a random crop after zero padding, then a horizontal flip.
 
     `crop_padding` pixels of zeros surround an image before it is cropped to its own size (0: no crop).
     """
@@ -95,15 +97,15 @@ class Resident(Dataset):
 
     @property
     def checksum(self) -> str:
-        """Sha256 over the bytes of the arrays: images as uint8 [N, C, H, W], labels as int64, training before test."""
+        """Sha256 over the arrays: images uint8 [N, C, H, W], labels int64, train before test."""
         return self.arrays.checksum
 
     def size(self, part: Part) -> int:
-        """How many training or test images there are, whatever the split."""
+        """Return the number of training or test images, regardless of the split."""
         return len(self.arrays.part(part)[1])
 
     def plain(self, part: Part, order_N: Indices, *, batch: int, device: torch.device) -> Iterator[Batch]:
-        """These images in this order, as evaluated, the last partial batch included."""
+        """Return these images in this order, as evaluated, with the last partial batch."""
         images_NCHW, labels_N = self.arrays.on(device).part(part)
         normalize = normalizer(self.mean, self.std, device)
         index_N = torch.from_numpy(order_N).to(device)
@@ -120,9 +122,11 @@ class Resident(Dataset):
         seed: int,
         epoch: int,
         device: torch.device,
-        mine: slice = WHOLE,
+        share: slice = WHOLE,
     ) -> Iterator[Batch]:
-        """These training images in this order, augmented, from step `start` on, the last partial batch included."""
+        """Return these training images in this order, augmented, from step `start` on.
+
+        The last partial batch is included."""
         random = stream(seed, epoch, CROP)
         offsets_2N = random.integers(2 * self.crop_padding + 1, size=(2, len(order_N)))
         flipped_N = random.integers(2, size=len(order_N)) * self.flip
@@ -131,7 +135,7 @@ class Resident(Dataset):
         images_NCHW, labels_N = self.arrays.on(device).part("train")
         normalize = normalizer(self.mean, self.std, device)
         for first in range(start * batch, len(order_N), batch):
-            index_B, top_B, left_B, flipped_B = draws_4N[:, first : first + batch][:, mine]
+            index_B, top_B, left_B, flipped_B = draws_4N[:, first : first + batch][:, share]
             pixels_BCHW = images_NCHW.index_select(0, index_B)
             if self.crop_padding:
                 pixels_BCHW = cropped(pixels_BCHW, top_B, left_B, self.crop_padding)
@@ -141,7 +145,7 @@ class Resident(Dataset):
 
 
 def cropped(images_BCHW: Tensor, top_B: Tensor, left_B: Tensor, padding: int) -> Tensor:
-    """Each image surrounded by `padding` zeros and cut out at its own offsets, 0..2P, to its old size.
+    """Return each image padded by `padding` zeros and cropped at its own offsets, 0..2P.
 
     All 2P+1 by 2P+1 windows of an image are a strided view without a copy; one indexing picks each image's own.
     """
@@ -152,7 +156,7 @@ def cropped(images_BCHW: Tensor, top_B: Tensor, left_B: Tensor, padding: int) ->
 
 
 def flipped(images_BCHW: Tensor, flipped_B: Tensor) -> Tensor:
-    """Each image as it is where `flipped_B` is 0, mirrored left to right where it is 1.
+    """Mirror each image left to right if its `flipped_B` is 1.
 
     Picking whole images from both versions is several times faster on a CPU than `torch.where` over pixels.
     """

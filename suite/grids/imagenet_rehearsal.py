@@ -1,7 +1,7 @@
-"""The code of an ImageNet comparison on twenty classes of Tiny-ImageNet, 64x64, in minutes on two cores.
+"""A rehearsal of an ImageNet comparison, on twenty classes of Tiny-ImageNet at 64x64.
 
-Base networks, learning and fine-tuning are trained as on ImageNet: bf16 and channels_last, accumulation, label smoothing, warm-up,
-no decay of biases and batch norm. Schedules are ours and far too short for accuracies to mean anything.
+Base networks, learning and fine-tuning are trained as on ImageNet: bf16 and channels_last, accumulation, label smoothing,
+warm-up, no decay of biases and batch norm. Schedules are ours and far too short for accuracies to mean anything.
 """
 
 from __future__ import annotations

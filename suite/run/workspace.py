@@ -88,7 +88,7 @@ class Workspace(Generic[S]):
             seed=4 * stage.seed + use,
             device=self.context.device,
             limit=schedule.epoch_images,
-            mine=share,
+            share=share,
         )
 
     def held_out_top1_pct(self, model: nn.Module) -> float:

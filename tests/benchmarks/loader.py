@@ -82,7 +82,7 @@ def load_arrays(folder: Path | None) -> tuple[Arrays, str]:
 
 
 def images_per_s(batches: Iterator[Batch], device: torch.device, *, warm_up: int = 0) -> float:
-    """The rate at which batches arrive after the first `warm_up`."""
+    """Return batches per second after the first `warm_up`."""
     for _ in itertools.islice(batches, warm_up):
         pass
     synchronize(device)
