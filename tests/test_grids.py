@@ -27,6 +27,7 @@ SEEDS = {
     "ablation_scope": 3,
     "dose_scan": 3,
     "retraining": 3,
+    "imagenet_rehearsal": 1,
 }
 """The grids that are no ablations; those have 3."""
 ABLATIONS = {

@@ -30,7 +30,7 @@ RIVALS = ("l1_filter", "fpgm", "taylor")
 
 
 def runs() -> list[Pruned]:
-    """Return the dense control, DSP with two groups, and three rivals, at two budgets of two networks."""
+    """Return the dense control, DSP with two groups, and three rivals."""
     bases = [
         Base(data="tinyimagenet20", model=model, schedule=BASE, seed=0, split="held_out")
         for model in ("resnet18", "resnet50")
