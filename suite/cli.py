@@ -1,4 +1,4 @@
-"""What the command lines share."""
+"""Options shared by the command lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 
 
 def add_grid_options(parser: argparse.ArgumentParser) -> None:
-    """--grid, --only, --smoke, --data, --results: which runs, and where everything lies."""
+    """Add --grid, --only, --smoke, --data and --results: choice of runs, and folders."""
     add_choice_options(parser)
     add_data_option(parser)
     parser.add_argument(
@@ -25,7 +25,7 @@ def add_grid_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_choice_options(parser: argparse.ArgumentParser) -> None:
-    """--grid, --only, --smoke: which runs."""
+    """Add --grid, --only and --smoke: choice of runs."""
     parser.add_argument(
         "--grid",
         required=True,
@@ -41,14 +41,14 @@ def add_choice_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:
-    """--data: where the data lie."""
+    """Add --data: folder of the data sets."""
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="data folder (default: SUITE_DATA, else the user's cache)"
     )
 
 
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    """--device, --threads, --max-minutes."""
+    """Add --device, --threads and --max-minutes."""
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)"
     )
@@ -60,23 +60,23 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="CPU threads of a stage (default: all cores); latency is measured alone, with all of them",
     )
     parser.add_argument(
-        "--max-minutes", type=float, metavar="M", help="stop at a checkpoint after M minutes; run again to go on"
+        "--max-minutes", type=float, metavar="M", help="stop at a checkpoint after M minutes; run again to continue"
     )
 
 
 def check_machine_options(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for numbers that make no sense."""
+    """Check the ranges of --threads and --max-minutes. Raises ValueError naming the bad value."""
     if arguments.threads < 0:
         raise ValueError(f"--threads {arguments.threads}: it takes 0 (all cores) or more")
     if arguments.max_minutes is not None and not arguments.max_minutes >= 0:
         raise ValueError(f"--max-minutes {arguments.max_minutes}: it takes 0 or more")
 
 
-def device_of(wanted: str) -> str:
-    """The device that --device names. Raises ValueError when it is not there."""
-    if wanted == "cuda" and not torch.cuda.is_available():
+def device_of(choice: str) -> str:
+    """Return the device of the --device option. Raises ValueError if CUDA is chosen and there is none."""
+    if choice == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no CUDA device that torch can use; choose cpu or auto")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    return ("cuda" if torch.cuda.is_available() else "cpu") if choice == "auto" else choice
 
 
 def cores() -> int:
@@ -85,12 +85,12 @@ def cores() -> int:
 
 
 def results_of(arguments: argparse.Namespace) -> Path:
-    """The results folder of these arguments; that of --smoke is apart."""
+    """Return the results folder of these arguments; --smoke has a folder of its own."""
     return arguments.results / "smoke" if arguments.smoke else arguments.results
 
 
 def configure_logging() -> None:
-    """Warnings and errors to the terminal."""
+    """Send warnings and errors to the terminal."""
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )

@@ -1,9 +1,10 @@
-"""One stage by several tasks of a SLURM job step, one GPU each: the same steps as one process with the whole batch takes.
+"""Data-parallel training of one stage by the tasks of a SLURM job step, one GPU each.
 
-Every task runs the whole stage. Of each batch it sees the images `rank::ranks`; batch norm takes mean and variance over the
-whole batch, gradients (a learner's own too) are averaged before anybody uses them, accuracies count all images. So all tasks
-hold the same weights, the number of tasks changes results by rounding only, and any checkpoint serves all. Only the first
-task writes files, holds the stage's lease and decides whether to begin; a signal to any task stops all after the same step.
+Every task runs the whole stage and reads the images `rank::ranks` of each batch. Batch norm takes mean and variance over the
+whole batch, gradients (a learner's own too) are averaged before use, accuracies count all images. So the steps are those of
+one process with the whole batch: all tasks hold equal weights, the number of tasks changes results by rounding only, and a
+checkpoint continues on any number of tasks. Rank 0 alone writes files, holds the stage's lease and decides to begin. A signal
+to any task stops all tasks after the same step.
 """
 
 from __future__ import annotations
@@ -22,18 +23,16 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from suite import files
-
 TIMEOUT = timedelta(hours=1)
-"""The other tasks wait for so long while the first plans."""
+"""Time limit of a collective: the other ranks wait in one while rank 0 plans."""
 
-MEETING = timedelta(minutes=5)
-"""All tasks must have come within so long."""
+RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
+"""Time limit for all tasks to join the process group."""
 PORTS = range(20_000, 60_000)
 
 
-class NoMeeting(ValueError):
-    """The tasks of a stage did not find each other, which says nothing against the stage."""
+class RendezvousError(ValueError):
+    """Raised if the tasks of a stage cannot form a process group. The stage itself is not the cause."""
 
 
 @dataclass
@@ -46,29 +45,32 @@ _group = _Group()
 
 
 def tasks() -> int:
-    """How many tasks do this stage together."""
+    """Return the number of tasks that train this stage."""
     return _group.ranks
 
 
-def mine() -> slice:
-    """Which images of a batch this task sees."""
+def share() -> slice:
+    """Return the slice of each batch that this task reads."""
     return slice(_group.rank, None, _group.ranks)
 
 
 def is_first() -> bool:
-    """Whether this task writes."""
+    """Return True on rank 0, the one task that writes files."""
     return _group.rank == 0
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[None]:
-    """Work together with the other tasks of this job step, if `srun` started several.
+def process_group(device: str) -> Iterator[None]:
+    """Join the other tasks of this job step. A no-op if `srun` started one task.
 
-    CPU tensors go over gloo, CUDA tensors over NCCL. The tasks meet on the first node, at a port that follows from the job's
-    number, unless MASTER_ADDR and MASTER_PORT say otherwise. Where there are several nodes, and its name has no address, that
-    is where `srun` was started, which in a batch job is the first node too.
+    CPU tensors go over gloo, CUDA tensors over NCCL. The rendezvous is on the first node, at a port derived from the job's
+    number; MASTER_ADDR and MASTER_PORT override both. If the first of several nodes has no address, the rendezvous is the host
+    of `srun`, which in a batch job is the first node too.
 
-    Raises NoMeeting when there is no address, or when not all come within `MEETING`.
+    `nn.BatchNorm2d.forward` is replaced for the duration of the block. `nn.SyncBatchNorm` cannot do this: it refuses CPU
+    tensors, and a model would have to be converted to another module type, which tracing and packing do not accept.
+
+    Raises RendezvousError if there is no address, or if a task is missing after `RENDEZVOUS_TIMEOUT`.
     """
     ranks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if ranks == 1:
@@ -80,27 +82,25 @@ def joined(device: str) -> Iterator[None]:
     host, port = _place(job)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
-        store = dist.TCPStore(host, port, ranks, is_master=job.global_rank == 0, timeout=MEETING)
+        store = dist.TCPStore(host, port, ranks, is_master=job.global_rank == 0, timeout=RENDEZVOUS_TIMEOUT)
         dist.init_process_group(backend, store=store, rank=job.global_rank, world_size=ranks, timeout=TIMEOUT)
     except dist.DistError as error:
-        words = str(error).splitlines()[0]
-        raise NoMeeting(
-            f"the {ranks} tasks did not meet at {host}:{port} ({words}); set MASTER_ADDR or MASTER_PORT"
+        reason = str(error).splitlines()[0]
+        raise RendezvousError(
+            f"the {ranks} tasks did not meet at {host}:{port} ({reason}); set MASTER_ADDR or MASTER_PORT"
         ) from error
     _group.rank, _group.ranks = job.global_rank, ranks
-    alone, nn.BatchNorm2d.forward = nn.BatchNorm2d.forward, _batch_norm  # type: ignore[assignment, method-assign]
-    files.writes = is_first()
+    forward, nn.BatchNorm2d.forward = nn.BatchNorm2d.forward, _batch_norm  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        files.writes = True
-        nn.BatchNorm2d.forward = alone  # type: ignore[method-assign]
+        nn.BatchNorm2d.forward = forward  # type: ignore[method-assign]
         _group.rank, _group.ranks = 0, 1
         dist.destroy_process_group()
 
 
 def _place(job: SlurmJobEnvironment) -> tuple[str, int]:
-    """Where the tasks meet: an address that is known here, and a port."""
+    """Return host and port of the rendezvous. Raises RendezvousError if the host has no address."""
     hosts = [os.environ.get("MASTER_ADDR", "")]
     if not hosts[0]:
         several = int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) > 1
@@ -110,28 +110,28 @@ def _place(job: SlurmJobEnvironment) -> tuple[str, int]:
         with contextlib.suppress(OSError):
             socket.getaddrinfo(host, port)
             return host, int(port)
-    raise NoMeeting(
+    raise RendezvousError(
         f"the first node, {hosts[0]}, has no address on {socket.gethostname()}, or {port} is no port; set MASTER_ADDR and "
         "MASTER_PORT to where the tasks can meet"
     )
 
 
-def told(value: int) -> int:
-    """The value of the first task."""
+def broadcast(value: int) -> int:
+    """Return rank 0's value on every rank."""
     if _group.ranks == 1:
         return value
-    said = torch.tensor(value)
-    dist.broadcast(said, src=0)
-    return int(said)
+    tensor = torch.tensor(value)
+    dist.broadcast(tensor, src=0)
+    return int(tensor)
 
 
-def anywhere(value: bool) -> bool:
-    """Whether any task says so."""
-    return bool(summed(torch.tensor(int(value))))
+def any_task(value: bool) -> bool:
+    """Return True if the value is True on any task."""
+    return bool(all_sum(torch.tensor(int(value))))
 
 
-def summed(tensor: Tensor) -> Tensor:
-    """The sum over the tasks; the tensor itself when there is one."""
+def all_sum(tensor: Tensor) -> Tensor:
+    """Return the sum over the tasks; the tensor itself if there is one task."""
     if _group.ranks > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
@@ -140,30 +140,30 @@ def summed(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average(tensors: Iterable[Tensor | None]) -> None:
-    """Replace the tensors by their means over the tasks, in one exchange."""
+    """Replace the tensors by their means over the tasks, in one all-reduce. None entries are skipped."""
     if _group.ranks == 1:
         return
-    there = [tensor for tensor in tensors if tensor is not None]
-    flat = torch.cat([tensor.flatten() for tensor in there])
+    present = [tensor for tensor in tensors if tensor is not None]
+    flat = torch.cat([tensor.flatten() for tensor in present])
     dist.all_reduce(flat)
-    for tensor, mean in zip(there, (flat / _group.ranks).split([t.numel() for t in there]), strict=True):
+    for tensor, mean in zip(present, (flat / _group.ranks).split([t.numel() for t in present]), strict=True):
         tensor.copy_(mean.view_as(tensor))
 
 
 @torch.no_grad()
-def as_first(tensors: Iterable[Tensor]) -> None:
-    """Replace the tensors by those of the first task: what each computes alone may differ by rounding."""
+def broadcast_in_place(tensors: Iterable[Tensor]) -> None:
+    """Replace the tensors by rank 0's, since each task's own may differ by rounding."""
     if _group.ranks == 1:
         return
     for tensor in tensors:
-        said = tensor.contiguous()
-        dist.broadcast(said, src=0)
-        tensor.copy_(said)
+        source = tensor.contiguous()
+        dist.broadcast(source, src=0)
+        tensor.copy_(source)
 
 
 @contextlib.contextmanager
-def first_before_others() -> Iterator[None]:
-    """The first task does the block, then the others do: they find the files that it wrote."""
+def rank_0_first() -> Iterator[None]:
+    """Run the block on rank 0, then on the other ranks, so that they can read the files it wrote."""
     if _group.ranks > 1 and _group.rank > 0:
         dist.barrier()
     yield
@@ -172,7 +172,7 @@ def first_before_others() -> Iterator[None]:
 
 
 def _batch_norm(self: nn.BatchNorm2d, images_BCHW: Tensor) -> Tensor:
-    """Batch norm over the images of all tasks, each of which has as many; as torch does it in evaluation."""
+    """Normalise over the images of all tasks, which hold equally many. In eval mode as torch does."""
     if not self.training:
         return F.batch_norm(
             images_BCHW, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps

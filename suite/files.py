@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, flushed, then moved."""
+"""Atomic file writes: under a temporary name, flushed, then moved."""
 
 from __future__ import annotations
 
@@ -12,19 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-writes = True
-"""False in a process that works for another one, which writes the files of both (`suite.distributed`)."""
-
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; what the block wrote there becomes `path`, or nothing does when the block raises.
+    """Yield a temporary path beside `path`, and move the file to `path` at the end of the block.
 
-    An OSError names `path`, even where the system did not say which file it was (a full disk).
+    If the block raises, `path` stays unchanged. An OSError carries `path`, also if the system gave no file name (a full disk).
     """
-    if not writes:
-        yield Path(os.devnull)
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -55,12 +49,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically; NaN and infinity are refused."""
+    """Write `value` as JSON, atomically; raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of the file's bytes."""
+    """Return the hex digest of the file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,12 +1,12 @@
-"""Who does what, on one machine or on many that share a file system: a lock file with its owner and a heartbeat.
+"""Leases: lock files with owner and heartbeat, for processes on machines that share a file system.
 
-The file is created exclusively, which NFS does atomically since version 3, so of several processes one gets it. The owner
-touches it; another process takes over when it has seen no change for `LEASE_S` seconds of its own clock, so clocks need not
-agree, or at once when the owner was on the same host and is gone. `LEASE_S` is longer than NFS clients keep attributes (60 s
-by default).
+The file is created exclusively, which is atomic on NFS since version 3, so one of several processes gets the lease. The owner
+touches the file. Another process takes the lease over if the file has not changed for `LEASE_S` seconds of that process's own
+clock, so clocks need not agree; if the owner was on the same host and has ended, at once. `LEASE_S` is longer than the time for
+which NFS clients cache attributes (60 s by default).
 
-What this does not give, on NFS or anywhere: an owner that is cut off or asleep for so long is taken over and may wake up and
-write. Work under a lease must therefore leave the same bits whoever writes last, each file whole; stages do.
+Limit, on NFS or anywhere: the lease of an owner that is cut off or suspended for `LEASE_S` is taken over, and the owner may
+resume and write. Work under a lease must therefore write the same bits in any process, each file atomically; stages do.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ HEARTBEAT_S = 15.0
 
 @contextmanager
 def held(path: Path, *, waiting: Callable[[str], None], lost: Callable[[], None]) -> Iterator[None]:
-    """Hold the lease of this file; it is gone afterwards, and with the process.
+    """Hold the lease at `path` for the duration of the block. The lease ends with the process, too.
 
-    waiting  called twice a second with the present owner, until the lease is free; what it raises ends the wait
-    lost     called from another thread when somebody took over
+    waiting  called twice a second with the present owner, until the lease is free; its exceptions end the wait
+    lost     called from another thread if another process took the lease over
     """
     lease = _lease(path, lost)
     while True:
@@ -45,13 +45,16 @@ def held(path: Path, *, waiting: Callable[[str], None], lost: Callable[[], None]
 
 
 def owner(path: Path) -> str:
-    """The process that this file names, "process 123 on node7"; "" when there is none. It may be dead."""
+    """Return the owner in the lease file, "process 123 on node7", or "". The owner may have ended."""
     record = _lease(path).owner
     return f"process {record.pid} on {record.hostname.partition('?')[0]}" if record else ""
 
 
 def is_fresh(path: Path) -> bool:
-    """Whether the lease is held and was touched lately. Its owner may have died since; by another clock it may seem older."""
+    """Return True if the lease is held and its last heartbeat is recent by this host's clock.
+
+    The owner may have ended since.
+    """
     try:
         return time.time() - os.stat(path).st_mtime < 2 * LEASE_S
     except OSError:
@@ -59,7 +62,7 @@ def is_fresh(path: Path) -> bool:
 
 
 def host() -> str:
-    """This machine, as `owner` names it."""
+    """Return this machine's name as in `owner`."""
     return socket.gethostname()
 
 

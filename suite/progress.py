@@ -1,4 +1,4 @@
-"""How far a stage is, in a small file that anyone may read, and when it has to stop."""
+"""Progress report of a stage in a small JSON file, and stop requests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ INTERVAL_S = 0.3
 
 
 class Interrupted(Exception):
-    """The stage stopped at a checkpoint, by a signal or at its time limit; starting it again goes on from there."""
+    """Raised if a stage stops at a checkpoint, by a signal or at its time limit. A new start continues from there."""
 
 
 class Watch:
-    """Reports a stage's progress to `path` and knows when it is to stop.
+    """Progress reports of a stage, and its requests to stop: a signal or a time limit.
 
-    path         progress.json of the stage, or None to report nowhere; not synced, because it may be lost
-    max_minutes  stop cleanly after that long; None for no limit
+    path         progress.json of the stage, or None for no report; not flushed to disk, because its loss costs nothing
+    max_minutes  time limit, at which the stage stops at a checkpoint; None for no limit
     """
 
     def __init__(self, path: Path | None = None, max_minutes: float | None = None) -> None:
@@ -34,7 +34,7 @@ class Watch:
         self._written = 0.0
 
     def listen(self, *signals: signal.Signals) -> None:
-        """Stop at the next step's end when one of these signals comes. The handler only sets a flag."""
+        """Stop at the end of the step in which one of these signals arrives. The handler only sets a flag."""
 
         def handler(number: int, frame: FrameType | None) -> None:
             self.signalled.set()
@@ -44,11 +44,14 @@ class Watch:
 
     @property
     def must_stop(self) -> bool:
-        """True from a signal or the time limit on."""
+        """True after a signal or the time limit."""
         return self.signalled.is_set() or time.monotonic() >= self.deadline
 
     def report(self, doing: str, **numbers: Any) -> None:
-        """Write what is being done, a few times a second at most; `share` (0 to 1) of the stage gives the time left."""
+        """Write the present activity, at most every `INTERVAL_S`. A no-op in between.
+
+        numbers  columns of the report; `share` (0 to 1) is the finished part of the stage, from which the time left follows
+        """
         now = time.monotonic()
         if self.path is None or now - self._written < INTERVAL_S:
             return
@@ -69,7 +72,7 @@ class Watch:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `Watch.report` wrote last; empty when there is nothing."""
+    """Return the last report of `Watch.report`; empty if there is none."""
     try:
         report = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
@@ -78,9 +81,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def is_alive(host: str, pid: int, since: float) -> bool | None:
-    """Whether the process that was there at the time `since` still is; None when it is on another host.
+    """Return True if the process that existed at the time `since` still exists; None if it is on another host.
 
-    A later process with the same number is another one.
+    A process with the same number that started later does not count.
     """
     if host != socket.gethostname():
         return None

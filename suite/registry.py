@@ -1,4 +1,4 @@
-"""Things that are found by name because their file is there."""
+"""Registries: entries collected from the modules of a package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def collect(package: str, attribute: str) -> dict[str, Any]:
     """Return all entries of the dict `attribute` of every module in `package` without a leading underscore.
 
-    A module that cannot be imported is left out and named in the log.
+    A module that cannot be imported is left out and named in the log. Raises ValueError if two modules define one name.
     """
     return {name: entry for name, (_, entry) in _entries(package, attribute).items()}
 
@@ -36,7 +36,7 @@ def _entries(package: str, attribute: str) -> dict[str, tuple[str, Any]]:
         if not info.name.startswith("_"):
             try:
                 entries = getattr(importlib.import_module(module), attribute, {})
-            except Exception as error:  # one broken file must not take the others along
+            except Exception as error:  # one broken file must not disable all other files
                 log.warning("%s cannot be used: %s: %s", module, type(error).__name__, error)
                 continue
             if clash := result.keys() & entries.keys():
@@ -46,7 +46,7 @@ def _entries(package: str, attribute: str) -> dict[str, tuple[str, Any]]:
 
 
 def pick(noun: str, name: str, choices: Mapping[str, T]) -> T:
-    """`choices[name]`, or a ValueError that lists what there is."""
+    """Return `choices[name]`. Raises ValueError listing the valid names."""
     if name in choices:
         return choices[name]
     close = difflib.get_close_matches(name, choices, n=1)

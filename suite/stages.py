@@ -1,13 +1,13 @@
-"""The stages of a run, as data. A stage is named by a hash of everything that it depends on, so equal work is done once.
+"""Stages of a run, as data. A stage's name is a hash of all its inputs, so equal work is done once.
 
     base     (data, model, schedule, seed)                        -> initial and final weights
     learned  (base, method and settings, schedule [, budget])     -> weights and the learner's state
     pruned   (learned or base, budget, fine-tuning, seed)         -> plan, packed network, one row
     timed    (pruned, device, precision, batch, ...)              -> one latency row
 
-A field at its default does not enter the hash, so that a new field with a default leaves old names as they are; the defaults
-themselves therefore never change. If the default of a method's setting has to change, `Pruner.implied` keeps the value that
-earlier rows stand for, and runs with the new default get new names.
+A field at its default does not enter the hash, so a new field with a default leaves old names unchanged. Therefore defaults
+never change. If the default of a method's setting has to change, `Pruner.implied` keeps the value that earlier rows stand for,
+and runs with the new default get new names.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from suite.methods import name_of
 from suite.schedule import Schedule, check_choices
 
 Split = Literal["all", "tuning", "held_out"]
-"""What is trained on: all training images, or all but the fixed validation part. Accuracies are on the test set, or ("tuning")
-on that part."""
+"""Training images: all, or all but the fixed validation part. Accuracies are on the test set; in "tuning" on the validation
+part."""
 
 
 class _Named:
-    """A stage's name: a hash of its fields."""
+    """A value with a name: a hash of its fields."""
 
     kind: ClassVar[str]
 
     @functools.cached_property
     def key(self) -> str:
-        """`kind-` and 12 hex digits; the name of the stage's folder and row."""
+        """`kind-` and 12 hex digits; name of the stage's folder and row."""
         text = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
         return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What enters the hash. Stages share that of what they need, so that a grid is hashed in linear time."""
+        """Content of the hash. Stages share the identities of their needs, so a grid is hashed in linear time."""
         return _fields(self)
 
 
@@ -67,18 +67,18 @@ class Base(_Named):
 
     @property
     def label(self) -> str:
-        """What it is, for people."""
+        """Description for people."""
         return f"{self.data}/{self.model} {self.weights or f'seed {self.seed}'}"
 
     @property
     def needs(self) -> tuple[Stage, ...]:
-        """The stages whose outputs this one reads."""
+        """Stages whose outputs this stage reads."""
         return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learned(_Named):
-    """What a method learns before it prunes: groups, sparse weights. `budget` only where learning depends on it."""
+    """Learning before pruning: groups, sparse weights. `budget` is set only if learning depends on it."""
 
     kind: ClassVar[str] = "learned"
     base: Base
@@ -89,21 +89,22 @@ class Learned(_Named):
 
     @property
     def label(self) -> str:
-        """What it is, for people."""
+        """Description for people."""
         at = f" at {self.budget.share:.2%}" if self.budget else ""
         return f"{self.base.data}/{self.base.model} {describe(self.settings)}{at} seed {self.seed}"
 
     @property
     def needs(self) -> tuple[Stage, ...]:
-        """The stages whose outputs this one reads."""
+        """Stages whose outputs this stage reads."""
         return (self.base,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned(_Named):
-    """One run: a method at a budget, fine-tuned and measured. `learning` is None for methods that do not learn.
+    """One run: a method at a budget, fine-tuned and measured.
 
-    `reference` is the run whose plan the method follows, for methods that follow one.
+    learning   None if the method does not learn
+    reference  run whose plan the method follows; None if the method follows none
     """
 
     kind: ClassVar[str] = "pruned"
@@ -121,10 +122,10 @@ class Pruned(_Named):
             verb = "follows another run: give it" if self.settings.needs_reference else "follows no other run: drop"
             raise ValueError(f"{name_of(self.settings)} {verb} `reference`")
         if self.reference is not None:
-            ours, theirs = ((run.base.data, run.base.model, run.base.split) for run in (self, self.reference))
-            if ours != theirs:
+            own, followed = ((run.base.data, run.base.model, run.base.split) for run in (self, self.reference))
+            if own != followed:
                 raise ValueError(
-                    f"{name_of(self.settings)} on {'/'.join(ours)} follows a run on {'/'.join(theirs)}: "
+                    f"{name_of(self.settings)} on {'/'.join(own)} follows a run on {'/'.join(followed)}: "
                     "give it a `reference` of the same data, model and split"
                 )
         if not self.settings.removes and self.budget.share:
@@ -149,7 +150,7 @@ class Pruned(_Named):
 
     @property
     def method(self) -> str:
-        """The method's name."""
+        """Name of the method."""
         return name_of(self.settings)
 
     @property
@@ -159,7 +160,7 @@ class Pruned(_Named):
 
     @functools.cached_property
     def learned(self) -> Learned | None:
-        """The stage in which the method learns, if it does."""
+        """Learned stage of the method, or None if the method does not learn."""
         if not self.settings.learns or self.learning is None:
             return None
         budget = self.budget if self.settings.needs_budget else None
@@ -167,19 +168,19 @@ class Pruned(_Named):
 
     @property
     def label(self) -> str:
-        """What it is, for people."""
+        """Description for people."""
         base, rounded = self.base, f" rounded to {self.budget.round_to}" if self.budget.round_to > 1 else ""
         return f"{base.data}/{base.model} {self.described} {self.budget.share:.2%}{rounded} seed {self.seed}"
 
     @property
     def needs(self) -> tuple[Stage, ...]:
-        """The stages whose outputs this one reads."""
+        """Stages whose outputs this stage reads."""
         return tuple(stage for stage in (self.base, self.learned, self.reference) if stage is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(_Named):
-    """The latency of a packed network beside its dense one. Runs alone on its device."""
+    """Latency of a packed network beside its dense one. Runs alone on its device."""
 
     kind: ClassVar[str] = "timed"
     pruned: Pruned
@@ -187,13 +188,13 @@ class Timed(_Named):
 
     @property
     def label(self) -> str:
-        """What it is, for people."""
+        """Description for people."""
         timing = self.timing
         return f"{self.pruned.label} on {timing.device}, batch {timing.batch}, {timing.precision}"
 
     @property
     def needs(self) -> tuple[Stage, ...]:
-        """The stages whose outputs this one reads."""
+        """Stages whose outputs this stage reads."""
         return (self.pruned,)
 
 
@@ -212,7 +213,7 @@ def describe(settings: Pruner, reference: Pruner | None = None) -> str:
 
 
 def identity(value: Any) -> Any:
-    """What enters the hash: fields that differ from their default, methods by name, as plain JSON values."""
+    """Return the content of the hash: fields that differ from their default, methods by name, as plain JSON values."""
     if isinstance(value, _Named):
         return value.identity
     if not dataclasses.is_dataclass(value):
@@ -229,15 +230,15 @@ def _fields(value: Any, implied: Mapping[str, Any] = MappingProxyType({})) -> di
 
 
 def in_order(stages: Iterable[Stage]) -> list[Stage]:
-    """The stages and all that they need, each once, what is needed first."""
-    found: dict[str, Stage] = {}
+    """Return the stages and all their needs, each once, needs first."""
+    ordered: dict[str, Stage] = {}
 
     def visit(stage: Stage) -> None:
-        if stage.key not in found:
+        if stage.key not in ordered:
             for needed in stage.needs:
                 visit(needed)
-            found[stage.key] = stage
+            ordered[stage.key] = stage
 
     for stage in stages:
         visit(stage)
-    return list(found.values())
+    return list(ordered.values())

@@ -49,7 +49,7 @@ def top1_pct(model: nn.Module, batches: Iterable[Batch]) -> float:
         correct += int((model(images).argmax(1) == labels).sum())
         seen += len(labels)
     model.train(training)
-    correct, seen = distributed.summed(torch.tensor([correct, seen])).tolist()
+    correct, seen = distributed.all_sum(torch.tensor([correct, seen])).tolist()
     return 100 * correct / seen
 
 
@@ -60,7 +60,7 @@ def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: s
     Diverged if the loss is not finite. A damaged checkpoint is set aside and the training starts anew.
     """
     seed_everything(seed)
-    with distributed.first_before_others():
+    with distributed.rank_0_first():
         state = load_checkpoint(checkpoint)
     if state is not None:
         trainer.load_state_dict(state)
@@ -97,21 +97,22 @@ def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: s
 
 def _must_stop(watch: Watch) -> bool:
     """Return True if any task must stop. A signal to one is passed to all."""
-    if not distributed.anywhere(watch.must_stop):
+    if not distributed.any_task(watch.must_stop):
         return False
-    if distributed.anywhere(watch.signalled.is_set()):
+    if distributed.any_task(watch.signalled.is_set()):
         watch.signalled.set()
     return True
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path`, atomically.
+    """Write `state` to `path`, atomically. A no-op on all ranks but 0.
 
     The bytes are made in memory first: on a full disk torch's own error lacks the reason.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_bytes(path, buffer.getbuffer())
+    if distributed.is_first():
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

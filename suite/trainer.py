@@ -200,7 +200,7 @@ class Trainer:
     def end_epoch(self) -> None:
         """Put the epoch's numbers into the history. Raises Diverged if the loss is not finite."""
         self.learner.after_epoch(self.model)
-        loss, correct, seen = distributed.summed(self.tally).tolist()
+        loss, correct, seen = distributed.all_sum(self.tally).tolist()
         self.tally.zero_()
         if not math.isfinite(loss):
             raise Diverged(f"the loss became {loss} in epoch {self.step // self.steps_per_epoch}")
@@ -247,7 +247,7 @@ class Trainer:
             "step": self.step,
             "total": self.total,
             "seconds": self.seconds,
-            "tally": distributed.summed(self.tally),
+            "tally": distributed.all_sum(self.tally),
             "history": self.history,
             "best": self.best,
             "rng": torch.get_rng_state(),

@@ -1,7 +1,7 @@
-"""Public base networks by name, so that pruning can start without training one.
+"""Public base networks by name, as a start for pruning without training.
 
-Files are looked for in the weights folder (SUITE_WEIGHTS, else `weights` in the data folder); `fetch` downloads torchvision's
-into it when they are missing, and nothing else does. Each comes with the normalisation that it was trained with.
+Files are read from the weights folder (SUITE_WEIGHTS, else `weights` in the data folder). `fetch` alone downloads missing files
+of torchvision into this folder. Each entry has the normalisation that its network was trained with.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class PublicWeights:
-    """A file of weights: where it is from, which of our models it fits, how its tensors are called there."""
+    """A file of weights: source, model of this suite, normalisation, and names of its tensors."""
 
     file: str
     model: str
@@ -33,14 +33,14 @@ class PublicWeights:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     sha256: str
-    """The first digits of the file's digest: its publisher has them in its name."""
+    """First digits of the file's digest, which its publisher has put into the file name."""
     rename: Callable[[str], str] = str
     in_torchvision: bool = False
-    """torchvision knows where to download the file."""
+    """True if torchvision has the file's URL."""
 
 
 def _option_a(name: str) -> str:
-    """Akamaster's names -> ours."""
+    """Translate tensor names of akamaster's networks into those of this suite."""
     name = name.removeprefix("module.").replace("linear.", "classifier.")
     name = re.sub(r"^layer(\d)\.", r"stage_\1.", name)
     if not name.startswith("stage"):
@@ -85,17 +85,17 @@ PUBLIC = {
 
 
 def public(name: str) -> PublicWeights:
-    """The entry `name`. Raises ValueError with the valid names."""
+    """Return the entry `name`. Raises ValueError with the valid names."""
     return pick("public weights", name, PUBLIC)
 
 
 def folder(data: Path | None) -> Path:
-    """Where weights are looked for."""
+    """Return the weights folder."""
     return Path(os.environ.get("SUITE_WEIGHTS") or data_folder(data) / "weights")
 
 
 def find(name: str, data: Path | None) -> Path:
-    """The file of public weights. Raises FileNotFoundError with the path looked at and how to get it."""
+    """Return the file of public weights. Raises FileNotFoundError with the path and the way to get the file."""
     entry = public(name)
     path = folder(data) / entry.file
     if not path.is_file():
@@ -104,23 +104,23 @@ def find(name: str, data: Path | None) -> Path:
             if entry.in_torchvision
             else f"get it from: {entry.source}"
         )
-        raise FileNotFoundError(f"{path} is not there; {how}; SUITE_WEIGHTS may name another folder")
+        raise FileNotFoundError(f"{path} is missing; {how}; SUITE_WEIGHTS may name another folder")
     return path
 
 
 def fetch(name: str, data: Path | None) -> Path:
-    """The file of public weights, downloaded when it is missing and torchvision has it, and compared with its digest.
+    """Return the file of public weights after comparing its digest. A missing file of torchvision is downloaded.
 
-    Raises FileNotFoundError as `find` does, ValueError when it is another file than its publisher's.
+    Raises FileNotFoundError as `find` does, ValueError if the digest differs.
     """
     entry, where = public(name), folder(data)
     if entry.in_torchvision and not (where / entry.file).is_file():
         _download(entry, where)
     path = find(name, data)
-    found = sha256(path)
-    if not found.startswith(entry.sha256):
+    digest = sha256(path)
+    if not digest.startswith(entry.sha256):
         raise ValueError(
-            f"{path} is damaged, or another file: its sha256 begins with {found[:8]} instead of {entry.sha256}; delete it and "
+            f"{path} is damaged, or another file: its sha256 begins with {digest[:8]} instead of {entry.sha256}; delete it and "
             "fetch it again"
         )
     return path
@@ -133,13 +133,13 @@ def _download(entry: PublicWeights, where: Path) -> None:
     where.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.load_state_dict_from_url(url, str(where), map_location="cpu", check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # the latter when what came is not what its name promises
-        raise FileNotFoundError(f"{where / entry.file} is not there and {url} cannot be fetched ({error})") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: the download has another digest than its name
+        raise FileNotFoundError(f"{where / entry.file} is missing and {url} cannot be fetched ({error})") from error
 
 
 @functools.lru_cache(maxsize=2)
 def load(name: str, data: Path | None) -> dict[str, Tensor]:
-    """The state dict of public weights, under our names."""
+    """Return the state dict of public weights, under the names of this suite."""
     entry = public(name)
     state = torch.load(find(name, data), weights_only=True, map_location="cpu")
     state = state.get("state_dict", state)

@@ -83,21 +83,21 @@ def run_stage(tasks: int, grid: Path, results: Path, *more: object) -> list[tupl
 def train(path: Path) -> None:
     """In a task: four steps of DSP's group learning in double precision; the first task writes what came of it."""
     torch.set_num_threads(1)
-    with distributed.joined("cpu"):
-        rank = torch.tensor([distributed.mine().start])
-        distributed.as_first([rank])
+    with distributed.process_group("cpu"):
+        rank = torch.tensor([distributed.share().start])
+        distributed.broadcast_in_place([rank])
         assert rank == 0
         seed_everything(0)
         dataset, model = data.load("digits"), models.build("resnet8", 10).double()
         graph = Graph(model, dataset.input_shape)
         task = Task(train_epoch=lambda epoch: iter(()), samples=lambda n: (torch.zeros(0), torch.zeros(0)), seed=0)
         learner = DSP(groups=2, second_order="exact").learner(model, graph, task)
-        batches = dataset.train("all", batch=64, seed=0, device="cpu", limit=256, share=distributed.mine())
+        batches = dataset.train("all", batch=64, seed=0, device="cpu", limit=256, share=distributed.share())
         trainer = Trainer(model.train(), batches, SHORT, learner=learner)
         for images, labels in batches.epoch(0):
             trainer.advance(images.double(), labels)
         trainer.end_epoch()
-        tested = ((images.double(), labels) for images, labels in dataset.test(50, "cpu", distributed.mine()))
+        tested = ((images.double(), labels) for images, labels in dataset.test(50, "cpu", distributed.share()))
         found = {"model": model.state_dict(), "logits": learner.state_dict()["logits"], "history": trainer.history}
         found["top1_pct"] = top1_pct(model, tested)
         if distributed.is_first():

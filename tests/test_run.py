@@ -594,7 +594,7 @@ def test_rank_0_broadcasts_its_decision_while_another_process_has_the_lease(
         broadcast.append(value)
         return value
 
-    monkeypatch.setattr("suite.distributed.told", told)
+    monkeypatch.setattr("suite.distributed.broadcast", told)
 
     class Later(Watch):
         @property
@@ -607,9 +607,20 @@ def test_rank_0_broadcasts_its_decision_while_another_process_has_the_lease(
     monkeypatch.setattr("suite.distributed.is_first", lambda: False)
     for decision, outcome in (("interrupted", "interrupted"), ("done", "done")):
         numbers = iter([DECISIONS.index("wait"), DECISIONS.index("wait"), DECISIONS.index(decision)])
-        monkeypatch.setattr("suite.distributed.told", lambda value, numbers=numbers: next(numbers))
+        monkeypatch.setattr("suite.distributed.broadcast", lambda value, numbers=numbers: next(numbers))
         assert execute(stage, copied) == outcome
         assert next(numbers, None) is None
+
+
+@pytest.mark.parametrize("kind", ["base", "learned", "pruned"])
+def test_only_rank_0_writes(copied: Context, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    stage = the(kind, "" if kind == "base" else "dsp")
+    shutil.rmtree(copied.folder(stage))
+    before = contents(copied.results)
+    monkeypatch.setattr("suite.distributed.is_first", lambda: False)
+    monkeypatch.setattr("suite.distributed.broadcast", lambda value: DECISIONS.index("begin"))
+    assert execute(stage, copied) == "done"
+    assert contents(copied.results) == before
 
 
 def test_what_goes_wrong_before_the_attempt_is_a_status(copied: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -620,7 +631,7 @@ def test_what_goes_wrong_before_the_attempt_is_a_status(copied: Context, monkeyp
     def broken(value: object) -> None:
         raise RuntimeError("Connection closed by peer")
 
-    for name in ("suite.distributed.told", "suite.records.provenance"):
+    for name in ("suite.distributed.broadcast", "suite.records.provenance"):
         with monkeypatch.context() as patched:
             patched.setattr(name, broken)
             assert execute(stage, copied) == "failed", name

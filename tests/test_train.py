@@ -155,7 +155,7 @@ def test_a_signal_to_another_task_is_one_to_this(
     if by_signal:
         other.signalled.set()
     says = itertools.cycle([other.must_stop, by_signal])
-    monkeypatch.setattr("suite.distributed.anywhere", lambda value: value or next(says))
+    monkeypatch.setattr("suite.distributed.any_task", lambda value: value or next(says))
     watch = Watch()
     with pytest.raises(Interrupted):
         run(trainer(), tmp_path, watch)

@@ -44,9 +44,9 @@ class StageJob(submitit.helpers.Checkpointable):
         rest = [stage for stage in stages if stage.key not in outcomes]
         if len(rest) == 1:
             try:
-                with distributed.joined(self.context.device):
+                with distributed.process_group(self.context.device):
                     outcomes[rest[0].key] = _one(rest[0], self.context, stopped)
-            except distributed.NoMeeting as error:  # which is no failure of the stage
+            except distributed.RendezvousError as error:  # which is no failure of the stage
                 outcomes[rest[0].key] = fail(rest[0], self.context, "failed", str(error), counts=False)
         elif rest:
             threads = self.context.threads or max(1, cli.cores() // len(rest))

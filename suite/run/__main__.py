@@ -1,4 +1,4 @@
-"""`python -m suite.run`: one stage of a grid, and what it needs."""
+"""`python -m suite.run`: run one stage of a grid, and the stages that it needs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from suite.stages import Stage, in_order
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = argparse.ArgumentParser(
+    """Return the parser of the command line."""
+    options = argparse.ArgumentParser(
         prog="python -m suite.run",
-        description="Do one stage of a grid, with the stages that it needs. Stopped or killed, the same command goes on "
-        "from the last checkpoint. `python -m suite.launch --grid NAME --dry-run` lists the stages.",
+        description="Run one stage of a grid, after the stages that it needs. If stopped or killed, the same command "
+        "continues from the last checkpoint. `python -m suite.launch --grid NAME --dry-run` lists the stages.",
     )
-    cli.add_grid_options(result)
-    result.add_argument("--stage", required=True, metavar="KEY", help="the stage's name or its beginning: pruned-3f2a")
-    cli.add_machine_options(result)
-    return result
+    cli.add_grid_options(options)
+    options.add_argument("--stage", required=True, metavar="KEY", help="the stage's name or its beginning: pruned-3f2a")
+    cli.add_machine_options(options)
+    return options
 
 
 def main() -> int:
-    """Exit status: 0 done, 1 failed, 2 bad arguments, 75 stopped at a checkpoint."""
+    """Run the command line. Exit status: 0 done, 1 failed, 2 bad arguments, 75 stopped at a checkpoint."""
     arguments = parser().parse_args()
     cli.configure_logging()
     try:
@@ -46,15 +46,15 @@ def main() -> int:
     watch = Watch(max_minutes=arguments.max_minutes)
     watch.listen(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     try:
-        with distributed.joined(context.device):
+        with distributed.process_group(context.device):
             return _do(stage, context, watch, Console(quiet=not distributed.is_first()))
-    except distributed.NoMeeting as error:
+    except distributed.RendezvousError as error:
         sys.stderr.write(f"suite.run: {error}\n")
         return 2
 
 
 def _do(stage: Stage, context: Context, watch: Watch, console: Console) -> int:
-    """The stages that are needed, then this one; the exit status."""
+    """Run the stages that `stage` needs, then `stage`; return the exit status."""
     for needed in in_order([stage]):
         folder = context.folder(needed)
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,16 +69,17 @@ def _do(stage: Stage, context: Context, watch: Watch, console: Console) -> int:
 
 
 def _find(arguments: argparse.Namespace) -> Stage:
+    """Return the stage of --stage. Raises ValueError if several stages or none fit."""
     grid = grids.load(arguments.grid)
     runs = grids.runs_of(grid, only=arguments.only, smoke=arguments.smoke)
     stages = grids.stages_of(grid, runs, smoke=arguments.smoke)
-    found = [stage for stage in stages if stage.key.startswith(arguments.stage)]
-    if len(found) != 1:
+    matches = [stage for stage in stages if stage.key.startswith(arguments.stage)]
+    if len(matches) != 1:
         raise ValueError(
-            f"--stage {arguments.stage!r} fits {len(found)} of the {len(stages)} stages of {arguments.grid}; "
+            f"--stage {arguments.stage!r} fits {len(matches)} of the {len(stages)} stages of {arguments.grid}; "
             f"`python -m suite.launch --grid {arguments.grid} --dry-run` lists them"
         )
-    return found[0]
+    return matches[0]
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def _follow(work: Workspace[Stage]) -> Outcome:
 
 def _broadcast(decision: Decision = "wait") -> Decision:
     """Broadcast rank 0's decision; called every 0.5 s so that no collective reaches `distributed.TIMEOUT`."""
-    return DECISIONS[distributed.told(DECISIONS.index(decision))]
+    return DECISIONS[distributed.broadcast(DECISIONS.index(decision))]
 
 
 def _wait_for(work: Workspace[Stage], logged_at: list[float], owner: str) -> None:
@@ -174,7 +174,7 @@ def _do(work: Workspace[Stage]) -> None:
     """Check the stage's needs and run the stage. Raises whatever goes wrong."""
     stage, context = work.stage, work.context
     alone = isinstance(stage, Timed)  # rank 0 measures alone
-    with contextlib.nullcontext() if alone else distributed.first_before_others():
+    with contextlib.nullcontext() if alone else distributed.rank_0_first():
         _pin_threads(work.folder / "started.json", context)
     for needed in stage.needs:
         if not is_done(needed, context):
@@ -198,5 +198,6 @@ def _pin_threads(path: Path, context: Context) -> None:
         threads = int(json.loads(path.read_text())["threads"])
     except (OSError, ValueError, KeyError, TypeError):
         threads = context.threads or cli.cores()
-        write_json(path, {"threads": threads})
+        if distributed.is_first():
+            write_json(path, {"threads": threads})
     torch.set_num_threads(threads)

@@ -45,7 +45,7 @@ def do_pruned(work: Workspace[Pruned]) -> None:
     history: History = []
     seconds, plan, best_top1_pct = 0.0, PruningPlan({}), -1.0
     for cycle in range(stage.finetune.cycles):
-        with distributed.first_before_others():
+        with distributed.rank_0_first():
             selection = _selected(
                 folder / f"plan{cycle}.safetensors",
                 functools.partial(_select, stage, cycle, model, graph, state, task, plan),
@@ -53,7 +53,7 @@ def do_pruned(work: Workspace[Pruned]) -> None:
         plan = selection.plan
         if cycle == 0:
             stage.settings.reconstruct(model, graph, plan, task)
-            distributed.as_first(model.state_dict().values())
+            distributed.broadcast_in_place(model.state_dict().values())
         packed = packing.pack(model, graph, plan)
         trainer = make_trainer(
             packed,
@@ -74,14 +74,15 @@ def do_pruned(work: Workspace[Pruned]) -> None:
             plan = best[1]
     work.save_history(history)
     work.watch.report("measuring", share=1.0)
-    packing.save(
-        packed,
-        folder / "packed.safetensors",
-        model=stage.base.model,
-        classes=data.classes,
-        input_shape=data.input_shape,
-        about={"data": stage.base.data, "label": stage.label, "mean": data.mean, "std": data.std},
-    )
+    if distributed.is_first():
+        packing.save(
+            packed,
+            folder / "packed.safetensors",
+            model=stage.base.model,
+            classes=data.classes,
+            input_shape=data.input_shape,
+            about={"data": stage.base.data, "label": stage.label, "mean": data.mean, "std": data.std},
+        )
     columns = _measure(work, packed, graph, selection)
     row = work.row("done", seconds=seconds, **columns)
     if facts := stage.settings.facts(state):
@@ -130,7 +131,8 @@ def _selected(path: Path, select: Callable[[], Selection]) -> Selection:
     except (OSError, SafetensorError):  # missing or damaged
         selection = select()
         about = json.dumps({"knob": selection.knob, "cut": selection.cut, "coarse": selection.coarse})
-        write_bytes(path, serialise(selection.plan.to_tensors(), {"selection": about}))
+        if distributed.is_first():
+            write_bytes(path, serialise(selection.plan.to_tensors(), {"selection": about}))
         return selection
 
 

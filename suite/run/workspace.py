@@ -70,7 +70,7 @@ class Workspace(Generic[S]):
 
         Raises ValueError if the tasks cannot share a batch evenly.
         """
-        batches = self._epochs(schedule, use, distributed.mine())
+        batches = self._epochs(schedule, use, distributed.share())
         images, tasks = batches.images_per_epoch // len(batches), distributed.tasks()
         if images % tasks:
             raise ValueError(
@@ -103,7 +103,7 @@ class Workspace(Generic[S]):
 
     def _top1_pct(self, model: nn.Module, *, on_test: bool) -> float:
         read = self.dataset.test if on_test else self.dataset.validation
-        return top1_pct(model, read(EVAL_BATCH, self.context.device, distributed.mine()))
+        return top1_pct(model, read(EVAL_BATCH, self.context.device, distributed.share()))
 
     def model(self, file: Literal["init", "final"], device: str | None = None) -> nn.Module:
         """Return the base network with its initial or final weights, on `device` or on the context's."""
@@ -112,12 +112,15 @@ class Workspace(Generic[S]):
         return model.to(device or self.context.device)
 
     def save_weights(self, model: nn.Module, name: str) -> None:
-        """Write the model's state to the file `name` (safetensors), atomically."""
-        write_bytes(self.folder / name, serialise({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
+        """Write the model's state to the file `name` (safetensors), atomically. A no-op on all ranks but 0."""
+        if distributed.is_first():
+            state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
+            write_bytes(self.folder / name, serialise(state))
 
     def save_history(self, history: History) -> None:
-        """Write the training log, one line per epoch."""
-        write_text(self.folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
+        """Write the training log, one line per epoch. A no-op on all ranks but 0."""
+        if distributed.is_first():
+            write_text(self.folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
 
     def task(self: Workspace[Run]) -> Task:
         """Return the data, seed, budget and reference plan that the stage's method may use."""
