@@ -73,14 +73,20 @@ def check_machine_options(arguments: argparse.Namespace) -> None:
 
 
 def device_of(choice: str) -> str:
-    """Return the device of the --device option. Raises ValueError if CUDA is chosen and there is none."""
+    """Return the device of the --device option.
+
+    Raises ValueError if CUDA is chosen and there is none.
+    """
     if choice == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no CUDA device that torch can use; choose cpu or auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if choice == "auto" else choice
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use; in a SLURM job, those of its task."""
+    """Return the number of cores that this process may use.
+
+    In a SLURM job these are the cores of its task.
+    """
     return int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) or len(os.sched_getaffinity(0))
 
 

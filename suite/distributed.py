@@ -1,4 +1,4 @@
-"""Data-parallel training of one stage by the tasks of a SLURM job step, one GPU each.
+"""Data-parallel training of one stage by the tasks of a SLURM job step.
 
 Every task runs the whole stage and reads the images `rank::ranks` of each batch. Batch norm takes mean and variance over the
 whole batch, gradients (a learner's own too) are averaged before use, accuracies count all images. So the steps are those of
@@ -32,7 +32,10 @@ PORTS = range(20_000, 60_000)
 
 
 class RendezvousError(ValueError):
-    """Raised if the tasks of a stage cannot form a process group. The stage itself is not the cause."""
+    """Raised if the tasks of a stage cannot form a process group.
+
+    The stage itself is not the cause.
+    """
 
 
 @dataclass
@@ -140,7 +143,10 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average(tensors: Iterable[Tensor | None]) -> None:
-    """Replace the tensors by their means over the tasks, in one all-reduce. None entries are skipped."""
+    """Replace the tensors by their means over the tasks, in one all-reduce.
+
+    None entries are skipped.
+    """
     if _group.ranks == 1:
         return
     present = [tensor for tensor in tensors if tensor is not None]
@@ -163,7 +169,10 @@ def broadcast_in_place(tensors: Iterable[Tensor]) -> None:
 
 @contextlib.contextmanager
 def rank_0_first() -> Iterator[None]:
-    """Run the block on rank 0, then on the other ranks, so that they can read the files it wrote."""
+    """Run the block on rank 0, then on the other ranks.
+
+    So the other ranks can read the files that rank 0 wrote.
+    """
     if _group.ranks > 1 and _group.rank > 0:
         dist.barrier()
     yield
@@ -172,7 +181,10 @@ def rank_0_first() -> Iterator[None]:
 
 
 def _batch_norm(self: nn.BatchNorm2d, images_BCHW: Tensor) -> Tensor:
-    """Normalise over the images of all tasks, which hold equally many. In eval mode as torch does."""
+    """Normalise over the images of all tasks, which hold equally many.
+
+    In eval mode as torch does.
+    """
     if not self.training:
         return F.batch_norm(
             images_BCHW, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps

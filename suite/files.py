@@ -15,7 +15,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, and move the file to `path` at the end of the block.
+    """Yield a temporary path, and move its file to `path` after the block.
 
     If the block raises, `path` stays unchanged. An OSError carries `path`, also if the system gave no file name (a full disk).
     """
@@ -60,7 +60,10 @@ def sha256(path: Path) -> str:
 
 
 def _umask() -> int:
-    """Return the process's umask. Read from the system, because setting it would race with other threads."""
+    """Return the process's umask.
+
+    Read from the system, because setting it would race with other threads.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("Umask:"):
             return int(line.split()[1], 8)

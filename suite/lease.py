@@ -1,4 +1,4 @@
-"""Leases: lock files with owner and heartbeat, for processes on machines that share a file system.
+"""Leases: lock files with owner and heartbeat, on a shared file system.
 
 The file is created exclusively, which is atomic on NFS since version 3, so one of several processes gets the lease. The owner
 touches the file. Another process takes the lease over if the file has not changed for `LEASE_S` seconds of that process's own
@@ -26,7 +26,9 @@ HEARTBEAT_S = 15.0
 
 @contextmanager
 def held(path: Path, *, waiting: Callable[[str], None], lost: Callable[[], None]) -> Iterator[None]:
-    """Hold the lease at `path` for the duration of the block. The lease ends with the process, too.
+    """Hold the lease at `path` for the duration of the block.
+
+    The lease ends with the process, too.
 
     waiting  called twice a second with the present owner, until the lease is free; its exceptions end the wait
     lost     called from another thread if another process took the lease over
@@ -45,14 +47,18 @@ def held(path: Path, *, waiting: Callable[[str], None], lost: Callable[[], None]
 
 
 def owner(path: Path) -> str:
-    """Return the owner in the lease file, "process 123 on node7", or "". The owner may have ended."""
+    """Return the owner in the lease file, "process 123 on node7", or "".
+
+    The owner may have ended.
+    """
     record = _lease(path).owner
     return f"process {record.pid} on {record.hostname.partition('?')[0]}" if record else ""
 
 
 def is_fresh(path: Path) -> bool:
-    """Return True if the lease is held and its last heartbeat is recent by this host's clock.
+    """Return True if the lease is held with a recent heartbeat.
 
+    The age is taken by this host's clock.
     The owner may have ended since.
     """
     try:

@@ -16,11 +16,14 @@ INTERVAL_S = 0.3
 
 
 class Interrupted(Exception):
-    """Raised if a stage stops at a checkpoint, by a signal or at its time limit. A new start continues from there."""
+    """Raised if a stage stops at a checkpoint: by a signal or at its limit.
+
+    A new start continues from there.
+    """
 
 
 class Watch:
-    """Progress reports of a stage, and its requests to stop: a signal or a time limit.
+    """Progress reports and stop requests of a stage.
 
     path         progress.json of the stage, or None for no report; not flushed to disk, because its loss costs nothing
     max_minutes  time limit, at which the stage stops at a checkpoint; None for no limit
@@ -34,7 +37,10 @@ class Watch:
         self._written = 0.0
 
     def listen(self, *signals: signal.Signals) -> None:
-        """Stop at the end of the step in which one of these signals arrives. The handler only sets a flag."""
+        """Stop at the end of the step in which one of these signals arrives.
+
+        The handler only sets a flag.
+        """
 
         def handler(number: int, frame: FrameType | None) -> None:
             self.signalled.set()
@@ -81,8 +87,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def is_alive(host: str, pid: int, since: float) -> bool | None:
-    """Return True if the process that existed at the time `since` still exists; None if it is on another host.
+    """Return True if the process of the time `since` still exists.
 
+    Return None if the process is on another host.
     A process with the same number that started later does not count.
     """
     if host != socket.gethostname():
@@ -97,7 +104,7 @@ def is_alive(host: str, pid: int, since: float) -> bool | None:
 
 
 def began(pid: int) -> int:
-    """Return the start of a process on this host in clock ticks since boot; 0 if it has ended.
+    """Return a process's start in clock ticks since boot; 0 if it has ended.
 
     Steps of the clock do not change the number, and a later process of the same number has another one.
     """

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def collect(package: str, attribute: str) -> dict[str, Any]:
-    """Return all entries of the dict `attribute` of every module in `package` without a leading underscore.
+    """Return the entries of dict `attribute` in all public modules of `package`.
 
     A module that cannot be imported is left out and named in the log. Raises ValueError if two modules define one name.
     """

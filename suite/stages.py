@@ -1,5 +1,6 @@
-"""Stages of a run, as data. A stage's name is a hash of all its inputs, so equal work is done once.
+"""Stages of a run, as data.
 
+A stage's name is a hash of all its inputs, so equal work is done once.
     base     (data, model, schedule, seed)                        -> initial and final weights
     learned  (base, method and settings, schedule [, budget])     -> weights and the learner's state
     pruned   (learned or base, budget, fine-tuning, seed)         -> plan, packed network, one row
@@ -44,7 +45,10 @@ class _Named:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """Content of the hash. Stages share the identities of their needs, so a grid is hashed in linear time."""
+        """Content of the hash.
+
+        Stages share the identities of their needs, so a grid is hashed in linear time.
+        """
         return _fields(self)
 
 
@@ -140,7 +144,7 @@ class Pruned(_Named):
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """Return what enters the hash; the settings of a follower name the method of its reference."""
+        """Content of the hash; the settings of a follower name its reference's method."""
         fields = _fields(self)
         if self.reference is not None:
             named = dict(identity(self.reference.settings))
@@ -213,7 +217,10 @@ def describe(settings: Pruner, reference: Pruner | None = None) -> str:
 
 
 def identity(value: Any) -> Any:
-    """Return the content of the hash: fields that differ from their default, methods by name, as plain JSON values."""
+    """Return the content of the hash as plain JSON values.
+
+    Fields at their default are absent; methods stand by name.
+    """
     if isinstance(value, _Named):
         return value.identity
     if not dataclasses.is_dataclass(value):

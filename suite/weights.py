@@ -95,7 +95,10 @@ def folder(data: Path | None) -> Path:
 
 
 def find(name: str, data: Path | None) -> Path:
-    """Return the file of public weights. Raises FileNotFoundError with the path and the way to get the file."""
+    """Return the file of public weights.
+
+    Raises FileNotFoundError with the path and the way to get the file.
+    """
     entry = public(name)
     path = folder(data) / entry.file
     if not path.is_file():
@@ -109,8 +112,9 @@ def find(name: str, data: Path | None) -> Path:
 
 
 def fetch(name: str, data: Path | None) -> Path:
-    """Return the file of public weights after comparing its digest. A missing file of torchvision is downloaded.
+    """Return the file of public weights after comparing its digest.
 
+    A missing file of torchvision is downloaded.
     Raises FileNotFoundError as `find` does, ValueError if the digest differs.
     """
     entry, where = public(name), folder(data)

@@ -154,7 +154,7 @@ def test_what_cannot_be_read_is_named_and_left(folders: tuple[Path, Path], capsy
         (lambda a, b: (a, a / "." / ".." / "a"), "are the same folder; name two"),
         (lambda a, b: (a, b, "--into", b), "is one of the folders or lies in one"),
         (lambda a, b: (a, b, "--into", a / "rows"), "is one of the folders or lies in one"),
-        (lambda a, b: (a, b, "--into", a.parent), "is there already and not empty"),
+        (lambda a, b: (a, b, "--into", a.parent), "exists and is not empty"),
     ],
 )
 def test_nonsense_is_refused_in_one_line(

@@ -1,5 +1,6 @@
-"""Rows: one JSON file per finished run and per latency measurement, with everything needed to trace and repeat it.
+"""Rows: one JSON file per finished run and per latency measurement.
 
+A row has everything needed to trace and repeat its run.
 `results/rows/KEY.json` are the records; tables and figures are made from them alone. `results/work/KEY/` is the stage's
 folder (checkpoints, log, packed network, `done.json`); it decides if the stage is done, and may be deleted.
 """

@@ -12,7 +12,10 @@ from suite.records.merge import merge
 
 
 def main() -> int:
-    """Run the command line. Exit status: 0 merged, 1 merged with exceptions that are listed, 2 bad arguments."""
+    """Run the command line.
+
+    Exit status: 0 merged, 1 merged with exceptions that are listed, 2 bad arguments.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m suite.records", description="Merge results folders, such as those of several clusters."
     )

@@ -1,16 +1,16 @@
-"""Results folders put together, such as those of several clusters: rows, and the outputs of finished stages.
+"""Merge of results folders: rows, and the outputs of finished stages.
 
-Keys are hashes of all that a stage depends on, so equal keys are the same work. Of two rows with one key
-- equal ones (in the result fields; latency in everything that was measured) are one: the first folder's is kept;
-- a result takes the place of a failure;
-- results that differ are a conflict: the first folder's stays the row, the other is kept beside it as
-  `KEY.json.conflict-DIGEST`, and both are named.
-An output (`work/KEY/`, when `done.json` is there and its files are whole) comes from the folder whose row is kept, so that row
-and network belong together; where those rows are equal, from either. Base and learned networks of one key that differ are
-named, too: the first folder's stays, and runs that started from the other say so by the checksum in their rows.
+Keys are hashes of all inputs of a stage, so equal keys are the same work. Of two rows with one key
+- equal ones (in the result fields; latency in all measured columns) become one: the first folder's row is kept;
+- a result replaces a failure;
+- different results are a conflict: the first folder's row stays, the other is kept beside it as
+  `KEY.json.conflict-DIGEST`, and both are listed.
+An output (`work/KEY/`, if `done.json` exists and its files are complete) comes from the folder of the kept row, so that row
+and network belong together; if the rows are equal, from either folder. Base and learned networks with one key and different
+bytes are listed, too: the first folder's output stays, and rows of runs from the other one carry its checksum.
 
-Sources are never changed. Unfinished work, tables and figures are not merged: a launch, or `python -m suite.report`, makes them
-anew.
+Sources stay unchanged. Unfinished work, tables and figures are not merged: a launch, or `python -m suite.report`, makes them
+again.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from suite.files import replacing, write_json
 from suite.records import PrunedRow, Row, from_dict, rows_folder
 
 ALSO = ("history.jsonl", "started.json", "log.txt")
-"""Files of a finished stage that `done.json` does not list."""
+"""Files of a finished stage that are not listed in `done.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What was done, counted, and what somebody has to look at."""
+    """Counts of a merge, and the conflicts and unreadable files that need a decision."""
 
     counts: Counter[str] = field(default_factory=Counter)
     conflicts: list[str] = field(default_factory=list)
@@ -43,15 +43,15 @@ class Merged:
 
 
 def merge(first: Path, second: Path, into: Path | None = None) -> Merged:
-    """Merge `second` into `first`, or both into a new folder `into`. Doing it again changes nothing.
+    """Merge `second` into `first`, or both into a new folder `into`. Idempotent.
 
-    Raises ValueError when a folder holds no results, or when the folders are not different ones.
+    Raises ValueError if a folder holds no results, or if the folders are the same.
     """
     _check(first, second, into)
     target, merged = into or first, Merged()
     for source in (first, second) if into else (second,):
-        mine = {key: _read(path, merged) for key, path in _rows(source)}
-        refused = {key for key, row in mine.items() if row is None or not _take(row, source, target, merged)}
+        rows = {key: _read(path, merged) for key, path in _rows(source)}
+        refused = {key for key, row in rows.items() if row is None or not _take(row, source, target, merged)}
         for folder in sorted((source / "work").glob("*/done.json")):
             if folder.parent.name not in refused:
                 _copy(folder.parent, target / "work" / folder.parent.name, merged)
@@ -74,7 +74,7 @@ def _check(first: Path, second: Path, into: Path | None) -> None:
         )
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise ValueError(
-            f"--into {into} is there already and not empty; name a new folder, or merge into it: merge {into} ..."
+            f"--into {into} exists and is not empty; name a new folder, or merge into it: merge {into} ..."
         )
 
 
@@ -83,7 +83,10 @@ def _rows(source: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _read(path: Path, merged: Merged) -> Row | None:
-    """The row in this file; what cannot be read stays where it is, and is named."""
+    """Return the row in this file, or None.
+
+    An unreadable file stays unchanged and is listed.
+    """
     try:
         row = from_dict(json.loads(path.read_bytes()))
         if row.key != path.stem:
@@ -95,32 +98,35 @@ def _read(path: Path, merged: Merged) -> Row | None:
 
 
 def _take(row: Row, source: Path, target: Path, merged: Merged) -> bool:
-    """Put a row into the target; False when the target's stays and says something else."""
+    """Write a row into the target. Return False if the target's row stays and differs."""
     origin, path = rows_folder(source) / f"{row.key}.json", rows_folder(target) / f"{row.key}.json"
-    there = _read(path, merged) if path.exists() else None
-    if there is None and path.exists():
+    present = _read(path, merged) if path.exists() else None
+    if present is None and path.exists():
         return False
-    if there is None or (there.status != "done" and row.status == "done"):
-        merged.counts["rows taken" if there is None else "failures replaced by results"] += 1
+    if present is None or (present.status != "done" and row.status == "done"):
+        merged.counts["rows taken" if present is None else "failures replaced by results"] += 1
         write_json(path, json.loads(origin.read_bytes()))
         return True
     if row.status != "done":
-        merged.counts["failures beside a result" if there.status == "done" else "equal rows"] += 1
-        return there.status != "done"
-    if not (differing := _differing(there, row)):
+        merged.counts["failures beside a result" if present.status == "done" else "equal rows"] += 1
+        return present.status != "done"
+    if not (differing := _differing(present, row)):
         merged.counts["equal rows"] += 1
         return True
     digest = hashlib.sha256(json.dumps(_result(row), sort_keys=True).encode()).hexdigest()[:8]
     beside = path.with_name(f"{path.name}.conflict-{digest}")
     write_json(beside, json.loads(origin.read_bytes()))
-    said = ", ".join(f"{name} {_result(there)[name]!r} and {_result(row)[name]!r}" for name in differing[:3])
+    values = ", ".join(f"{name} {_result(present)[name]!r} and {_result(row)[name]!r}" for name in differing[:3])
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-    merged.conflicts.append(f"{row.key} ({row.label}): {said}{more}; {path} stays, {origin} is kept as {beside.name}")
+    merged.conflicts.append(f"{row.key} ({row.label}): {values}{more}; {path} stays, {origin} is kept as {beside.name}")
     return False
 
 
 def _result(row: Row) -> dict[str, Any]:
-    """What two rows of one stage must agree in: the result fields; of a latency row all but where it comes from."""
+    """Return the columns that equal rows share.
+
+    Of a pruned row these are the result fields, of a latency row all columns but its origin.
+    """
     if isinstance(row, PrunedRow):
         return {name: getattr(row, name) for name in row.result_fields}
     return {
@@ -129,18 +135,20 @@ def _result(row: Row) -> dict[str, Any]:
 
 
 def _differing(one: Row, other: Row) -> list[str]:
-    mine, theirs = _result(one), _result(other)
-    return [name for name in mine if mine[name] != theirs[name]]
+    first, second = _result(one), _result(other)
+    return [name for name in first if first[name] != second[name]]
 
 
 def _copy(source: Path, target: Path, merged: Merged) -> None:
-    """Copy a finished stage's files, `done.json` last, as the stage itself writes them. What is damaged there is replaced."""
+    """Copy a finished stage's files, `done.json` last. A damaged output in the target is replaced."""
     if (done := _whole(source)) is None:
-        merged.unreadable.append(f"{source}: its done.json cannot be read, or its files are not as long as that says")
+        merged.unreadable.append(
+            f"{source}: its done.json cannot be read, or a listed file is missing or has another size"
+        )
         return
     files = done["files"]
-    if (there := _whole(target)) is not None:
-        if differing := [name for name, about in files.items() if about != there["files"].get(name)]:
+    if (present := _whole(target)) is not None:
+        if differing := [name for name, about in files.items() if about != present["files"].get(name)]:
             merged.conflicts.append(f"{source.name} ({done['label']}): {', '.join(differing)} differs; {target} stays")
         return
     for name in (*files, *(name for name in ALSO if (source / name).is_file()), "done.json"):
@@ -152,7 +160,10 @@ def _copy(source: Path, target: Path, merged: Merged) -> None:
 
 
 def _whole(folder: Path) -> dict[str, Any] | None:
-    """What the `done.json` of a finished stage says, its files being there in their size; None otherwise."""
+    """Return the content of `done.json`, or None if the output is incomplete.
+
+    It is incomplete if a listed file is missing or has another size.
+    """
     try:
         done = json.loads((folder / "done.json").read_bytes())
         sizes = {name: about["bytes"] for name, about in done["files"].items()}

@@ -117,7 +117,10 @@ def _git(*arguments: str) -> str:
 
 
 def _is_plugin(path: str, state: str) -> bool:
-    """Return True for a file that exists and can affect only the runs of its own method, model or data set."""
+    """Return True for an existing file that affects only its own runs.
+
+    These are the runs of its method, model or data set.
+    """
     if not PLUGINS.match(path) or not (ROOT / path).is_file():
         return False
     shared = path.startswith("suite/") and state != "??"
@@ -139,7 +142,10 @@ def _files_of(plugins: Iterable[str]) -> set[str]:
 
 
 def _imports(path: Path, package: str) -> list[str]:
-    """Return the modules that the file of a package imports; `from a import b` gives a and a.b."""
+    """Return the modules that a package's file imports.
+
+    `from a import b` gives a and a.b.
+    """
     modules: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

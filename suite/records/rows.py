@@ -14,7 +14,10 @@ Leg = Literal["eager", "graph"]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Columns of every row. If the status is not "done", `reason` gives the reason and all result fields are None."""
+    """Columns of every row.
+
+    If the status is not "done", `reason` gives the reason and all result fields are None.
+    """
 
     kind: ClassVar[str]
     key: str
@@ -40,7 +43,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedRow(Row):
-    """A pruned, fine-tuned network. Accuracies are of the last epoch, on the test set, which is read once."""
+    """A pruned, fine-tuned network.
+
+    Accuracies are of the last epoch, on the test set, which is read once.
+    """
 
     kind: ClassVar[str] = "pruned"
     result_fields: ClassVar[tuple[str, ...]] = (
@@ -84,7 +90,10 @@ class PrunedRow(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class TimedRow(Row):
-    """Latency of a packed network beside its dense one, alternating in one process ("quick") or in three ("full")."""
+    """Latency of a packed network beside its dense one.
+
+    The two alternate in one process ("quick") or in three ("full").
+    """
 
     kind: ClassVar[str] = "timed"
     result_fields: ClassVar[tuple[str, ...]] = ()

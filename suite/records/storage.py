@@ -39,7 +39,7 @@ class NewerRowError(ValueError):
 
 
 def from_dict(value: Any) -> Row:
-    """Return the row of a value made by `to_dict`, in this schema version or an earlier one.
+    """Return the row of a value made by `to_dict` in any known schema version.
 
     Raises ValueError naming the bad field; NewerRowError if the schema version is later.
     """
@@ -96,7 +96,10 @@ def read_all(results: Path, keys: Iterable[str]) -> list[Row]:
 
 
 def unreadable(results: Path, keys: Iterable[str]) -> list[Path]:
-    """Return the existing files of keys without a row from `read`: damaged ones and ones of a later schema version."""
+    """Return the unreadable row files of these keys.
+
+    These are damaged files, and files of a later schema version.
+    """
     folder = rows_folder(results)
     names = {path.name for path in folder.glob("*.json*")}
     candidates = (name for key in keys for name in (f"{key}.json", f"{key}{DAMAGED}"))

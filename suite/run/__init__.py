@@ -1,4 +1,4 @@
-"""Run one stage: read its inputs, train, pack, measure; write its output, or the reason of its failure."""
+"""Run one stage and write its output, or the reason of its failure."""
 
 from __future__ import annotations
 

@@ -28,7 +28,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run the command line. Exit status: 0 done, 1 failed, 2 bad arguments, 75 stopped at a checkpoint."""
+    """Run the command line.
+
+    Exit status: 0 done, 1 failed, 2 bad arguments, 75 stopped at a checkpoint.
+    """
     arguments = parser().parse_args()
     cli.configure_logging()
     try:

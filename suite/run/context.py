@@ -30,7 +30,7 @@ class Context:
         return self.results / "work" / stage.key
 
     def dataset(self, base: Base) -> datasets.Dataset:
-        """Return the data set of a run, with the normalisation that its base weights were trained with."""
+        """Return a run's data set, normalised as its base weights expect."""
         return _dataset(base.data, base.weights, self.data)
 
 

@@ -1,4 +1,4 @@
-"""Execute a stage under its lease, and turn every exception into a status with a reason."""
+"""Execute a stage under its lease; exceptions become statuses with reasons."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ WAIT_LOG_S = 60.0
 
 
 class _LogFile(logging.FileHandler):
-    """A stage's log. A full disk costs log lines; the stage itself fails with its own reason."""
+    """A stage's log.
+
+    A full disk costs log lines; the stage itself fails with its own reason.
+    """
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -71,7 +74,10 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
 
 
 def _follow(work: Workspace[Stage]) -> Outcome:
-    """Run the stage in step with rank 0, on every other rank. Rank 0 alone holds the lease and writes."""
+    """Run the stage in step with rank 0, on every other rank.
+
+    Rank 0 alone holds the lease and writes.
+    """
     work.watch.path = None
     try:
         while (decision := _broadcast()) == "wait":
@@ -92,7 +98,10 @@ def _broadcast(decision: Decision = "wait") -> Decision:
 
 
 def _wait_for(work: Workspace[Stage], logged_at: list[float], owner: str) -> None:
-    """Broadcast "wait" while another process holds the lease. Raises Interrupted if it is time to stop."""
+    """Broadcast "wait" while another process holds the lease.
+
+    Raises Interrupted if it is time to stop.
+    """
     if not logged_at or time.time() - logged_at[-1] >= WAIT_LOG_S:
         logged_at.append(time.time())
         since = time.strftime("%F %T", time.localtime(logged_at[0]))
@@ -131,7 +140,10 @@ def _attempt(work: Workspace[Stage]) -> Outcome:
 
 
 def _reason(error: Exception) -> str:
-    """Return the error in one line. Unexpected errors are followed by file and line of the innermost frame of our code."""
+    """Return the error in one line.
+
+    Unexpected errors are followed by file and line of the innermost frame of our code.
+    """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no room on the disk for {error.filename or 'a file'}; make room and run the same command again"
     text = " ".join(str(error).split()) or "no message"
@@ -151,7 +163,9 @@ def _reason(error: Exception) -> str:
 def fail(
     stage: Stage, context: Context, status: Literal["diverged", "failed"], reason: str, *, counts: bool = True
 ) -> Outcome:
-    """Write a failed attempt's status file, and its row if the stage has one. A no-op if the stage is done.
+    """Write a failed attempt's status file, and its row if the stage has one.
+
+    A no-op if the stage is done.
 
     counts  add to the equal failures after which the stage is skipped; False if the stage itself is not the cause
     """
@@ -193,7 +207,10 @@ def _do(work: Workspace[Stage]) -> None:
 
 
 def _pin_threads(path: Path, context: Context) -> None:
-    """Set the number of threads that the stage was started with, because sums depend on this number."""
+    """Set the number of threads that the stage was started with.
+
+    Sums depend on this number.
+    """
     try:
         threads = int(json.loads(path.read_text())["threads"])
     except (OSError, ValueError, KeyError, TypeError):

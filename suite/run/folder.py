@@ -33,7 +33,7 @@ def is_done(stage: Stage, context: Context) -> bool:
 
 
 def repair(stage: Stage, context: Context) -> None:
-    """Set a damaged output aside, so that the stage runs again, and rewrite the row if its file is missing or differs.
+    """Set a damaged output aside; rewrite a missing or different row.
 
     A no-op if the stage is not done or is complete. Called before a stage is executed, and by the launcher before it plans.
     """
@@ -123,7 +123,10 @@ def result_of(stage: Stage, context: Context) -> dict[str, Any]:
 
 
 def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
-    """Return status and reason of the last attempt, or None if it did not fail or the file is damaged."""
+    """Return status and reason of the last attempt if it failed.
+
+    Return None if it did not fail, or if the file is damaged.
+    """
     about = _json(context.folder(stage) / "failed.json")
     if not isinstance(about, dict) or about.get("status") not in ("failed", "diverged", "interrupted"):
         return None
@@ -131,7 +134,10 @@ def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
 
 
 def count_failure(stage: Stage, context: Context, status: str, reason: str) -> None:
-    """Count one more failure of this status and reason. Reasons that differ in numbers only (sizes, jobs, epochs) are equal."""
+    """Count one more failure of this status and reason.
+
+    Reasons that differ in numbers only (sizes, jobs, epochs) are equal.
+    """
     path, counts = context.folder(stage) / "failures.json", _failures(stage, context)
     if path.exists() and not counts:
         log.warning("%s is damaged; it is set aside as %s.damaged, and the count begins again", path, path.name)
@@ -142,7 +148,10 @@ def count_failure(stage: Stage, context: Context, status: str, reason: str) -> N
 
 
 def given_up(stage: Stage, context: Context) -> str | None:
-    """Return the reason to skip the stage after `TRIES` equal failures, or None if it may be tried."""
+    """Return the reason to skip the stage, or None if it may be tried.
+
+    It is skipped after `TRIES` equal failures.
+    """
     for count in _failures(stage, context).values():
         if count["times"] >= TRIES:
             times, reason = count["times"], count["reason"]
@@ -156,7 +165,10 @@ def forget_failures(stage: Stage, context: Context) -> None:
 
 
 def _failures(stage: Stage, context: Context) -> dict[str, dict[str, Any]]:
-    """Return kind -> times and reason of the stage's failures; empty if the file is damaged."""
+    """Return kind -> times and reason of the stage's failures.
+
+    Return an empty dict if the file is damaged.
+    """
     counts = _json(context.folder(stage) / "failures.json")
     valid = isinstance(counts, dict) and all(
         isinstance(count, dict) and type(count.get("times")) is int and isinstance(count.get("reason"), str)

@@ -91,7 +91,7 @@ def do_pruned(work: Workspace[Pruned]) -> None:
 
 
 def _start(work: Workspace[Pruned]) -> tuple[nn.Module, State]:
-    """Return the network to plan on, in eval mode, and the state that the method has learned.
+    """Return the network to plan on, in eval mode, and the learned state.
 
     Raises ValueError if the learned state is damaged; the learned stage then runs again.
     """

@@ -1,4 +1,4 @@
-"""The stage that measures latency: a packed network beside its dense one, alone on its device."""
+"""The timed stage: latency of a packed network beside its dense one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ CHOICES = "executions.json"
 
 
 def do_timed(work: Workspace[Timed]) -> None:
-    """Measure eagerly and, on a GPU, as a captured graph; the row's headline is the last of these.
+    """Measure eagerly and, on a GPU, as a captured graph.
 
+    The row's main columns are those of the last of these.
     Raises ValueError if the device is missing, and Interrupted between the processes of the "full" protocol.
     """
     timing, watch = work.stage.timing, work.watch

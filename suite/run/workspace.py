@@ -92,11 +92,17 @@ class Workspace(Generic[S]):
         )
 
     def held_out_top1_pct(self, model: nn.Module) -> float:
-        """Return the accuracy on the test set; in a tuning run on the validation part, and no test image is read."""
+        """Return the accuracy on the held-out images.
+
+        These are the test set; in a tuning run the validation part, and no test image is read.
+        """
         return self._top1_pct(model, on_test=self.base.split != "tuning")
 
     def judge(self, schedule: Schedule, model: nn.Module) -> Callable[[], float] | None:
-        """Return the accuracy function that picks the epoch to keep, or None if the schedule keeps the last."""
+        """Return the accuracy function that picks the epoch to keep.
+
+        Return None if the schedule keeps the last epoch.
+        """
         if schedule.keep == "last":
             return None
         return lambda: self._top1_pct(model, on_test=schedule.keep == "best_test")
@@ -106,13 +112,19 @@ class Workspace(Generic[S]):
         return top1_pct(model, read(EVAL_BATCH, self.context.device, distributed.share()))
 
     def model(self, file: Literal["init", "final"], device: str | None = None) -> nn.Module:
-        """Return the base network with its initial or final weights, on `device` or on the context's."""
+        """Return the base network with its initial or final weights.
+
+        device  default: the context's
+        """
         model = models.build(self.base.model, self.dataset.classes)
         model.load_state_dict(load_file(self.context.folder(self.base) / f"{file}.safetensors"))
         return model.to(device or self.context.device)
 
     def save_weights(self, model: nn.Module, name: str) -> None:
-        """Write the model's state to the file `name` (safetensors), atomically. A no-op on all ranks but 0."""
+        """Write the model's state to the file `name` (safetensors), atomically.
+
+        A no-op on all ranks but 0.
+        """
         if distributed.is_first():
             state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
             write_bytes(self.folder / name, serialise(state))
@@ -188,8 +200,9 @@ class Workspace(Generic[S]):
     def finish(
         self, files: Iterable[str], result: Mapping[str, Any] | None = None, row: records.Row | None = None
     ) -> None:
-        """Write the row, then `done.json`, then delete files for continuation. A no-op on all ranks but 0.
+        """Write the row, then `done.json`; delete files for continuation.
 
+        A no-op on all ranks but 0.
         files   the stage's output, in its folder
         result  numbers that later stages read
         """
@@ -213,7 +226,10 @@ class Workspace(Generic[S]):
 
 
 def _plugins(run: Pruned) -> list[str]:
-    """Return the modules of the run's model, data set and method, and of the methods that it follows."""
+    """Return the modules of the run's model, data set and methods.
+
+    Methods are the run's own and those that it follows.
+    """
     base, modules = run.base, [type(run.settings).__module__]
     modules.append(registry.module_of("suite.models", "MODELS", base.model))
     modules.append(registry.module_of("suite.data", "DATASETS", base.data))
@@ -221,7 +237,10 @@ def _plugins(run: Pruned) -> list[str]:
 
 
 def _selection(run: Pruned) -> str:
-    """Return how the kept epochs were selected: "best_test" if any stage of the run selected on the test set."""
+    """Return the selection of the kept epochs: "last" or a kind of "best".
+
+    The result is "best_test" if any stage of the run selected on the test set.
+    """
     schedules = (run.base.schedule, run.learned.schedule if run.learned else None, run.finetune)
     kept = {schedule.keep for schedule in schedules if schedule}
     return next((keep for keep in ("best_test", "best_validation") if keep in kept), "last")
