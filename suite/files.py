@@ -53,6 +53,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def plain_name(name: str) -> str:
+    """Return `name` if it names a file directly inside a folder.
+
+    Every file name read from a JSON file goes through here. Raises ValueError for a path, "..", and names with a null byte.
+    """
+    if not isinstance(name, str) or name != Path(name).name or "\0" in name or "\\" in name:
+        raise ValueError(f"{name!r} is no plain file name")
+    return name
+
+
 def sha256(path: Path) -> str:
     """Return the hex digest of the file's bytes."""
     with path.open("rb") as file:

@@ -11,11 +11,11 @@ resume and write. Work under a lease must therefore write the same bits in any p
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
@@ -24,7 +24,7 @@ LEASE_S = 90.0
 HEARTBEAT_S = 15.0
 
 
-@contextmanager
+@contextlib.contextmanager
 def held(path: Path, *, waiting: Callable[[str], None], lost: Callable[[], None]) -> Iterator[None]:
     """Hold the lease at `path` for the duration of the block.
 
@@ -34,16 +34,48 @@ def held(path: Path, *, waiting: Callable[[str], None], lost: Callable[[], None]
     lost     called from another thread if another process took the lease over
     """
     lease = _lease(path, lost)
+    empty = _EmptyFile(path)
     while True:
         try:
             lease.acquire(timeout=0.5)
             break
         except Timeout:
+            empty.expire()
             waiting(owner(path))
+    with contextlib.suppress(OSError), path.open("rb") as file:  # a lease that only a cache holds would be empty later
+        os.fsync(file.fileno())
     try:
         yield
     finally:
         lease.release()
+
+
+class _EmptyFile:
+    """Age of a lease file without content.
+
+    A crash between creation and first write leaves such a file. It names no owner, so no end of an owner frees it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.version: tuple[int, int] | None = None
+        self.since = 0.0
+
+    def expire(self) -> None:
+        """Delete the file if it was empty and unchanged for `LEASE_S`.
+
+        The age is taken by this process's monotonic clock.
+        """
+        try:
+            status = self.path.stat()
+        except OSError:
+            self.version = None
+            return
+        version = (status.st_ino, status.st_mtime_ns) if status.st_size == 0 else None
+        if version is None or version != self.version:
+            self.version, self.since = version, time.monotonic()
+        elif time.monotonic() - self.since >= LEASE_S:
+            self.path.unlink(missing_ok=True)
 
 
 def owner(path: Path) -> str:

@@ -24,7 +24,7 @@ from suite import distributed
 from suite.contract import Batch
 from suite.files import write_bytes
 from suite.progress import Interrupted, Watch
-from suite.trainer import History, Trainer
+from suite.trainer import Diverged, History, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +40,20 @@ def seed_everything(seed: int) -> None:
 def top1_pct(model: nn.Module, batches: Iterable[Batch]) -> float:
     """Return the top-1 accuracy in percent, over the images of all tasks.
 
-    The mode of the model stays as it was.
+    The mode of the model stays as it was. Raises Diverged if a logit is not finite.
     """
     training = model.training
     model.eval()
-    correct = seen = 0
+    correct = seen = broken = 0
     for images, labels in batches:
-        correct += int((model(images).argmax(1) == labels).sum())
+        logits = model(images)
+        correct += int((logits.argmax(1) == labels).sum())
+        broken += int((~logits.isfinite()).any(1).sum())
         seen += len(labels)
     model.train(training)
-    correct, seen = distributed.all_sum(torch.tensor([correct, seen])).tolist()
+    correct, seen, broken = distributed.all_sum(torch.tensor([correct, seen, broken])).tolist()
+    if broken:
+        raise Diverged(f"logits of {broken} of {seen} images are not finite, so there is no accuracy")
     return 100 * correct / seen
 
 

@@ -25,7 +25,7 @@ History = list[dict[str, float]]
 
 
 class Diverged(Exception):
-    """The loss is no longer finite."""
+    """Raised if a loss or a logit is not finite."""
 
 
 class Average:

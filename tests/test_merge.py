@@ -14,7 +14,7 @@ from tiny_grid import base, call, run_of
 from suite import records
 from suite.records.__main__ import main
 from suite.records.merge import merge
-from suite.run import Context, execute, is_done
+from suite.run import Context, execute, is_done, repair
 from suite.schedule import Schedule
 from suite.stages import Timed, Timing, in_order
 
@@ -110,6 +110,25 @@ def test_a_result_takes_the_place_of_a_failure(folders: tuple[Path, Path]) -> No
     before = row_path(first, RUNS[0].key).read_bytes()
     assert merge(first, second).counts["failures beside a result"] == 1
     assert row_path(first, RUNS[0].key).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["../../../victim.py", "/tmp/victim.py", "..", "a/b", ""])
+def test_names_that_leave_the_folder_are_refused(folders: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    first, second = folders
+    (tmp_path / "victim.py").write_text("mine")
+    (second / "victim.py").write_text("evil")
+    folder = second / "work" / RUNS[1].key
+    about = json.loads((folder / "done.json").read_text())
+    about["files"] = {name: {"bytes": 4, "sha256": "0" * 64}}
+    (folder / "done.json").write_text(json.dumps(about))
+    merged = merge(first, second)
+    assert any(str(folder) in line for line in merged.unreadable)
+    assert not (first / "work" / RUNS[1].key).exists()
+    assert (tmp_path / "victim.py").read_text() == "mine"
+    context = Context(results=second)
+    assert not is_done(RUNS[1], context)
+    repair(RUNS[1], context)
+    assert not (folder / "done.json").exists()
 
 
 def test_networks_that_differ_are_named(folders: tuple[Path, Path]) -> None:

@@ -34,7 +34,7 @@ from suite.contract import Budget, Criterion, Learner, Planner, PruningPlan, Sta
 from suite.files import write_text
 from suite.graph import Graph
 from suite.progress import Watch
-from suite.run import Context, execute, failure, is_done, repair
+from suite.run import Context, execute, failure, given_up, is_done, repair
 from suite.run.__main__ import main
 from suite.run.execute import DECISIONS
 from suite.schedule import Schedule
@@ -416,6 +416,31 @@ def test_reasons_are_for_people(
     assert row_of(with_method(Exploding()), copied).reason.startswith(reason)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_failure_of_the_stage(copied: Context, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(Exploding, "error", OSError(number, "No space left on device", "/x/y"))
+    for _ in range(4):
+        assert execute(with_method(Exploding()), copied) == "failed"
+    assert given_up(with_method(Exploding()), copied) is None
+    monkeypatch.setattr(Exploding, "error", OSError(errno.EIO, "Input/output error", "/x/y"))
+    for _ in range(3):
+        assert execute(with_method(Exploding()), copied) == "failed"
+    assert given_up(with_method(Exploding()), copied) is not None
+
+
+def test_logits_that_are_not_finite_have_no_accuracy(copied: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reconstruct(self: L1Filter, model: nn.Module, *rest: object) -> None:
+        next(module for module in model.modules() if isinstance(module, nn.Linear)).weight.data.fill_(torch.nan)
+
+    monkeypatch.setattr(L1Filter, "reconstruct", reconstruct)
+    stage = run_of("l1_filter", finetune=Schedule(epochs=0, lr=0.1, weight_decay=0.0))
+    assert execute(stage, copied) == "diverged"
+    row = row_of(stage, copied)
+    assert isinstance(row, records.PrunedRow)
+    assert row.pruned_top1_pct is None
+    assert "images are not finite, so there is no accuracy" in row.reason
+
+
 def test_diverged_is_a_status(copied: Context) -> None:
     run = with_method(Wild())
     assert run.learned is not None
@@ -694,6 +719,22 @@ def test_an_owner_on_another_host_is_given_time(tmp_path: Path, monkeypatch: pyt
     assert lost.is_set() is not alive
 
 
+@pytest.mark.parametrize("content", [b"", b"half a"])
+def test_a_lease_file_without_an_owner_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """A crash may leave such a file between its creation and its first write."""
+    monkeypatch.setattr(lease, "LEASE_S", 1.0)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.2)
+    (tmp_path / ".lease").write_bytes(content)
+    waits: list[str] = []
+
+    def waiting(owner: str) -> None:
+        waits.append(owner)
+        assert len(waits) < 20, "never taken over"
+
+    with lease.held(tmp_path / ".lease", waiting=waiting, lost=lambda: None):
+        assert lease.owner(tmp_path / ".lease")
+
+
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -812,6 +853,21 @@ def test_a_stage_keeps_the_number_of_threads_that_it_was_started_with(tmp_path: 
     assert torch.get_num_threads() == 1
     done = json.loads((tmp_path / "work" / stage.key / "done.json").read_text())
     assert done["result"]["provenance"]["threads"] == 1
+
+
+def test_refused_threads_do_not_stick_to_the_stage(tmp_path: Path) -> None:
+    stage = tiny_grid.base()
+    for threads in (3_000_000_000, 10**20):
+        context = Context(results=tmp_path, threads=threads)
+        assert execute(stage, context) == "failed"
+        why = failure(stage, context)
+        assert why is not None
+        assert why["reason"].startswith(f"--threads {threads}: torch refuses")
+    started = tmp_path / "work" / stage.key / "started.json"
+    assert not started.exists()
+    started.write_text('{"threads": 3000000000}')
+    assert execute(stage, Context(results=tmp_path, threads=1)) == "done"
+    assert json.loads(started.read_text()) == {"threads": 1}
 
 
 def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from suite.measure import Timing, bounds, compare, executions, networks
 from suite.measure.networks import Network, Shape
 from suite.measure.protocol import DTYPES
 from suite.train import top1_pct
+from suite.trainer import Diverged
 
 EVAL_BATCH = 250
 
@@ -87,7 +88,7 @@ def main() -> int:
         torch.set_num_threads(arguments.threads or cli.cores())
         with tempfile.TemporaryDirectory() as scratch:
             values = measure(arguments, Path(scratch))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Diverged) as error:
         sys.stderr.write(f"suite.measure: {' '.join(str(error).split())}\n")
         return 2
     if arguments.json:

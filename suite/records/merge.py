@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suite.files import replacing, write_json
+from suite.files import plain_name, replacing, write_json
 from suite.records import PrunedRow, Row, from_dict, rows_folder
 
 ALSO = ("history.jsonl", "started.json", "log.txt")
@@ -92,7 +92,7 @@ def _read(path: Path, merged: Merged) -> Row | None:
         if row.key != path.stem:
             raise ValueError(f"it holds the row {row.key}")
         return row
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         merged.unreadable.append(f"{path}: {' '.join(str(error).split())}")
         return None
 
@@ -143,7 +143,7 @@ def _copy(source: Path, target: Path, merged: Merged) -> None:
     """Copy a finished stage's files, `done.json` last. A damaged output in the target is replaced."""
     if (done := _whole(source)) is None:
         merged.unreadable.append(
-            f"{source}: its done.json cannot be read, or a listed file is missing or has another size"
+            f"{source}: its done.json cannot be read, or a listed file is missing, has another size or lies elsewhere"
         )
         return
     files = done["files"]
@@ -162,12 +162,12 @@ def _copy(source: Path, target: Path, merged: Merged) -> None:
 def _whole(folder: Path) -> dict[str, Any] | None:
     """Return the content of `done.json`, or None if the output is incomplete.
 
-    It is incomplete if a listed file is missing or has another size.
+    It is incomplete if a listed file is missing, has another size, or lies outside the folder.
     """
     try:
         done = json.loads((folder / "done.json").read_bytes())
-        sizes = {name: about["bytes"] for name, about in done["files"].items()}
+        sizes = {plain_name(name): about["bytes"] for name, about in done["files"].items()}
         done["label"]
         return done if all((folder / name).stat().st_size == size for name, size in sizes.items()) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

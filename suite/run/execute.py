@@ -70,7 +70,7 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
     except Interrupted:  # while another process holds the lease
         return "interrupted"
     except Exception as error:  # outside the attempt: no room for the log, no such device, another task has ended
-        return fail(stage, context, "failed", _reason(error))
+        return fail(stage, context, "failed", _reason(error), counts=not _is_full_disk(error))
 
 
 def _follow(work: Workspace[Stage]) -> Outcome:
@@ -132,11 +132,11 @@ def _attempt(work: Workspace[Stage]) -> Outcome:
         own.error("%s\n%s", stage.label, traceback.format_exc())
         status: Literal["diverged", "failed"] = "diverged" if isinstance(error, Diverged) else "failed"
         reason = _reason(error)
+        counts = not _is_full_disk(error) and all(is_done(needed, context) for needed in stage.needs)
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-    own_fault = all(is_done(needed, context) for needed in stage.needs)
-    return fail(stage, context, status, reason, counts=own_fault)
+    return fail(stage, context, status, reason, counts=counts)
 
 
 def _reason(error: Exception) -> str:
@@ -144,7 +144,7 @@ def _reason(error: Exception) -> str:
 
     Unexpected errors are followed by file and line of the innermost frame of our code.
     """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and _is_full_disk(error):
         return f"no room on the disk for {error.filename or 'a file'}; make room and run the same command again"
     text = " ".join(str(error).split()) or "no message"
     if isinstance(error, (Diverged, ValueError, OSError)):
@@ -158,6 +158,10 @@ def _reason(error: Exception) -> str:
         return f"{type(error).__name__}: {text}"
     path = Path(frames[-1].filename).relative_to(records.ROOT)
     return f"{type(error).__name__}: {text} ({path}:{frames[-1].lineno}; all of it in the stage's log.txt)"
+
+
+def _is_full_disk(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def fail(
@@ -209,12 +213,17 @@ def _do(work: Workspace[Stage]) -> None:
 def _pin_threads(path: Path, context: Context) -> None:
     """Set the number of threads that the stage was started with.
 
-    Sums depend on this number.
+    Sums depend on this number. It is stored after torch has accepted it, so a refused number never sticks to the stage. Raises
+    ValueError if torch refuses `--threads`.
     """
     try:
-        threads = int(json.loads(path.read_text())["threads"])
-    except (OSError, ValueError, KeyError, TypeError):
+        torch.set_num_threads(int(json.loads(path.read_text())["threads"]))
+        return
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError):  # absent, damaged or refused
         threads = context.threads or cli.cores()
-        if distributed.is_first():
-            write_json(path, {"threads": threads})
-    torch.set_num_threads(threads)
+    try:
+        torch.set_num_threads(threads)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"--threads {threads}: torch refuses this number; take one per core") from error
+    if distributed.is_first():
+        write_json(path, {"threads": threads})

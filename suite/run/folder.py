@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from suite import records
-from suite.files import sha256, write_json
+from suite.files import plain_name, sha256, write_json
 from suite.run.context import Context
 from suite.stages import Stage
 
@@ -44,6 +44,8 @@ def repair(stage: Stage, context: Context) -> None:
         path = records.rows_folder(context.results) / f"{stage.key}.json"
         if _json(path) != done["row"]:  # compares plain JSON first: building rows of thousands of stages takes seconds
             row = records.from_dict(done["row"])
+            if row.key != stage.key:
+                raise ValueError(f"it holds the row {row.key}")
             if records.read(path) != row:
                 records.write(row, context.results)
     except DamagedError as error:
@@ -68,11 +70,11 @@ def output(stage: Stage, context: Context) -> dict[str, Any] | None:
     folder = context.folder(stage)
     try:
         done = json.loads((folder / "done.json").read_bytes())
-        damaged = [name for name, about in done["files"].items() if not _has_size(folder / name, about["bytes"])]
-        plain = all(
-            name == Path(name).name and isinstance(about["sha256"], str) for name, about in done["files"].items()
-        )
-        if not plain or not isinstance(done["result"], dict) or not isinstance(done["row"], dict | None):
+        damaged = [
+            name for name, about in done["files"].items() if not _has_size(folder / plain_name(name), about["bytes"])
+        ]
+        hashed = all(isinstance(about["sha256"], str) for about in done["files"].values())
+        if not hashed or not isinstance(done["result"], dict) or not isinstance(done["row"], dict | None):
             damaged = ["done.json"]
     except (FileNotFoundError, NotADirectoryError):
         return None
