@@ -47,6 +47,8 @@ def verdicts(results: Path, monkeypatch: pytest.MonkeyPatch, rows: list[records.
         ((0.0, 0.1, -0.1, 0.05, -0.05), "supported"),
         ((-2.0, -2.1, -1.9, -2.0, -2.05), "supported"),
         ((2.0, 2.1, 1.9, 2.0, 2.05), "contradicted"),
+        ((0.0, 0.9, 0.5, 0.48, 0.52), "open"),
+        ((0.1, 0.2, 0.15, 0.3, 0.05), "supported"),
         ((3.0, -3.0, 1.0, -1.0, 0.5), "open"),
         ((2.0, 2.1, 1.9), "open"),
         ((), "not run"),

@@ -32,6 +32,8 @@ class Grid:
     runs: Callable[[], Sequence[Pruned]]
     """A function, so that a method whose file is broken stops only the grids that need it."""
     timings: tuple[Timing, ...] = (Timing(protocol="quick"),)
+    family: str = ""
+    """The method whose comparisons with its rivals are declared before the grid runs (`suite.report.pairs`); "" for none."""
 
 
 def names() -> list[str]:

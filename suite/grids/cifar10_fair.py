@@ -49,4 +49,5 @@ GRID = Grid(
     about=__doc__ or "",
     runs=runs,
     timings=tuple(Timing(device="cuda", batch=batch) for batch in (1, 32, 128)),
+    family="dsp",
 )

@@ -31,4 +31,5 @@ GRID = Grid(
     "accuracies lie below those of the full schedules.",
     runs=runs,
     timings=(Timing(batch=128, protocol="quick"),),
+    family="dsp",
 )

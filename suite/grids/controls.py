@@ -57,4 +57,5 @@ GRID = Grid(
     about=(__doc__ or "") + " The schedules are the released ones.",
     runs=runs,
     timings=(),
+    family="dsp",
 )

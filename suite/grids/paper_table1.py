@@ -48,4 +48,5 @@ GRID = Grid(
     about=(__doc__ or "") + " Schedules are the released ones, for all methods; accuracies are of the last epoch.",
     runs=runs,
     timings=tuple(Timing(device="cuda", batch=batch) for batch in (1, 32, 128)),
+    family="dsp",
 )

@@ -60,4 +60,5 @@ GRID = Grid(
             Timing(device="cuda", batch=batch, precision="fp16", layout="channels_last"),
         )
     ),
+    family="dsp",
 )

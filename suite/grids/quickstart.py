@@ -31,4 +31,5 @@ GRID = Grid(
     "works, not which method is best.",
     runs=runs,
     timings=(Timing(batch=32, protocol="quick"),),
+    family="dsp",
 )

@@ -45,6 +45,6 @@ def of_grid(grid: Grid, found: Frames, *, smoke: bool) -> Content:
         problems=cells.problems(found),
         not_faster=slow,
         not_faster_counts=not_faster.counts(slow, found),
-        compared=pairs.table(found.runs),
+        compared=pairs.table(found.runs, grid.family),
         reproduced=reproduction.table(found.runs, lines.drop_duplicates("line"), others[:0] if smoke else others),
     )

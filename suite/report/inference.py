@@ -1,7 +1,7 @@
-"""What a few runs say about a difference: intervals, tests, and how many runs it would take. Values are accuracies in points.
+"""Intervals and tests of a few runs, and the number of runs that a test needs. Values are accuracies in percentage points.
 
-Everything is two-sided at 95 %. Nothing is said of fewer than two values, nor where they have no spread: numbers are absent
-then (nan), not 0 or 1. P pairs of methods, N and M runs of the first and the second.
+Tests are two-sided at 5 % and intervals have 95 % unless a level is given. Without spread, or with fewer than two values,
+numbers are absent (nan). Shapes: P pairs of methods; N and M runs of the first and of the second; R runs of a family.
 """
 
 from __future__ import annotations
@@ -9,42 +9,88 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.power import TTestIndPower, TTestPower
 
 ALPHA = 0.05
 POWER = 0.8
-"""The chance with which `seeds_needed` finds the difference."""
-LARGE = 3.5
-"""An effect from which on the fewest runs will do."""
+"""Probability with which `seeds_needed` runs find the difference."""
+FEWEST = 3
+"""The least number of runs that `seeds_needed` returns."""
 RESAMPLES = 9999
+NO_SPREAD = 1e-9
+"""Standard deviations up to this one come from rounding."""
 
 Interval = tuple[float, float]
 NO_INTERVAL: Interval = (math.nan, math.nan)
 
 
-def t_interval(values: Sequence[float]) -> Interval:
-    """The t interval of the mean."""
+def t_interval(values: Sequence[float], *, alpha: float = ALPHA) -> Interval:
+    """Return the t interval of the mean, with coverage 1 - `alpha`."""
     if len(values) < 2:
         return NO_INTERVAL
-    mean, half = float(np.mean(values)), float(t_half_width(np.std(values, ddof=1), len(values)))
+    mean, half = float(np.mean(values)), float(t_half_width(np.std(values, ddof=1), len(values), alpha=alpha))
     return mean - half, mean + half
 
 
-def t_half_width(sd: Any, n: Any) -> Any:
-    """Half the width of the t interval of a mean, from standard deviations and numbers of runs; nan for n = 1."""
-    return sd * stats.t.ppf(1 - ALPHA / 2, n - 1) / np.sqrt(n)
+def t_half_width(sd: Any, n: Any, *, alpha: float = ALPHA) -> Any:
+    """Return half the width of the t interval of a mean, from standard deviations and numbers of runs; nan for n = 1."""
+    return sd * stats.t.ppf(1 - alpha / 2, n - 1) / np.sqrt(n)
+
+
+@functools.cache
+def median_sd(n: int) -> float:
+    """Return the standard deviation of the median of `n` normal values with standard deviation 1; 0.54 for five."""
+    grid, step = np.linspace(-6, 6, 1201, retstep=True)
+    below, above, density = stats.norm.cdf(grid), stats.norm.sf(grid), stats.norm.pdf(grid)
+    half = (n - 1) // 2
+    if n % 2:  # the density of the middle value
+        weight = (below * above) ** half * density
+        square = grid**2
+    else:  # the joint density of the two middle values, whose mean is the median
+        weight = np.triu(np.outer(below**half * density, above**half * density)) * step
+        square = (np.add.outer(grid, grid) / 2) ** 2
+    log_count = math.lgamma(n + 1) - 2 * math.lgamma(half + 1)
+    return math.sqrt(math.exp(log_count) * float((square * weight).sum()) * float(step))
+
+
+def difference_interval(values: Sequence[float], reference: float, *, median: bool, of_runs: int | None) -> Interval:
+    """Return the t interval of the mean, or median, of `values` minus a reference value with an error of its own.
+
+    of_runs   the runs whose median the reference is; None if the source states none, and the reference then counts as exact
+    The reference's runs are taken to have the standard deviation of `values`.
+    """
+    if len(values) < 2:
+        return NO_INTERVAL
+    centre = float(np.median(values) if median else np.mean(values)) - reference
+    own = median_sd(len(values)) if median else 1 / math.sqrt(len(values))
+    error = float(np.std(values, ddof=1)) * math.hypot(own, median_sd(of_runs) if of_runs else 0.0)
+    half = float(stats.t.ppf(1 - ALPHA / 2, len(values) - 1)) * error
+    return centre - half, centre + half
+
+
+Equivalence = Literal["equivalent", "below", "above", "open"]
+
+
+def equivalence(interval: Interval, margin: float) -> Equivalence:
+    """Compare an interval of a difference with 0 -+ `margin`: two one-sided tests, each at half of 1 - coverage.
+
+    "equivalent": all of the interval lies within the margin. "below", "above": all of it lies outside, on that side.
+    """
+    low, high = interval
+    if low >= -margin and high <= margin:
+        return "equivalent"
+    return "below" if high < -margin else "above" if low > margin else "open"
 
 
 def bootstrap_median_interval(values: Sequence[float]) -> Interval:
-    """The percentile bootstrap interval of the median, always the same for the same values.
+    """Return the percentile bootstrap interval of the median, the same for the same values.
 
-    Of five values it reaches from the smallest to the largest.
+    For five values the interval reaches from the smallest to the largest.
     """
     if len(values) < 3:
         return NO_INTERVAL
@@ -56,22 +102,30 @@ def bootstrap_median_interval(values: Sequence[float]) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """The mean of `a` minus that of `b` for each of P pairs of methods, with t intervals and p-values."""
+    """The mean of `a` minus the mean of `b` for each of P pairs of methods, with standard errors and p-values."""
 
     mean_P: np.ndarray
-    low_P: np.ndarray
-    high_P: np.ndarray
+    error_P: np.ndarray
+    """Standard error of the difference."""
+    df_P: np.ndarray
+    """Degrees of freedom of the t distribution."""
     p_P: np.ndarray
     effect_P: np.ndarray
-    """The difference in standard deviations, of the differences where paired."""
+    """The difference in standard deviations: of the differences if paired, else of a run."""
+
+    def interval(self, level_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return lower and upper ends [P]; a pair's interval leaves out 0 if its p-value is below its level."""
+        with np.errstate(invalid="ignore"):
+            half_P = stats.t.ppf(1 - level_P / 2, self.df_P) * self.error_P
+        return self.mean_P - half_P, self.mean_P + half_P
 
 
 def differences(a_PN: np.ndarray, b_PM: np.ndarray, *, paired: bool) -> Differences:
-    """The t test of every row of `a_PN` against the same row of `b_PM`: paired value by value (N = M), or Welch's."""
+    """Test every row of `a_PN` against the same row of `b_PM`: paired value by value (N = M), or by Welch's test."""
     mean_P = a_PN.mean(axis=1) - b_PM.mean(axis=1)
     nothing_P = np.full(len(mean_P), math.nan)
     if min(a_PN.shape[1], b_PM.shape[1]) < 2:
-        return Differences(mean_P=mean_P, low_P=nothing_P, high_P=nothing_P, p_P=nothing_P, effect_P=nothing_P)
+        return Differences(mean_P=mean_P, error_P=nothing_P, df_P=nothing_P, p_P=nothing_P, effect_P=nothing_P)
     if paired:
         spread_P = np.std(a_PN - b_PM, axis=1, ddof=1)
     else:
@@ -79,16 +133,67 @@ def differences(a_PN: np.ndarray, b_PM: np.ndarray, *, paired: bool) -> Differen
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # of rows without spread, whose results are dropped below
         test = stats.ttest_rel(a_PN, b_PM, axis=1) if paired else stats.ttest_ind(a_PN, b_PM, axis=1, equal_var=False)
-        interval = test.confidence_interval(1 - ALPHA)
-        found = (interval.low, interval.high, test.pvalue, mean_P / spread_P)
-    low_P, high_P, p_P, effect_P = (np.where(spread_P > 1e-9, values, math.nan) for values in found)
-    return Differences(mean_P=mean_P, low_P=low_P, high_P=high_P, p_P=p_P, effect_P=effect_P)
+        values = (mean_P / test.statistic, np.broadcast_to(test.df, mean_P.shape), test.pvalue, mean_P / spread_P)
+    error_P, df_P, p_P, effect_P = (np.where(spread_P > NO_SPREAD, value, math.nan) for value in values)
+    error_P = np.where((spread_P > NO_SPREAD) & (mean_P == 0), _standard_error(a_PN, b_PM, paired), error_P)
+    return Differences(mean_P=mean_P, error_P=error_P, df_P=df_P, p_P=p_P, effect_P=effect_P)
+
+
+def _standard_error(a_PN: np.ndarray, b_PM: np.ndarray, paired: bool) -> np.ndarray:
+    if paired:
+        return np.asarray(np.std(a_PN - b_PM, axis=1, ddof=1) / math.sqrt(a_PN.shape[1]))
+    return np.sqrt(np.var(a_PN, axis=1, ddof=1) / a_PN.shape[1] + np.var(b_PM, axis=1, ddof=1) / b_PM.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoWay:
+    """Methods and blocks as additive effects on R runs, with one error for all: fitted by least squares.
+
+    A block is what runs of several methods share: base network and seed. The error's standard deviation is pooled over all runs
+    of all methods, so that a comparison of two methods has the degrees of freedom of the family.
+    """
+
+    effect_M: np.ndarray
+    covariance_MM: np.ndarray
+    """Of the effects, for an error of standard deviation 1."""
+    sd: float
+    df: int
+
+    @staticmethod
+    def fit(top1_R: Sequence[float], method_R: Sequence[int], block_R: Sequence[Hashable]) -> TwoWay:
+        """Fit methods numbered 0..M-1. Blocks that hold one run determine nothing."""
+        number = {block: index for index, block in enumerate(dict.fromkeys(block_R))}
+        methods = 1 + max(method_R)
+        design = np.zeros((len(top1_R), methods + len(number)))
+        rows = np.arange(len(top1_R))
+        design[rows, np.asarray(method_R)] = 1
+        design[rows, methods + np.array([number[block] for block in block_R])] = 1
+        inverse = np.linalg.pinv(design)
+        effect = inverse @ np.asarray(top1_R, dtype=float)
+        residual = np.asarray(top1_R, dtype=float) - design @ effect
+        df = len(top1_R) - int(np.linalg.matrix_rank(design))
+        sd = math.sqrt(float(residual @ residual) / df) if df > 0 else math.nan
+        covariance = inverse @ inverse.T
+        return TwoWay(effect_M=effect[:methods], covariance_MM=covariance[:methods, :methods], sd=sd, df=df)
+
+    def differences(self, first_P: Sequence[int], second_P: Sequence[int]) -> Differences:
+        """Return the difference of effects for each pair of methods, tested with the pooled error."""
+        a, b = np.asarray(first_P), np.asarray(second_P)
+        mean_P = self.effect_M[a] - self.effect_M[b]
+        c = self.covariance_MM
+        sd = self.sd if self.sd > NO_SPREAD else math.nan
+        error_P = sd * np.sqrt(c[a, a] + c[b, b] - 2 * c[a, b])
+        with np.errstate(invalid="ignore"):
+            p_P = 2 * stats.t.sf(np.abs(mean_P / error_P), self.df)
+        return Differences(
+            mean_P=mean_P, error_P=error_P, df_P=np.full(len(mean_P), float(self.df)), p_P=p_P, effect_P=mean_P / sd
+        )
 
 
 def holm(p_P: np.ndarray) -> np.ndarray:
-    """The p-values of one family, corrected for its size by Holm's method; absent ones stay absent and do not count.
+    """Return the p-values of one family, corrected for its size by Holm's method; absent ones stay absent and do not count.
 
-    statsmodels has this too (a test compares them), but collects garbage on every call, which takes seconds over many families.
+    statsmodels has the same function (a test compares both), but takes seconds over many families.
     """
     corrected_P = np.asarray(p_P, dtype=float).copy()
     order = np.argsort(corrected_P)[: int((~np.isnan(corrected_P)).sum())]
@@ -97,19 +202,50 @@ def holm(p_P: np.ndarray) -> np.ndarray:
     return corrected_P
 
 
+def holm_levels(p_P: np.ndarray) -> np.ndarray:
+    """Return the level at which Holm's method tests each p-value of one family; nan for absent ones.
+
+    The smallest of K p-values is tested at ALPHA / K, the next at ALPHA / (K - 1), and so on.
+    """
+    level_P = np.full(len(p_P), math.nan)
+    order = np.argsort(p_P)[: int((~np.isnan(p_P)).sum())]
+    level_P[order] = ALPHA / np.arange(len(order), 0, -1)
+    return level_P
+
+
 def probability_of_improvement(a: np.ndarray, b: np.ndarray) -> float:
-    """How often a run of `a` beats a run of `b`, ties counted half: Mann and Whitney's U over the number of pairs."""
+    """Return how often a run of `a` beats a run of `b`, ties counted half: Mann and Whitney's U over the number of pairs."""
     return float((a[:, None] > b).mean() + (a[:, None] == b).mean() / 2)
 
 
-def seeds_needed(effect: float, *, paired: bool) -> float:
-    """Runs of each method that a t test needs to find such a difference with `POWER`: at least 3; nan where it is unknown."""
-    return _seeds_needed(round(min(abs(effect), LARGE), 2), paired) if math.isfinite(effect) else math.nan
+Design = Literal["paired", "unpaired", "pooled"]
 
 
-@functools.cache
-def _seeds_needed(effect: float, paired: bool) -> float:
-    if effect < 0.01:
-        return math.nan
-    solver = TTestPower() if paired else TTestIndPower()
-    return max(3.0, math.ceil(np.squeeze(solver.solve_power(effect, alpha=ALPHA, power=POWER))))
+def seeds_needed(effect_P: np.ndarray, level_P: np.ndarray, design: Design, *, methods: int = 2) -> np.ndarray:
+    """Return the runs of each method that a t test needs to find an effect with `POWER`, float [P]; at least `FEWEST`.
+
+    effect_P   differences in standard deviations, as `Differences.effect_P`
+    level_P    levels of the two-sided tests
+    methods    methods that share the pooled error
+    Absent (nan) if the effect is absent or below 0.01.
+    """
+    effect, level = np.abs(effect_P), np.asarray(level_P, dtype=float)
+    known = np.isfinite(effect) & (effect >= 0.01) & np.isfinite(level)
+    result = np.full(len(effect), math.nan)
+    effect, level = effect[known], level[known]
+    variances = 1 if design == "paired" else 2
+    normal = variances * ((stats.norm.isf(level / 2) + stats.norm.ppf(POWER)) / effect) ** 2
+    runs = np.maximum(FEWEST, np.floor(normal))
+    while len(weak := np.flatnonzero(_power(runs, effect, level, design, methods) < POWER)):
+        runs[weak] += np.maximum(1, np.floor(0.001 * runs[weak]))
+    result[known] = runs
+    return result
+
+
+def _power(runs: np.ndarray, effect: np.ndarray, level: np.ndarray, design: Design, methods: int) -> np.ndarray:
+    """Return the power of two-sided t tests by the non-central t distribution."""
+    df = {"paired": runs - 1, "unpaired": 2 * (runs - 1), "pooled": (methods - 1) * (runs - 1)}[design]
+    shift = effect * np.sqrt(runs if design == "paired" else runs / 2)
+    critical = stats.t.isf(level / 2, df)
+    power = stats.nct.sf(critical, df, shift)
+    return np.where(np.isnan(power) | (shift > 30), 1.0, power)

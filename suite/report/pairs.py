@@ -1,35 +1,43 @@
-"""Which methods the runs tell apart: every pair of methods in a comparison set (`fairness`), and what n carries.
+"""Comparisons of methods in a comparison set (`fairness`): the declared family, and all other pairs.
 
-Pairs     runs of two methods that share seed and base weights are compared seed by seed (paired t test); methods without such
-          runs by Welch's t test
-Verdict   the better method where the p-value, corrected by Holm over all pairs of the set, is below 0.05; else "not
-          distinguishable"; "too few runs" below three
+Family    a grid's main method against each rival, declared before the grid runs (`Grid.family`). All of them share one error,
+          pooled over methods and blocks (a block is a base network with a seed), and Holm's correction within the family.
+          Controls, such as random filters, are no rivals
+Other     every other pair is secondary: runs that share seed and base weights are compared block by block (paired t test), else
+          by Welch's t test; Holm's correction over all secondary pairs of the set
+Interval  at the level of Holm's step, so that an interval leaves out 0 if the corrected p-value is below 0.05
+Verdict   the better method if the corrected p-value is below 0.05; else "not distinguishable"; "too few runs" below three
+n         runs of each method; `bases` counts the base networks among them
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from suite import methods as registered
+from suite.methods import Broken
 from suite.report import inference, words
 from suite.report.fairness import SET, comparable
 from suite.report.frames import CONDITIONS
 
-FEWEST, FOR_A_CLAIM = 3, 5
+FEWEST, FOR_A_CLAIM = inference.FEWEST, 5
 """Runs of each method that a comparison and a claim take."""
 SAME, TOO_FEW = "not distinguishable", "too few runs"
-_TESTED = ["difference_pp", "difference_low_pp", "difference_high_pp", "p"]
+DECLARED, SECONDARY = "declared", "secondary"
+_TESTED = ["difference_pp", "difference_low_pp", "difference_high_pp", "p", "p_holm", "seeds_needed"]
 COLUMNS = [
     *SET,
-    *("a", "b", "n_a", "n_b", "n", "paired", "a_mean_pct", "b_mean_pct"),
-    *_TESTED,
-    *("p_holm", "probability_of_improvement", "seeds_needed", "verdict"),
+    *("a", "b", "family", "n_a", "n_b", "n", "bases", "paired", "a_mean_pct", "b_mean_pct"),
+    *("difference_pp", "difference_low_pp", "difference_high_pp", "p", "p_holm"),
+    *("probability_of_improvement", "seeds_needed", "verdict"),
 ]
 
 
@@ -38,13 +46,15 @@ class _Method:
     """The runs of a method in a comparison set, ascending by seed."""
 
     name: str
-    seeds: list[int]
-    weights: list[str]
+    kind: str
+    """The method without its settings."""
+    blocks: list[tuple[int, str]]
+    """Seed and base weights of each run."""
     top1_N: np.ndarray
 
     @property
     def mean(self) -> float:
-        """Of the accuracies."""
+        """Mean accuracy."""
         return float(self.top1_N.mean())
 
 
@@ -53,52 +63,113 @@ class _Pair:
     key: tuple[Any, ...]
     a: _Method
     b: _Method
+    family: str
     first_N: np.ndarray
     second_M: np.ndarray
+    bases: int
     paired: bool
 
 
-def table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line for every pair of methods in a comparison set; `a` has the higher mean. `runs` are `Frames.runs`."""
+def table(runs: pd.DataFrame, main: str = "") -> pd.DataFrame:
+    """Return one line for every pair of methods in a comparison set; `a` has the higher mean.
+
+    runs   `Frames.runs`
+    main   the method whose comparisons with its rivals are the declared family; "" for none
+    """
     done = comparable(runs[runs["status"] == "done"]).sort_values("seed", kind="stable")
-    pairs = [pair for key, part in done.groupby(SET, sort=False) for pair in _of_set(key, part)]
+    sets = [(key, _methods(part)) for key, part in done.groupby(SET, sort=False)]
+    pairs = [pair for key, members in sets for pair in _pairs(key, members, main)]
     frame = pd.DataFrame([_about(pair) for pair in pairs], columns=COLUMNS)
+    frame[_TESTED] = frame[_TESTED].astype(float)
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for index, pair in enumerate(pairs):
+        places.setdefault((pair.key, pair.family), []).append(index)
+    by_key = dict(sets)
+    for (key, family), indices in places.items():
+        chosen = [pairs[index] for index in indices]
+        tested = _family(by_key[key], chosen, main) if family == DECLARED else _secondary(chosen)
+        frame.loc[indices, _TESTED] = tested
+    frame["seeds_needed"] = frame["seeds_needed"].where(frame["n"] >= FEWEST)
+    frame["verdict"] = [_verdict(line) for line in frame.to_dict("records")]
+    return frame
+
+
+def _methods(runs: pd.DataFrame) -> list[_Method]:
+    """Return the methods of a comparison set, the highest mean first."""
+    methods = [
+        _Method(
+            str(name),
+            str(part["method"].iloc[0]),
+            list(zip(part["seed"].tolist(), part["base_sha256"].tolist(), strict=True)),
+            part["pruned_top1_pct"].to_numpy(dtype=float),
+        )
+        for name, part in runs.groupby("settings", sort=False)
+    ]
+    return sorted(methods, key=lambda method: -method.mean)
+
+
+@functools.cache
+def _is_rival(method: str) -> bool:
+    """Return False for controls, for followers of another run, and for methods written from an abstract."""
+    kind = registered.discover().get(method)
+    if kind is None or isinstance(kind, Broken):
+        return True
+    return not kind.control and not kind.needs_reference and kind.removes and kind.evidence == "paper"
+
+
+def _pairs(key: tuple[Any, ...], methods: Sequence[_Method], main: str) -> Iterator[_Pair]:
+    for a, b in itertools.combinations(methods, 2):
+        own, other = (dict(zip(each.blocks, each.top1_N, strict=True)) for each in (a, b))
+        shared = [block for block in own if block in other and block[1] != "unknown"]
+        ours, theirs = (a.kind, b.kind) if a.kind == main else (b.kind, a.kind)
+        family = DECLARED if ours == main and theirs != main and _is_rival(theirs) else SECONDARY
+        first_N, second_M = a.top1_N, b.top1_N
+        if shared:
+            first_N, second_M = (np.array([each[block] for block in shared]) for each in (own, other))
+        bases = len({weights for _, weights in shared or [*a.blocks, *b.blocks]})
+        yield _Pair(key, a, b, family, first_N, second_M, bases, bool(shared))
+
+
+def _family(methods: Sequence[_Method], pairs: Sequence[_Pair], main: str) -> np.ndarray:
+    """Return `_TESTED` of the declared pairs [P, 6], by the error that all methods of the family share."""
+    members = [method for method in methods if method.kind == main or _is_rival(method.kind)]
+    number = {method.name: index for index, method in enumerate(members)}
+    runs = [
+        (float(value), number[method.name], block if block[1] != "unknown" else (method.name, *block))
+        for method in members
+        for value, block in zip(method.top1_N, method.blocks, strict=True)
+    ]
+    fitted = inference.TwoWay.fit(*zip(*runs, strict=True))
+    first, second = ([number[getattr(pair, side).name] for pair in pairs] for side in ("a", "b"))
+    return _corrected(fitted.differences(first, second), "pooled", methods=len(members))
+
+
+def _secondary(pairs: Sequence[_Pair]) -> np.ndarray:
+    """Return `_TESTED` of secondary pairs of one set [P, 6], each with its own error."""
+    parts: dict[str, np.ndarray] = {
+        name: np.full(len(pairs), math.nan) for name in ("mean", "error", "df", "p", "effect")
+    }
     alike: dict[tuple[bool, int, int], list[int]] = {}
     for index, pair in enumerate(pairs):
         alike.setdefault((pair.paired, len(pair.first_N), len(pair.second_M)), []).append(index)
     for (paired, *_), places in alike.items():
         stacked = (np.stack([getattr(pairs[i], side) for i in places]) for side in ("first_N", "second_M"))
-        found = inference.differences(*stacked, paired=paired)
-        frame.loc[places, _TESTED] = np.stack([found.mean_P, found.low_P, found.high_P, found.p_P], axis=1)
-        seeds = [inference.seeds_needed(effect, paired=paired) for effect in found.effect_P]
-        frame.loc[places, "seeds_needed"] = seeds
-    frame[[*_TESTED, "seeds_needed"]] = frame[[*_TESTED, "seeds_needed"]].astype(float)
-    frame["seeds_needed"] = frame["seeds_needed"].where(frame["n"] >= FEWEST)
-    frame["p_holm"] = frame.groupby(SET, sort=False)["p"].transform(lambda p: inference.holm(p.to_numpy()))
-    frame["verdict"] = [_verdict(line) for line in frame.to_dict("records")]
-    return frame
+        tested = inference.differences(*stacked, paired=paired)
+        for name in parts:
+            parts[name][places] = getattr(tested, f"{name}_P")
+    whole = inference.Differences(**{f"{name}_P": values for name, values in parts.items()})
+    paired_P = np.array([pair.paired for pair in pairs])
+    result, unpaired = _corrected(whole, "paired"), _corrected(whole, "unpaired")
+    result[~paired_P] = unpaired[~paired_P]
+    return result
 
 
-def _of_set(key: tuple[Any, ...], runs: pd.DataFrame) -> Iterator[_Pair]:
-    methods = [
-        _Method(
-            str(name),
-            part["seed"].tolist(),
-            part["base_sha256"].tolist(),
-            part["pruned_top1_pct"].to_numpy(dtype=float),
-        )
-        for name, part in runs.groupby("settings", sort=False)
-    ]
-    for a, b in itertools.combinations(sorted(methods, key=lambda method: -method.mean), 2):
-        own = dict(zip(zip(a.seeds, a.weights, strict=True), a.top1_N, strict=True))
-        other = dict(zip(zip(b.seeds, b.weights, strict=True), b.top1_N, strict=True))
-        shared = [run for run in own if run in other and run[1] != "unknown"]
-        if shared:
-            yield _Pair(
-                key, a, b, np.array([own[run] for run in shared]), np.array([other[run] for run in shared]), True
-            )
-        else:
-            yield _Pair(key, a, b, a.top1_N, b.top1_N, False)
+def _corrected(tested: inference.Differences, design: inference.Design, *, methods: int = 2) -> np.ndarray:
+    """Return `_TESTED` [P, 6]: p-values by Holm's method, intervals and sizing at the level of Holm's step."""
+    level_P = inference.holm_levels(tested.p_P)
+    low_P, high_P = tested.interval(level_P)
+    seeds_P = inference.seeds_needed(tested.effect_P, level_P, design, methods=methods)
+    return np.stack([tested.mean_P, low_P, high_P, tested.p_P, inference.holm(tested.p_P), seeds_P], axis=1)
 
 
 def _about(pair: _Pair) -> dict[str, Any]:
@@ -106,9 +177,11 @@ def _about(pair: _Pair) -> dict[str, Any]:
         **dict(zip(SET, pair.key, strict=True)),
         "a": pair.a.name,
         "b": pair.b.name,
-        "n_a": len(pair.a.seeds),
-        "n_b": len(pair.b.seeds),
+        "family": pair.family,
+        "n_a": len(pair.a.blocks),
+        "n_b": len(pair.b.blocks),
         "n": min(len(pair.first_N), len(pair.second_M)),
+        "bases": pair.bases,
         "paired": pair.paired,
         "a_mean_pct": pair.a.mean,
         "b_mean_pct": pair.b.mean,
@@ -143,7 +216,10 @@ def shown(compared: pd.DataFrame) -> pd.DataFrame:
             "budget": list(map(words.budget, pairs["budget"], pairs["budget_scope"])),
             "highest mean": pairs["a"] + letters,
             "against": pairs["b"],
-            "n": pairs["n"].astype(str) + pairs["paired"].map({True: " paired", False: ""}),
+            "test": pairs["family"],
+            "n": pairs["n"].astype(str)
+            + pairs["paired"].map({True: " paired", False: ""})
+            + pairs.apply(_bases, axis=1),
             "difference pp": [_with_interval(line) for line in pairs.to_dict("records")],
             "p (Holm)": pairs["p_holm"].map(lambda p: "" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"),
             "P(improvement)": pairs["probability_of_improvement"].map(words.number),
@@ -153,6 +229,13 @@ def shown(compared: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _bases(line: pd.Series) -> str:
+    """Return ", 1 base network" if the runs share base networks, else ""."""
+    if line["bases"] >= line["n"]:
+        return ""
+    return f", {line['bases']} base network{'s' if line['bases'] > 1 else ''}"
+
+
 def _with_interval(line: dict[Any, Any]) -> str:
     interval = f" [{line['difference_low_pp']:.2f}, {line['difference_high_pp']:.2f}]"
     return words.number(line["difference_pp"]) + ("" if pd.isna(line["difference_low_pp"]) else interval)
@@ -160,7 +243,7 @@ def _with_interval(line: dict[Any, Any]) -> str:
 
 def warnings(compared: pd.DataFrame) -> list[str]:
     """What a reader might take from a table and its n does not carry, a line each."""
-    return [*_few(compared), *_leaders(compared)]
+    return [*_few(compared), *_one_base(compared), *_leaders(compared)]
 
 
 def _few(compared: pd.DataFrame) -> Iterator[str]:
@@ -172,6 +255,15 @@ def _few(compared: pd.DataFrame) -> Iterator[str]:
         )
     elif len(few):
         yield f"Sizing: some pairs of methods have {few.min()} runs to compare; that tells, but a claim takes {FOR_A_CLAIM}."
+
+
+def _one_base(compared: pd.DataFrame) -> Iterator[str]:
+    shared = compared[(compared["n"] > 1) & (compared["bases"] < compared["n"])]
+    if len(shared):
+        yield (
+            f"Sizing: in {len(shared)} of {len(compared)} pairs of methods n counts fine-tunings of {shared['bases'].min()} base "
+            "network(s), not base networks: the intervals hold for these networks only."
+        )
 
 
 def _leaders(compared: pd.DataFrame) -> Iterator[str]:

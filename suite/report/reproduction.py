@@ -6,13 +6,15 @@ What          the drop where the source states its base accuracy (bases differ),
               beside a published median, else our mean
 Training      a number of a network that was trained from scratch stands beside none: ours start from trained weights
 Selection     a number of the epoch that was best on the test set stands beside such a one only
-Verdict       from the 95 % interval of ours (t of the mean, bootstrap of the median) around the published number, which is
-              taken as exact: "below" or "above" when the interval misses it; when it holds it, "reproduced" if it reaches no
-              further than half a point, else "not distinguishable"; "not run" without a line, with the reason
+Verdict       two one-sided tests on the 95 % interval of ours minus published: "reproduced" if the whole interval lies within
+              half a point of 0, "below" or "above" if all of it lies further away on that side, else "open"; "not run"
+              without a line, with the reason. A published median of n runs has the error of such a median, with our standard
+              deviation; a number whose source states no runs counts as exact
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +26,8 @@ from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES
 NEAR_PP = 1.0
 """Points of cut between a published row and what is compared with it, at most."""
 MARGIN_PP = 0.5
-"""Half-width of the interval, at most, with which a number counts as reproduced."""
+"""Points within which two accuracies count as equal, stated before any run."""
+OPEN = "open"
 CUT = {"network": "macs_cut_pct", "prunable": "prunable_macs_cut_pct"}
 FROM_SCRATCH = "from scratch"
 """In the variant of a published row."""
@@ -35,7 +38,8 @@ _ABOUT = ["data", "model", "method", "variant", "groups", "flops_cut_pct", "scop
 COLUMNS = [
     *_ABOUT,
     *("settings", "budget", "our_cut_pct", "our_selection", "n", *EPOCHS, *SCHEDULES),
-    *("quantity", "statistic", "published", "ours", "ours_low", "ours_high", "difference_pp", "verdict", "reason"),
+    *("quantity", "statistic", "published", "ours", "ours_low", "ours_high"),
+    *("difference_pp", "difference_low_pp", "difference_high_pp", "verdict", "reason"),
     *CONDITIONS,
     "rows",
 ]
@@ -56,8 +60,8 @@ def table(runs: pd.DataFrame, lines: pd.DataFrame, published: pd.DataFrame) -> p
         and (pd.isna(row["groups"]) or (*key, row["groups"]) in asked)
     ]
     done = runs[runs["status"] == "done"].set_index("key")
-    found = [line for row in about for line in _beside(row, lines, done)]
-    return pd.DataFrame(found, columns=COLUMNS)
+    rows = [line for row in about for line in _beside(row, lines, done)]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _beside(row: dict[Any, Any], lines: pd.DataFrame, done: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -67,6 +71,7 @@ def _beside(row: dict[Any, Any], lines: pd.DataFrame, done: pd.DataFrame) -> Ite
         "n": 0,
         "quantity": "drop pp" if drop else "top-1 %",
         "statistic": "median" if row["runs"].startswith("median") else "mean",
+        "published_runs": _median_of(row["runs"]),
         "published": row["base_top1_pct"] - row["top1_pct"] if drop else row["top1_pct"],
         "verdict": "not run",
     }
@@ -78,6 +83,12 @@ def _beside(row: dict[Any, Any], lines: pd.DataFrame, done: pd.DataFrame) -> Ite
         yield {**start, "reason": reason}
     for line in near.to_dict("records"):
         yield {**start, **_compared(start, line, done.loc[line["rows"].split()])}
+
+
+def _median_of(runs: str) -> int | None:
+    """Return n for "median of n", else None."""
+    stated = re.fullmatch(r"median of (\d+)", runs)
+    return int(stated[1]) if stated else None
 
 
 def _nearest(row: dict[Any, Any], own: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -117,6 +128,9 @@ def _compared(start: dict[str, Any], line: dict[Any, Any], runs: pd.DataFrame) -
     values = (runs["base_top1_pct"] - runs["pruned_top1_pct"] if drop else runs["pruned_top1_pct"]).tolist()
     ours = float(pd.Series(values).median() if median else pd.Series(values).mean())
     interval = inference.bootstrap_median_interval(values) if median else inference.t_interval(values)
+    low, high = inference.difference_interval(
+        values, start["published"], median=median, of_runs=start["published_runs"]
+    )
     return {
         **{name: line[name] for name in ("settings", "budget", "n", "rows", *EPOCHS, *SCHEDULES, *CONDITIONS)},
         "our_selection": line["selection"],
@@ -125,19 +139,17 @@ def _compared(start: dict[str, Any], line: dict[Any, Any], runs: pd.DataFrame) -
         "ours_low": interval[0],
         "ours_high": interval[1],
         "difference_pp": (start["published"] - ours) if drop else (ours - start["published"]),
-        "verdict": verdict(start["published"], interval, less_is_better=drop),
+        "difference_low_pp": -high if drop else low,
+        "difference_high_pp": -low if drop else high,
+        "verdict": verdict((-high, -low) if drop else (low, high)),
         "reason": "one or two runs have no interval" if pd.isna(interval[0]) else "",
     }
 
 
-def verdict(published: float, interval: inference.Interval, *, less_is_better: bool = False) -> str:
-    """What the interval of ours says of a published number; "below" is worse than published."""
-    low, high = interval
-    if high < published:
-        return "above" if less_is_better else "below"
-    if low > published:
-        return "below" if less_is_better else "above"
-    return "reproduced" if (high - low) / 2 <= MARGIN_PP else "not distinguishable"
+def verdict(difference: inference.Interval) -> str:
+    """Return the verdict on an interval of ours minus published, positive if ours is better."""
+    judged = inference.equivalence(difference, MARGIN_PP)
+    return "reproduced" if judged == "equivalent" else judged
 
 
 def medians(table: pd.DataFrame) -> set[tuple[str, str]]:

@@ -19,11 +19,11 @@ SPEEDUP = (
     'any other the cell is "not trusted"'
 )
 REPRODUCTION = (
-    "a drop is compared where the source states its base accuracy, else the accuracy; our median beside a published median. "
-    'The published number is taken as exact. "below" or "above": the 95 % interval of ours (t of the mean, bootstrap of the '
-    'median) misses it; "reproduced": it holds it and reaches half a point at most to either side; "not distinguishable": it '
-    'is wider; "not run": no line of ours lies within one point of its cut, or has the same selection of epochs. A positive '
-    "difference is in our favour"
+    "a drop is compared if the source states its base accuracy, else the accuracy. Our median stands beside a published median. "
+    '"reproduced": the 95 % interval of ours minus published lies within half a point of 0. "below" or "above": all of the '
+    'interval lies further away, on that side. "open": neither. A published median has the error of a median of as many runs; '
+    'a number whose source states no runs counts as exact. "not run": no line of ours lies within one point of the cut with the '
+    "same selection of epochs. A positive difference is in our favour"
 )
 
 _MARKDOWN = re.compile(r"([\\`*{}\[\]<>|$~#])")
