@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from rich.logging import RichHandler
 
+from suite import registry
+
 
 def add_grid_options(parser: argparse.ArgumentParser) -> None:
     """Add --grid, --only, --smoke, --data and --results: choice of runs, and folders."""
@@ -24,8 +26,35 @@ def add_grid_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class _AddPlugins(argparse.Action):
+    """Add a folder of plug-ins while arguments are parsed."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        try:
+            registry.add_folder(Path(str(values)))
+        except ValueError as error:
+            parser.error(str(error))
+
+
+def add_plugins_option(parser: argparse.ArgumentParser) -> None:
+    """Add --plugins: a folder with files of methods, models, data sets and grids."""
+    parser.add_argument(
+        "--plugins",
+        action=_AddPlugins,
+        metavar="DIR",
+        help=f"a folder with your own methods, models, data sets and grids; repeatable; {registry.VARIABLE} names folders, too",
+    )
+
+
 def add_choice_options(parser: argparse.ArgumentParser) -> None:
-    """Add --grid, --only and --smoke: choice of runs."""
+    """Add --plugins, --grid, --only and --smoke: choice of runs."""
+    add_plugins_option(parser)
     parser.add_argument(
         "--grid",
         required=True,

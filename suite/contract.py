@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from suite.graph import Graph
 from suite.plan import Budget, ConvPlan, Planner, PruningPlan, Ranking, Scope
+from suite.registry import name_of
 from suite.select import filter_planner
 
 __all__ = [
@@ -254,9 +255,8 @@ class Pruner:
 
     @classmethod
     def method_name(cls) -> str:
-        """Return the name of the method's file in `baselines/`, or of its package."""
-        parts = cls.__module__.split(".")
-        return parts[-1] if parts[0] == "baselines" else parts[0]
+        """Return the name of the method's file, package or entry point."""
+        return name_of(cls.__module__)
 
     @classmethod
     def all_recipes(cls) -> dict[tuple[str, str], Recipe | OptOut]:

@@ -1,28 +1,24 @@
-"""Discovery of methods: `python -m suite.methods` lists them.
+"""List of methods: `python -m suite.methods` prints it.
 
-A file in `baselines/` is a method, named by the file; so is the package `dsp`. Nothing else registers one. A file that
-cannot be imported stops only itself: it is listed with its reason, and `get` raises the reason.
+A file in `baselines/` or in a folder of plug-ins is a method, named by the file; so is the package `dsp`. A file that cannot
+be used stops only itself: it is listed with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
-import importlib
 import inspect
-import pkgutil
 import sys
-from dataclasses import dataclass
 from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-import baselines
+from suite import cli, registry
 from suite.contract import Criterion, Granularity, OptOut, Pruner, Recipe
-from suite.registry import pick
+from suite.registry import Broken, Plugin, pick
 
 HOMES = ("dsp",)
 """Packages that are one method each."""
@@ -30,41 +26,41 @@ WIDTH = 180
 """Columns of the table where there is no terminal."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Broken:
-    """A method that cannot be used, and why."""
-
-    file: str
-    reason: str
-
-
-@functools.cache
+@registry.cached
 def discover() -> dict[str, type[Pruner] | Broken]:
     """Return method name -> its class, or the reason why it cannot be used."""
-    names = [info.name for info in pkgutil.iter_modules(baselines.__path__) if not info.name.startswith("_")]
-    modules = {**{home: home for home in HOMES}, **{name: f"baselines.{name}" for name in sorted(names)}}
-    return {name: _load(module) for name, module in modules.items()}
+    result = {home: _load(Plugin(home, home, home)) for home in HOMES}
+    result |= {plugin.name: _load(plugin) for plugin in registry.own("methods")}
+    for plugin in registry.added("methods"):
+        module = registry.load(plugin)
+        if not isinstance(module, Broken) and registry.MARKS.keys() & vars(module).keys() and not _classes(plugin):
+            continue  # a file of models, data sets or a grid
+        if plugin.name in result:
+            reason = f"there is a method {plugin.name} already; rename the file"
+            result[plugin.module] = Broken(file=plugin.file, reason=reason)
+        else:
+            result[plugin.name] = _load(plugin)
+    return result
 
 
-def _load(module_name: str) -> type[Pruner] | Broken:
-    file = module_name.replace(".", "/") + ("" if module_name in HOMES else ".py")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a method's file may fail in any way; it must not take the others along
-        return Broken(file=file, reason=f"{type(error).__name__}: {error}")
-    kinds = [
-        item
-        for item in vars(module).values()
-        if inspect.isclass(item)
-        and issubclass(item, Pruner)
-        and item.__module__.split(".")[: module_name.count(".") + 1] == module_name.split(".")
-    ]
+def _load(plugin: Plugin) -> type[Pruner] | Broken:
+    """Return the method in a plug-in, or the reason why it cannot be used."""
+    module = registry.load(plugin)
+    if isinstance(module, Broken):
+        return module
+    kinds = _classes(plugin)
     if len(kinds) != 1:
-        return Broken(
-            file=file, reason=f"it must define exactly one subclass of Pruner or Criterion, found {len(kinds)}"
-        )
+        reason = f"it must define exactly one subclass of Pruner or Criterion, found {len(kinds)}"
+        return Broken(file=plugin.file, reason=reason)
     wrong = _unfit(kinds[0])
-    return Broken(file=file, reason=wrong) if wrong else kinds[0]
+    return Broken(file=plugin.file, reason=wrong) if wrong else kinds[0]
+
+
+def _classes(plugin: Plugin) -> list[type[Pruner]]:
+    """Return the methods that an imported plug-in defines itself."""
+    prefix = plugin.module.split(".")
+    kinds = (item for item in vars(sys.modules[plugin.module]).values() if inspect.isclass(item))
+    return [kind for kind in kinds if issubclass(kind, Pruner) and kind.__module__.split(".")[: len(prefix)] == prefix]
 
 
 def _unfit(kind: type[Pruner]) -> str:
@@ -79,9 +75,9 @@ def _unfit(kind: type[Pruner]) -> str:
     fields = [field.name for field in dataclasses.fields(kind)]
     if unknown := [each for each in kind.search if each not in fields]:
         return f"{name}.search names {unknown[0]!r}, which is no setting; it has: {', '.join(fields) or 'none'}"
-    required = "score" if contract is Criterion else "planner"
-    if getattr(kind, required) is getattr(contract, required) and kind.planner is contract.planner:
-        return f"{name} does not define {required}"
+    hook = "score" if contract is Criterion else "planner"
+    if getattr(kind, hook) is getattr(contract, hook) and kind.planner is contract.planner:
+        return f"{name} does not define {hook}"
     for hook in ("learner", "planner", "reconstruct", "score"):
         if hasattr(contract, hook):
             expected, actual = (list(inspect.signature(getattr(each, hook)).parameters) for each in (contract, kind))
@@ -93,7 +89,7 @@ def _unfit(kind: type[Pruner]) -> str:
 def get(name: str) -> type[Pruner]:
     """Return the method's class.
 
-    Raises ValueError with the valid names, or with the fault of the method's file.
+    Raises ValueError with the valid names, or with the reason why its file cannot be used.
     """
     kind = pick("method", name, discover())
     if isinstance(kind, Broken):
@@ -102,7 +98,7 @@ def get(name: str) -> type[Pruner]:
 
 
 def name_of(settings: Pruner) -> str:
-    """Return the name of the method's file, or of its package."""
+    """Return the method's name: of its file, package or entry point."""
     return settings.method_name()
 
 
@@ -125,6 +121,7 @@ def main() -> int:
         description="List the pruning methods: granularity, training needed, paper, deviations. Copy "
         "baselines/_template.py to baselines/NAME.py to add one; its presence registers it.",
     )
+    cli.add_plugins_option(parser)
     parser.add_argument("method", nargs="?", help="describe this one: its settings, what tuning tries, its recipes")
     arguments = parser.parse_args()
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
@@ -154,7 +151,7 @@ def main() -> int:
 
 
 def _training(method: type[Pruner]) -> str:
-    """Return the training that a plan needs."""
+    """Return the training that a method needs before it can plan."""
     start = "from scratch, " if method.start == "init" else ""
     if method.needs_reference:
         return start + "another run"
@@ -169,7 +166,7 @@ def _deviations(method: type[Pruner]) -> str:
 
 
 def _describe(name: str, console: Console) -> None:
-    """Print all class attributes and settings of a method."""
+    """Print all that is on record of a method."""
     method = get(name)
     table = Table(show_header=False, box=None)
     settings = [f"{field.name} = {field.default!r}" for field in dataclasses.fields(method)]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from suite.data.base import Dataset, Loader, Split
-from suite.registry import collect, pick
+from suite.registry import broken, collect, pick
 
 __all__ = ["Builder", "Dataset", "Loader", "Split", "available", "data_folder", "fetch", "load"]
 
@@ -23,7 +23,7 @@ Builder = Callable[[Path], Dataset]
 
 def available() -> dict[str, Builder]:
     """Name -> builder of every data set."""
-    return collect(__name__, "DATASETS")
+    return collect("data", "DATASETS")
 
 
 def load(name: str, folder: Path | None = None) -> Dataset:
@@ -31,7 +31,7 @@ def load(name: str, folder: Path | None = None) -> Dataset:
 
     Raises ValueError: an unknown name, with the valid ones; missing or unreadable data, with the path and the remedy.
     """
-    return pick("data set", name, available())(data_folder(folder))
+    return pick("data set", name, available(), broken("data", "DATASETS"))(data_folder(folder))
 
 
 def fetch(name: str, folder: Path | None = None) -> None:
@@ -42,7 +42,7 @@ def fetch(name: str, folder: Path | None = None) -> None:
     Raises ValueError: an unknown name, with the valid ones; a download that failed, with the reason and the remedy.
     """
     pick("data set", name, available())
-    fetchers: dict[str, Callable[[Path], None]] = collect(__name__, "FETCHERS")
+    fetchers: dict[str, Callable[[Path], None]] = collect("data", "FETCHERS")
     if name in fetchers:
         fetchers[name](data_folder(folder))
 

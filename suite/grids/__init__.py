@@ -1,20 +1,18 @@
-"""Grids by name: a file in this folder with `GRID`, which lists runs."""
+"""Grids by name: a file with `GRID`, here or in a folder of plug-ins."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
-import pkgutil
 import runpy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from suite import methods
+from suite import methods, registry
 from suite.contract import Budget, OptOut, Pruner
-from suite.registry import pick
+from suite.registry import Plugin, pick
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Stage, Timed, Timing, in_order
 
@@ -38,7 +36,14 @@ class Grid:
 
 def names() -> list[str]:
     """Return the names of all grids."""
-    return sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+    return sorted({*_plugins()})
+
+
+@registry.cached
+def _plugins() -> dict[str, Plugin]:
+    """Return name -> file of all grids; of two equal names the first."""
+    every = [*registry.own("grids"), *registry.added("grids")]
+    return {plugin.name: plugin for plugin in reversed(every)}
 
 
 def load(name: str) -> Grid:
@@ -46,21 +51,18 @@ def load(name: str) -> Grid:
 
     Raises ValueError with the valid names, or with what is wrong with the file.
     """
-    if name.endswith(".py"):
-        grid = _run(Path(name)).get("GRID")
+    path = Path(name)
+    if name.endswith(".py") and path.absolute().parent not in registry.folders():
+        grid = _run(path).get("GRID")
     else:
-        pick("grid", name, dict.fromkeys(names()))
-        grid = _imported(name).get("GRID")
+        plugin = pick("grid", path.stem if name.endswith(".py") else name, _plugins())
+        module = registry.load(plugin)
+        if isinstance(module, registry.Broken):
+            raise ValueError(f"grid file {module.file} cannot be run: {module.reason}")
+        grid = vars(module).get("GRID")
     if not isinstance(grid, Grid):
         raise ValueError(f"the grid file {name} must define GRID = Grid(...), as suite/grids/quickstart.py does")
     return grid
-
-
-def _imported(name: str) -> dict[str, object]:
-    try:
-        return vars(importlib.import_module(f"{__name__}.{name}"))
-    except (Exception, SystemExit) as error:  # somebody's file may fail in any way, and stops no other grid
-        raise ValueError(f"grid file suite/grids/{name}.py cannot be run: {type(error).__name__}: {error}") from error
 
 
 def _run(path: Path) -> dict[str, object]:
@@ -88,6 +90,7 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
         raise
     except (Exception, SystemExit) as error:  # a user's file may fail in any way
         raise ValueError(f"the runs of {grid.title!r} cannot be listed: {type(error).__name__}: {error}") from error
+    check_classes(runs)
     if smoke:
         runs = smoked(runs)
     if not runs:
@@ -96,6 +99,17 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
     if not chosen:
         raise ValueError(f"--only {only!r} fits none of the {len(runs)} runs; the first is called {runs[0].label!r}")
     return chosen
+
+
+def check_classes(runs: Iterable[Pruned]) -> None:
+    """Raise ValueError if a method is a class of a grid file."""
+    for kind in {type(run.settings) for run in runs}:
+        name = kind.method_name()
+        if methods.discover().get(name) is not kind:
+            raise ValueError(
+                f"the method {kind.__name__} is a class of {kind.__module__}, which is no file of a method; put it in a file "
+                "of its own, FOLDER/NAME.py, and give --plugins FOLDER"
+            )
 
 
 def stages_of(grid: Grid, runs: Iterable[Pruned], *, smoke: bool = False) -> list[Stage]:

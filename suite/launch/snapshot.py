@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from suite import records
+from suite import records, registry
 
 
 def take(results: Path) -> Path:
-    """Copy the packages into `results/snapshots/HASH`, unless this folder exists, and return the folder.
+    """Copy packages and plug-ins into `results/snapshots/HASH`, unless this folder exists, and return the folder.
 
     The hash is of file names and contents, the commit and the dirty flag; rows that a copy makes name all of these.
     """
@@ -23,6 +24,8 @@ def take(results: Path) -> Path:
         for path in sorted((records.ROOT / package).rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
+    for copy, folder in zip(plugin_folders(Path()), registry.folders(), strict=True):
+        files |= {copy / path.relative_to(folder): path.read_bytes() for path in _python_files(folder)}
     source = records.source()
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode())
     for name, content in files.items():
@@ -38,6 +41,18 @@ def take(results: Path) -> Path:
         part.chmod(0o755)
         _move(part, folder)
     return folder
+
+
+def plugin_folders(snapshot: Path) -> list[Path]:
+    """Return the copies of the plug-in folders in a snapshot, in the same order."""
+    return [snapshot / "plugins" / str(number) for number in range(len(registry.folders()))]
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    """Yield the modules and packages in a folder; other folders may hold anything."""
+    yield from sorted(folder.glob("*.py"))
+    for package in sorted(path.parent for path in folder.glob("*/__init__.py")):
+        yield from sorted(package.rglob("*.py"))
 
 
 def _move(part: Path, folder: Path) -> None:

@@ -21,7 +21,8 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from suite.launch import arrays, queue, record
+from suite import registry
+from suite.launch import arrays, queue, record, snapshot
 from suite.launch.arrays import Array
 from suite.launch.job import StageJob, slurm_signal
 from suite.launch.options import Options
@@ -151,7 +152,9 @@ class Submitter:
         if after := self._after(array):
             parameters["dependency"] = f"afterany:{':'.join(after)}"
         source = shlex.quote(str(self.source))
-        setup = [f"export PYTHONSAFEPATH=1 PYTHONPATH={source}${{PYTHONPATH:+:$PYTHONPATH}}"]
+        plugins = os.pathsep.join(map(str, snapshot.plugin_folders(self.source)))
+        setup = [f"export {registry.VARIABLE}={shlex.quote(plugins)}"]
+        setup += [f"export PYTHONSAFEPATH=1 PYTHONPATH={source}${{PYTHONPATH:+:$PYTHONPATH}}"]
         executor.update_parameters(
             **parameters,
             job_name=queue.job_name(self.launch.grid, timing=array.timing),

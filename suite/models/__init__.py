@@ -10,16 +10,16 @@ from collections.abc import Callable
 
 from torch import nn
 
-from suite.registry import collect, pick
+from suite.registry import broken, collect, pick
 
 Builder = Callable[[int], nn.Module]
 
 
 def available() -> dict[str, Builder]:
     """Return name -> builder of every model."""
-    return collect(__name__, "MODELS")
+    return collect("models", "MODELS")
 
 
 def build(name: str, classes: int) -> nn.Module:
     """Build a model for a number of classes. Raises ValueError with the valid names."""
-    return pick("model", name, available())(classes)
+    return pick("model", name, available(), broken("models", "MODELS"))(classes)

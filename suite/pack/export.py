@@ -128,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
         description="Write a packed network in a format that needs nothing of this suite. The file is run and compared with "
         "the packed network; one that disagrees is not written.",
     )
+    cli.add_plugins_option(result)
     result.add_argument("packed", type=Path, metavar="PACKED", help="packed.safetensors of a finished run")
     result.add_argument("--to", required=True, choices=tuple(WRITERS), help="the format")
     result.add_argument("--out", type=Path, metavar="FILE", help="default: beside PACKED, with the format's suffix")

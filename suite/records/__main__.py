@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from suite import cli
 from suite.records.merge import merge
 
 
@@ -19,6 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m suite.records", description="Merge results folders, such as those of several clusters."
     )
+    cli.add_plugins_option(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
         "merge",

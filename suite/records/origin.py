@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
 import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable
+import sys
+from collections.abc import Container, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from suite import methods
+from suite import methods, registry
 from suite.files import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,11 +34,15 @@ def provenance(device: str, plugins: Iterable[str] = ()) -> dict[str, Any]:
     """Return commit, dirty flag, library versions, device and threads of this process.
 
     `plugins` are the modules of method, model and data set. `files` has path and SHA-256 of each file of theirs that
-    differs from the commit; it is absent if none does.
+    differs from the commit or lies outside the checkout; it is absent if there is none.
     """
     lasting = dict(_lasting(device))
     changed = lasting.pop("changed")
-    files = {path: changed[path] for path in sorted(_files_of(plugins) & changed.keys())} if changed else {}
+    files = {
+        label: changed.get(label) or sha256(path)
+        for label, path in plugin_files(plugins).items()
+        if label in changed or not PLUGINS.match(label)
+    }
     if not (lasting["dirty"] or files):
         lasting.pop("snapshot", None)
     return {
@@ -127,30 +131,36 @@ def _is_plugin(path: str, state: str) -> bool:
     return not shared or re.search(r"^(MODELS|DATASETS)\b", (ROOT / path).read_text(), re.MULTILINE) is not None
 
 
-def _files_of(plugins: Iterable[str]) -> set[str]:
-    """Return the plug-in files of these modules and of the modules that they import, transitively."""
-    files: set[str] = set()
-    pending = list(plugins)
+def plugin_files(modules: Iterable[str]) -> dict[str, Path]:
+    """Return label -> path of the modules' plug-in files, transitively imported ones included.
+
+    Labels are paths inside the checkout, `plugins/NAME.py` of files in plug-in folders, and paths inside site-packages.
+    """
+    files: dict[str, Path] = {}
+    pending = list(modules)
+    tops = {module.partition(".")[0] for module in pending} - {"suite"}
     while pending:
         module = pending.pop()
-        stem = module.replace(".", "/")
-        for path, package in ((f"{stem}.py", module.rpartition(".")[0]), (f"{stem}/__init__.py", module)):
-            if path not in files and PLUGINS.match(path) and (ROOT / path).is_file():
-                files.add(path)
-                pending += _imports(ROOT / path, package)
-    return files
+        for label, path, package in _candidates(module, tops):
+            if label not in files and path.is_file():
+                files[label] = path
+                body = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                pending += [name for node in body for name in registry.imports(node, package)]
+    return dict(sorted(files.items()))
 
 
-def _imports(path: Path, package: str) -> list[str]:
-    """Return the modules that a package's file imports.
+def _candidates(module: str, tops: Container[str]) -> Iterator[tuple[str, Path, str]]:
+    """Yield label, path and package of the plug-in files that a module may be.
 
-    `from a import b` gives a and a.b.
+    tops  top-level packages of entry points
     """
-    modules: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            name = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            modules += [name, *(f"{name}.{alias.name}" for alias in node.names)]
-    return modules
+    added = module.startswith(f"{registry.OUTSIDE}.")
+    stem = (module.removeprefix(f"{registry.OUTSIDE}.") if added else module).replace(".", "/")
+    for tail, package in ((".py", module.rpartition(".")[0]), ("/__init__.py", module)):
+        label = f"{stem}{tail}"
+        if added:
+            yield from ((f"plugins/{label}", folder / label, package) for folder in registry.folders())
+        elif PLUGINS.match(label):
+            yield label, ROOT / label, package
+        elif module.partition(".")[0] in tops:
+            yield from ((label, Path(folder) / label, package) for folder in sys.path)

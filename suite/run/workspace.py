@@ -231,8 +231,8 @@ def _plugins(run: Pruned) -> list[str]:
     Methods are the run's own and those that it follows.
     """
     base, modules = run.base, [type(run.settings).__module__]
-    modules.append(registry.module_of("suite.models", "MODELS", base.model))
-    modules.append(registry.module_of("suite.data", "DATASETS", base.data))
+    modules.append(registry.module_of("models", "MODELS", base.model))
+    modules.append(registry.module_of("data", "DATASETS", base.data))
     return modules + (_plugins(run.reference) if run.reference else [])
 
 
