@@ -1,6 +1,6 @@
 """Timing of callables on a device, the one loop of all measurements.
 
-CUDA events time a GPU, the wall clock times a CPU.
+CUDA events time a GPU, the wall clock times a CPU. CPU time of the process is a second clock.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
 
 Run = Callable[[], object]
 Name = TypeVar("Name", bound=str)
+Times = TypeVar("Times")
 
 
 @torch.inference_mode()
@@ -33,6 +34,17 @@ def seconds_per_run(run: Run, device: str | torch.device, repeats: int = 1) -> f
     for _ in range(repeats):
         run()
     return (time.perf_counter() - started) / repeats
+
+
+def both_clocks(run: Run, device: str | torch.device, repeats: int = 1) -> tuple[float, float]:
+    """Return the mean wall-clock and CPU seconds of one run, over all threads."""
+    started = time.process_time()
+    seconds = seconds_per_run(run, device, repeats)
+    return seconds, (time.process_time() - started) / repeats
+
+
+def _wall(run: Run, device: str | torch.device, repeats: int) -> float:
+    return seconds_per_run(run, device, repeats)
 
 
 def warm_up(run: Run, device: str | torch.device, seconds: float, cap_s: float = 10.0) -> float:
@@ -54,17 +66,40 @@ def warm_up(run: Run, device: str | torch.device, seconds: float, cap_s: float =
             previous = median
 
 
+@overload
 def rounds(
     runs: Mapping[Name, Run], device: str | torch.device, repeats: int = 1, *, permute: bool = False
-) -> Iterator[dict[Name, float]]:
+) -> Iterator[dict[Name, float]]: ...
+
+
+@overload
+def rounds(
+    runs: Mapping[Name, Run],
+    device: str | torch.device,
+    repeats: int = 1,
+    *,
+    permute: bool = False,
+    clock: Callable[[Run, str | torch.device, int], Times],
+) -> Iterator[dict[Name, Times]]: ...
+
+
+def rounds(
+    runs: Mapping[Name, Run],
+    device: str | torch.device,
+    repeats: int = 1,
+    *,
+    permute: bool = False,
+    clock: Callable[[Run, str | torch.device, int], Any] = _wall,
+) -> Iterator[dict[Name, Any]]:
     """Yield the seconds of one run of each, round after round without end.
 
     permute   every round takes the next permutation of the runs, so that position effects cancel in ratios; False keeps
               the order of `runs`
+    clock     (run, device, repeats) -> the yielded value
     """
     orders = list(itertools.permutations(runs)) if permute else [tuple(runs)]
     for order in itertools.cycle(orders):
-        yield {name: seconds_per_run(runs[name], device, repeats) for name in order}
+        yield {name: clock(runs[name], device, repeats) for name in order}
 
 
 def fastest(runs: Mapping[Name, Run], device: str | torch.device, count: int = 5) -> tuple[Name, dict[Name, float]]:

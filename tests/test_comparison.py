@@ -54,7 +54,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     monkeypatch.setattr(comparison, "_prepare", prepare)
     monkeypatch.setattr(comparison, "captured", captured)
     monkeypatch.setattr(comparison, "fastest", fastest)
-    monkeypatch.setattr(comparison, "in_fresh_process", lambda function, job: function(job))
+    monkeypatch.setattr(comparison, "in_fresh_process", lambda function, job, report: function(job))
     monkeypatch.setattr("suite.measure.latency.alternate", alternate)
     return made
 

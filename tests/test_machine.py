@@ -169,7 +169,7 @@ def test_load_of_other_processes_is_seen_and_flagged(monkeypatch: pytest.MonkeyP
         pass
     assert found == {"before": None, "after": None, "other_cores": 0.3}
     assert machine.flags([{"other_cores": 0.1}, found], "cpu") == (
-        f"other processes used 0.3 of {os.cpu_count()} cores",
+        f"other processes used 0.3 of {len(os.sched_getaffinity(0))} cores",
     )
     assert machine.flags([{"other_cores": 0.1}], "cpu") == ()
 

@@ -100,6 +100,7 @@ def run_of(name: str) -> Callable[[], str]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[float]]:
     """Run -> the seconds that each of its measurements takes; nothing is really measured."""
     times: dict[str, Iterator[float]] = {}
+    monkeypatch.setattr(timing.time, "process_time", lambda: 0.0)
     monkeypatch.setattr(timing, "seconds_per_run", lambda run, device, repeats=1: next(times[run()]))
     return times
 
@@ -153,7 +154,7 @@ def test_a_null_test_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, 
     results = [comparison((2.0, 1.9, 2.1), (1.1, 1.05, 1.15))] * 4
     results[good_attempt - 1] = comparison((1.5, 1.4, 1.6), (1.0, 0.99, 1.01))
     left = iter(results)
-    monkeypatch.setattr(latency, "_alternate_once", lambda dense, packed, device, plan: next(left))
+    monkeypatch.setattr(latency, "_alternate_once", lambda *arguments: next(left))
     found = alternate(run_of("dense"), run_of("packed"), "cpu", QUICK)
     assert found.attempts == min(good_attempt, QUICK.attempts)
     assert len(list(left)) == 4 - found.attempts
@@ -233,5 +234,5 @@ def test_a_larger_network_is_really_slower() -> None:
     x, wide = torch.randn(1, 4, 16, 16), torch.randn(4, 64, 32, 32)
     found = alternate(lambda: large(wide), lambda: small(x), "cpu", protocol(Timing(protocol="quick")))
     assert found.ratio[1] > 3
-    assert found.verdict in ("faster", "not trusted")
+    assert found.verdict != "slower"
     assert len(found.dense_ms) >= 10

@@ -19,6 +19,7 @@ def run_named(name: str) -> Run:
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[float]]:
     """Name of a run -> the seconds that its next timings return."""
     times: dict[str, Iterator[float]] = {}
+    monkeypatch.setattr(timing.time, "process_time", lambda: 0.0)
     monkeypatch.setattr(timing, "seconds_per_run", lambda run, device, repeats=1: next(times[run()]))
     return times
 

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from suite import cli, data, records
-from suite.measure import Timing, bounds, compare, executions, networks
+from suite.measure import Timing, bounds, claim, compare, executions, networks
 from suite.measure.networks import Network, Shape
 from suite.measure.protocol import DTYPES
+from suite.progress import Watch
 from suite.train import top1_pct
 from suite.trainer import Diverged
 
@@ -128,6 +130,21 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return {**values, "provenance": records.provenance(arguments.device)}
 
 
+class _Shown(Watch):
+    """Progress in a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        columns = ("[progress.description]{task.description}", BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=console, transient=True)
+        self.task = self.progress.add_task("preparing", total=1)
+
+    def report(self, doing: str, **numbers: Any) -> None:
+        """Move the bar to `share`."""
+        share = numbers.get("share", 0.0)
+        self.progress.update(self.task, completed=share, description=doing if share else "preparing")
+
+
 def _shape(arguments: argparse.Namespace, network: Network, dataset: data.Dataset | None) -> Shape:
     if arguments.shape:
         c, h, w = arguments.shape
@@ -172,7 +189,9 @@ def _latency(
     conditions = {name: getattr(arguments, name) for name in ("device", "precision", "layout", "protocol")}
     also = (executions.PLAIN, *arguments.also)
     timing = Timing(batch=batch, **conditions)
-    comparison = compare(Path(dense.name), Path(network.name), timing, shape=shape, also=also)
+    watch = _Shown(Console(stderr=True))
+    with watch.progress:
+        comparison = compare(Path(dense.name), Path(network.name), timing, shape=shape, also=also, watch=watch)
     first = comparison.first
     dense_columns = {"dense_execution": first.chosen[0], "dense_executions_ms": dict(first.executions_ms[0])}
     return {**dataclasses.asdict(timing), **comparison.columns(), **dense_columns}
@@ -231,15 +250,18 @@ def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
 def _latency_table(values: dict[str, Any]) -> Table:
     first = values["latency"][0]
     about = ", ".join(str(first[name]) for name in ("device", "precision", "layout", "protocol"))
-    headings = ("batch", "dense ms", "ms", "speed-up", "theoretical", "null test")
+    headings = ("batch", "dense ms", "ms", "speed-up", "CPU time", "theoretical", "null test")
     table = Table(*headings, title=f"Latency: {about}", title_justify="left", box=box.SIMPLE, pad_edge=False)
     for row in values["latency"]:
         gain = row["verdict"]
-        if gain != "not trusted":
+        if gain == "not trusted" and claim.is_busy(row["flags"]):
+            gain = "not trusted: machine busy"
+        elif gain != "not trusted":
             gain = f"{row['speedup_x']:.2f} [{row['speedup_low_x']:.2f}, {row['speedup_high_x']:.2f}] {gain}"
         times = (f"{row[name]:.2f}" for name in ("dense_ms", "packed_ms"))
         null = f"[{row['null_low_x']:.3f}, {row['null_high_x']:.3f}]"
-        table.add_row(str(row["batch"]), *times, gain, f"{values['theoretical_x']:.2f}", null)
+        cpu = "" if row["cpu_speedup_x"] is None else f"{row['cpu_speedup_x']:.2f}"
+        table.add_row(str(row["batch"]), *times, gain, cpu, f"{values['theoretical_x']:.2f}", null)
     pairs = dict.fromkeys(f"{row['execution']} beside dense {row['dense_execution']}" for row in values["latency"])
     table.caption, table.caption_justify = f"Executions: {', '.join(pairs)}", "left"
     return table

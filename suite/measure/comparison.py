@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ Choices = tuple[packing.Choice | None, packing.Choice | None]
 """Executions of the layers of the dense and of the other network; None for one that is not tuned."""
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
+Report = Callable[[float], object]
+"""Receiver of progress: a share from 0 to 1, or seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,7 @@ class Comparison:
         """Return the measured columns of a `TimedRow`."""
         headline = self.measurement().columns()
         eager = self.measurement("eager").columns()
-        flags = (flag for leg in self.legs.values() for flag in machine.flags(_conditions(leg), self.timing.device))
+        flags = [flag for leg in self.legs for flag in self.measurement(leg).flags]
         columns = {
             **headline,
             "execution": self.first.chosen[1],
@@ -127,10 +130,6 @@ class Comparison:
             columns["layers"] = {name: one.columns() for name, one in zip(names, self.choices, strict=True)}
             columns["of_bound"] = columns["bound_ms"] / columns["packed_ms"]
         return columns
-
-
-def _conditions(results: Sequence[LegResult]) -> list[Mapping[str, Any]]:
-    return [result.conditions for result in results]
 
 
 def compare(
@@ -163,14 +162,20 @@ def compare(
         also=tuple(also),
     )
     watch = watch or Watch()
-    first, choices = measure(job)
+    count, started = job.protocol.processes, time.monotonic()
+    watch.report("timing", share=0.0)
+    first, choices = measure(job, lambda share: watch.report("timing", share=share / count))
+    first_s = time.monotonic() - started
     job = dataclasses.replace(job, chosen={leg: result.chosen for leg, result in first.items()}, choices=choices)
     processes = [first]
-    for done in range(1, job.protocol.processes):
+    for done in range(1, count):
         if watch.must_stop:
-            raise Interrupted(f"stopped after {done} of {job.protocol.processes} processes; latency is measured anew")
-        watch.report("timing", share=done / job.protocol.processes)
-        processes.append(in_fresh_process(measure, job)[0])
+            raise Interrupted(f"stopped after {done} of {count} processes; latency is measured anew")
+
+        def report(seconds: float, done: int = done) -> None:
+            watch.report("timing", share=(done + min(seconds / first_s, 0.95)) / count)
+
+        processes.append(in_fresh_process(measure, job, report)[0])
     tuned = tuple(choice for choice in choices if choice is not None)
     both_tuned = len(tuned) == len(choices)
     return Comparison(
@@ -181,12 +186,22 @@ def compare(
     )
 
 
-def measure(job: Job) -> tuple[dict[Leg, LegResult], Choices]:
-    """Measure every leg in this process; return the results and the layers' executions."""
+def measure(job: Job, report: Report = lambda share: None) -> tuple[dict[Leg, LegResult], Choices]:
+    """Measure every leg in this process; return the results and the layers' executions.
+
+    report   is called with the share of the blocks that is done, 0 to 1
+    """
     set_up_torch(job.threads)
     dense, other = _prepare(job)
     legs: tuple[Leg, ...] = ("eager", "graph") if job.timing.device == "cuda" else ("eager",)
-    return {leg: _leg(dense.runs, other.runs, job, leg) for leg in legs}, (dense.choice, other.choice)
+    results: dict[Leg, LegResult] = {}
+    for number, leg in enumerate(legs):
+
+        def report_leg(share: float, number: int = number) -> None:
+            report((number + share) / len(legs))
+
+        results[leg] = _leg(dense.runs, other.runs, job, leg, report_leg)
+    return results, (dense.choice, other.choice)
 
 
 def _prepare(job: Job) -> list[Executions]:
@@ -199,7 +214,7 @@ def _prepare(job: Job) -> list[Executions]:
     ]
 
 
-def _leg(dense: Mapping[str, Run], other: Mapping[str, Run], job: Job, leg: Leg) -> LegResult:
+def _leg(dense: Mapping[str, Run], other: Mapping[str, Run], job: Job, leg: Leg, report: Report) -> LegResult:
     """Choose the fastest execution of each network unless the job names it, then measure both."""
     device = job.timing.device
     names, milliseconds, runs = [], [], []
@@ -212,9 +227,9 @@ def _leg(dense: Mapping[str, Run], other: Mapping[str, Run], job: Job, leg: Leg)
         milliseconds.append(ms)
         runs.append(prepared[name])
     with machine.watched(device) as conditions:
-        measurement = latency.alternate(runs[0], runs[1], device, job.protocol)
+        measurement = latency.alternate(runs[0], runs[1], device, job.protocol, report)
     return LegResult(
-        measurement=measurement,
+        measurement=dataclasses.replace(measurement, flags=machine.flags([conditions], device)),
         chosen=(names[0], names[1]),
         executions_ms=(milliseconds[0], milliseconds[1]),
         conditions=conditions,
@@ -238,14 +253,21 @@ def _limits(job: Job) -> dict[str, Any]:
     return columns
 
 
-def in_fresh_process(function: Callable[[Argument], Result], argument: Argument) -> Result:
+def in_fresh_process(
+    function: Callable[[Argument], Result], argument: Argument, report: Report = lambda seconds: None
+) -> Result:
     """Return `function(argument)` as computed by a new Python; the function is one of a module.
 
+    report   is called with the seconds since the start, every second
     Raises what the function raises, and ValueError if the process was killed.
     """
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        started = time.monotonic()
+        future = pool.submit(function, argument)
+        while not wait([future], timeout=1).done:
+            report(time.monotonic() - started)
         try:
-            return pool.submit(function, argument).result()
+            return future.result()
         except BrokenProcessPool:
             raise ValueError(
                 "a measuring process was killed; out of memory is the usual reason: try a smaller batch"

@@ -48,7 +48,9 @@ def flags(conditions: Sequence[Mapping[str, Any]], device: str) -> tuple[str, ..
     """Return the reasons to doubt measurements under these conditions, a phrase each."""
     if device != "cuda":
         other = max(one["other_cores"] for one in conditions)
-        return (f"other processes used {other:.1f} of {os.cpu_count()} cores",) if other > BUSY_CORES else ()
+        return (
+            (f"other processes used {other:.1f} of {len(os.sched_getaffinity(0))} cores",) if other > BUSY_CORES else ()
+        )
     states = [one[when] or {} for one in conditions for when in ("before", "after")]
     processes = max(state.get("other_processes", 0) for state in states)
     throttles = sorted({name for state in states for name in state.get("throttled", ())})
@@ -111,9 +113,12 @@ def _text(value: str | bytes) -> str:
 
 
 def _busy_s() -> float:
-    """Return the busy seconds of all cores together since the start of the system."""
-    times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+    """Return the busy seconds, since boot, of the cores that this process may use."""
+    per_core = psutil.cpu_times(percpu=True)
+    cores = [per_core[core] for core in os.sched_getaffinity(0) if core < len(per_core)]
+    return sum(
+        sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0) for times in cores
+    )
 
 
 def _own_s() -> float:

@@ -140,8 +140,15 @@ class TimedRow(Row):
     null_high_x: float | None = None
     """Dense against dense, measured alike. The measurement is not trusted if this interval misses 1. With several
     processes, the interval of the process with the worst failure."""
+    cpu_speedup_x: float | None = None
+    cpu_speedup_low_x: float | None = None
+    cpu_speedup_high_x: float | None = None
+    """Dense / packed in CPU time of the measuring process, a second clock; None on a GPU."""
+    dense_cpu_ms: float | None = None
+    packed_cpu_ms: float | None = None
     verdict: str | None = None
-    """"faster", "slower", "no difference", or "not trusted" if the null test fails."""
+    """"faster", "slower", "no difference" or "not trusted", as written at the time; reports decide again from the
+    intervals and the flags (`measure.claim`)."""
     deployed: str | None = None
     """Network to deploy: the packed execution, or "dense" if packing is slower."""
     processes: tuple[dict[str, Any], ...] = ()

@@ -4,10 +4,10 @@ Definitions
     mean, sd      over the n runs of a line; sd is the sample standard deviation (n - 1), absent for n = 1
     base          over the different base networks among them: one public network has no spread
     drop          base minus pruned, paired run by run
-    speed-up      the median over the runs whose null test passed, with the lowest lower and the highest upper end of their
-                  own 95 % intervals. The range covers every network that was measured; it says nothing of seeds not run
-    verdict       "faster" or "slower" when that range lies above or below 1, "no difference" when it contains 1, "not
-                  trusted" when no run passed the null test (its interval of dense against dense contains 1)
+    speed-up      the median over the runs whose measurement is trusted (`measure.claim`), with the lowest lower and the highest
+                  upper end of their own 95 % intervals. The range covers every network that was measured; it says nothing of
+                  seeds not run
+    verdict       "faster" or "slower" if every trusted run is, "not trusted" if no run is trusted, else "no difference"
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from suite.measure import claim
 from suite.report import fairness, inference
 from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES, TIMED_CONDITIONS, TIMING, Frames
 
@@ -45,7 +46,7 @@ def table(frames: Frames) -> pd.DataFrame:
     first = latency_lines(frames, lines)
     first = first[first["timing"] == 0].drop(columns="timing")
     both = lines.merge(first, on="line", how="left", validate="one_to_many")
-    text = [*TIMED_CONDITIONS, "precision", "layout", "protocol", "verdict", "deployed"]
+    text = [*TIMED_CONDITIONS, "precision", "layout", "protocol", "verdict", "deployed", "flags"]
     both[text] = both[text].astype("object").fillna("")
     both["note"] = _notes(both)
     return both
@@ -132,6 +133,7 @@ def latency_lines(frames: Frames, lines: pd.DataFrame) -> pd.DataFrame:
     result[TIMED_CONDITIONS] = result[TIMED_CONDITIONS].fillna("")
     result["verdict"] = result["verdict"].fillna("")
     result["deployed"] = result["deployed"].fillna("")
+    result["flags"] = result["flags"].fillna("")
     counted = ["speedup_n", "speedup_untrusted"]
     result[counted] = result[counted].fillna(0).astype(int)
     return result
@@ -144,7 +146,7 @@ def _line_of_run(runs: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
 
 def _speedups(done: pd.DataFrame) -> pd.DataFrame:
     keys = ["line", "timing", *TIMED_CONDITIONS]
-    trusted = (done["null_low_x"] <= 1) & (done["null_high_x"] >= 1)
+    trusted = done["claim"] != "not trusted"
     values = ["speedup_x", "speedup_low_x", "speedup_high_x", "dense_ms", "packed_ms"]
     masked = done.assign(**{name: done[name].where(trusted) for name in values}, untrusted=~trusted)
     result = masked.groupby(keys, sort=False).agg(
@@ -156,14 +158,17 @@ def _speedups(done: pd.DataFrame) -> pd.DataFrame:
         theoretical_x=("theoretical_x", "mean"),
         dense_ms=("dense_ms", "median"),
         packed_ms=("packed_ms", "median"),
+        cpu_speedup_x=("cpu_speedup_x", "median"),
+        flags=("flags", lambda flags: "; ".join(dict.fromkeys(filter(None, flags)))),
+        verdict=("claim", _verdict),
     )
-    result["verdict"] = _verdict(result)
     return result.join(_deployed(done, keys)).reset_index()
 
 
-def _verdict(speedups: pd.DataFrame) -> np.ndarray:
-    low, high = speedups["speedup_low_x"], speedups["speedup_high_x"]
-    return np.select([low.isna(), low > 1, high < 1], ["not trusted", "faster", "slower"], default="no difference")
+def _verdict(claims: pd.Series) -> str:
+    """Return the claim of the trusted runs together."""
+    trusted = sorted({*claims} - {"not trusted"})
+    return "not trusted" if not trusted else trusted[0] if len(trusted) == 1 else "no difference"
 
 
 def _deployed(done: pd.DataFrame, keys: list[str]) -> pd.Series:
@@ -201,7 +206,8 @@ def _notes(lines: pd.DataFrame) -> pd.Series:
         _when(~none & lines["asked_device"].isna(), "not timed"),
         _counted(lines["timed_missing"], lines["n"], "not timed"),
         _counted(lines["timed_failed"], lines["n"], "timing failed"),
-        _counted(lines["speedup_untrusted"], lines["speedup_untrusted"] + lines["speedup_n"], "null test failed"),
+        _counted(lines["speedup_untrusted"], lines["speedup_untrusted"] + lines["speedup_n"], "not trusted"),
+        _when(lines["flags"].map(lambda flags: claim.is_busy([flags])), "timed on a busy machine"),
         _when((lines["timed_dirty"] == "yes") & (lines["dirty"] != "yes"), "timed dirty"),
     ]
     return pd.concat(notes, axis=1).apply(lambda texts: "; ".join(text for text in texts if text), axis=1)

@@ -16,6 +16,7 @@ import pandas as pd
 
 from suite import records
 from suite.grids import Grid, runs_of, stages_of
+from suite.measure import claim
 from suite.schedule import Schedule
 from suite.stages import Pruned, Timed, describe
 
@@ -54,8 +55,12 @@ _TIMED = [
     "speedup_low_x",
     "speedup_high_x",
     "theoretical_x",
+    "null_x",
     "null_low_x",
     "null_high_x",
+    "cpu_speedup_x",
+    "cpu_speedup_low_x",
+    "cpu_speedup_high_x",
     "deployed",
     "flags",
 ]
@@ -95,7 +100,9 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
     timed_rows = [row for row in rows if isinstance(row, records.TimedRow)]
     return Frames(
         runs=_joined(runs_frame, _pruned_rows(pruned_rows), ["base_top1_pct", "pruned_top1_pct", "macs_cut_pct"]),
-        timings=_joined(timed_frame, _timed_rows(timed_rows), ["speedup_x", "speedup_low_x", "speedup_high_x"]),
+        timings=_with_claims(
+            _joined(timed_frame, _timed_rows(timed_rows), ["speedup_x", "speedup_low_x", "speedup_high_x"])
+        ),
         rows={row.key: row for row in rows},
         unreadable=tuple(records.unreadable(results, [key for key in keys if key in without])),
     )
@@ -244,6 +251,19 @@ def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:
     frame["flags"] = frame["flags"].map("; ".join)
     frame["threads"] = frame["threads"].where(frame["timed_device"].str.startswith("cpu"), "")
     return frame
+
+
+def _with_claims(timings: pd.DataFrame) -> pd.DataFrame:
+    """Add `claim`, the verdict of every measurement by the present rule; "" for one that is not done."""
+    claims = []
+    for row in timings.to_dict("records"):
+        ratio, cpu, null = (
+            tuple(row[f"{name}{end}_x"] for end in ("", "_low", "_high")) for name in ("speedup", "cpu_speedup", "null")
+        )
+        known = None if any(pd.isna(value) for value in cpu) else cpu
+        done = row["status"] == "done"
+        claims.append(claim.verdict(ratio, null, cpu=known, flags=[row["flags"]]) if done else "")
+    return timings.assign(claim=claims)
 
 
 def _with_conditions(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

@@ -21,6 +21,8 @@ _SPEEDUP = [
     "verdict",
     "theoretical_x",
     "deployed",
+    "cpu_speedup_x",
+    "flags",
 ]
 TABLE_COLUMNS = [
     *("data", "model", "split", "weights", "method", "settings", "granularity", "groups", "budget", "budget_scope"),
@@ -122,6 +124,7 @@ def shown(lines: pd.DataFrame, *, median: bool = False) -> pd.DataFrame:
         "speed-up x": lines.apply(words.speedup, axis=1),
         "theoretical x": lines["theoretical_x"].map(words.number),
         "deployed": lines["deployed"],
+        **({"doubtful": lines["flags"]} if lines["flags"].ne("").any() else {}),
         "device": lines["timed_device"].where(lines["timed_device"] != "", lines["device"]),
         "fairness": lines["fairness_level"]
         .map(lambda level: words.number(level, 0))

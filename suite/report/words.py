@@ -14,9 +14,10 @@ FLOPS = (
 )
 SPEEDUP = (
     "speed-up is dense time / packed time: the median over the runs [lowest lower end, highest upper end of the runs' own "
-    "95 % intervals] (number of runs). The range covers every network that was measured, not seeds that were not run. When "
-    'it contains 1 there is "no difference"; runs whose null test (dense against dense) failed are left out, and without '
-    'any other the cell is "not trusted"'
+    "95 % intervals] (number of runs). The range covers every network that was measured, not seeds that were not run. A claim "
+    "needs an interval apart from the null interval (dense against dense) and an effect larger than the width of the null "
+    'interval, else there is "no difference". Runs are left out if the null test failed, if other processes used the device, '
+    'or if CPU time shows the opposite; a cell of such runs only is "not trusted"'
 )
 REPRODUCTION = (
     "a drop is compared if the source states its base accuracy, else the accuracy. Our median stands beside a published median. "
