@@ -1,1 +1,4 @@
-"""Rival methods, one file each; the file's presence registers it. `_template.py` is the one to copy."""
+"""Rival methods, one file each.
+
+The file's presence registers the method; copy `_template.py` to add one.
+"""

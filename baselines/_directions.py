@@ -1,4 +1,4 @@
-"""One direction a filter, by which two filters are compared whatever their norms.
+"""One direction a filter, which does not depend on the filter's norm.
 
 Source: Singh and Plumbley, A Passive Similarity based CNN Filter Pruning, Interspeech 2022, section 2.
 Shapes: O filters, I input channels, K weights of one kernel, D entries of a direction.
@@ -11,9 +11,11 @@ from torch import Tensor
 
 
 def directions(weight_OIkk: Tensor) -> Tensor:
-    """float64 [O, D]: unit vectors, the spatial pattern (D = K) of the best rank-1 approximation of each filter as I x K.
+    """Return unit vectors, one direction a filter, float64 [O, D].
 
-    Signed as the first channel carries it. A 1x1 filter has no spatial pattern: its weights are its direction (D = I). A
+    The direction is the spatial pattern (D = K) of the best rank-1 approximation of the filter as I x K.
+
+    Its sign is that of the first channel. A 1x1 filter has no spatial pattern: its weights are its direction (D = I). A
     filter of zeros gets an arbitrary direction, or zeros.
     """
     filters_OIK = weight_OIkk.detach().double().flatten(2)

@@ -1,4 +1,4 @@
-"""Statistics of feature maps, shared by the criteria that rate a filter by its output: HRank and CHIP."""
+"""Means over images of statistics of feature maps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHUNK = 32
 
 
 class _Sums(fx.Interpreter):
-    """Run the traced network and add up a statistic of the maps at some of its nodes."""
+    """Run the traced network and sum a statistic of the maps at some nodes."""
 
     def __init__(
         self, model: nn.Module, graph: Graph, nodes: set[fx.Node], statistic: Callable[[Tensor], Tensor]
@@ -38,7 +38,7 @@ class _Sums(fx.Interpreter):
 def mean_over_images(
     model: nn.Module, graph: Graph, task: Task, images: int, statistic: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Return layer -> mean over training images of a statistic of the maps behind each filter, float64 [O].
+    """Return layer -> mean over images of a statistic of each filter's maps, float64 [O].
 
     statistic   maps [B, O, H, W] -> [B, O]
     The maps are those after batch norm, residual sum and activation, where a layer has them.
@@ -52,7 +52,10 @@ def mean_over_images(
 
 
 def _map_of(graph: Graph, conv: fx.Node) -> fx.Node:
-    """Return the activation behind a convolution, past its batch norm and residual sum; the last of these if none follows."""
+    """Return the activation behind a convolution, past its batch norm and residual sum.
+
+    Without an activation, returns the last of these nodes.
+    """
     node = conv
     while graph.kinds[node] != "pass" and graph.kinds[user := next(iter(node.users))] in ("bn", "sum", "pass"):
         node = user

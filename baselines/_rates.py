@@ -1,4 +1,4 @@
-"""What the controls with another run's rates share: of every layer, as large a part goes as in the run that is followed.
+"""Rates of another run: each layer loses the share that it loses there.
 
 Shapes: O filters, S filter sets (filters tied through residual sums disappear together).
 """
@@ -18,7 +18,7 @@ from suite.select import same_layers, set_scores, without_sets
 
 @dataclass(frozen=True, kw_only=True)
 class Rates(Pruner):
-    """Removes the filters with the smallest `scores`, from each layer the share that the run it follows removed there."""
+    """Removes filters with the smallest `scores`, at the rates of the followed run."""
 
     granularity = "filter"
     deviations = (
@@ -30,19 +30,21 @@ class Rates(Pruner):
     control = True
 
     def scores(self, model: nn.Module, graph: Graph, task: Task) -> Mapping[str, Tensor]:
-        """Layer -> score [O]."""
+        """Return layer -> score [O]."""
         raise NotImplementedError
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Knob 0.5 gives the followed run's own rates."""
+        """Return the planner with the followed run's own rates at knob 0.5."""
         return rates_planner(graph, self.scores(model, graph, task), task.reference)
 
 
 def rates_planner(graph: Graph, scores: Mapping[str, Tensor], reference: PruningPlan | None) -> Planner:
-    """A planner that removes the filters with the smallest scores, at the rates of `reference` when the knob is 0.5.
+    """Return a planner that removes the filters with the smallest scores.
+
+    At knob 0.5 the rates are those of `reference`.
 
     A smaller knob scales all rates down; a larger one closes the same part of every rate's distance to 1.
-    Raises ValueError when there is no reference.
+    Raises ValueError if there is no reference.
     """
     if reference is None:
         raise ValueError("rates are those of another run: list this one with suite.grids.follow, which gives its plan")
@@ -58,7 +60,7 @@ def rates_planner(graph: Graph, scores: Mapping[str, Tensor], reference: Pruning
 
 
 def _rates(graph: Graph, sets: Mapping[str, Tensor], reference: PruningPlan) -> Iterator[tuple[Tensor, float]]:
-    """(filter sets that lie in the same layers, the share of them to remove)."""
+    """Yield filter sets of the same layers and the share to remove."""
     kept_S = torch.zeros(1 + max(int(ids.max()) for ids in sets.values()), dtype=torch.bool)
     removed, kernels = {}, {}
     for name, ids in sets.items():

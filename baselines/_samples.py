@@ -34,7 +34,7 @@ def plan_by_samples(
     images: int,
     positions: int,
 ) -> Planner:
-    """Return a planner that removes the same share of the input channels of each of `layers`.
+    """Return a planner that removes the same share of input channels of each layer.
 
     order(gram_II, w_OIK) gives a layer's channels, the first to go first; gram_II is `channel_products` of its samples.
     """
@@ -61,7 +61,7 @@ def refit(
     images: int,
     positions: int,
 ) -> None:
-    """Fit the weights of all layers that lost channels to the layers' old outputs, in order of execution.
+    """Fit the weights of layers that lost channels to their old outputs, in order.
 
     fit(w_OIK, before_OCK, xx, xy) returns the new w_OIK of the channels that are left, for inputs x from the network that is
     pruned and refitted up to this layer; y are the inputs of all channels before pruning. xx and xy are `sampled_products`.
@@ -87,7 +87,7 @@ def refit(
 
 @torch.no_grad()
 def walk(model: nn.Module, graph: Graph, pictures: Tensor) -> Iterator[tuple[str, nn.Conv2d, Tensor]]:
-    """Yield each layer, its convolution and its input [B, C, H, W], in order of execution.
+    """Yield layer, convolution and its input [B, C, H, W], in order of execution.
 
     A convolution runs after its yield, with the weights that it then has.
     """
@@ -109,7 +109,9 @@ def _input(model: nn.Module, graph: Graph, pictures: Tensor, name: str) -> Tenso
 
 
 def sampled_products(conv: nn.Conv2d, x: Tensor, y: Tensor, positions: int, generator: torch.Generator) -> Tensor:
-    """Return the sum of x (outer) y over `positions` random output pixels of each image, float64 [IK, CK].
+    """Return sums of x (outer) y over random output pixels, float64 [IK, CK].
+
+    Each image has `positions` pixels.
 
     x [B, I, H, W] and y [B, C, H, W] are inputs of the convolution in two networks; the pixels are the same in both.
     """
@@ -137,7 +139,7 @@ def read(conv: nn.Conv2d, x: Tensor, pixels: Tensor) -> Tensor:
 
 
 def channel_products(products: Tensor, w_OIK: Tensor, v_OCK: Tensor) -> Tensor:
-    """Return [I, C]: inner products of the outputs of channel i under w and of channel c under v.
+    """Return inner products of outputs, channel i under w, channel c under v [I, C].
 
     products   [IK, CK], `sampled_products`; the inner product is over samples and filters
     """

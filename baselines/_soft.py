@@ -1,4 +1,4 @@
-"""Soft pruning: after every epoch the least filters become zero, and may grow again in the next epoch.
+"""Soft pruning: the least filters become zero after every epoch, and may grow again.
 
 Shapes: O filters.
 """
@@ -50,7 +50,7 @@ class SoftPruning(Learner):
         self.returned_share = 1 - still_zero / _removed(before) if before else 0.0
 
     def metrics(self) -> dict[str, float]:
-        """Return the share of filters that are zero, and of the last epoch's zero filters that returned."""
+        """Return the shares of zero filters and of last epoch's zero filters that returned."""
         filters = sum(conv.filters for conv in self.graph.convs.values())
         return {"zeroed_share": _removed(self.zeroed) / filters, "returned_share": self.returned_share}
 

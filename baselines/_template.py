@@ -20,8 +20,8 @@ class Template(Criterion):
     """Keeps the filters with the largest mean of |weight|^power.
 
     The fields of this class are its hyperparameters: a grid sets them by `cross(..., power=2.0)`, and they are part of a run's
-    identity. `ranking`, which every criterion has, says how scores of different layers compare: "global" divides them by their
-    layer's mean, "raw" takes them as they are, "layer" removes the same share everywhere.
+    identity. `ranking`, which every criterion has, compares scores of different layers: "global" divides them by their
+    layer's mean, "raw" leaves them as they are, "layer" removes the same share everywhere.
     """
 
     granularity = "filter"
@@ -36,6 +36,9 @@ class Template(Criterion):
             raise ValueError(f"template's power must be positive, got {self.power}")
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Layer -> float [O], larger is more important. `task.samples(n)` gives training images where they are needed."""
+        """Return layer -> float [O]; larger is more important.
+
+        `task.samples(n)` returns training images if the score needs them.
+        """
         weights = {name: model.get_parameter(f"{name}.weight") for name in graph.convs}
         return {name: w.abs().pow(self.power).mean((1, 2, 3)) for name, w in weights.items()}

@@ -1,4 +1,4 @@
-"""Graph centrality: a filter that resembles all others holds what they have in common, and can be replaced by them."""
+"""Graph centrality: filters that resemble all others are redundant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from suite.graph import Graph
 
 @dataclass(frozen=True, kw_only=True)
 class Centrality(Criterion):
-    """Filters are the nodes of a graph, joined by the similarity of their directions; the most central ones go first."""
+    """Removes the most central nodes of the filters' similarity graph first."""
 
     granularity = "filter"
     source = (
@@ -32,10 +32,13 @@ class Centrality(Criterion):
     scope: Scope = "inner"
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Layer -> 1 - mean cosine similarity to the layer's other filters [O]: falls as the weighted degree rises."""
-        found = {}
+        """Return layer -> 1 - mean cosine similarity to the layer's other filters [O].
+
+        The score falls as the weighted degree rises.
+        """
+        scores = {}
         for name in graph.convs:
             direction_OD = directions(model.get_parameter(f"{name}.weight"))
             degree_O = direction_OD @ direction_OD.sum(0) - direction_OD.square().sum(1)
-            found[name] = 1 - degree_O / max(len(direction_OD) - 1, 1)
-        return found
+            scores[name] = 1 - degree_O / max(len(direction_OD) - 1, 1)
+        return scores

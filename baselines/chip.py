@@ -53,7 +53,9 @@ class CHIP(Criterion):
 
 
 def independence(maps_BOhw: Tensor) -> Tensor:
-    """Return [B, O]: nuclear norm of an image's maps (O rows of H * W) minus the norm with one row set to zero.
+    """Return the nuclear norm that an image's maps lose with one map [B, O].
+
+    An image has O rows of H * W.
 
     The squared singular values of the maps without row o are the eigenvalues of M^T M - m_o^T m_o, or of M M^T without row and
     column o; the smaller of the two matrices is taken.
@@ -76,5 +78,5 @@ def independence(maps_BOhw: Tensor) -> Tensor:
 
 
 def _nuclear_norm(gram: Tensor) -> Tensor:
-    """Return the sum of singular values of a matrix from its Gram matrix [..., N, N]."""
+    """Return the sum of singular values, given a Gram matrix [..., N, N]."""
     return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum(-1)

@@ -1,4 +1,4 @@
-"""DepGraph's group norm: all weights that would go together are judged, and driven to zero, together.
+"""DepGraph: the norm of all weights that are removed together, and a penalty on it.
 
 Shapes: O filters, I input channels, S filter sets, F families: the sets that share a layer compete with each other.
 """
@@ -22,7 +22,7 @@ Reduction = Literal["mean", "sum"]
 
 @dataclass(frozen=True)
 class _Coupled:
-    """Weights that belong to filter sets along one dimension: filters, batch-norm scales, or the channels that are read."""
+    """Weights of filter sets along one dimension: filters, batch-norm scales or read channels."""
 
     parameter: nn.Parameter
     dim: int
@@ -34,28 +34,31 @@ class _Coupled:
         return self.parameter.detach().square().movedim(self.dim, 0).reshape(len(self.set_N), -1).sum(1)
 
     def spread(self, value_S: Tensor) -> Tensor:
-        """The value of each entry's set, shaped to multiply the weights with."""
+        """Return the value of each entry's set, shaped to multiply the weights."""
         shape = [1] * self.parameter.dim()
         shape[self.dim] = -1
         return value_S[self.set_N].view(shape)
 
 
 def coupled_weights(model: nn.Module, graph: Graph) -> list[_Coupled]:
-    """All weights that a filter set takes with it: its filters, their batch-norm scales, and what reads its channels."""
-    found = []
+    """Return all weights that are removed with each filter set.
+
+    These are its filters, their batch-norm scales, and the weights that read its channels.
+    """
+    weights = []
     for name, ids in graph.filter_sets.items():
         bn = graph.convs[name].bn
         for layer in (name, bn) if bn else (name,):
             weight = model.get_parameter(f"{layer}.weight")
-            found.append(_Coupled(weight, 0, ids.to(weight.device)))
+            weights.append(_Coupled(weight, 0, ids.to(weight.device)))
     for name, ids in graph.input_sets.items():
         weight = model.get_parameter(f"{name}.weight")
-        found.append(_Coupled(weight, 1, torch.where(ids < 0, graph.set_count, ids).to(weight.device)))
-    return found
+        weights.append(_Coupled(weight, 1, torch.where(ids < 0, graph.set_count, ids).to(weight.device)))
+    return weights
 
 
 def group_energies(coupled: list[_Coupled], count: int, reduction: Reduction) -> Tensor:
-    """Return the squared norm of each filter set [S]: the sum or the mean over the weights that it couples."""
+    """Return the summed or mean squared weights that each filter set couples [S]."""
     total, members = coupled[0].parameter.new_zeros(2, count + 1)
     for weights in coupled:
         total.index_add_(0, weights.set_N, weights.energies())
@@ -64,7 +67,10 @@ def group_energies(coupled: list[_Coupled], count: int, reduction: Reduction) ->
 
 
 class _GroupPenalty(Learner):
-    """Adds reg * gamma_S * W to the gradients, gamma_S from 1 for a family's largest set to 2^alpha for its smallest."""
+    """Adds reg * gamma_S * W to the gradients.
+
+    gamma_S rises from 1 for the largest set of a family to 2^alpha for the smallest.
+    """
 
     capturable = True
 
@@ -100,7 +106,7 @@ class _GroupPenalty(Learner):
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """The penalty as a value, and the share of sets whose norm is below 1 % of the mean."""
+        """Return the penalty and the share of sets below 1 % of the mean norm."""
         energy_S = group_energies(self.coupled, self.count, self.reduction)
         norm_S = energy_S.sqrt()
         return {
@@ -111,7 +117,7 @@ class _GroupPenalty(Learner):
 
 @dataclass(frozen=True, kw_only=True)
 class DepGraph(Criterion):
-    """Norm of all weights coupled to a filter, after training with a penalty on these groups.
+    """Norm of all weights coupled to a filter, after training with a penalty.
 
     reg        weight of the penalty
     alpha      the smallest group of a family is penalised 2^alpha times as much as its largest
@@ -149,11 +155,14 @@ class DepGraph(Criterion):
             )
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
-        """The penalty on all coupled weights."""
+        """Return the penalty on all coupled weights."""
         return _GroupPenalty(model, graph, self)
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Return layer -> energy of the group of each filter [O], over its family's largest if the ranking is raw."""
+        """Return layer -> energy of each filter's group [O].
+
+        If the ranking is raw, it is divided by the largest of its family.
+        """
         energy_S = group_energies(coupled_weights(model, graph), graph.set_count, self.reduction)
         if self.ranking == "raw":
             for ids in coupled_sets(graph.filter_sets):

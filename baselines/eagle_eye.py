@@ -1,4 +1,4 @@
-"""EagleEye: of many random rates per layer, those whose network is best after its batch norms are re-estimated.
+"""EagleEye: the best of random rates per layer, by accuracy with re-estimated batch norms.
 
 Shapes: O filters, S filter sets.
 """
@@ -22,7 +22,7 @@ EVAL_BATCH = 250
 
 @dataclass(frozen=True, kw_only=True)
 class EagleEye(Pruner):
-    """L1 filter pruning at the best of random rates per layer, judged with re-estimated batch norms.
+    """L1 pruning at the best random rates, judged with re-estimated batch norms.
 
     candidates   random rate vectors that are compared at the budget
     batches      training batches that re-estimate a candidate's batch-norm statistics
@@ -84,7 +84,7 @@ class EagleEye(Pruner):
         return best[1]
 
     def _candidate(self, model: nn.Module, graph: Graph, draw: torch.Generator) -> Planner:
-        """Return a planner that removes filters by L1 norm, at random rates; its knob scales them."""
+        """Return a planner that removes filters by L1 norm at random, scaled rates."""
         norms = {name: model.get_parameter(f"{name}.weight").detach().abs().sum((1, 2, 3)) for name in graph.convs}
         sets, norm_S = set_scores(graph, norms, normalise=True)
         place_S = torch.full_like(norm_S, torch.inf)
@@ -99,7 +99,10 @@ class EagleEye(Pruner):
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module, graph: Graph, plan: PruningPlan, task: Task, *, adapt: bool = True) -> float:
-        """Return the share of training images that the masked network gets right, with re-estimated statistics if `adapt`."""
+        """Return the masked network's accuracy on training images.
+
+        Batch-norm statistics are re-estimated first if `adapt`.
+        """
         candidate = copy.deepcopy(model)
         _mask(candidate, graph, plan)
         if adapt:

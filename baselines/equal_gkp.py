@@ -42,7 +42,7 @@ class EqualGKP(Pruner):
     """Filter groups of a layer, at most."""
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Return the planner whose knob is the share of channels that each group of each layer drops."""
+        """Return a planner whose knob is the share of channels that each group drops."""
         orders, groups = {}, {}
         for name, conv in graph.convs.items():
             if conv.prunable:
@@ -63,7 +63,10 @@ def equal_groups(w_OK: Tensor, most: int, seed: int) -> Tensor:
 
 
 def kernel_scores(w_OIK: Tensor, group_O: Tensor) -> Tensor:
-    """Return [G, I]: norm of the grouped kernel w[group, i] plus its mean distance to the group's kernels, both relative."""
+    """Return each grouped kernel's relative norm plus relative mean distance [G, I].
+
+    Distances are to the other kernels of the group.
+    """
     scores = []
     for g in range(int(group_O.max()) + 1):
         w_I = w_OIK[group_O == g].transpose(0, 1).flatten(1)

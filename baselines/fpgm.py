@@ -16,7 +16,7 @@ from suite.graph import Graph
 
 @dataclass(frozen=True, kw_only=True)
 class FPGM(Criterion):
-    """Sum of distances to the layer's filters, after training that zeroes the least filters after every epoch."""
+    """Sum of distances to the layer's filters, after soft pruning."""
 
     granularity = "filter"
     source = (
@@ -41,7 +41,7 @@ class FPGM(Criterion):
         return SoftPruning(self, graph, task.budget, distance_sums)
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Return layer -> sum of distances of each filter [O], lowest for the zeroed filters of the layer."""
+        """Return layer -> sum of distances of each filter [O], lowest if zeroed."""
         zeroed = PruningPlan.from_tensors(state["zeroed"])
         sums = distance_sums(model, graph)
         return {

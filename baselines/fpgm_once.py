@@ -1,4 +1,4 @@
-"""FPGM in one shot: the filters nearest to the geometric median of their layer are removed after training."""
+"""FPGM in one shot: filters nearest to the layer's geometric median are removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GReg-2: an L2 penalty that grows shows which filters the loss lets go, and then pushes those to zero."""
+"""GReg-2: a growing L2 penalty selects filters, then drives the selected filters to zero."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PICKED_FIRST = 1e-6
 
 
 class _GrowingPenalty(Learner):
-    """Adds factor * W to the gradients of all filters until some are picked, then of the picked ones.
+    """Adds factor * W to the gradients of all or of the picked filters.
 
     After the pick, kept filters get -release * W, which takes back part of the weight decay.
     """
@@ -51,7 +51,7 @@ class _GrowingPenalty(Learner):
         return torch.where(self.picked[name], self.factor, -self.settings.release)
 
     def _pick(self) -> None:
-        """The filters with the smallest L1 norms, as many as meet the budget."""
+        """Pick the filters with the smallest L1 norms that meet the budget."""
         norms = {name: torch.ones(conv.filters) for name, conv in self.graph.convs.items()} | l1_norms(self.weights)
         planner = filter_planner(self.graph, norms, ranking=self.settings.ranking, scope=self.settings.scope)
         plan = meet(planner, self.graph, self.budget).plan
@@ -61,7 +61,7 @@ class _GrowingPenalty(Learner):
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """The penalty's factor, and the mean L1 norm of picked filters relative to that of the others."""
+        """Return the penalty's factor and the relative mean L1 norm of picked filters."""
         picked = torch.cat([mask.flatten() for mask in self.picked.values()]) if self.picked else torch.zeros(1).bool()
         if not bool(picked.any()):
             return {"factor": self.factor, "picked_norm": 1.0}
@@ -70,18 +70,18 @@ class _GrowingPenalty(Learner):
         return {"factor": self.factor, "picked_norm": float(relative[picked].mean() / relative[~picked].mean())}
 
     def state_dict(self) -> State:
-        """The filters that were picked [O, 1, 1, 1], and the last factor."""
+        """Return the picked filters [O, 1, 1, 1] and the last factor."""
         return {"picked": dict(self.picked), "factor": self.factor}
 
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the output of `state_dict`."""
         self.picked = {name: mask.to(self.weights[name].device) for name, mask in state["picked"].items()}
         self.factor = state["factor"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GReg(Criterion):
-    """L1 norm of each filter after a uniformly growing L2 penalty; those picked by it are then pushed to zero.
+    """L1 norm of each filter after a growing L2 penalty; picked filters come first.
 
     pick_limit  the penalty's factor on all filters at which the least are picked
     ceiling     the factor up to which it then grows on the picked ones
@@ -131,7 +131,7 @@ class GReg(Criterion):
             )
 
     def factor(self, share: float) -> float:
-        """The penalty's factor when this share of the stage is done."""
+        """Return the penalty's factor at this share of the stage."""
         if share < self.pick_share:
             return self.pick_limit * share / self.pick_share
         pushed = min(1.0, (share - self.pick_share) / self.push_share)
@@ -143,7 +143,7 @@ class GReg(Criterion):
         return _GrowingPenalty(self, model, graph, task.budget)
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Layer -> L1 norm of each filter [O], next to nothing where it was picked."""
+        """Return layer -> L1 norm of each filter [O], nearly 0 if it was picked."""
         norms = l1_norms(filter_weights(model, graph))
         picked = state["picked"]
         return {

@@ -1,4 +1,4 @@
-"""Group Fisher: while fine-tuning, the coupled channels whose loss costs least per saved MAC go one after the other.
+"""Group Fisher: coupled channels of least Fisher information per saved MAC go while fine-tuning.
 
 Shapes: B images, I input channels, S filter sets (coupled channels share one).
 """
@@ -33,7 +33,7 @@ class Fisher:
                 model.get_submodule(name).register_forward_pre_hook(self._hook(ids.to(device)))
 
     def _hook(self, ids: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
-        known, sets = ids >= 0, ids[ids >= 0]
+        inside, sets = ids >= 0, ids[ids >= 0]
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             if not (module.training and torch.is_grad_enabled()):
@@ -46,7 +46,7 @@ class Fisher:
                 slope_BI = (read.detach() * gradient).flatten(2).sum(2) if read.dim() > 2 else read.detach() * gradient
                 if self.batch_BS is None:
                     self.batch_BS = torch.zeros(len(read), len(self.total_S), dtype=torch.float64, device=read.device)
-                self.batch_BS.index_add_(1, sets, slope_BI[:, known].double())
+                self.batch_BS.index_add_(1, sets, slope_BI[:, inside].double())
 
             read.register_hook(collect)
             return (read,)
@@ -54,7 +54,10 @@ class Fisher:
         return hook
 
     def take(self, average: Callable[[list[Tensor]], None]) -> None:
-        """Add the batch's squares; gradients of a mean over B images are scaled back to those of single images."""
+        """Add the batch's squared gradients.
+
+        Gradients of a mean over B images are scaled back to gradients of single images.
+        """
         if self.batch_BS is not None:
             squares_S = (self.batch_BS * len(self.batch_BS)).square().sum(0)
             average([squares_S])
@@ -85,7 +88,7 @@ class _Gradual(Learner):
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        """Every `interval` steps remove sets until what is due by now is met; keep removed ones at zero."""
+        """Remove sets every `interval` steps until the due cut is met; zero removed sets."""
         self.fisher.take(step.average)
         index = int(step.index) + 1
         if index % self.settings.interval == 0 or index == step.total:
@@ -97,7 +100,7 @@ class _Gradual(Learner):
             parameter.mul_(self.mask_S[ids].view(-1, *[1] * (parameter.dim() - 1)))
 
     def _remove_one(self) -> bool:
-        """Remove the set whose Fisher information per saved MAC is least; False if none may go."""
+        """Remove the set of least Fisher information per saved MAC; False if none may go."""
         gain_S = fisher_per_mac(self.fisher.total_S, self.macs(self.mask_S)[1])
         gain_S = gain_S.masked_fill(self.mask_S == 0, torch.inf)
         for ids in self.ids.values():  # the last set of a layer stays
@@ -116,7 +119,7 @@ class _Gradual(Learner):
         return {"macs_left": float(self.macs(self.mask_S)[0]), "removed_share": float(1 - self.mask_S.mean())}
 
     def state_dict(self) -> State:
-        """Return the order of removal, the Fisher information so far and what a MAC of each set saves [S]."""
+        """Return order of removal, summed Fisher information and slope of the MACs [S]."""
         return {
             "order_S": self.order_S.clone(),
             "fisher_S": self.fisher.total_S.clone(),
@@ -131,7 +134,7 @@ class _Gradual(Learner):
 
 
 def fisher_per_mac(fisher_S: Tensor, slope_S: Tensor) -> Tensor:
-    """Return [S]: what removing a set costs the loss, by its Fisher information, for each share of MACs that it saves."""
+    """Return each set's Fisher information over its saved share of MACs [S]."""
     return fisher_S / slope_S.double().clamp(min=torch.finfo(torch.float32).tiny)
 
 
@@ -172,7 +175,10 @@ class GroupFisher(Criterion):
         return _Gradual(self, model, graph, task)
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Return layer -> place in the order of removal, below 0, or Fisher information per MAC [O]."""
+        """Return layer -> negative place in the order of removal, or Fisher information [O].
+
+        The information is that per saved MAC.
+        """
         order_S = state["order_S"].cpu().double()
         gain_S = fisher_per_mac(state["fisher_S"].cpu(), state["slope_S"].cpu())
         score_S = torch.where(order_S > 0, order_S - order_S.max() - 1, gain_S)

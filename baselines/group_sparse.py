@@ -1,4 +1,4 @@
-"""Dynamic structured pruning: a lasso on redundant filters, and a threshold that rises while the network trains.
+"""Dynamic structured pruning: a lasso on redundant filters, and a rising threshold.
 
 Shapes: O filters.
 """
@@ -18,7 +18,7 @@ from suite.select import filter_planner, meet
 
 
 class _DynamicPruning(Learner):
-    """Penalises each filter the more, the less it matters in its layer; after an epoch, masks those below the threshold."""
+    """Penalises unimportant filters; after an epoch, masks the filters below the threshold."""
 
     def __init__(self, settings: GroupSparse, model: nn.Module, graph: Graph, budget: Budget) -> None:
         self.settings = settings
@@ -30,7 +30,10 @@ class _DynamicPruning(Learner):
 
     @torch.no_grad()
     def before_step(self, step: Step) -> None:
-        """Put the subgradient of lam sum_o (1 - importance_o) |group_o| on top of the loss's gradient; 0 where it is 0."""
+        """Add the subgradient of lam sum_o (1 - importance_o) |group_o| to the gradients.
+
+        The subgradient is 0 at a group of 0.
+        """
         for group in self.groups.values():
             norm_O = _norm(group)
             factor_O = self.settings.lam * torch.where(norm_O > 0, (1 - norm_O / norm_O.max()) / norm_O, 0)
@@ -48,7 +51,7 @@ class _DynamicPruning(Learner):
 
     @torch.no_grad()
     def after_epoch(self, model: nn.Module) -> None:
-        """Find the threshold anew: as many filters go as the part of the budget that is due by now asks for."""
+        """Set the threshold so that removed filters meet the due part of the budget."""
         due = self.budget.share * min(1.0, self.share / self.settings.prune_share)
         norms = {name: _norm(group) for name, group in self.groups.items()}
         planner = filter_planner(self.graph, norms, ranking=self.settings.ranking)
@@ -65,7 +68,7 @@ class _DynamicPruning(Learner):
         return {"masked_share": float(1 - masks.mean()), "penalty": self.settings.lam * float(lasso)}
 
     def state_dict(self) -> State:
-        """The masks [O], and the share of the stage that is done."""
+        """Return the masks [O] and the finished share of the stage."""
         return {"mask": {name: mask_O.clone() for name, mask_O in self.mask_O.items()}, "share": self.share}
 
     def load_state_dict(self, state: State) -> None:
@@ -76,7 +79,7 @@ class _DynamicPruning(Learner):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSparse(Criterion):
-    """Norm of each filter with its batch norm, after training that penalises redundant filters and removes them on the way.
+    """Norm of each filter with its batch norm, after training that removes redundant filters.
 
     lam          weight of the lasso
     prune_share  share of the stage in which the budget falls due, linearly
@@ -112,17 +115,17 @@ class GroupSparse(Criterion):
             raise ValueError(f"group_sparse's prune_share must be above 0 and at most 1, got {self.prune_share}")
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
-        """The lasso and the masks of every convolution."""
+        """Return the lasso and the masks of every convolution."""
         assert task.budget is not None
         return _DynamicPruning(self, model, graph, task.budget)
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Layer -> norm of each filter with its batch norm [O]; 0 where it is masked."""
+        """Return layer -> norm of each filter with its batch norm [O]; 0 if masked."""
         return {name: _norm(group) for name, group in _groups(model, graph).items()}
 
 
 def _groups(model: nn.Module, graph: Graph) -> dict[str, list[nn.Parameter]]:
-    """Layer -> what each filter consists of: its weights, and scale and shift of its batch norm."""
+    """Return layer -> weights, batch-norm scale and shift of each filter."""
     return {
         name: [model.get_parameter(f"{name}.weight")]
         + [model.get_parameter(f"{conv.bn}.{kind}") for kind in ("weight", "bias") if conv.bn]

@@ -75,7 +75,7 @@ class HRank(Criterion):
 
 
 def _map_of(graph: Graph, conv: fx.Node) -> fx.Node:
-    """Return the activation after a convolution, its batch norm and residual sum, or the last of these."""
+    """Return the activation after a convolution, batch norm and sum, or the last node."""
     node = conv
     while graph.kinds[node] != "pass" and graph.kinds[user := next(iter(node.users))] in ("bn", "sum", "pass"):
         node = user

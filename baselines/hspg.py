@@ -1,4 +1,4 @@
-"""OTOv2: half-space projected steps set zero-invariant groups of parameters to exactly zero while the network trains.
+"""OTOv2: half-space projected steps set zero-invariant groups of parameters to zero.
 
 Shapes: O filters, S filter sets.
 """
@@ -21,7 +21,9 @@ AMPLIFY, MOST = 1.1, 10.0
 
 
 class ZeroInvariantGroups:
-    """The parameters of each filter set, as one vector a set: filters, their biases, scales and shifts of their batch norms.
+    """Parameters of each filter set as one vector.
+
+    These are filters, biases, and scales and shifts of batch norms.
 
     If all of a group are zero, the set outputs zero whatever it reads.
     """
@@ -40,7 +42,7 @@ class ZeroInvariantGroups:
         self.size_S = self.size_S.to(device)
 
     def dot(self, left: list[Tensor], right: list[Tensor]) -> Tensor:
-        """Return the inner product of each group's parts of two lists of tensors like the parameters [S]."""
+        """Return each group's inner product of two lists shaped like the parameters [S]."""
         total = torch.zeros_like(self.size_S)
         for (_, ids), a, b in zip(self.parts, left, right, strict=True):
             total.index_add_(0, ids, (a * b).reshape(len(ids), -1).sum(1).to(total.dtype))
@@ -94,7 +96,7 @@ class HalfSpace(Learner):
             parameter.mul_(rows((~self.zero_S).float(), ids, parameter))
 
     def weights(self, norm_S: Tensor, moved: list[Tensor], lr: float) -> Tensor:
-        """Return the penalty's weight of each group [S]: `lam`, and more where the gradient makes the group grow."""
+        """Return the penalty's weight of each group [S]: `lam`, more for growing groups."""
         lam = self.settings.lam
         inner_S = self.groups.dot(self.before, moved) / lr
         lower_S = (-inner_S / norm_S).nan_to_num(0, 0, 0)
@@ -109,8 +111,8 @@ class HalfSpace(Learner):
         scores = {name: saliency_S[ids] for name, ids in self.graph.filter_sets.items()}
         plan = meet(filter_planner(self.graph, scores, ranking=self.settings.ranking), self.graph, self.budget).plan
         for name, layer in plan.items():
-            gone = self.graph.filter_sets[name][~layer.kept_O]
-            self.redundant_S[gone.to(self.redundant_S.device)] = True
+            removed = self.graph.filter_sets[name][~layer.kept_O]
+            self.redundant_S[removed.to(self.redundant_S.device)] = True
 
     def metrics(self) -> dict[str, float]:
         """Return the shares of sets that are redundant and that are zero."""
@@ -130,7 +132,9 @@ class HalfSpace(Learner):
 
 
 def saliency(groups: ZeroInvariantGroups, values: list[Tensor], moved: list[Tensor]) -> Tensor:
-    """Return [S]: half the cosine of a set's values with its descent direction, minus half its inverse mean magnitude.
+    """Return half the cosine minus half the inverse mean magnitude of each set [S].
+
+    The cosine is that of a set's values with its descent direction.
 
     Both terms are divided by their norm over all sets. A set whose values descend towards zero, or are small, scores low.
     """
@@ -186,7 +190,7 @@ class HSPG(Criterion):
         return HalfSpace(self, model, graph, task)
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Return layer -> norm of each filter's group [O]; redundant groups below all others, zero ones first."""
+        """Return layer -> norm of each filter's group [O]; redundant groups come first."""
         groups = ZeroInvariantGroups(model, graph)
         values = groups.values()
         norm_S = groups.dot(values, values).sqrt()

@@ -15,7 +15,7 @@ from suite.graph import Graph
 
 @dataclass(frozen=True, kw_only=True)
 class L1Filter(Criterion):
-    """Removes the filters with the smallest sums of absolute weights, from each layer the same share."""
+    """Removes the same share of each layer, filters of smallest absolute sums first."""
 
     granularity = "filter"
     source = (

@@ -1,4 +1,4 @@
-"""Filters with the smallest L1 norms at another method's rates: what does the method's choice of filters add?"""
+"""L1 norms at another method's rates: isolates that method's choice of filters."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from suite.graph import Graph
 
 @dataclass(frozen=True, kw_only=True)
 class L1Rates(Rates):
-    """Removes the filters with the smallest L1 norms, from each layer the share that the run it follows removed there."""
+    """Removes filters with the smallest L1 norms, at the rates of the followed run."""
 
     source = "control; norms as Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, section 3.1"
 
     def scores(self, model: nn.Module, graph: Graph, task: Task) -> Mapping[str, Tensor]:
-        """The filters' L1 norms."""
+        """Return the filters' L1 norms."""
         return l1_norms(filter_weights(model, graph))

@@ -1,4 +1,4 @@
-"""LAPP: every layer learns, from scratch, how important a filter must be to stay, under a constraint on the MACs.
+"""LAPP: every layer learns a threshold on importance, under a constraint on MACs.
 
 Shapes: L layers, O filters, N filters of all layers, S filter sets (tied filters share one mask).
 """
@@ -16,11 +16,15 @@ from suite.contract import Budget, Criterion, Learner, Ranking, State, Step, Tas
 from suite.graph import Graph
 
 KEPT_LAST = 1e3
-"""What is added to the score of a filter whose mask is 1, so that all whose mask is 0 go before it."""
+"""Added to the score of an unmasked filter, so that masked filters go first."""
+
+
+LINEAR = 0.02
+"""Linear part of the penalty on excess MACs: a square alone has no slope at the constraint and stops just above it."""
 
 
 class MaskedMacs:
-    """MACs as a function of the sets' mask, as a share of the dense network's, and its slope.
+    """Share of dense MACs as a function of the sets' mask, and its slope.
 
     A layer costs its kernels' MACs times the filters that it makes times the channels that it reads.
     """
@@ -44,7 +48,7 @@ class MaskedMacs:
         self.cost_L /= self(torch.ones(sets, device=device))[0]
 
     def __call__(self, mask_S: Tensor) -> tuple[Tensor, Tensor]:
-        """The share of MACs that is left, and its derivative by the mask [S]."""
+        """Return the share of MACs that is left, and its derivative by the mask [S]."""
         made_L = self.made_L + self.made_LS @ mask_S
         read_L = self.read_L + self.read_LS @ mask_S
         slope_S = (self.cost_L * read_L) @ self.made_LS + (self.cost_L * made_L) @ self.read_LS
@@ -52,7 +56,7 @@ class MaskedMacs:
 
 
 class _Thresholds(Learner):
-    """Learns one threshold a layer; filters whose importance is below it output 0.
+    """Learns one threshold a layer; filters of lower importance output 0.
 
     The mask multiplies scale and shift of the batch norm behind a filter. Both are kept unmasked too: the optimizer's
     moves of the masked ones, which the network has, are added to the unmasked ones after every step.
@@ -79,20 +83,21 @@ class _Thresholds(Learner):
 
     @torch.no_grad()
     def before_step(self, step: Step) -> None:
-        """Move the thresholds, by the gradients of the loss and of the excess MACs, straight through the mask."""
+        """Move the thresholds by straight-through gradients of the loss and of excess MACs."""
         if self.fixed:
             return
         slopes = torch.cat([_gradient(gate) for gate in self.gates]) * self.unmasked
         loss_S = torch.zeros_like(self.mask_S).index_add_(0, self.set_N.repeat(2), slopes)
         left, macs_S = self.macs(self.mask_S)
         allowed = 1 - self.budget.share * min(1.0, float(step.index + 1) / (self.settings.prune_share * step.total))
-        weight = self.settings.macs_weight * len(self.threshold_L) * (left - allowed).clamp(min=0)
+        excess = (left - allowed).clamp(min=0)
+        weight = self.settings.macs_weight * len(self.threshold_L) * (excess + LINEAR * excess.sign())
         self.threshold_L += self.settings.threshold_lr * (loss_S + weight * macs_S) @ self.member_SL
         self.threshold_L.clamp_(min=0)
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        """Take the optimizer's moves over, and put the new mask on."""
+        """Apply the optimizer's moves to the unmasked values, and set the new mask."""
         moved = torch.cat([gate.detach() for gate in self.gates]) - self.unmasked * self._mask_gates()
         self.unmasked += moved
         if not self.fixed:
@@ -103,7 +108,10 @@ class _Thresholds(Learner):
             gate.copy_(values)
 
     def _renew_mask(self) -> None:
-        """1 where the mean importance of a set exceeds the mean threshold of its layers, and for the best of each layer."""
+        """Set the mask to 1 if a set's mean importance exceeds its mean threshold.
+
+        The best set of each layer stays too.
+        """
         margins = [_importance(w) - t for w, t in zip(self.weights, self.threshold_L, strict=True)]
         members_S = torch.bincount(self.set_N, minlength=len(self.mask_S))
         margin_S = torch.zeros_like(self.mask_S).index_add_(0, self.set_N, torch.cat(margins)) / members_S
@@ -115,7 +123,7 @@ class _Thresholds(Learner):
         return self.mask_S[self.set_N].repeat(2)
 
     def metrics(self) -> dict[str, float]:
-        """MACs that the mask leaves, the mean threshold, and whether the structure is fixed."""
+        """Return the share of MACs left, the mean threshold, and the fixed flag."""
         return {
             "macs_left": float(self.macs(self.mask_S)[0]),
             "threshold": float(self.threshold_L.mean()),
@@ -123,12 +131,12 @@ class _Thresholds(Learner):
         }
 
     def state_dict(self) -> State:
-        """Thresholds [L], mask [S], unmasked scales and shifts, and whether the structure is fixed."""
+        """Return thresholds [L], mask [S], unmasked scales and shifts, and the fixed flag."""
         names = ("threshold_L", "mask_S", "unmasked")
         return {**{name: getattr(self, name).clone() for name in names}, "fixed": self.fixed}
 
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the output of `state_dict`."""
         for name in ("threshold_L", "mask_S", "unmasked"):
             setattr(self, name, state[name].to(self.set_N.device, copy=True))
         self.fixed = state["fixed"]
@@ -140,7 +148,7 @@ class LAPP(Criterion):
 
     prune_share   share of the stage in which the allowed MACs fall linearly to the budget
     threshold_lr  learning rate of the thresholds
-    macs_weight   weight of the squared excess of MACs (as a share of the dense ones, times the number of layers)
+    macs_weight   weight of the penalty on excess MACs (as a share of the dense ones, times the number of layers)
     ranking       "raw": importance minus threshold, in one order over the network
     """
 
@@ -150,14 +158,15 @@ class LAPP(Criterion):
     deviations = (
         "written from the paper's abstract, without its equations or code, and without the bypass of pruned layers; ours are "
         "the importance (L2 norm of a filter over its layer's mean), the straight-through gradient of the thresholds, the "
-        "constraint (squared excess over allowed MACs that fall linearly), the rates, and that the mask acts on scale and "
-        "shift of the batch norm and is fixed when the budget is first met after prune_share; residual streams are pruned "
+        "constraint (square and small linear penalty on the excess over linearly falling MACs), the rates, and that the mask acts "
+        "on scale and shift of the batch norm and is fixed when the budget is first met after prune_share; residual streams are pruned "
         "too, tied filters by their mean; the best filter of every layer stays; where "
         "the mask removes more than the budget, the best masked filters come back, with zero scale"
     )
     learns = True
     needs_budget = True
     start = "init"
+    version = 2
     evidence = "abstract"
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "prune_share": (0.25, 0.5, 0.75),
@@ -179,12 +188,12 @@ class LAPP(Criterion):
             )
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
-        """A threshold for every convolution, under the task's budget."""
+        """Return a threshold for every convolution, under the task's budget."""
         assert task.budget is not None
         return _Thresholds(self, model, graph, task.budget)
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Layer -> importance minus threshold [O]; masked filters come before all others."""
+        """Return layer -> importance minus threshold [O]; masked filters come first."""
         mask_S = state["mask_S"].cpu()
         return {
             name: _importance(model.get_parameter(f"{name}.weight")).cpu() - threshold + KEPT_LAST * mask_S[ids]
@@ -193,7 +202,7 @@ class LAPP(Criterion):
 
 
 def _importance(w_OIkk: Tensor) -> Tensor:
-    """L2 norm of each filter over the layer's mean [O]."""
+    """Return the L2 norm of each filter over the layer's mean [O]."""
     norm_O = w_OIkk.detach().flatten(1).norm(dim=1)
     return norm_O / norm_O.mean().clamp(min=torch.finfo(norm_O.dtype).tiny)
 

@@ -23,7 +23,7 @@ LAST_LAMBDA = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class LassoOnePass(Pruner):
-    """Selects input channels of every layer by LASSO, then fits the weights that are left by least squares."""
+    """Selects input channels by LASSO, then refits the remaining weights by least squares."""
 
     granularity = "channel"
     version = 2
@@ -48,7 +48,7 @@ class LassoOnePass(Pruner):
     """Output pixels of each image."""
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Return the planner that removes the same share of every layer but the stem, last to enter first.
+        """Return the planner that removes the same share of every layer but the stem.
 
         A channel of a residual stream that one reader drops stays in the stream for other readers.
         """
@@ -63,7 +63,7 @@ class LassoOnePass(Pruner):
 
 
 def lasso_order(gram_II: Tensor, w_OIK: Tensor) -> Tensor:
-    """Return the channels from the last to the first that enters the LASSO path as lambda falls.
+    """Return channels from the last to the first that enters the LASSO path.
 
     The path is of min 1/2 |Y - sum_i beta_i Z_i|^2 + lambda |beta|_1. Z_i is the output of channel i with weights of norm 1
     (the constraint of equation 2), and Y the output of the layer. Only their products matter, so a square matrix with the same

@@ -1,4 +1,4 @@
-"""1xN pruning: N filters next to each other, in the order of their norms, share the input channels that they keep."""
+"""1xN pruning: N filters, neighbours in the order of norms, share kept input channels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_FILTERS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class OneByN(Pruner):
-    """L1 norm of 1xN blocks: the kernels of N neighbouring filters that read one input channel.
+    """L1 norm of 1xN blocks: kernels of N neighbouring filters over one channel.
 
     n   filters of a block
     """
@@ -70,6 +70,6 @@ class OneByN(Pruner):
 
 
 def blocks(w_OIkk: Tensor, n: int) -> Tensor:
-    """Return the block of each filter, int64 [O]: filters in descending order of L1 norm, `n` at a time."""
+    """Return each filter's block, int64 [O], `n` filters each by descending L1 norm."""
     order = w_OIkk.abs().flatten(1).sum(1).argsort(descending=True, stable=True).cpu()
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) // n)

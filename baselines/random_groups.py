@@ -1,4 +1,4 @@
-"""Random channels of random filter groups: the control that learned groups and their criteria have to beat."""
+"""Control of learned groups: random channels of random filter groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from suite.select import channel_planner
 
 @dataclass(frozen=True, kw_only=True)
 class RandomGroups(Pruner):
-    """Splits the filters of each prunable layer into equal groups and removes random channels of each group."""
+    """Splits each layer's filters into equal random groups and removes random channels."""
 
     granularity = "intra_channel"
     source = "control"
@@ -27,12 +27,12 @@ class RandomGroups(Pruner):
     """Filter groups of a layer."""
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Return a planner that removes the same share of channels from every group, by the run's seed."""
+        """Return a planner that removes the same random share of every group."""
         return random_groups_planner(graph, self.groups, task.seed)
 
 
 def random_groups_planner(graph: Graph, groups: int, seed: int) -> Planner:
-    """Return a planner that removes random channels of `groups` equal random groups in each prunable layer."""
+    """Return a planner of random channels in `groups` equal random groups a layer."""
     draw = torch.Generator().manual_seed(seed)
     layers = {name: conv for name, conv in graph.convs.items() if conv.prunable}
     order_GI = {

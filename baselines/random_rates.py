@@ -1,4 +1,4 @@
-"""Random filters at another method's rates: is it which filters go that matters, or how many from each layer?"""
+"""Random filters at another method's rates: isolates the rates from the choice of filters."""
 
 from __future__ import annotations
 

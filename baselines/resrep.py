@@ -1,4 +1,4 @@
-"""ResRep: 1x1 compactors behind each convolution learn which filters to merge away, and are folded back.
+"""ResRep: 1x1 compactors behind convolutions learn the filters to remove, and are folded back.
 
 Shapes: O filters, I input channels. A compactor is a matrix [O, O]; its row o makes output o.
 """
@@ -22,7 +22,7 @@ FOLD_IMAGES = 512
 
 
 class Compactors(Learner):
-    """Trains the compactors beside the network, with gradient reset for the rows that are to go.
+    """Trains the compactors beside the network, with gradient reset for chosen rows.
 
     The compactors belong to the learner, not to the network: a forward hook applies each behind its batch norm, or behind the
     convolution if it has none. They have their own momentum and no weight decay.
@@ -68,7 +68,7 @@ class Compactors(Learner):
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        """Move the compactors: the task's gradient where it is not reset, and the lasso's on all rows."""
+        """Move the compactors by the task's gradient, unless reset, and the lasso's."""
         gradients = {name: matrix.grad for name, matrix in self.matrix.items() if matrix.grad is not None}
         step.average(list(gradients.values()))
         for name, gradient in gradients.items():
@@ -129,7 +129,10 @@ def inner_layers(graph: Graph) -> list[str]:
 
 
 def row_norms(matrices: Mapping[str, Tensor], graph: Graph) -> dict[str, Tensor]:
-    """Return layer -> norm of each compactor row [O]; 1 for layers without a compactor, so that no row is above them."""
+    """Return layer -> norm of each compactor row [O].
+
+    A layer without a compactor has larger values than every row.
+    """
     most = max(float(matrix.detach().norm(dim=1).max()) for matrix in matrices.values())
     return {
         name: matrices[name].detach().norm(dim=1) if name in matrices else torch.full((conv.filters,), 1 + most)
@@ -138,7 +141,7 @@ def row_norms(matrices: Mapping[str, Tensor], graph: Graph) -> dict[str, Tensor]
 
 
 def _fold(model: nn.Module, name: str, bn: str | None, matrix: Tensor) -> Tensor:
-    """Multiply a layer's filters by its compactor, with the batch norm's scales; return the shift [O] that is left to add."""
+    """Fold a layer's batch-norm scale and compactor into its filters; return the shift [O]."""
     conv = model.get_submodule(name)
     assert isinstance(conv, nn.Conv2d)
     scale, shift = torch.ones_like(matrix[0]), torch.zeros_like(matrix[0])
@@ -163,7 +166,7 @@ def _fold(model: nn.Module, name: str, bn: str | None, matrix: Tensor) -> Tensor
 
 
 def _take_statistics(model: nn.Module, shift_of: Mapping[str, Tensor], task: Task) -> None:
-    """Give each batch norm the statistics of its new input, and scale and shift that add just `shift_of` [O].
+    """Set statistics of new inputs, and scales and shifts that add `shift_of` [O].
 
     Layers are done in the order of execution, each on the outputs of those done before.
     """
@@ -199,7 +202,7 @@ class ResRep(Criterion):
     momentum      momentum of the compactors
     interval      steps between two choices of the rows to reset
     start_share   share of the stage before the first rows are reset
-    full_share    share of the stage at which as many rows are reset as the budget asks for
+    full_share    share of the stage at which the reset rows meet the budget
     """
 
     scopes = ("coupled",)
@@ -235,7 +238,7 @@ class ResRep(Criterion):
             )
 
     def due(self, share: float) -> float:
-        """Return the part of the budget whose rows are reset when this share of the stage is done."""
+        """Return the reset part of the budget at this share of the stage."""
         return min(1.0, max(0.0, (share - self.start_share) / (self.full_share - self.start_share)))
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Compactors:

@@ -1,4 +1,4 @@
-"""The pruned architecture trained from scratch: are the weights that pruning keeps worth anything, or just the shape?"""
+"""The pruned architecture trained from scratch: isolates the value of inherited weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from suite.graph import Graph
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch(Pruner):
-    """The plan of the run it follows on the base network's initial weights; the grid says how long that is trained."""
+    """The followed run's plan on the base network's initial weights, trained by the grid's schedule."""
 
     granularity = "intra_channel"
     source = "Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, section 3, Scratch-E and Scratch-B"
@@ -31,7 +31,10 @@ class Scratch(Pruner):
     """The most filter groups of the plan."""
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """The followed run's plan for every knob above 0. Raises ValueError when there is none, or it has more groups."""
+        """Return the followed run's plan for every knob above 0.
+
+        Raises ValueError if there is no followed run, or if its plan has more groups.
+        """
         reference = task.reference
         if reference is None:
             raise ValueError("scratch trains the plan of another run: list it with suite.grids.follow, which gives it")

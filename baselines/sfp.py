@@ -16,7 +16,7 @@ from suite.graph import Graph
 
 @dataclass(frozen=True, kw_only=True)
 class SFP(Criterion):
-    """L2 norm of each filter, after training that zeroes the least filters at the end of every epoch."""
+    """L2 norm of each filter, after soft pruning."""
 
     granularity = "filter"
     source = (

@@ -1,4 +1,4 @@
-"""Similarity: of two filters that point the same way one is redundant, however large both are.
+"""Similarity: of two filters with the same direction one is redundant.
 
 Shapes: O filters, M sampled columns, D entries of a direction.
 """
@@ -22,7 +22,7 @@ DECIMALS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity(Criterion):
-    """Two filters that are each other's closest are a pair, of which the second goes; the closest pairs first."""
+    """Removes one filter of each pair of mutually closest filters, closest pairs first."""
 
     granularity = "filter"
     source = (
@@ -48,8 +48,8 @@ class Similarity(Criterion):
             )
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Layer -> round of pairing in which a filter goes + half the cosine distance of its pair then [O]."""
-        found = {}
+        """Return layer -> round of a filter's pairing + half its pair's cosine distance [O]."""
+        scores = {}
         for name in graph.convs:
             similar_OO = similarities(directions(model.get_parameter(f"{name}.weight")), self.columns)
             distance_OO = (1 - (similar_OO + similar_OO.T) / 2).clamp(0, 2).round(decimals=DECIMALS)
@@ -63,12 +63,12 @@ class Similarity(Criterion):
                 score_O[left[goes]] = turn + nearest[goes] / 2
                 left, turn = left[~goes], turn + 1
             score_O[left] = turn
-            found[name] = score_O
-        return found
+            scores[name] = score_O
+        return scores
 
 
 def similarities(direction_OD: Tensor, columns: int | None) -> Tensor:
-    """Cosine similarities [O, O]; completed from the first `columns` of them when that is not None.
+    """Return cosine similarities [O, O], completed from the first `columns` if given.
 
     S = C W+ C' with C [O, M] the columns and W [M, M] their first rows: exact once the M directions span all of them.
     """

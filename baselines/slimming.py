@@ -17,7 +17,7 @@ INITIAL_SCALE = 0.5
 
 
 class _ScalePenalty(Learner):
-    """Adds the subgradient of lam * sum |scale| to the gradients, 0 at 0, and takes weight decay off the scales."""
+    """Adds the subgradient of lam * sum |scale|, and takes weight decay off the scales."""
 
     capturable = True
 
@@ -40,7 +40,7 @@ class _ScalePenalty(Learner):
 
 @dataclass(frozen=True, kw_only=True)
 class Slimming(Criterion):
-    """Removes channels in the order of their batch-norm scales, after training from scratch with the penalty."""
+    """Removes channels of smallest batch-norm scales, after penalised training from scratch."""
 
     granularity = "channel"
     source = "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017, equation 1"
@@ -66,7 +66,7 @@ class Slimming(Criterion):
     scope: Scope = "untied"
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
-        """Return the penalty on the scale of every batch norm that follows a convolution; set the scales to 0.5."""
+        """Return the penalty on the batch-norm scales behind convolutions; set them to 0.5."""
         scales = [model.get_parameter(f"{bn}.weight") for bn in graph.batch_norms("slimming").values()]
         for scale in scales:
             nn.init.constant_(scale, INITIAL_SCALE)

@@ -1,4 +1,4 @@
-"""Structured sparsity learning: a group lasso empties whole filters and whole input channels of a layer.
+"""Structured sparsity learning: a group lasso on filters and on input channels.
 
 Shapes: O filters, I input channels, S filter sets.
 """
@@ -21,7 +21,10 @@ EMPTY = 0.01
 
 
 class _GroupLasso(Learner):
-    """Adds the subgradient of lam_filters sum_o |W_o| + lam_channels sum_i |W_:,i| of each layer; 0 where a norm is 0."""
+    """Adds the subgradient of lam_filters sum_o |W_o| + lam_channels sum_i |W_:,i| of each layer.
+
+    The subgradient of a norm of 0 is 0.
+    """
 
     capturable = True
 
@@ -35,7 +38,7 @@ class _GroupLasso(Learner):
 
     @torch.no_grad()
     def before_step(self, step: Step) -> None:
-        """Put the penalty's subgradient on top of the loss's gradient."""
+        """Add the penalty's subgradient to the loss's gradient."""
         for w_OIkk, lam_I in self.layers:
             norm_O, norm_I = _norms(w_OIkk)
             factor_OI = self.lam_filters * _inverse(norm_O)[:, None] + lam_I * _inverse(norm_I)
@@ -44,7 +47,7 @@ class _GroupLasso(Learner):
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """Penalty, and the shares of filters and channels that are as good as empty."""
+        """Return the penalty and the shares of nearly empty filters and channels."""
         norms = [_norms(w_OIkk) for w_OIkk, _ in self.layers]
         lasso = [self.lam_filters * o.sum() + lam_I @ i for (o, i), (_, lam_I) in zip(norms, self.layers, strict=True)]
         filters, channels = (torch.cat([n / n.mean() < EMPTY for n in side]) for side in zip(*norms, strict=True))
@@ -57,7 +60,7 @@ class _GroupLasso(Learner):
 
 @dataclass(frozen=True, kw_only=True)
 class SSL(Pruner):
-    """Filters and input channels in one order of their norms, after training with a group lasso on both.
+    """Filters and input channels in one order of norms, after a group lasso.
 
     lam_filters   weight of the lasso on filters
     lam_channels  weight of the lasso on input channels
@@ -81,7 +84,7 @@ class SSL(Pruner):
     lam_channels: float = 5e-4
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
-        """The group lasso on every convolution."""
+        """Return the group lasso on every convolution."""
         return _GroupLasso(model, graph, self.lam_filters, self.lam_channels)
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
@@ -119,7 +122,7 @@ class SSL(Pruner):
 
 
 def _norms(w_OIkk: Tensor) -> tuple[Tensor, Tensor]:
-    """L2 norms of the filters [O] and of the input channels [I]."""
+    """Return L2 norms of the filters [O] and of the input channels [I]."""
     energy_OI = w_OIkk.square().sum((2, 3))
     return energy_OI.sum(1).sqrt(), energy_OI.sum(0).sqrt()
 

@@ -65,7 +65,7 @@ class _IterativePruning(Learner):
                 p[gone_O] = 0
 
     def _remove(self, share: float) -> None:
-        """Meet the part of the budget that is due when this share of the stage is over."""
+        """Meet the part of the budget that is due at this share of the stage."""
         momentum = self.settings.momentum if self.removals else 0.0
         self.importance_S = momentum * self.importance_S + (1 - momentum) * self.summed_S / max(self.steps, 1)
         self.summed_S.zero_()

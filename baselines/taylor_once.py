@@ -16,7 +16,7 @@ from suite.select import sets_of_scope
 
 @dataclass(frozen=True, kw_only=True)
 class TaylorOnce(Criterion):
-    """The squared loss change that the gradient predicts when a filter's output, gated by its batch norm, becomes 0."""
+    """Squared first-order loss change if a filter's gated output becomes 0."""
 
     granularity = "filter"
     source = (
@@ -42,7 +42,10 @@ class TaylorOnce(Criterion):
     """Images of a batch, whose loss is averaged before it is squared."""
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Return layer -> mean over batches of (sum of gradient * parameter)^2 [O]; tied filters are one gate, summed first.
+        """Return layer -> mean over batches of (sum of gradient * parameter)^2 [O].
+
+        Tied filters are one gate, whose products are summed first.
+
 
         Costs a forward and a backward pass of `batches * batch_size` images.
         """

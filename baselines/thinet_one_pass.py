@@ -1,4 +1,4 @@
-"""ThiNet in one pass: greedy removal of channels by the change of the next layer's output."""
+"""ThiNet in one pass: greedy removal by the change of the layer's output."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ThiNetOnePass(Pruner):
     """Output pixels of each image."""
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Return the planner that removes the same share of every layer that alone reads its input."""
+        """Return the planner of equal shares of layers that alone read their input."""
         return plan_by_samples(
             model, graph, task, sole_readers(graph), greedy_order, images=self.images, positions=self.positions
         )  # fmt: skip
@@ -62,7 +62,10 @@ def sole_readers(graph: Graph) -> list[str]:
 
 
 def greedy_order(gram_II: Tensor, w_OIK: Tensor) -> Tensor:
-    """Return the channels in order of removal: next is the least increase of the removed channels' squared output."""
+    """Return channels in order of removal.
+
+    Each removal increases the removed channels' squared output least.
+    """
     cost_I, order = gram_II.diagonal().clone(), []
     for _ in range(len(gram_II)):
         order.append(int(cost_I.argmin()))
@@ -72,7 +75,10 @@ def greedy_order(gram_II: Tensor, w_OIK: Tensor) -> Tensor:
 
 
 def rescaled(w_OIK: Tensor, before_OCK: Tensor, xx: Tensor, xy: Tensor) -> Tensor:
-    """Return w with each channel times s, argmin over s of |before y - sum_i s_i w_i x_i|^2."""
+    """Return w times s, channel by channel, with s of least squares.
+
+    s minimises |before y - sum_i s_i w_i x_i|^2.
+    """
     gram_II = channel_products(xx, w_OIK, w_OIK)
     wanted_I = channel_products(xy, w_OIK, before_OCK).sum(1)
     return w_OIK * (1 + damped_solve(gram_II, wanted_I - gram_II.sum(1)))[:, None]

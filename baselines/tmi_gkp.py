@@ -1,4 +1,4 @@
-"""TMI-GKP: filters in equal clusters, by the clustering that the weights' growth prefers; kernels unlike each other stay.
+"""TMI-GKP: equal clusters of filters chosen by the weights' growth; diverse kernels stay.
 
 Shapes: O filters, I input channels, G filter groups, T snapshots.
 """
@@ -30,7 +30,7 @@ PRUNING_RATE = 0.4375
 
 
 class _Snapshots(Learner):
-    """Keeps the absolute weights at the ends of some epochs, and how much those of each filter have grown since."""
+    """Keeps absolute weights at the ends of some epochs."""
 
     def __init__(self, tickets: int, model: nn.Module, graph: Graph) -> None:
         self.tickets = tickets
@@ -65,7 +65,7 @@ class _Snapshots(Learner):
 
 @dataclass(frozen=True, kw_only=True)
 class TMIGKP(Pruner):
-    """Equal filter groups by the clustering that increases of magnitude prefer; in each group a diverse set of kernels.
+    """Equal filter groups by growth of magnitude; a diverse set of kernels in each.
 
     groups    filter groups of a layer, at most
     tickets   snapshots of the training, from the initial weights on
@@ -107,7 +107,7 @@ class TMIGKP(Pruner):
         return _Snapshots(self.tickets, model, graph)
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Return a planner; its knob is the share of channels that each group of each layer loses."""
+        """Return a planner whose knob is the share of channels that each group loses."""
         rate = task.budget.share if task.budget else PRUNING_RATE
         orders, groups = {}, {}
         for name, conv in graph.convs.items():
@@ -122,14 +122,17 @@ class TMIGKP(Pruner):
         return channel_planner(orders, groups)
 
     def _preferred(self, w_OK: Tensor, growth_TO: Tensor, seed: int) -> Tensor:
-        """Return the groups [O] of the clustering that most snapshots prefer; of equals, that with the longest run."""
+        """Return the groups [O] of the clustering that most snapshots prefer.
+
+        Among equals, the clustering with the longest run wins.
+        """
         labels = [equal_groups(embed(w_OK), self.groups, seed) for embed in CLUSTERINGS]
         winners = [preferred(labels, growth_O) for growth_O in growth_TO]
         count = Counter(winners)
         return labels[max(count, key=lambda which: (count[which], _longest_run(winners, which), -which))]
 
     def _order(self, w_OIK: Tensor, rate: float) -> Tensor:
-        """Return a group's channels [I], the first to go first: the reverse of the order in which they are taken to stay."""
+        """Return a group's channels [I] in the order of removal, the reverse of selection."""
         kernels = w_OIK.transpose(0, 1).flatten(1).numpy()
         like_II = 1 - cdist(kernels, kernels)
         kept = min(len(like_II), max(1, int((1 - rate) * (len(like_II) + 1))))
@@ -145,7 +148,7 @@ def _kernel_pca(w_OK: Tensor) -> Tensor:
 
 
 def _spectral(w_OK: Tensor) -> Tensor:
-    """Return the filters in the smallest eigenvectors of the graph of their nearest neighbours, by cosine."""
+    """Return the spectral embedding of the filters' nearest-neighbour graph, by cosine."""
     near = min(NEIGHBOURS, len(w_OK) - 1)
     if near < 2:
         return w_OK
@@ -185,7 +188,7 @@ def _longest_run(winners: Sequence[int], which: int) -> int:
 
 
 def _chain(like_II: np.ndarray, first: int) -> list[int]:
-    """Return all channels from `first` on, each the one least like all that were taken before."""
+    """Return all channels from `first` on, each least like the channels before it."""
     chain, cost_I = [first], like_II[first].copy()
     cost_I[first] = np.inf
     while len(chain) < len(like_II):
@@ -196,9 +199,9 @@ def _chain(like_II: np.ndarray, first: int) -> list[int]:
 
 
 def _cost(like_II: np.ndarray, chain: list[int], kept: int, ratio: float, balance: float) -> float:
-    """Return how alike the kept channels are, minus `balance` times how like them the removed ones are."""
-    stay, gone = chain[:kept], chain[kept:]
+    """Return the likeness among kept channels minus `balance` times that to removed channels."""
+    stay, cut = chain[:kept], chain[kept:]
     among = like_II[np.ix_(stay, stay)]
     alike = (among.sum() - np.trace(among)) / 2
-    nearest = -np.sort(-like_II[np.ix_(gone, stay)], axis=1)[:, : int(ratio * kept)]
+    nearest = -np.sort(-like_II[np.ix_(cut, stay)], axis=1)[:, : int(ratio * kept)]
     return float(alike - balance * nearest.sum())

@@ -1,4 +1,4 @@
-"""Uniform width: the control that asks whether it matters how much of which layer goes."""
+"""Uniform width: the control of rates that differ between layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from suite.graph import Graph
 
 @dataclass(frozen=True, kw_only=True)
 class UniformWidth(Criterion):
-    """Every set of coupled layers loses the same share of its filters, those of smallest L1 norm."""
+    """Removes the same share of every set of coupled layers, smallest L1 norms first."""
 
     granularity = "filter"
     source = "control"

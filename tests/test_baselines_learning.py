@@ -18,7 +18,7 @@ from baselines.depgraph import DepGraph, coupled_weights, group_energies
 from baselines.fpgm import FPGM
 from baselines.greg import GReg
 from baselines.group_sparse import GroupSparse
-from baselines.lapp import LAPP, MaskedMacs
+from baselines.lapp import LAPP, LINEAR, MaskedMacs
 from baselines.sfp import SFP
 from baselines.slimming import Slimming
 from baselines.ssl import SSL
@@ -483,7 +483,7 @@ def test_lapp_lowers_the_threshold_where_the_loss_needs_the_filters_and_raises_i
     learner.before_step(one_step(model, index=9, total=10))
     # 16 pixels: the layers cost 64 and 64, the classifier 4; half of it is too much; each of 2 filters is in 2 products
     excess, slope_L = 0.5, torch.tensor([(64 + 64) / 132, (64 + 4) / 132])
-    torch.testing.assert_close(learner.state_dict()["threshold_L"], 0.5 + 0.1 * 2 * excess * slope_L)
+    torch.testing.assert_close(learner.state_dict()["threshold_L"], 0.5 + 0.1 * 2 * (excess + LINEAR) * slope_L)
 
 
 def test_lapp_masks_a_filter_and_gives_it_back_as_it_would_be_unmasked() -> None:
