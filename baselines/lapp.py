@@ -158,10 +158,10 @@ class LAPP(Criterion):
     deviations = (
         "written from the paper's abstract, without its equations or code, and without the bypass of pruned layers; ours are "
         "the importance (L2 norm of a filter over its layer's mean), the straight-through gradient of the thresholds, the "
-        "constraint (square and small linear penalty on the excess over linearly falling MACs), the rates, and that the mask acts "
-        "on scale and shift of the batch norm and is fixed when the budget is first met after prune_share; residual streams are pruned "
-        "too, tied filters by their mean; the best filter of every layer stays; where "
-        "the mask removes more than the budget, the best masked filters come back, with zero scale"
+        "constraint (square and small linear penalty on the excess over linearly falling MACs), the rates, and that the mask "
+        "acts on scale and shift of the batch norm and is fixed when the budget is first met after prune_share; residual "
+        "streams are pruned too, tied filters by their mean; the best filter of every layer stays; where the mask removes more "
+        "than the budget, the best masked filters come back, with zero scale"
     )
     learns = True
     needs_budget = True

@@ -454,8 +454,8 @@ def test_a_scope_that_a_network_cannot_have_is_refused() -> None:
 
 @pytest.mark.parametrize("scope", get_args(Scope))
 @given(seed=st.integers(0, 99), share=st.floats(0.1, 0.85), ranking=st.sampled_from(["global", "layer"]))
-@settings(max_examples=6, deadline=None, phases=[Phase.generate])
-def test_refilling_gives_back_filters_and_keeps_the_budget(
+@settings(max_examples=3, deadline=None, phases=[Phase.generate])
+def test_refilling_keeps_the_budget_and_ends_closer_to_it(
     scope: Scope, seed: int, share: float, ranking: Ranking
 ) -> None:
     graph = graph_of("resnet8")
@@ -463,7 +463,6 @@ def test_refilling_gives_back_filters_and_keeps_the_budget(
     before, after = (meet(planner, graph, Budget(share=share, refill=refill)) for refill in (False, True))
     assert share <= after.cut <= before.cut
     assert after.cut == graph.cut(after.plan)
-    assert (before.plan & after.plan) == before.plan
     if scope == "coupled":
         gone = removed(graph, after.plan)
         numbers = [
@@ -475,11 +474,11 @@ def test_refilling_gives_back_filters_and_keeps_the_budget(
 
 @pytest.mark.parametrize("share", [0.3, 0.65, 0.9])
 def test_refilled_cuts_end_near_the_budget(share: float) -> None:
-    """Bisection alone exceeds these budgets by up to 0.5 points."""
+    """Bisection alone exceeds these budgets by up to 0.5 points, refilling without swaps by 0.14."""
     graph = graph_of("resnet20")
     planner = filter_planner(graph, random_scores(graph, 1), ranking="global")
     found = meet(planner, graph, Budget(share=share, refill=True))
-    assert found.cut - share < 0.0015
+    assert found.cut - share < 0.0005
     assert not found.coarse
 
 
@@ -504,6 +503,19 @@ def test_the_last_removed_filter_that_fits_comes_back_first() -> None:
     assert gone["0"].tolist() == [True, False, False]
     assert gone["2"][:2].tolist() == [True, False]
     assert share <= found.cut < cuts[0.25]
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_channels_of_equal_groups_come_back_together(equal: bool) -> None:
+    """The slack of 0.15 holds one channel of one group (1/8 of the layer), but not one of each (1/4)."""
+    graph = Graph(nn.Sequential(nn.Conv2d(4, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(8, 2)), (4, 8, 8))
+    order_GI = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
+    lost = torch.tensor([[2, 2], [2, 2]] if equal else [[2, 2], [1, 1]])[:, 0]
+    plan = PruningPlan({"0": ConvPlan(torch.arange(8) % 2, order_GI >= lost[:, None], torch.ones(8).bool())})
+    share = graph.cut(plan) - 0.15
+    found = meet(lambda knob: plan if knob >= 0.5 else PruningPlan({}), graph, Budget(share=share, refill=True))
+    returned = (found.plan["0"].canonical().mask_OI.sum() - plan["0"].mask_OI.sum()) // 4
+    assert returned == (0 if equal else 1)
 
 
 # ---- widths rounded up -----------------------------------------------------------------------------------------------
