@@ -433,7 +433,7 @@ def test_lines_of_other_commits_stand_apart(tmp_path: Path) -> None:
 
 
 def texts(found: frames.Frames, runs: list[Pruned], *, smoke: bool = False) -> dict[str, str]:
-    return documents.of_grid(content.of_grid(grid_of(runs), found, smoke=smoke), ())
+    return documents.texts(content.collect(grid_of(runs), found, smoke=smoke), ())
 
 
 def hostile(results: Path) -> dict[str, str]:
@@ -487,7 +487,7 @@ def test_smoke_rows_stand_beside_no_published_number(tmp_path: Path, monkeypatch
     assert "reproduction.csv" in texts(found, runs)
     smoke = texts(found, runs, smoke=True)
     assert "reproduction.csv" not in smoke
-    assert "numbers mean nothing" in smoke["table_digits_resnet8.tex"]
+    assert "numbers are no results" in smoke["table_digits_resnet8.tex"]
 
 
 def test_tables_of_an_earlier_report_are_deleted(tmp_path: Path) -> None:

@@ -131,6 +131,6 @@ def _caption(varied: Varied, spread: pareto.Spread) -> str:
     split = points["split"].iloc[0]
     where = "the validation part" if split == "tuning" else "the test set"
     return (
-        f"{pareto.who(points)}, {varied.method}: mean over {pareto.runs(points['n'])} on {where}; "
+        f"{words.who(points)}, {varied.method}: mean over {words.runs(points['n'])} on {where}; "
         f"{pareto.SPREAD_WORDS[spread]}. All but {varied.setting} is equal along a line. T{words.trained(points)[1:]}."
     )

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from suite import grids
-from suite.report import content, documents, figures, frames, learning, page, runs, structure, words
+from suite.report import columns, content, documents, figures, frames, learning, page, runs, structure, words
 from suite.stages import Timed
 
 
@@ -43,14 +43,14 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
     if not results.is_dir():
         raise ValueError(f"there is no folder {results}; launch the grid first, or name its results with --results")
     found = frames.load(grid, results, smoke)
-    said = content.of_grid(grid, found, smoke=smoke)
+    said = content.collect(grid, found, smoke=smoke)
     folder = results / grids.folder_name(grid_name)
     asked = grids.runs_of(grid, smoke=smoke)
     pictures = figures.draw_all(found, said.lines, said.latency, {run.key: run.settings for run in asked}, folder)
     pictures += learning.draw_all(asked, found.runs, results, folder)
     pictures += structure.draw_all(found.runs, results, folder)
     named = [(picture.data, picture.model, f"{picture.name}.png") for picture in pictures]
-    texts = documents.of_grid(said, named)
+    texts = documents.texts(said, named)
     documents.write(texts, folder)
     drawn = [path for picture in pictures for path in picture.paths]
     timed = [stage for stage in grids.stages_of(grid, asked, smoke=smoke) if isinstance(stage, Timed)]
@@ -99,23 +99,16 @@ def show(report: Report, console: Console) -> None:
 
 
 def _short_table(lines: pd.DataFrame, title: str) -> Table:
-    """Columns that fit into 80 characters."""
-    headings = ("method", "budget", "top-1 %", "drop pp", "speed-up", "note")
+    """Return a table that fits into 80 characters."""
+    letters, meanings = words.told_apart(lines, [*frames.CONDITIONS, *frames.TIMED_CONDITIONS])
+    described, texts = columns.text(lines.assign(settings=lines["short"] + letters), columns.TABLE, "terminal")
+    headings = [column.heading for column in described]
     table = Table(*headings, title=Text(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
     table.columns[0].overflow, table.columns[0].min_width = "fold", 16
-    for column in table.columns[1:5]:
-        column.justify, column.no_wrap = "right", True
-    letters, meanings = words.told_apart(lines, [*frames.CONDITIONS, *frames.TIMED_CONDITIONS])
-    for line in lines.assign(name=lines["short"] + letters).to_dict("records"):
-        gain = f"{line['speedup_x']:.2f} x" if line["verdict"] in ("faster", "slower") else line["verdict"]
-        values = (
-            line["name"],
-            words.budget(line["budget"], line["budget_scope"]),
-            words.mean_sd(line["top1_mean_pct"], line["top1_sd_pp"], line["n"]),
-            words.number(line["drop_mean_pp"]),
-            gain,
-            line["note"],
-        )
-        table.add_row(*(Text(value) for value in values))
+    for column, about in zip(table.columns, described, strict=True):
+        if about.right:
+            column.justify, column.no_wrap = "right", True
+    for values in texts.to_numpy().tolist():
+        table.add_row(*map(Text, values))
     table.caption, table.caption_justify = Text("\n".join(meanings)), "left"
     return table

@@ -12,12 +12,12 @@ from typing import Any
 import pandas as pd
 
 from suite import grids
-from suite.report import cells, frames, inference, published, reproduction, words
+from suite.report import cells, columns, frames, inference, published, reproduction, words
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, TIMING
 from suite.report.pairs import FOR_A_CLAIM
 
 NOT_RUN, OPEN, SUPPORTED, CONTRADICTED = "not run", "open", "supported", "contradicted"
-COLUMNS = ["claim", "source", "evidence", "n", "verdict"]
+COLUMNS = columns.names(columns.CLAIMS)
 NOTES = (
     "Without loss, by one-sided tests at 5 % (the ends of a 90 % interval) against a margin of half a point, stated before any "
     'run: "supported" if the upper end of the drop is at most the margin, "contradicted" if the lower end lies above the margin; '

@@ -24,8 +24,6 @@ from scipy import stats
 from suite.report import fairness, inference, style, words
 from suite.report.extent import farthest
 from suite.report.frames import CONDITIONS
-from suite.report.pareto import runs as n_runs
-from suite.report.pareto import who
 
 PANELS = 5
 """Budgets that have a panel; of more, those spread evenly over their range."""
@@ -115,7 +113,7 @@ def _caption_intervals(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
     n = runs.groupby(["name", "at"]).size()
     bars = "bars: t 95 % intervals of the mean" if n.min() >= 3 else "no interval is drawn for fewer than three runs"
     sentences = [
-        f"{who(runs)}: mean over {n_runs(n)} (mark) of base minus pruned accuracy; ticks: the runs; {bars}",
+        f"{words.who(runs)}: mean over {words.runs(n)} (mark) of base minus pruned accuracy; ticks: the runs; {bars}",
         "Dotted line: no drop; grey line: the best mean; arrow: too far for the axis. Methods in the order of their mean rank",
         f"T{words.trained(runs)[1:]}",
         *([f"In the table, but without a panel: {', '.join(left_out)}"] if left_out else []),
@@ -201,7 +199,7 @@ def _caption_ranks(runs: pd.DataFrame) -> str:
         *([f"between budgets {np.mean(taus):.2f}"] if (taus := _taus(by_budget.to_numpy().T)) else []),
     ]
     sentences = [
-        f"{who(runs)}: rank of the mean over {n_runs(runs.groupby(['name', 'at']).size())}; bars: the range of the "
+        f"{words.who(runs)}: rank of the mean over {words.runs(runs.groupby(['name', 'at']).size())}; bars: the range of the "
         "ranks by single seeds",
         *([f"Agreement of two orders, Kendall's tau, on average: {', '.join(agreement)}"] if agreement else []),
         f"T{words.trained(runs)[1:]}",

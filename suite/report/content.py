@@ -1,4 +1,4 @@
-"""What a grid's documents and its page are made of, worked out once."""
+"""Tables of a grid as frames, computed once; documents and page are made of them."""
 
 from __future__ import annotations
 
@@ -13,38 +13,48 @@ from suite.report.frames import Frames
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """The tables of a grid as frames."""
+    """Tables of a grid as frames."""
 
     grid: Grid
     smoke: bool
     lines: pd.DataFrame
-    """`cells.table`"""
+    """`cells.table`."""
     latency: pd.DataFrame
-    """`cells.latency`"""
+    """`cells.latency`."""
     problems: pd.DataFrame
-    """`cells.problems`"""
+    """`cells.problems`."""
     not_faster: pd.DataFrame
-    """`not_faster.table`"""
+    """`not_faster.table`."""
     not_faster_counts: str
     compared: pd.DataFrame
-    """`pairs.table`"""
+    """`pairs.table`."""
     reproduced: pd.DataFrame
-    """`reproduction.table`; smoke runs stand beside no published number."""
+    """`reproduction.table`; empty for smoke runs."""
+    reference: pd.DataFrame
+    """`cells.table` of the reference rows, done cells only; empty unless they were requested."""
+
+    @property
+    def medians(self) -> set[tuple[str, str]]:
+        """Networks, as (data, model), with a published median."""
+        median = self.reproduced[self.reproduced["statistic"] == "median"]
+        return set(zip(median["data"], median["model"], strict=True))
 
 
-def of_grid(grid: Grid, found: Frames, *, smoke: bool) -> Content:
-    """All that the rows say. Raises ValueError when the published numbers are damaged."""
-    lines = cells.table(found)
-    others = published.load()
-    slow = not_faster.table(found)
+def collect(grid: Grid, frames: Frames, *, smoke: bool, reference: Frames | None = None) -> Content:
+    """Compute the tables. Raises ValueError if the published numbers are damaged."""
+    lines = cells.table(frames)
+    numbers = published.load()
+    slow = not_faster.table(frames)
+    beside = cells.table(reference) if reference else lines[:0]
     return Content(
         grid=grid,
         smoke=smoke,
         lines=lines,
-        latency=cells.latency(found),
-        problems=cells.problems(found),
+        latency=cells.latency(frames),
+        problems=cells.problems(frames),
         not_faster=slow,
-        not_faster_counts=not_faster.counts(slow, found),
-        compared=pairs.table(found.runs, grid.family),
-        reproduced=reproduction.table(found.runs, lines.drop_duplicates("line"), others[:0] if smoke else others),
+        not_faster_counts=not_faster.counts(slow, frames),
+        compared=pairs.table(frames.runs, grid.family),
+        reproduced=reproduction.table(frames.runs, lines.drop_duplicates("line"), numbers[:0] if smoke else numbers),
+        reference=beside[beside["n"] > 0],
     )

@@ -6,29 +6,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from suite.files import write_text
-from suite.report import latex, not_faster, pairs, reproduction, tables
+from suite.report import columns, latex, tables
 from suite.report.content import Content
 
+OPTIONAL = ("table_*.tex", "reproduction_*.tex", "reproduction.csv", "not_faster.csv", "reference.csv")
 
-def of_grid(content: Content, pictures: Sequence[tuple[str, str, str]]) -> dict[str, str]:
-    """File name -> text. `pictures` are (data, model, file name)."""
-    reproduced, slow = content.reproduced, content.not_faster
+
+def texts(content: Content, pictures: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+    """Return file name -> text. `pictures` are (data, model, file name)."""
+    optional = {
+        "not_faster.csv": (content.not_faster, columns.NOT_FASTER),
+        "reproduction.csv": (content.reproduced, columns.REPRODUCTION),
+        "reference.csv": (content.reference, columns.TABLE),
+    }
     return {
-        "table.csv": tables.csv(content.lines, tables.TABLE_COLUMNS),
-        "latency.csv": tables.csv(content.latency, tables.LATENCY_COLUMNS),
-        **({"not_faster.csv": tables.csv(slow, not_faster.COLUMNS)} if len(slow) else {}),
-        "comparisons.csv": tables.csv(content.compared, pairs.COLUMNS),
-        **({"reproduction.csv": tables.csv(reproduced, reproduction.COLUMNS)} if len(reproduced) else {}),
+        "table.csv": columns.csv(content.lines, columns.TABLE),
+        "latency.csv": columns.csv(content.latency, columns.LATENCY),
+        "comparisons.csv": columns.csv(content.compared, columns.PAIRS),
+        **{name: columns.csv(frame, described) for name, (frame, described) in optional.items() if len(frame)},
         "table.md": tables.document(content, pictures),
         **latex.files(content),
     }
 
 
-def write(texts: dict[str, str], folder: Path) -> None:
-    """Write the files; tables of an earlier report that are not among them are deleted."""
-    for pattern in ("table_*.tex", "reproduction_*.tex", "reproduction.csv", "not_faster.csv"):
+def write(files: dict[str, str], folder: Path) -> None:
+    """Write the files; delete tables of an earlier report that are not among them."""
+    for pattern in OPTIONAL:
         for old in folder.glob(pattern):
-            if old.name not in texts:
+            if old.name not in files:
                 old.unlink()
-    for name, text in texts.items():
+    for name, text in files.items():
         write_text(folder / name, text)

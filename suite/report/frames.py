@@ -7,7 +7,7 @@ with its settings, schedules. A *cell* is a series at a budget; its runs differ 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,17 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
         rows={row.key: row for row in rows},
         unreadable=tuple(records.unreadable(results, [key for key in keys if key in without])),
     )
+
+
+def by_network(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield data set, model and lines of each network, in order of appearance."""
+    for (data, model), part in frame.groupby(["data", "model"], sort=False):
+        yield str(data), str(model), part
+
+
+def of_network(frame: pd.DataFrame, data: str, model: str) -> pd.DataFrame:
+    """Return the lines of one data set and model."""
+    return frame[(frame["data"] == data) & (frame["model"] == model)]
 
 
 # ---- what the grid asks for ------------------------------------------------------------------------------------------

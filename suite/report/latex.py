@@ -1,5 +1,7 @@
-r"""Tables for papers: one file for every data set and model, to be put in with `\input`; array, booktabs,
-graphicx and rotating are needed."""
+r"""Tables for papers: one file for each data set and model, read by `\input`.
+
+The packages array, booktabs, graphicx and rotating are needed.
+"""
 
 from __future__ import annotations
 
@@ -7,80 +9,86 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from suite.report import reproduction, tables, words
+from suite.report import columns, reproduction, words
+from suite.report.columns import Column, Text
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
+from suite.report.frames import by_network, of_network
 
-LEFT_OUT = ("theoretical x", "deployed", "device")
-"""Columns that a page has no room for; the notes below the table have the device."""
 WIDE = r">{\raggedright\arraybackslash}p{0.38\textwidth}"
 KEPT = ("method", "budget", "pruned top-1 %", "note")
-"""Columns that stay when all lines have the same value."""
+"""Columns that stay if all lines have the same value."""
 SIDEWAYS = 10
-"""A table with more columns than this is turned: on an upright page it would be too small to read."""
+"""A table with more columns is turned by 90 degrees to stay readable."""
 ONCE = ("method", "granularity", "groups")
-"""Columns that are printed on the first line of a method only."""
+"""Columns that are printed only on the first line of a method."""
 
 
 def files(content: Content) -> dict[str, str]:
-    """File name -> LaTeX: `table_DATA_MODEL.tex`, and `reproduction_DATA_MODEL.tex` where there are published numbers."""
-    reproduced = content.reproduced
-    found, medians = {}, reproduction.medians(reproduced)
-    smoke = "Smoke runs, whose numbers mean nothing: " if content.smoke else ""
-    for (data, model), part in content.lines.groupby(["data", "model"], sort=False):
-        name = words.file_name(str(data), str(model))
+    """Return file name -> LaTeX: `table_DATA_MODEL.tex` and, with published numbers, `reproduction_DATA_MODEL.tex`."""
+    texts = {}
+    smoke = "Smoke runs, whose numbers are no results: " if content.smoke else ""
+    for data, model, part in by_network(content.lines):
+        name = words.file_name(data, model)
         title = f"{smoke}{content.grid.title.rstrip('.')}: {data}, {model}"
-        shown = tables.shown(part, median=(data, model) in medians).drop(columns=list(LEFT_OUT))
-        shown["speed-up x"] = shown["speed-up x"].str.replace(", no difference", "*")
+        shown = columns.text(part, columns.table(median=(data, model) in content.medians), "latex")
+        shown.frame["speed-up x"] = shown.frame["speed-up x"].str.replace(", no difference", "*")
         shown, alike = _without_alike(shown)
         notes = f"{_notes(part)} {alike}".strip()
-        found[f"table_{name}.tex"] = table(shown, title, f"tab:{name}", notes, once=[n for n in ONCE if n in shown])
-        if len(beside := reproduced[(reproduced["data"] == data) & (reproduced["model"] == model)]):
-            text = reproduction.shown(beside)
-            notes = f"Published numbers: {words.REPRODUCTION}."
-            found[f"reproduction_{name}.tex"] = table(
-                text, f"{title}, published numbers beside ours", f"tab:reproduction_{name}", notes
+        texts[f"table_{name}.tex"] = table(
+            shown, title, f"tab:{name}", notes, once=[n for n in ONCE if n in shown.frame]
+        )
+        if len(beside := of_network(content.reproduced, data, model)):
+            shown = columns.text(reproduction.shown(beside), columns.REPRODUCTION, "latex")
+            caption, label = f"{title}, published numbers beside ours", f"tab:reproduction_{name}"
+            texts[f"reproduction_{name}.tex"] = table(
+                shown, caption, label, f"Published numbers: {words.REPRODUCTION}."
             )
-    return found
+    return texts
 
 
-def _without_alike(shown: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Without the columns that say the same in all lines, and what they say. A line without a result may say nothing."""
-    done = shown["pruned top-1 %"] != ""
+def _without_alike(shown: Text) -> tuple[Text, str]:
+    """Drop the columns with one value in all lines; return a sentence with these values too.
+
+    Lines without a result may be empty in such a column.
+    """
+    frame = shown.frame
+    done = frame["pruned top-1 %"] != ""
     alike = {
-        name: values.iloc[0]
-        for name, column in shown.items()
+        str(name): values.iloc[0]
+        for name, column in frame.items()
         if name not in KEPT and done.sum() > 1 and column[done].ne("").all()
         if (values := column[column != ""]).nunique() == 1
     }
-    said = "; ".join(f"{name} {value}" for name, value in alike.items())
-    return shown.drop(columns=list(alike)), f"In all lines: {said}." if alike else ""
+    pairs = "; ".join(f"{name} {value}" for name, value in alike.items())
+    return shown.drop(alike), f"In all lines: {pairs}." if alike else ""
 
 
 def _notes(lines: pd.DataFrame) -> str:
     done = lines[lines["n"] > 0]
     if done.empty:
         return "No run is done."
-    parts = [
-        "Top-1 of the last epoch: mean ± sample standard deviation (number of runs); the drop is base minus pruned.",
-        f"{words.FLOPS}.",
-        f"T{words.trained(done)[1:]}.",
-    ]
-    if measured := words.measured(done):
-        parts.append(f"Speed-up [range of the 95 % intervals] (number of runs), * no difference, {measured}.")
-    parts.append(f"Fairness: {words.levels(LEVELS)}. Epochs: base + learning + fine-tuning.")
-    return " ".join(parts)
+    measured = words.measured(done)
+    return words.sentences(
+        "Top-1 of the last epoch: mean ± sample standard deviation (number of runs). The drop is base minus pruned",
+        words.FLOPS,
+        words.trained(done),
+        f"Speed-up [range of the 95 % intervals] (number of runs), * no difference, {measured}" if measured else "",
+        f"Fairness: {words.levels(LEVELS)}. Epochs: base + learning + fine-tuning",
+    )
 
 
 def table(
-    frame: pd.DataFrame, caption: str, label: str, notes: str, *, once: Sequence[str] = (), wide: Sequence[str] = ()
+    shown: Text, caption: str, label: str, notes: str, *, once: Sequence[str] = (), wide: Sequence[str] = ()
 ) -> str:
-    """A frame of text as a floating table, made smaller where it is wider than the page's text; empty columns are left out.
+    """Return a floating table, shrunk to the page's width; empty columns are left out.
 
-    What stands in the columns `once` is not repeated from line to line; the text of the columns `wide` is broken into lines.
+    Values of the columns `once` are not repeated from line to line. Texts of the columns `wide` are broken into lines.
     """
-    names = [name for name in frame.columns if (frame[name] != "").any()]
-    alignment = "".join(WIDE if name in wide else "r" if tables.is_number(name) else "l" for name in names)
+    frame = shown.frame
+    kept = [column for column in shown.columns if (frame[column.heading] != "").any()]
+    names = [column.heading for column in kept]
+    alignment = "".join(WIDE if column.heading in wide else "r" if column.right else "l" for column in kept)
     first = frame[list(once)].ne(frame[list(once)].shift()).any(axis=1)
     body: list[str] = []
     for line, is_first in zip(frame[names].to_dict("records"), first, strict=True):
@@ -97,7 +105,7 @@ def table(
             r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{alignment}}}",
             r"\toprule",
-            " & ".join(_heading(name) for name in names) + r" \\",
+            " & ".join(map(_heading, kept)) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
@@ -110,10 +118,10 @@ def table(
     )
 
 
-def _heading(name: str) -> str:
-    """On two lines where it has several words."""
-    first, _, rest = name.partition(" ")
+def _heading(column: Column) -> str:
+    """Return the heading, on two lines if it has several words."""
+    first, _, rest = column.heading.partition(" ")
     if not rest:
-        return words.latex(name)
-    side = "r" if tables.is_number(name) else "l"
+        return words.latex(column.heading)
+    side = "r" if column.right else "l"
     return rf"\begin{{tabular}}[b]{{@{{}}{side}@{{}}}}{words.latex(first)}\\{words.latex(rest)}\end{{tabular}}"

@@ -24,7 +24,7 @@ import pandas as pd
 
 from suite import methods as registered
 from suite.methods import Broken
-from suite.report import inference, words
+from suite.report import columns, inference, words
 from suite.report.fairness import SET, comparable
 from suite.report.frames import CONDITIONS
 
@@ -33,12 +33,7 @@ FEWEST, FOR_A_CLAIM = inference.FEWEST, 5
 SAME, TOO_FEW = "not distinguishable", "too few runs"
 DECLARED, SECONDARY = "declared", "secondary"
 _TESTED = ["difference_pp", "difference_low_pp", "difference_high_pp", "p", "p_holm", "seeds_needed"]
-COLUMNS = [
-    *SET,
-    *("a", "b", "family", "n_a", "n_b", "n", "bases", "paired", "a_mean_pct", "b_mean_pct"),
-    *("difference_pp", "difference_low_pp", "difference_high_pp", "p", "p_holm"),
-    *("probability_of_improvement", "seeds_needed", "verdict"),
-]
+COLUMNS = columns.names(columns.PAIRS)
 
 
 @dataclass(frozen=True)
@@ -201,44 +196,15 @@ def _verdict(line: dict[Any, Any]) -> str:
 
 
 def with_the_best(compared: pd.DataFrame) -> pd.DataFrame:
-    """The pairs whose first method has the highest mean of its set."""
+    """Return the pairs whose first method has the highest mean of its set."""
     first = compared.groupby(SET, sort=False)["a"].transform("first")
     return compared[compared["a"] == first]
 
 
 def shown(compared: pd.DataFrame) -> pd.DataFrame:
-    """The best method of every set beside each other one, as text, where there are enough runs to compare."""
+    """Return the pairs with the best method that have enough runs to compare, with the `letter` of their conditions."""
     pairs = with_the_best(compared)
-    letters, _ = words.told_apart(pairs, CONDITIONS)
-    pairs, letters = pairs[pairs["n"] >= FEWEST], letters[pairs["n"] >= FEWEST]
-    return pd.DataFrame(
-        {
-            "budget": list(map(words.budget, pairs["budget"], pairs["budget_scope"])),
-            "highest mean": pairs["a"] + letters,
-            "against": pairs["b"],
-            "test": pairs["family"],
-            "n": pairs["n"].astype(str)
-            + pairs["paired"].map({True: " paired", False: ""})
-            + pairs.apply(_bases, axis=1),
-            "difference pp": [_with_interval(line) for line in pairs.to_dict("records")],
-            "p (Holm)": pairs["p_holm"].map(lambda p: "" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"),
-            "P(improvement)": pairs["probability_of_improvement"].map(words.number),
-            "seeds needed": pairs["seeds_needed"].map(lambda seeds: words.number(seeds, 0)),
-            "verdict": pairs["verdict"],
-        }
-    )
-
-
-def _bases(line: pd.Series) -> str:
-    """Return ", 1 base network" if the runs share base networks, else ""."""
-    if line["bases"] >= line["n"]:
-        return ""
-    return f", {line['bases']} base network{'s' if line['bases'] > 1 else ''}"
-
-
-def _with_interval(line: dict[Any, Any]) -> str:
-    interval = f" [{line['difference_low_pp']:.2f}, {line['difference_high_pp']:.2f}]"
-    return words.number(line["difference_pp"]) + ("" if pd.isna(line["difference_low_pp"]) else interval)
+    return pairs.assign(letter=words.told_apart(pairs, CONDITIONS)[0])[pairs["n"] >= FEWEST]
 
 
 def warnings(compared: pd.DataFrame) -> list[str]:

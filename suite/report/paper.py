@@ -21,7 +21,7 @@ from rich.text import Text
 from suite import grids
 from suite.files import replacing, write_text
 from suite.registry import pick
-from suite.report import claims, frames, latex, structure, tables, words
+from suite.report import claims, columns, frames, latex, structure, words
 from suite.report.build import build
 
 TABLES = ("table.csv", "table_*.tex", "reproduction*", "comparisons.csv")
@@ -172,14 +172,10 @@ def _structures(entry: Entry, results: Path, smoke: bool, folder: Path) -> list[
 
 
 def _claims(_: Entry, results: Path, smoke: bool, folder: Path) -> list[str]:
-    found = claims.table(results, smoke=smoke)
-    text = found.astype({"n": "str"})
-    write_text(folder / "claims.csv", tables.csv(found, claims.COLUMNS))
-    write_text(
-        folder / "claims.md", f"# Claims under test\n\n{tables.markdown(text)}\n\n{words.markdown(claims.NOTES)}\n"
-    )
-    write_text(
-        folder / "claims.tex",
-        latex.table(text, "Claims under test", "tab:claims", claims.NOTES, wide=("claim", "evidence")),
-    )
+    table = claims.table(results, smoke=smoke)
+    title, text = "Claims under test", columns.text(table, columns.CLAIMS, "latex")
+    markdown = [f"# {title}", columns.markdown(table, columns.CLAIMS), words.markdown(claims.NOTES)]
+    write_text(folder / "claims.csv", columns.csv(table, columns.CLAIMS))
+    write_text(folder / "claims.md", "\n\n".join(markdown) + "\n")
+    write_text(folder / "claims.tex", latex.table(text, title, "tab:claims", claims.NOTES, wide=("claim", "evidence")))
     return []

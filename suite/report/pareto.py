@@ -242,7 +242,7 @@ def _caption(
 ) -> str:
     """What is shown: data, model, n, bars, device, commit, and what a reader could take for something else."""
     axis = AXES[over]
-    about = [f"{who(points)}: mean over {runs(points['n'])}", SPREAD_WORDS[spread]]
+    about = [f"{words.who(points)}: mean over {words.runs(points['n'])}", SPREAD_WORDS[spread]]
     if over == "speedup":
         about.append("horizontal bars: the range of the runs' 95 % intervals around the median speed-up")
     if axis.timed:
@@ -271,14 +271,3 @@ def _about_published(known: pd.DataFrame) -> list[str]:
     if (known["selection"] == "best epoch on test").any():
         text += ", and its epoch is the best on the test set"
     return [text]
-
-
-def who(points: pd.DataFrame) -> str:
-    """ "digits, resnet8": the data set and model of these lines."""
-    return f"{points['data'].iloc[0]}, {points['model'].iloc[0]}"
-
-
-def runs(n: pd.Series) -> str:
-    """ "n = 3 runs", "n = 2 to 5 runs"."""
-    few, many = n.min(), n.max()
-    return f"n = {few} run{'s' if many > 1 else ''}" if few == many else f"n = {few} to {many} runs"

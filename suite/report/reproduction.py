@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from suite.report import inference, words
+from suite.report import columns, inference, words
 from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES
 
 NEAR_PP = 1.0
@@ -35,14 +35,7 @@ BEST_ON_TEST = "best_test"
 _SELECTION = {"best epoch on test": BEST_ON_TEST}
 _KEPT = {"last": "the last epoch", "best_validation": "the best epoch on validation", BEST_ON_TEST: "the best on test"}
 _ABOUT = ["data", "model", "method", "variant", "groups", "flops_cut_pct", "scope", "selection", "seen", "source"]
-COLUMNS = [
-    *_ABOUT,
-    *("settings", "budget", "our_cut_pct", "our_selection", "n", *EPOCHS, *SCHEDULES),
-    *("quantity", "statistic", "published", "ours", "ours_low", "ours_high"),
-    *("difference_pp", "difference_low_pp", "difference_high_pp", "verdict", "reason"),
-    *CONDITIONS,
-    "rows",
-]
+COLUMNS = columns.names(columns.REPRODUCTION)
 
 
 def table(runs: pd.DataFrame, lines: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
@@ -152,37 +145,7 @@ def verdict(difference: inference.Interval) -> str:
     return "reproduced" if judged == "equivalent" else judged
 
 
-def medians(table: pd.DataFrame) -> set[tuple[str, str]]:
-    """(data, model) of which a median was published."""
-    of_median = table[table["statistic"] == "median"]
-    return set(zip(of_median["data"], of_median["model"], strict=True))
-
-
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as text."""
+    """Return the table with the `letter` of each line's conditions."""
     letters, _ = words.told_apart(table[table["n"] > 0], CONDITIONS)
-    groups = table["groups"].map(lambda value: f", {value:.0f} groups" if pd.notna(value) else "")
-    variant = table["variant"].map(lambda value: f", {value}" if value else "")
-    return pd.DataFrame(
-        {
-            "published by": table["source"] + table["seen"].map(lambda seen: f" ({seen})"),
-            "method": table["method"] + groups + variant,
-            "FLOPs cut %": table["flops_cut_pct"].map(words.number)
-            + table["scope"].map({"prunable": " of convs", "network": ""}),
-            "compared": table["statistic"] + " " + table["quantity"],
-            "published": table["published"].map(words.number),
-            "ours": [_ours(line) for line in table.to_dict("records")],
-            "our run": (table["settings"].astype("object").fillna("") + letters.reindex(table.index, fill_value="")),
-            "our epochs": [words.epochs(line) for line in table.to_dict("records")],
-            "difference pp": table["difference_pp"].map(words.number),
-            "verdict": table["verdict"],
-            "reason": table["reason"],
-        }
-    )
-
-
-def _ours(line: dict[Any, Any]) -> str:
-    if pd.isna(line["ours"]):
-        return ""
-    interval = "" if pd.isna(line["ours_low"]) else f" [{line['ours_low']:.2f}, {line['ours_high']:.2f}]"
-    return f"{line['ours']:.2f}{interval} ({line['n']:.0f})"
+    return table.assign(letter=letters.reindex(table.index, fill_value=""))

@@ -12,7 +12,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from suite.report import style, words
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, TIMING
-from suite.report.pareto import runs, who
 
 PANEL_IN = 2.7
 COLUMNS = 3
@@ -117,7 +116,7 @@ def _title(points: pd.DataFrame) -> str:
 
 def _caption(points: pd.DataFrame, meanings: list[str]) -> str:
     sentences = [
-        f"{who(points)}: median over {runs(points['speedup_n'])}; bars: the range of the runs' 95 % intervals",
+        f"{words.who(points)}: median over {words.runs(points['speedup_n'])}; bars: the range of the runs' 95 % intervals",
         "Hollow: the range contains 1. The diagonal is what the MACs promise; below it the device does not keep the promise",
         f"Measured {words.measured(points)}",
         *(["; ".join(meanings)] if meanings else []),

@@ -12,14 +12,9 @@ import pandas as pd
 
 from suite import grids
 from suite.files import write_text
-from suite.report import frames, tables, words
+from suite.report import columns, frames, words
 
 TRIAL = ["data", "model", "method"]
-COLUMNS = [
-    *TRIAL,
-    *("trials", "complete", "settings", "top1_mean_pct", "top1_sd_pp", "n"),
-    *("first_top1_mean_pct", "gain_pp", "commit", "rows"),
-]
 
 
 def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], list[str]]:
@@ -37,7 +32,7 @@ def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], l
         raise ValueError(f"no trial of {name} is complete; `python -m suite.launch --grid {name}` goes on with them")
     folder = results / grids.folder_name(name)
     paths = [folder / "winners.csv", folder / "winners.md"]
-    write_text(paths[0], tables.csv(best, COLUMNS))
+    write_text(paths[0], columns.csv(best, columns.WINNERS))
     write_text(paths[1], _document(grid.title, best))
     missing = int((best["trials"] - best["complete"]).sum())
     return paths, [f"{missing} trials are not complete and were left out"] if missing else []
@@ -66,8 +61,10 @@ def winners(runs: pd.DataFrame) -> pd.DataFrame:
             first = part.iloc[0]
             line = complete.nlargest(1, "top1_mean_pct").assign(trials=len(part), complete=len(complete))
             lines.append(line.assign(first_top1_mean_pct=first["top1_mean_pct"] if first["complete"] else float("nan")))
-    best = pd.concat(lines) if lines else pd.DataFrame(columns=COLUMNS)
-    return best.assign(gain_pp=best["top1_mean_pct"] - best["first_top1_mean_pct"])[COLUMNS].reset_index(drop=True)
+    best = pd.concat(lines) if lines else pd.DataFrame(columns=columns.names(columns.WINNERS))
+    return best.assign(gain_pp=best["top1_mean_pct"] - best["first_top1_mean_pct"])[
+        columns.names(columns.WINNERS)
+    ].reset_index(drop=True)
 
 
 def _check(runs: pd.DataFrame) -> None:
@@ -82,23 +79,12 @@ def _check(runs: pd.DataFrame) -> None:
 
 
 def _document(title: str, best: pd.DataFrame) -> str:
-    shown = pd.DataFrame(
-        {
-            "method": best["method"],
-            "trials": best["complete"].astype(str) + " of " + best["trials"].astype(str),
-            "best settings": best["settings"].map(words.markdown),
-            "top-1 %": list(map(words.mean_sd, best["top1_mean_pct"], best["top1_sd_pp"], best["n"])),
-            "defaults' top-1 %": best["first_top1_mean_pct"].map(words.number),
-            "gain pp": best["gain_pp"].map(words.number),
-        }
-    )
     about = (
-        f"# {words.markdown(title)}: the best settings of each method\n\nBy the mean accuracy on the validation part; no test "
-        "image was read. The gain over the defaults is that of the best of several noisy trials, so it is too large. Rows and "
-        "commits are in winners.csv.\n\n"
+        "By the mean accuracy on the validation part; no test image was read. The gain over the defaults is the gain of the best "
+        "of several noisy trials, so it is too large. Rows and commits are in winners.csv."
     )
     sections = [
-        f"## {data}, {model}\n\n" + shown.loc[part.index].to_markdown(index=False, disable_numparse=True)
-        for (data, model), part in best.groupby(["data", "model"], sort=False)
+        f"## {data}, {model}\n\n{columns.markdown(part, columns.WINNERS)}"
+        for data, model, part in frames.by_network(best)
     ]
-    return about + "\n\n".join(sections) + "\n"
+    return "\n\n".join([f"# {words.markdown(title)}: the best settings of each method", about, *sections]) + "\n"

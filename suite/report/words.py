@@ -1,23 +1,23 @@
-"""How numbers and conditions are written: in tables, in captions, on the terminal."""
+"""Text of numbers and conditions in tables, captions and on the terminal."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 FLOPS = (
-    "FLOPs are multiply-accumulates (MACs) of convolutions and linear layers for one image; the share cut is of the whole "
-    "network, and that of the prunable convolutions (all but the stem and the shortcuts) stands beside it"
+    "FLOPs are multiply-accumulates (MACs) of convolutions and linear layers for one image. The share cut is of the whole "
+    "network; the share of the prunable convolutions (all but the stem and the shortcuts) has a column of its own"
 )
 SPEEDUP = (
-    "speed-up is dense time / packed time: the median over the runs [lowest lower end, highest upper end of the runs' own "
-    "95 % intervals] (number of runs). The range covers every network that was measured, not seeds that were not run. A claim "
+    "Speed-up is dense time / packed time: the median over the runs [lowest lower end, highest upper end of the runs' 95 % "
+    "intervals] (number of runs). The range covers every measured network; seeds that were not run are not covered. A claim "
     "needs an interval apart from the null interval (dense against dense) and an effect larger than the width of the null "
-    'interval, else there is "no difference". Runs are left out if the null test failed, if other processes used the device, '
-    'or if CPU time shows the opposite; a cell of such runs only is "not trusted"'
+    'interval, else the verdict is "no difference". Runs are left out if the null test failed, if other processes used the '
+    'device, or if CPU time shows the opposite. If all runs are left out, the cell is "not trusted"'
 )
 REPRODUCTION = (
     "a drop is compared if the source states its base accuracy, else the accuracy. Our median stands beside a published median. "
@@ -26,6 +26,16 @@ REPRODUCTION = (
     'a number whose source states no runs counts as exact. "not run": no line of ours lies within one point of the cut with the '
     "same selection of epochs. A positive difference is in our favour"
 )
+
+PAIRS = "The method with the highest mean of each budget against each other one"
+PAIRS_METHOD = (
+    "Declared comparisons are the grid's main method against each rival; they share one error, pooled over methods and blocks (a "
+    "block is a base network with a seed). All other pairs are secondary: runs that share seed and base weights are compared "
+    "block by block (paired t test, else Welch's). p-values and intervals are corrected by Holm within their family, not only "
+    "over the pairs shown. P(improvement) is the share of run pairs in which the first method is better. Seeds needed: a t test "
+    "finds a difference and spread as measured here with power 0.8. Coarse runs are left out"
+)
+REFERENCE = "Reference rows are the project's tracked results, not part of the lines above: their runs are in no n, mean or test"
 
 _MARKDOWN = re.compile(r"([\\`*{}\[\]<>|$~#])")
 _LATEX = str.maketrans(
@@ -48,47 +58,58 @@ _EDGE_UNDERSCORE = re.compile(r"(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
 
 
 def markdown(text: str) -> str:
-    """`text` so that Markdown shows it as it is, in a table too. An underscore inside a word needs no escape."""
+    """Escape `text` for Markdown, tables too. An underscore inside a word needs no escape."""
     escaped = _MARKDOWN.sub(r"\\\1", " ".join(text.replace("&", "&amp;").split()))
     return _EDGE_UNDERSCORE.sub(r"\\_", escaped)
 
 
 def latex(text: str) -> str:
-    """`text` so that LaTeX prints it as it is. A sign that pdfTeX's fonts lack is named by its code point."""
+    """Escape `text` for LaTeX. A sign that pdfTeX's fonts lack becomes its code point."""
     escaped = " ".join(text.split()).translate(_LATEX)
     return "".join(sign if ord(sign) < 0x100 and sign.isprintable() else f"[U+{ord(sign):04X}]" for sign in escaped)
 
 
 def file_name(*parts: str) -> str:
-    """The parts joined by underscores, with letters, digits and `+-.` only."""
+    """Join the parts by underscores; other signs than letters, digits and `+-.` are replaced."""
     return "_".join(re.sub(r"[^0-9A-Za-z.+-]+", "_", part) for part in parts)
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Fixed digits; "" for what is absent."""
+    """Format with fixed digits; "" for nan."""
     return "" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def mean_sd(mean: float, sd: float, n: int | None = None) -> str:
-    """ "94.31 ± 0.20 (5)"; no spread where there is none, "" without a mean."""
+    """Format as "94.31 ± 0.20 (5)"; without sd or n if they are absent, "" without a mean."""
     if pd.isna(mean):
         return ""
     spread = "" if pd.isna(sd) else f" ± {sd:.2f}"
     return f"{mean:.2f}{spread}" + ("" if n is None else f" ({n})")
 
 
+def interval(value: float, low: float, high: float, n: float | None = None) -> str:
+    """Format as "1.31 [1.27, 1.36] (5)"; without interval or n if they are absent, "" without a value."""
+    ends = "" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]"
+    return "" if pd.isna(value) else f"{value:.2f}{ends}" + ("" if n is None else f" ({n:.0f})")
+
+
+def sentences(*texts: str) -> str:
+    """Join texts to sentences: each begins with a capital letter and ends with a full stop; empty texts are left out."""
+    return " ".join(f"{text[0].upper()}{text[1:].removesuffix('.')}." for text in texts if text)
+
+
 def budget(share: float, scope: str) -> str:
-    """ "60.17 %", with the scope where it is not the whole network."""
+    """Format as "60.17 %", followed by the scope unless it is the whole network."""
     return f"{100 * share:.4g} %" + ("" if scope == "network" else f" of {scope}")
 
 
 def levels(names: Sequence[str]) -> str:
-    """ "0 worst; 1 better; ..." """
+    """Number the names: "0 worst; 1 better; ..."."""
     return "; ".join(f"{number} {name}" for number, name in enumerate(names))
 
 
 def epochs(line: Mapping[Hashable, Any] | pd.Series) -> str:
-    """ "164 + 120 + 400": spent on the base network, on learning and on fine-tuning; "" without a run."""
+    """Format epochs of base network, learning and fine-tuning as "164 + 120 + 400"; "" without a run."""
     if not line["n"]:
         return ""
     spent = (line["base_epochs"], line["learning_epochs"], line["finetune_epochs"])
@@ -96,35 +117,42 @@ def epochs(line: Mapping[Hashable, Any] | pd.Series) -> str:
 
 
 def speedup(line: Mapping[Hashable, Any] | pd.Series) -> str:
-    """ "1.31 [1.27, 1.36] (2)", with "no difference" where that is so; "" where nothing was measured."""
+    """Format as "1.31 [1.27, 1.36] (2)", with the verdict if it is "no difference"; "" without a measurement."""
     if not line["verdict"] or line["verdict"] == "not trusted":
         return str(line["verdict"])
     low, high = line["speedup_low_x"], line["speedup_high_x"]
     ends = {"faster": low, "slower": high}.get(line["verdict"], 0)
-    digits = next(digits for digits in range(2, 10) if round(ends, digits) != 1)  # never an end at 1 that is not there
+    digits = next(
+        digits for digits in range(2, 10) if round(ends, digits) != 1
+    )  # an end that is not 1 is not printed as 1
     text = f"{line['speedup_x']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] ({line['speedup_n']:.0f})"
     return f"{text}, no difference" if line["verdict"] == "no difference" else text
 
 
+def short_speedup(line: Mapping[Hashable, Any] | pd.Series) -> str:
+    """Format as "1.31 x", or the verdict if it is neither faster nor slower."""
+    return f"{line['speedup_x']:.2f} x" if line["verdict"] in ("faster", "slower") else str(line["verdict"])
+
+
 def commit(name: str, dirty: str) -> str:
-    """The short commit, marked when the checkout held changes that are not in it."""
+    """Shorten a commit; "+dirty" marks a checkout with uncommitted changes."""
     short = name[:8] if re.fullmatch(r"[0-9a-f]{40}", name) else name
     return short + ("+dirty" if dirty == "yes" else "")
 
 
 def commits(lines: pd.DataFrame, prefix: str = "") -> pd.Series:
-    """`commit` of every line; "" where there is none."""
+    """Return `commit` of each line; "" without one."""
     pairs = zip(lines[f"{prefix}commit"], lines[f"{prefix}dirty"], strict=True)
     return pd.Series([commit(name, dirty) for name, dirty in pairs], index=lines.index, dtype="object")
 
 
 def different(values: pd.Series) -> list[str]:
-    """The different values that are there, in order."""
+    """Return the distinct non-empty values, in order of appearance."""
     return [str(value) for value in values.dropna().unique() if value != ""]
 
 
 def counts(lines: pd.DataFrame) -> str:
-    """ "60 runs: 57 done, 2 failed, 1 not run." """
+    """Count runs by status: "60 runs: 57 done, 2 failed, 1 not run."."""
     cells = lines.drop_duplicates("cell")
     kinds = {name: int(cells[name].sum()) for name in ("runs", "diverged", "failed", "missing")}
     done = kinds["runs"] - kinds["diverged"] - kinds["failed"] - kinds["missing"]
@@ -133,24 +161,25 @@ def counts(lines: pd.DataFrame) -> str:
 
 
 def told_apart(lines: pd.DataFrame, conditions: Sequence[str]) -> tuple[pd.Series, list[str]]:
-    """For every line a letter for its conditions, as " [A]", and what each letter means; nothing when all are alike.
+    """Return a letter such as " [A]" for each line's conditions, and the meaning of each letter.
 
-    A line that has none of the conditions that differ, as one that was not run, has no letter.
+    If all lines have the same conditions, there are no letters. A line without any of the differing conditions, such as one
+    that was not run, has no letter.
     """
     letters = pd.Series("", index=lines.index, dtype="object")
     differing = [column for column in conditions if len(different(lines[column])) > 1]
     if not differing:
         return letters, []
-    there = lines[lines[differing].fillna("").astype(bool).any(axis=1)]
-    number = there.groupby(differing, sort=False, dropna=False).ngroup()
-    letters[there.index] = " [" + number.map(_letter) + "]"
-    firsts = there.loc[~number.duplicated()]
+    lettered = lines[lines[differing].fillna("").astype(bool).any(axis=1)]
+    number = lettered.groupby(differing, sort=False, dropna=False).ngroup()
+    letters[lettered.index] = " [" + number.map(_letter) + "]"
+    firsts = lettered.loc[~number.duplicated()]
     meanings = [f"[{_letter(i)}] {_conditions(line, differing)}" for i, (_, line) in enumerate(firsts.iterrows())]
     return letters, meanings
 
 
 def _letter(number: int) -> str:
-    """A to Z, then A1, B1, ..."""
+    """Return A to Z, then A1, B1, ...."""
     return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
@@ -169,29 +198,44 @@ def _conditions(line: pd.Series, differing: Sequence[str]) -> str:
     return ", ".join(parts)
 
 
+def who(lines: pd.DataFrame) -> str:
+    """Return data set and model of these lines: "digits, resnet8"."""
+    return f"{lines['data'].iloc[0]}, {lines['model'].iloc[0]}"
+
+
+def runs(n: pd.Series) -> str:
+    """Format numbers of runs as "n = 3 runs" or "n = 2 to 5 runs"."""
+    few, many = n.min(), n.max()
+    return f"n = {few} run{'s' if many > 1 else ''}" if few == many else f"n = {few} to {many} runs"
+
+
+def joined(values: Iterable[object]) -> str:
+    """Join values by "and"."""
+    return " and ".join(map(str, values))
+
+
 def trained(lines: pd.DataFrame) -> str:
-    """Where and from what the accuracies of these lines come."""
+    """List device, commit and data of the accuracies of these lines."""
     parts = [
-        f"trained on {' and '.join(different(lines['device']))}",
-        f"commit {' and '.join(different(commits(lines)))}",
-        f"data {' and '.join(value[:8] for value in different(lines['data_sha256']))}",
+        f"trained on {joined(different(lines['device']))}",
+        f"commit {joined(different(commits(lines)))}",
+        f"data {joined(value[:8] for value in different(lines['data_sha256']))}",
     ]
     return ", ".join(parts)
 
 
 def measured(lines: pd.DataFrame) -> str:
-    """Where and how the latencies of these lines were measured; "" when none was."""
+    """List device and settings of the timings of these lines; "" without a timing."""
     timed = lines[lines["verdict"] != ""]
     if timed.empty:
         return ""
-    batches = " and ".join(f"{value:.0f}" for value in timed["batch"].dropna().unique())
-    threads = " and ".join(different(timed["threads"]))
+    threads = joined(different(timed["threads"]))
     parts = [
-        f"on {' and '.join(different(timed['timed_device']))}",
-        f"batch {batches}",
-        *(" and ".join(different(timed[name])) for name in ("precision", "layout", "leg")),
-        f"{' and '.join(different(timed['protocol']))} protocol",
+        f"on {joined(different(timed['timed_device']))}",
+        f"batch {joined(f'{value:.0f}' for value in timed['batch'].dropna().unique())}",
+        *(joined(different(timed[name])) for name in ("precision", "layout", "leg")),
+        f"{joined(different(timed['protocol']))} protocol",
         *([f"{threads} threads"] if threads else []),
-        f"commit {' and '.join(different(commits(timed, 'timed_')))}",
+        f"commit {joined(different(commits(timed, 'timed_')))}",
     ]
     return ", ".join(parts)
