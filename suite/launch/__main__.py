@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--retry-failed", action="store_true", help="do again, too, what has failed three times in the same way"
     )
+    result.add_argument("--redo", metavar="TEXT", help="do stages again whose label or key contains TEXT")
     result.add_argument(
         "--only-timing", action="store_true", help="just measure the latency of the networks that are done"
     )
@@ -154,6 +155,7 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
         retry_failed=arguments.retry_failed,
         only_timing=arguments.only_timing,
         change_nothing=verb == "dry-run",
+        redo=arguments.redo,
     )
     if verb == "dry-run":
         fetch = f"python -m suite.prefetch {_words(arguments)}"

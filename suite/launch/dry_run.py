@@ -32,7 +32,9 @@ def show(work: Work, context: Context, console: Console, *, jobs: int, fetch: st
     keys = {stage.key for stage in work.todo}
     for stage in work.stages:
         failed = failure(stage, context) if stage.key in keys else None
-        state = work.left_alone.get(stage.key) or ("to do" if stage.key in keys else "done")
+        state = (
+            work.left_alone.get(stage.key) or work.again.get(stage.key) or ("to do" if stage.key in keys else "done")
+        )
         if failed:
             state = f"{failed['status']} before: {failed['reason']}"
         console.print(f"{stage.key:22} {stage.label}  [{state}]", markup=False, highlight=False)

@@ -15,7 +15,7 @@ from suite.launch.display import Display
 from suite.launch.options import Options
 from suite.launch.view import View
 from suite.launch.work import Work
-from suite.run import Context, Outcome, failure, forget_failures
+from suite.run import Context, Outcome, failure, forget, forget_failures
 from suite.stages import Stage
 
 
@@ -59,6 +59,8 @@ class Launcher:
         before = record.read(results, self.name)
         if line := work.changes(before, self.every):
             self._print(f"{self.grid}: {line}")
+        for line in todo.remarks:
+            self._print(f"{self.grid}: {line}")
         if not todo.todo:
             nothing = "nothing to do" if not todo.left_alone else f"{len(todo.left_alone)} are left alone"
             self._print(f"{self.grid}: {todo.done} of {len(todo.stages)} stages are done; {nothing}")
@@ -67,6 +69,9 @@ class Launcher:
         name, jobs = source.name if source else "", before.jobs if before else {}
         launch = record.begin(self.name, self.cluster, self.every, snapshot=name, jobs=jobs, todo=todo.todo)
         record.write(launch, results)
+        for stage in todo.todo:
+            if stage.key in todo.again:
+                forget(stage, self.context)
         for stage in todo.todo if self.retry_failed else ():
             forget_failures(stage, self.context)
         how = "as SLURM jobs" if self.options else f"{min(self.jobs, len(todo.todo))} at a time"

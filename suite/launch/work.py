@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from suite import data, lease, models, weights
 from suite.launch import record
 from suite.launch.record import Launch
 from suite.registry import pick
-from suite.run import Context, given_up, is_done, repair
+from suite.run import Context, code, given_up, repair
+from suite.run.folder import DamagedError, output
 from suite.stages import Base, Stage, Timed
 
 
@@ -23,12 +25,26 @@ class Work:
 
     left_alone  key -> reason why the stage is not tried: it, or a stage that it needs, was given up
     waiting     number of timed stages whose network is not done yet
+    again       key -> reason why the stage, which is done, is to be done again
+    outdated    imported file that has changed -> number of stages that were done with its earlier code and stay
     """
 
     stages: tuple[Stage, ...]
     todo: tuple[Stage, ...]
     left_alone: dict[str, str]
     waiting: int = 0
+    again: dict[str, str] = field(default_factory=dict)
+    outdated: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Lines about stages that are done again, and stages with outdated imports."""
+        reasons = Counter(reason for reason in self.again.values() if not reason.startswith("needs "))
+        lines = [f"{number} stages are done again: {reason}" for reason, number in reasons.items()]
+        return lines + [
+            f"{number} stages were done with other code of {label}, which they import; they stay (--redo TEXT repeats stages)"
+            for label, number in self.outdated.items()
+        ]
 
     @property
     def done(self) -> int:
@@ -37,16 +53,23 @@ class Work:
 
 
 def find(
-    stages: Sequence[Stage], context: Context, *, retry_failed: bool, only_timing: bool, change_nothing: bool = False
+    stages: Sequence[Stage],
+    context: Context,
+    *,
+    retry_failed: bool,
+    only_timing: bool,
+    change_nothing: bool = False,
+    redo: str | None = None,
 ) -> Work:
     """Read every stage's folder, and return the work.
 
     only_timing     leave out all but the timed stages of finished networks
     change_nothing  do not set damaged outputs aside, nor write missing rows again
+    redo            text in the label or key of stages that are done again
     """
     for stage in () if change_nothing else stages:
         repair(stage, context)
-    missing = {stage.key: stage for stage in stages if not is_done(stage, context)}
+    missing, again, outdated = _missing(stages, context, redo)
     waiting = 0
     if only_timing:
         stages = [stage for stage in stages if isinstance(stage, Timed)]
@@ -61,7 +84,38 @@ def find(
         elif behind is not None:
             left_alone[stage.key] = f"needs {behind.key}, which was given up"
     todo = tuple(stage for stage in missing.values() if stage.key not in left_alone)
-    return Work(stages=tuple(stages), todo=todo, left_alone=left_alone, waiting=waiting)
+    again = {stage.key: again[stage.key] for stage in todo if stage.key in again}
+    return Work(stages=tuple(stages), todo=todo, left_alone=left_alone, waiting=waiting, again=again, outdated=outdated)
+
+
+def _missing(
+    stages: Sequence[Stage], context: Context, redo: str | None
+) -> tuple[dict[str, Stage], dict[str, str], dict[str, int]]:
+    """Return the stages without a current output by key, `Work.again` and `Work.outdated`."""
+    missing: dict[str, Stage] = {}
+    again: dict[str, str] = {}
+    outdated: Counter[str] = Counter()
+    for stage in stages:
+        try:
+            done = output(stage, context)
+        except DamagedError:
+            done = None
+        if done is None:
+            missing[stage.key] = stage
+            continue
+        own, imported = code.changes(stage, done.get("code"))
+        behind = next((need for need in stage.needs if need.key in again), None)
+        if own:
+            again[stage.key] = f"done with other code of {', '.join(own)}"
+        elif redo is not None and (redo.lower() in stage.label.lower() or redo in stage.key):
+            again[stage.key] = f"named by --redo {redo}"
+        elif behind is not None:
+            again[stage.key] = f"needs {behind.key}, which is done again"
+        else:
+            outdated.update(imported)
+        if stage.key in again:
+            missing[stage.key] = stage
+    return missing, again, dict(outdated)
 
 
 def check_names(stages: Sequence[Stage]) -> None:

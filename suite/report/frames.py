@@ -97,6 +97,8 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
         )
     runs_frame, timed_frame = _runs(runs), _timings(timed)
     pruned_rows = [row for row in rows if isinstance(row, records.PrunedRow)]
+    series = dict(zip(runs_frame["key"], runs_frame["series"], strict=True))
+    pruned_rows = _marked(pruned_rows, [series[row.key] for row in pruned_rows])
     timed_rows = [row for row in rows if isinstance(row, records.TimedRow)]
     return Frames(
         runs=_joined(runs_frame, _pruned_rows(pruned_rows), ["base_top1_pct", "pruned_top1_pct", "macs_cut_pct"]),
@@ -235,6 +237,21 @@ def _timings(timed: Sequence[Timed]) -> pd.DataFrame:
 
 
 # ---- what is there ---------------------------------------------------------------------------------------------------
+
+
+def _marked(rows: Sequence[records.PrunedRow], series: Sequence[int]) -> list[records.PrunedRow]:
+    """Return the rows; in a series whose rows come from different code, the commit also names the code."""
+    codes: dict[int, set[str]] = {}
+    for row, number in zip(rows, series, strict=True):
+        if "code" in row.provenance:
+            codes.setdefault(number, set()).add(row.provenance["code"])
+    marked = []
+    for row, number in zip(rows, series, strict=True):
+        if len(codes.get(number, ())) > 1 and "code" in row.provenance:
+            commit = f"{str(row.provenance.get('commit'))[:8]} code {row.provenance['code']}"
+            row = dataclasses.replace(row, provenance={**row.provenance, "commit": commit})
+        marked.append(row)
+    return marked
 
 
 def _pruned_rows(rows: Iterable[records.PrunedRow]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from suite.run.context import Context
 from suite.run.execute import Outcome, execute, fail
-from suite.run.folder import failure, forget_failures, given_up, is_done, repair
+from suite.run.folder import failure, forget, forget_failures, given_up, is_done, repair
 
 __all__ = [
     "Context",
@@ -12,6 +12,7 @@ __all__ = [
     "execute",
     "fail",
     "failure",
+    "forget",
     "forget_failures",
     "given_up",
     "is_done",

@@ -17,8 +17,9 @@ import torch
 from suite import cli, distributed, lease, records
 from suite.files import write_json
 from suite.progress import Interrupted, Watch
+from suite.run import code
 from suite.run.context import Context
-from suite.run.folder import check_files, count_failure, failure, is_done, repair
+from suite.run.folder import check_files, count_failure, failure, forget, is_done, repair
 from suite.run.pruned_stage import do_pruned
 from suite.run.timed_stage import do_timed
 from suite.run.train_stages import do_base, do_learned
@@ -193,7 +194,9 @@ def _do(work: Workspace[Stage]) -> None:
     stage, context = work.stage, work.context
     alone = isinstance(stage, Timed)  # rank 0 measures alone
     with contextlib.nullcontext() if alone else distributed.rank_0_first():
-        _pin_threads(work.folder / "started.json", context)
+        started = work.folder / "started.json"
+        _forget_other_code(started, stage, context)
+        _pin_threads(started, stage, context)
     for needed in stage.needs:
         if not is_done(needed, context):
             why = failure(needed, context) or {"status": "missing", "reason": "it is not done; run it first"}
@@ -210,7 +213,7 @@ def _do(work: Workspace[Stage]) -> None:
         do_timed(Workspace(stage, context, work.watch))
 
 
-def _pin_threads(path: Path, context: Context) -> None:
+def _pin_threads(path: Path, stage: Stage, context: Context) -> None:
     """Set the number of threads that the stage was started with.
 
     Sums depend on this number. It is stored after torch has accepted it, so a refused number never sticks to the stage. Raises
@@ -226,4 +229,20 @@ def _pin_threads(path: Path, context: Context) -> None:
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"--threads {threads}: torch refuses this number; take one per core") from error
     if distributed.is_first():
-        write_json(path, {"threads": threads})
+        write_json(path, {"threads": threads, "code": code.fingerprint(stage)})
+
+
+def _forget_other_code(path: Path, stage: Stage, context: Context) -> None:
+    """Delete the checkpoints of a stage that was started with other code.
+
+    A no-op on all ranks but 0.
+    """
+    try:
+        started = json.loads(path.read_text())
+        differing = code.changes(stage, started.get("code"))[0]
+    except (OSError, ValueError, AttributeError, RecursionError):  # absent or damaged
+        return
+    if differing and distributed.is_first():
+        log.warning("%s was started with other code of %s, and begins again", stage.label, ", ".join(differing))
+        forget(stage, context)
+        write_json(path, {**started, "code": code.fingerprint(stage)})

@@ -135,6 +135,18 @@ def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
     return about if isinstance(about.get("reason"), str) else None
 
 
+def forget(stage: Stage, context: Context) -> None:
+    """Delete the stage's row, mark of completion and checkpoints, so that it runs again."""
+    folder = context.folder(stage)
+    for path in (
+        records.rows_folder(context.results) / f"{stage.key}.json",
+        folder / "done.json",
+        *folder.glob("train*.pt"),
+        *folder.glob("plan*.safetensors"),
+    ):
+        path.unlink(missing_ok=True)
+
+
 def count_failure(stage: Stage, context: Context, status: str, reason: str) -> None:
     """Count one more failure of this status and reason.
 

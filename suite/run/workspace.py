@@ -14,11 +14,12 @@ from safetensors.torch import save as serialise
 from torch import nn
 
 from suite import data as datasets
-from suite import distributed, models, records, registry
+from suite import distributed, models, records
 from suite import pack as packing
 from suite.contract import Batch, Task
 from suite.files import sha256, write_bytes, write_json, write_text
 from suite.progress import Watch
+from suite.run import code
 from suite.run.context import Context
 from suite.run.folder import is_done, result_of
 from suite.schedule import Schedule
@@ -188,7 +189,8 @@ class Workspace(Generic[S]):
     def _provenance(self, run: Pruned) -> dict[str, Any]:
         stage: Stage = self.stage
         device = stage.timing.device if isinstance(stage, Timed) else self.context.device
-        provenance = records.provenance(device, _plugins(run))
+        provenance = records.provenance(device, code.modules(run))
+        provenance["code"] = code.short(run)
         if distributed.tasks() > 1:
             provenance["tasks"] = distributed.tasks()
         provenance["finished"] = time.strftime("%FT%TZ", time.gmtime())
@@ -213,6 +215,7 @@ class Workspace(Generic[S]):
         folder = self.folder
         sizes = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in files}
         about = {"stage": identity(self.stage), "label": self.stage.label, "files": sizes, "result": dict(result or {})}
+        about["code"] = code.fingerprint(self.stage)
         write_json(folder / "done.json", {**about, "row": records.to_dict(row) if row else None})
         for leftover in (
             *folder.glob("train*.pt"),
@@ -223,17 +226,6 @@ class Workspace(Generic[S]):
             folder / "progress.json",
         ):
             leftover.unlink(missing_ok=True)
-
-
-def _plugins(run: Pruned) -> list[str]:
-    """Return the modules of the run's model, data set and methods.
-
-    Methods are the run's own and those that it follows.
-    """
-    base, modules = run.base, [type(run.settings).__module__]
-    modules.append(registry.module_of("models", "MODELS", base.model))
-    modules.append(registry.module_of("data", "DATASETS", base.data))
-    return modules + (_plugins(run.reference) if run.reference else [])
 
 
 def _selection(run: Pruned) -> str:

@@ -1,0 +1,147 @@
+"""No result of edited code passes for a present one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_grid
+from test_plugins import FILES, METHOD, folder  # noqa: F401 (a fixture)
+
+from suite import grids, records, registry
+from suite.launch import __main__ as launch
+from suite.launch import work
+from suite.launch.work import Work
+from suite.report import frames
+from suite.run import Context, code, execute, is_done
+from suite.stages import Pruned, Stage
+
+
+def edit(where: Path, name: str, before: str, after: str) -> None:
+    """Change a plug-in's file, as seen by the next process."""
+    text = (where / name).read_text()
+    assert before in text
+    (where / name).write_text(text.replace(before, after))
+    for module in [each for each in sys.modules if each.startswith("suite.plugins.")]:
+        del sys.modules[module]
+    registry.set_folders([where])
+
+
+def stages() -> list[Stage]:
+    grid = grids.load("grid_of_mine")
+    return grids.stages_of(grid, grids.runs_of(grid))
+
+
+def todo(context: Context, **options: Any) -> Work:
+    return work.find(stages(), context, retry_failed=False, only_timing=False, **options)
+
+
+def kinds(found: Work) -> list[str]:
+    return [stage.kind for stage in found.todo]
+
+
+@pytest.fixture
+def done(folder: Path, tmp_path: Path) -> Context:  # noqa: F811
+    """A finished grid of one run."""
+    context = Context(results=tmp_path / "results", threads=1)
+    for stage in stages():
+        assert execute(stage, context) == "done"
+    assert not todo(context).todo
+    return context
+
+
+def test_an_edited_method_is_repeated_with_all_that_follows(
+    done: Context,
+    folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    edit(folder, "mine.py", "abs()", "abs().neg()")
+    found = todo(done)
+    assert kinds(found) == ["pruned", "timed"]
+    assert found.again[found.todo[0].key] == "done with other code of plugins/mine.py"
+    arguments = ["--grid", "grid_of_mine", "--results", done.results, "--cluster", "debug", "--threads", 1]
+    assert tiny_grid.call(launch.main, *arguments, "--dry-run") == 0
+    assert "done with other code of plugins/mine.py" in capsys.readouterr().out
+    before = (done.results / "rows" / f"{found.todo[0].key}.json").read_text()
+    assert tiny_grid.call(launch.main, *arguments) == 0
+    after = (done.results / "rows" / f"{found.todo[0].key}.json").read_text()
+    plans = [json.loads(text)["plan_sha256"] for text in (before, after)]
+    assert plans[0] != plans[1], "the opposite score keeps other filters"
+    assert not todo(done).todo
+
+
+def test_an_edited_model_repeats_the_base_network(done: Context, folder: Path) -> None:  # noqa: F811
+    edit(folder, "nets.py", '"M", 16', '"M", 12')
+    assert kinds(todo(done)) == ["base", "pruned", "timed"]
+
+
+def test_comments_docstrings_and_sources_are_no_code(done: Context, folder: Path) -> None:  # noqa: F811
+    edit(folder, "mine.py", "Keeps filters", "Keeps the filters")
+    edit(folder, "mine.py", "an example", "another example")
+    edit(folder, "mine.py", "def score", "# a comment\n\n    def score")
+    assert not todo(done).todo
+
+
+def test_an_edited_helper_is_named_and_redo_repeats_by_hand(done: Context, folder: Path) -> None:  # noqa: F811
+    edit(folder, "_helper.py", "1", "2")
+    found = todo(done)
+    assert not found.todo
+    assert found.outdated == {"plugins/_helper.py": 2}
+    assert "2 stages were done with other code of plugins/_helper.py" in found.remarks[0]
+    assert kinds(todo(done, redo="mine 50")) == ["pruned", "timed"]
+    assert kinds(todo(done, redo="base-")) == ["base", "pruned", "timed"]
+
+
+def test_outputs_without_a_fingerprint_stay(done: Context, folder: Path) -> None:  # noqa: F811
+    for stage in stages():
+        path = done.folder(stage) / "done.json"
+        about = json.loads(path.read_text())
+        del about["code"]
+        path.write_text(json.dumps(about))
+    edit(folder, "mine.py", "abs()", "abs().neg()")
+    assert not todo(done).todo
+
+
+def test_a_checkpoint_of_other_code_is_not_continued(done: Context, folder: Path) -> None:  # noqa: F811
+    pruned = next(stage for stage in stages() if isinstance(stage, Pruned))
+    where = done.folder(pruned)
+    (where / "done.json").unlink()
+    (where / "plan0.safetensors").write_bytes((where / "packed.safetensors").read_bytes())
+    edit(folder, "mine.py", "abs()", "abs().neg()")
+    pruned = next(stage for stage in stages() if isinstance(stage, Pruned))
+    assert execute(pruned, done) == "done"
+    assert is_done(pruned, done)
+    assert json.loads((where / "started.json").read_text())["code"] == code.fingerprint(pruned)
+
+
+def test_rows_of_other_code_are_told_apart() -> None:
+    rows = [json.loads(json.dumps({"commit": "a" * 40, **extra})) for extra in ({"code": "1"}, {"code": "2"}, {})]
+    made = [records.PrunedRow(**{**ROW, "key": str(number), "provenance": row}) for number, row in enumerate(rows)]
+    marked = frames._marked(made, [0, 0, 0])
+    assert [row.provenance["commit"] for row in marked] == ["aaaaaaaa code 1", "aaaaaaaa code 2", "a" * 40]
+    assert frames._marked(made, [0, 1, 2]) == made
+
+
+ROW: dict[str, Any] = {
+    "label": "",
+    "status": "done",
+    "stage": {},
+    **dict.fromkeys(("data", "model", "method", "settings", "granularity", "budget_scope", "split"), ""),
+    "groups": 1,
+    "budget": 0.5,
+    "seed": 0,
+    "smoke": False,
+}
+
+
+def test_fingerprints_have_own_files_and_imported_ones(folder: Path) -> None:  # noqa: F811
+    pruned = next(stage for stage in stages() if isinstance(stage, Pruned))
+    found = code.fingerprint(pruned)
+    assert set(found["own"]) == {"plugins/mine.py", "plugins/nets.py", "plugins/pictures.py"}
+    assert {"plugins/_helper.py", "suite/models/cifar_vgg.py", "suite/data/digits.py"} <= set(found["imported"])
+    assert METHOD in FILES.values()
+    (run,) = (run for run in tiny_grid.GRID.runs() if run.method == "dsp")
+    assert {"dsp/method.py", "dsp/learner.py", "suite/models/cifar_vgg.py"} <= set(code.fingerprint(run)["own"])
