@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import runpy
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +104,10 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
 
 def check_classes(runs: Iterable[Pruned]) -> None:
     """Raise ValueError if a method is a class of a grid file."""
+    grid_modules = {plugin.module for plugin in _plugins().values()}
     for kind in {type(run.settings) for run in runs}:
-        name = kind.method_name()
-        if methods.discover().get(name) is not kind:
+        in_grid = kind.__module__ not in sys.modules or kind.__module__ in grid_modules
+        if in_grid and methods.discover().get(kind.method_name()) is not kind:
             raise ValueError(
                 f"the method {kind.__name__} is a class of {kind.__module__}, which is no file of a method; put it in a file "
                 "of its own, FOLDER/NAME.py, and give --plugins FOLDER"
