@@ -310,7 +310,7 @@ def test_the_command_measures_accuracy_beside_a_named_network(
 ) -> None:
     path = archive(tmp_path, "scripted")
     arguments = ("--dataset", "digits", "--dense", "resnet8", "--batch", 4, "--protocol", "quick", "--threads", 1)
-    status = call(command.main, path, *arguments)
+    status = call(command.main, path, *arguments, "--report-to", -1)
     captured = capsys.readouterr()
     assert status == 0, captured.err
     assert "of the test images" in captured.out
@@ -359,7 +359,7 @@ def test_bad_input_gets_one_line(
         torch.save(Gathered().state_dict(), path)
     elif content is not None:
         path = archive(tmp_path, content)
-    assert call(command.main, path, *arguments) == 2
+    assert call(command.main, path, *arguments, "--report-to", -1) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("suite.measure: ")

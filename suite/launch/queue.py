@@ -12,7 +12,15 @@ CHECK_S = 10
 """SLURM's commands retry for a minute without a configuration; their reason comes at once."""
 UNCONFIGURED = ("cannot stat file", "configuration source")
 """Parts of SLURM's messages if no cluster is configured."""
-SILENT = ("unable to contact slurm controller", "socket timed out", "zero bytes were transmitted", "connection refused")
+SILENT = (
+    "unable to contact slurm controller",
+    "socket timed out",
+    "zero bytes were transmitted",
+    "connection refused",
+    "authentication error",
+    "munge",
+)
+"""Parts of messages while the controller, the database or munge is down."""
 
 
 def states(grid: str = "") -> dict[str, str] | None:

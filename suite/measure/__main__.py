@@ -17,8 +17,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from suite import cli, data, records
-from suite.measure import Timing, bounds, claim, compare, executions, networks
+from suite import cli, data, models, records
+from suite.measure import Timing, archive, bounds, claim, compare, confined, executions, networks
 from suite.measure.networks import Network, Shape
 from suite.measure.protocol import DTYPES
 from suite.progress import Watch
@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m suite.measure",
         description="Measure a network: a packed one of this suite, a TorchScript file, an exported program (.pt2) or ONNX. "
-        "MACs and parameters always; accuracy with --dataset; latency beside --dense, a packed network's own by default.",
+        "MACs and parameters always; accuracy with --dataset; latency beside --dense, a packed network's own by default. "
+        "A network file is a program, unless it is a packed one: it runs in a process without write access and network.",
     )
     result.add_argument("file", metavar="FILE", help="the network")
     result.add_argument(
@@ -75,6 +76,22 @@ def parser() -> argparse.ArgumentParser:
         "--layers", action="store_true", help="the least time of each layer on this machine (packed networks)"
     )
     result.add_argument("--json", action="store_true", help="print JSON")
+    result.add_argument(
+        "--trust",
+        action="store_true",
+        help="run a network without confinement, and load its pickled objects: for authors that you trust",
+    )
+    result.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="seconds until a network of other people must have ended its first pass (default: 120)",
+    )
+    result.add_argument(
+        "--max-minutes", type=float, default=60.0, metavar="M", help="minutes of its whole measurement (default: 60)"
+    )
+    result.add_argument("--report-to", type=int, metavar="FD", help=argparse.SUPPRESS)  # in the confined process
     return result
 
 
@@ -87,11 +104,18 @@ def main() -> int:
         cli.device_of(arguments.device)
         if arguments.threads < 0:
             raise ValueError(f"--threads {arguments.threads}: it takes 0 (all cores) or more")
+        if arguments.report_to is None and (programs := _programs(arguments)):
+            limits = confined.Limits(first_pass_s=arguments.timeout, minutes=arguments.max_minutes)
+            return confined.run(programs, sys.argv[1:], limits, trust=arguments.trust)
+        confined.report(arguments.report_to, confined.IMPORTED)
         torch.set_num_threads(arguments.threads or cli.cores())
         with tempfile.TemporaryDirectory() as scratch:
             values = measure(arguments, Path(scratch))
-    except (ValueError, OSError, Diverged) as error:
-        sys.stderr.write(f"suite.measure: {' '.join(str(error).split())}\n")
+    except Exception as error:  # networks of other people raise errors of any class
+        if not isinstance(error, ValueError | OSError | Diverged) and arguments.report_to is None:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        sys.stderr.write(f"suite.measure: {reason}\n")
         return 2
     if arguments.json:
         sys.stdout.write(json.dumps(values, indent=1) + "\n")
@@ -100,12 +124,20 @@ def main() -> int:
     return 0
 
 
+def _programs(arguments: argparse.Namespace) -> list[Path]:
+    """Return the files of the command line that are programs: all networks but packed ones."""
+    files = [Path(arguments.file)]
+    if arguments.dense is not None and arguments.dense not in models.available():
+        files.append(Path(arguments.dense))
+    return [path for path in files if (path == files[0] or path.exists()) and archive.kind_of(path) != "packed"]
+
+
 def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Return all requested values as JSON values; a dense model is written into `scratch`.
 
     Raises ValueError if the network cannot be measured.
     """
-    network = networks.load(arguments.file)
+    network = networks.load(arguments.file, trust=arguments.trust)
     dataset = None
     if arguments.dataset is not None:
         dataset = data.load(arguments.dataset, arguments.data)
@@ -117,7 +149,8 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         raise ValueError(f"{network.name} has {classes} classes and {arguments.dataset} has {dataset.classes}")
     values = {"file": network.name, "kind": network.kind, "input_shape": list(shape), "classes": classes}
     dense_name = arguments.dense or (network.header or {}).get("model")
-    dense = None if dense_name is None else _dense(dense_name, network, classes, shape, scratch)
+    dense = None if dense_name is None else _dense(arguments, dense_name, network, classes, shape, scratch)
+    confined.report(arguments.report_to, confined.RAN)
     values |= _macs(network, dense, dense_name, shape)
     if dataset is not None:
         padded = networks.PaddedModule(network.module, network.batch) if network.batch else network.module
@@ -157,12 +190,14 @@ def _shape(arguments: argparse.Namespace, network: Network, dataset: data.Datase
     return shape
 
 
-def _dense(name: str, network: Network, classes: int, shape: Shape, scratch: Path) -> Network:
+def _dense(
+    arguments: argparse.Namespace, name: str, network: Network, classes: int, shape: Shape, scratch: Path
+) -> Network:
     path = Path(name)
     if not path.is_file():
         path = scratch / "dense"
         networks.save_dense(name, classes, shape, path)
-    dense = networks.load(str(path))
+    dense = networks.load(str(path), trust=arguments.trust)
     if networks.check_fits(dense, shape) != classes:
         raise ValueError(f"--dense {name} has other classes than {network.name}, which has {classes}")
     return dense
@@ -191,7 +226,9 @@ def _latency(
     timing = Timing(batch=batch, **conditions)
     watch = _Shown(Console(stderr=True))
     with watch.progress:
-        comparison = compare(Path(dense.name), Path(network.name), timing, shape=shape, also=also, watch=watch)
+        comparison = compare(
+            Path(dense.name), Path(network.name), timing, shape=shape, also=also, watch=watch, trust=arguments.trust
+        )
     first = comparison.first
     dense_columns = {"dense_execution": first.chosen[0], "dense_executions_ms": dict(first.executions_ms[0])}
     return {**dataclasses.asdict(timing), **comparison.columns(), **dense_columns}

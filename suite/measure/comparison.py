@@ -42,6 +42,7 @@ class Job:
 
     chosen   leg -> executions of the dense and of the other network, by the first process; empty: chosen here
     choices  executions of the layers of both, likewise
+    trust    load parts that execute code of a file's author, too
     """
 
     dense: Path
@@ -53,6 +54,7 @@ class Job:
     also: tuple[str, ...] = ()
     chosen: Mapping[Leg, tuple[str, str]] = field(default_factory=dict)
     choices: Choices = (None, None)
+    trust: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +143,18 @@ def compare(
     also: Sequence[str] = (),
     duration: Protocol | None = None,
     watch: Watch | None = None,
+    trust: bool = False,
 ) -> Comparison:
     """Measure the network in `other` beside the one in `dense`, with torch's number of threads.
 
     shape     [C, H, W] of an image; None: the one in the file `other`
     also      further executions to try, of `executions.PLAIN` and `executions.COMPILERS`
     duration  None: that of the timing's protocol
+    trust     load parts that execute code of a file's author, too
+    The networks run in this process and in fresh ones without confinement. `python -m suite.measure` confines them.
     Raises ValueError if a network cannot run under these conditions, and Interrupted between processes.
     """
-    shape = shape or networks.load(str(other)).input_shape
+    shape = shape or networks.load(str(other), trust=trust).input_shape
     if shape is None:
         raise ValueError(f"{other} has no input shape in it: give one")
     job = Job(
@@ -160,6 +165,7 @@ def compare(
         protocol=duration or protocol(timing),
         threads=torch.get_num_threads(),
         also=tuple(also),
+        trust=trust,
     )
     watch = watch or Watch()
     count, started = job.protocol.processes, time.monotonic()
@@ -209,7 +215,9 @@ def _prepare(job: Job) -> list[Executions]:
     images = random_images(job.timing, job.shape)
     chosen = tuple(zip(*job.chosen.values(), strict=True)) or ((), ())
     return [
-        executions(networks.load(str(path)), images, job.timing, also=job.also, only=names, choice=choice)
+        executions(
+            networks.load(str(path), trust=job.trust), images, job.timing, also=job.also, only=names, choice=choice
+        )
         for path, names, choice in zip((job.dense, job.other), chosen, job.choices, strict=True)
     ]
 
@@ -240,7 +248,7 @@ def _limits(job: Job) -> dict[str, Any]:
     """Return the columns of peak memory and least time on paper of both tuned networks."""
     images = random_images(job.timing, job.shape)
     columns: dict[str, Any] = {}
-    loaded = [networks.load(str(path)) for path in (job.dense, job.other)]
+    loaded = [networks.load(str(path), trust=job.trust) for path in (job.dense, job.other)]
     for name, network, choice in zip(("dense", "packed"), loaded, job.choices, strict=True):
         assert network.packed is not None
         tuned, _ = packing.tuned(network.packed, images, choice=choice)

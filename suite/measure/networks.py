@@ -1,15 +1,16 @@
 """Networks in files of any origin: packed ones of this suite, TorchScript, exported programs, ONNX.
 
-Each is loaded as an ordinary module, images [N, C, H, W] -> logits [N, classes], ready for inference.
+Each is loaded as an ordinary module, images [N, C, H, W] -> logits [N, classes], ready for inference. All kinds but packed ones
+are programs: `suite.measure.archive` refuses files whose loading would execute code of the author, and `suite.measure.confined`
+confines the process that runs the network.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from suite import models
 from suite import pack as packing
 from suite.graph import Graph
-from suite.measure import counting, products
+from suite.measure import archive, counting, products
+from suite.measure.archive import Kind
 from suite.pack.export import OnnxModule
 from suite.plan import PruningPlan
 
-Kind = Literal["packed", "torchscript", "exported", "onnx"]
 Shape = tuple[int, int, int]
 
 
@@ -54,41 +55,25 @@ class Network:
         return products.macs_of_run(self.module, images) // count
 
 
-def load(name: str) -> Network:
+def load(name: str, *, trust: bool = False) -> Network:
     """Load the network in the file `name`.
 
-    Raises FileNotFoundError, and ValueError if the file has none of the four kinds.
+    trust  load parts that execute code of the file's author, too
+    Raises FileNotFoundError, and ValueError in one line if the file has no network or would execute code.
     """
     path = Path(name)
-    if not path.is_file():
-        raise FileNotFoundError(f"{name} does not exist; give a packed, TorchScript, exported (.pt2) or ONNX file")
+    kind = archive.kind_of(path)
     try:
-        return _reader(path)(path)
-    except (RuntimeError, ValueError, KeyError, ImportError) as error:
+        if kind == "packed":
+            return _packed(path)
+        if kind == "torchscript":
+            return _torchscript(path, trust=trust)
+        return _exported(path, trust=trust) if kind == "exported" else _onnx(path)
+    except Exception as error:  # torch, ONNX and protobuf raise errors of many classes on files of other people
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
         why = " ".join(str(error).split())[:160] or type(error).__name__
         raise ValueError(f"{name} cannot be read as a network: {why}") from error
-
-
-def _reader(path: Path) -> Callable[[Path], Network]:
-    """Choose a reader by the file's content; its name is not read."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            inside = {name.partition("/")[2] for name in archive.namelist()} | set(archive.namelist())
-        if any(name.startswith("code/") for name in inside):
-            return _torchscript
-        if inside & {"archive_format", "serialized_exported_program.json"}:
-            return _exported
-        raise ValueError(
-            f"{path} holds neither a TorchScript network nor an exported program; weights alone are no network: build the "
-            "network and save it with torch.jit.save or torch.export.save"
-        )
-    try:
-        packing.header(path)
-        return _packed
-    except ValueError:
-        return _onnx
 
 
 def save_dense(name: str, classes: int, shape: Shape, path: Path) -> None:
@@ -123,17 +108,21 @@ def _packed(path: Path) -> Network:
     )
 
 
-def _torchscript(path: Path) -> Network:
+def _torchscript(path: Path, *, trust: bool) -> Network:
+    if not trust:
+        archive.check_script(path)
     module = torch.jit.load(str(path), map_location="cpu").eval()
     params = _numbers(module.parameters()) or _frozen_numbers(module)
     return Network(name=str(path), kind="torchscript", module=module, params=params)
 
 
-def _exported(path: Path) -> Network:
-    with path.open("rb") as file:  # an open file: torch warns of a path without .pt2
+def _exported(path: Path, *, trust: bool) -> Network:
+    with path.open("rb") if trust else archive.checked_program(path) as file:
         program = torch.export.load(file)
-    (image,) = [value for value in program.graph.find_nodes(op="placeholder") if value.name in _inputs(program)]
-    batch, *shape = image.meta["val"].shape
+    inputs = [value for value in program.graph.find_nodes(op="placeholder") if value.name in _inputs(program)]
+    if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
+        raise ValueError(f"{path} takes {len(inputs)} inputs; a network to measure takes one batch of images")
+    batch, *shape = inputs[0].meta["val"].shape
     module = program.module()
     for name in ("train", "eval"):  # both raise: an exported program has one mode
         setattr(module, name, lambda mode=True: module)
@@ -163,7 +152,7 @@ def _onnx(path: Path) -> Network:
             f"{path} is no network that is understood (packed, TorchScript, exported program, ONNX): {why}"
         ) from error
     module = OnnxModule(path)
-    batch, *shape = module.input.shape
+    batch, *shape = module.input.shape or [None]
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
     return Network(
         name=str(path),

@@ -116,7 +116,9 @@ def _inferred(path: Path, image: Tensor) -> Iterator[int]:
             raise ValueError(
                 f"{kind} {node.name or node.output[0]!r} may have products that are not counted here, {_PLAIN}"
             )
-    for place, size in zip(model.graph.input[0].type.tensor_type.shape.dim, image.shape, strict=True):
+    weights = {tensor.name for tensor in model.graph.initializer}  # old files list weights as inputs, too
+    (images,) = [value for value in model.graph.input if value.name not in weights]
+    for place, size in zip(images.type.tensor_type.shape.dim, image.shape, strict=True):
         place.dim_value = size
     del model.graph.value_info[:]  # with the batch of the export in them
     graph = shape_inference.infer_shapes(model, data_prop=True).graph

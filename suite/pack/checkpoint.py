@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from suite import models
+from suite import jsonfile, models
 from suite.files import write_bytes
 from suite.graph import Graph
 from suite.pack.network import PackedNetwork, pack
@@ -30,23 +33,57 @@ def save(
     write_bytes(path, content)
 
 
+Size = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+
+
+class Header(TypedDict):
+    """Build instructions of a checkpoint; further entries are the caller's."""
+
+    model: str
+    classes: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    input_shape: tuple[Size, Size, Size]
+    mean: NotRequired[list[float]]
+    std: NotRequired[list[float]]
+
+
 def header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the header of a checkpoint. Raises ValueError if `path` is no packed network."""
+    """Read the header of a checkpoint. Raises ValueError in one line if `path` is no packed network."""
+    try:
+        with _opened(path) as file:
+            values = jsonfile.loads((file.metadata() or {})["packed"])
+        jsonfile.convert(values, Header)
+        return values
+    except KeyError as error:
+        raise ValueError(f"{path} is no packed network of this suite ({error})") from error
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path} is no packed network of this suite: its header is wrong ({error})") from error
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Open a safetensors file. Raises ValueError in one line if it is none."""
     try:
         with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {})["packed"])
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            yield file
+    except (SafetensorError, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise ValueError(f"{path} is no packed network of this suite ({error})") from error
 
 
 def plan_of(path: str | os.PathLike[str]) -> PruningPlan:
     """Read the settled plan of a checkpoint. Raises ValueError if `path` is no packed network."""
     header(path)
-    return PruningPlan.from_tensors(_tensors(path, "plan/"))
+    try:
+        return PruningPlan.from_tensors(_tensors(path, "plan/"))
+    except (ValueError, TypeError) as error:  # TypeError: a field is missing or unknown
+        raise ValueError(f"{path} is no packed network of this suite: its plan is wrong ({error})") from error
 
 
 def _tensors(path: str | os.PathLike[str], prefix: str) -> dict[str, Tensor]:
-    with safe_open(path, "pt") as file:
+    with _opened(path) as file:
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
@@ -56,14 +93,19 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pa
 
     Raises FileNotFoundError, or ValueError if the file is no packed network or does not fit its model.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist; a finished run has its packed network in results/work/KEY/")
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is no regular file")
     about, plan, weights = header(path), plan_of(path), _tensors(path, "weights/")
-    model = models.build(about["model"], about["classes"])
-    model.to(next(v.dtype for v in weights.values() if v.is_floating_point()))
-    packed = pack(model, Graph(model, tuple(about["input_shape"])), plan)
+    precision = next((tensor.dtype for tensor in weights.values() if tensor.is_floating_point()), None)
+    if precision is None:
+        raise ValueError(f"{path} has no weights")
     try:
+        model = models.build(about["model"], about["classes"]).to(precision)
+        packed = pack(model, Graph(model, tuple(about["input_shape"])), plan)
         packed.body.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {about['model']}: {error}") from error
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} does not fit {about['model']}: {reason}") from error
     return packed.to(device).eval()

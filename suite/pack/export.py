@@ -39,7 +39,10 @@ class OnnxModule(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.input = self.session.get_inputs()[0]
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1:
+            raise ValueError(f"{path} takes {len(inputs)} inputs; a network to measure takes one batch of images")
+        self.input = inputs[0]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a float32 batch."""

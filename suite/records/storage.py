@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
+from suite import jsonfile
 from suite.files import write_json
 from suite.records.migrations import MIGRATIONS, SCHEMA
 from suite.records.rows import ROW_TYPES, Row, Status
@@ -51,20 +51,16 @@ def from_dict(value: Any) -> Row:
     if version > SCHEMA:
         raise NewerRowError(f"schema {version} is later than {SCHEMA}; update the suite to read it")
     if not isinstance(value.get("provenance", {}), dict):
-        raise ValueError(f"provenance = {value['provenance']!r} is no object of names and values")
+        raise ValueError(f"provenance = {repr(value['provenance'])[:60]} is no object of names and values")
     if value.get("status") not in get_args(Status):
-        raise ValueError(f"status = {value.get('status')!r} is none of {', '.join(get_args(Status))}")
+        raise ValueError(f"status = {repr(value.get('status'))[:60]} is none of {', '.join(get_args(Status))}")
     kind: type[Row] = ROW_TYPES[value["kind"]]
     fields: dict[str, Any] = {k: v for k, v in value.items() if k not in ("schema", "kind")}
     for before in range(version, SCHEMA):
         fields = MIGRATIONS[before](fields)
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     if unknown := fields.keys() - {f.name for f in dataclasses.fields(kind)}:
         raise ValueError(f"unknown fields {sorted(unknown)}")
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+    return jsonfile.convert(fields, kind)
 
 
 def read(path: Path) -> Row | None:
@@ -73,7 +69,7 @@ def read(path: Path) -> Row | None:
     A damaged file is renamed to NAME.damaged; a file of a later schema version stays in place. The log names both.
     """
     try:
-        row = from_dict(json.loads(path.read_text(encoding="utf-8")))
+        row = from_dict(jsonfile.loads(jsonfile.read_bytes(path)))
         if row.key != path.stem:
             raise ValueError(f"it holds the row {row.key}")
         return row
@@ -82,7 +78,7 @@ def read(path: Path) -> Row | None:
     except NewerRowError as error:
         log.warning("row %s is left out: %s", path, error)
         return None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, OSError) as error:
         aside = path.with_suffix(DAMAGED)
         os.replace(path, aside)
         log.warning("row %s cannot be read (%s); set aside as %s", path, error, aside.name)
