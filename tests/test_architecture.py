@@ -23,6 +23,8 @@ SUITE = [file for file in FILES if file.startswith("suite/")]
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "suite.files",
+        "suite.jsonfile",
+        "suite.sandbox",
         "suite.private_api",
         "suite.lease",
         "suite.registry",
@@ -49,7 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 METHOD_MAY_IMPORT = {"suite.contract", "suite.graph", "suite.select", "torch", "numpy", "scipy", "sklearn"}
 LIBRARIES = (
     "torch torchvision numpy scipy statsmodels sklearn pandas matplotlib PIL fvcore safetensors rich filelock submitit "
-    "tabulate jinja2 torch_tensorrt psutil pynvml onnx onnxruntime triton"
+    "tabulate jinja2 torch_tensorrt psutil pynvml onnx onnxruntime triton msgspec"
 )
 
 
