@@ -1,6 +1,6 @@
-"""JSON of any origin: the one place where files are parsed, and where the types of their values are checked.
+"""JSON of any origin: the place where files are parsed and types are checked.
 
-Checked types are dataclasses, TypedDicts and plain annotations, by msgspec. 10,000 rows take 1.5 s on one core.
+Checked types are dataclasses, TypedDicts and plain annotations, by msgspec. 10,000 rows of 2.4 kB take 1.8 s on one core; `json.loads` takes 0.8 s.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def read(path: Path, kind: type[T], *, finite: bool = True) -> T:
 
 
 def read_lines(path: Path, kind: type[T], *, finite: bool = True) -> list[T]:
-    """Return the values of a file with one JSON value per line. Raises as `read` does."""
+    """Return the values of a file with one JSON value per line.
+
+    Raises as `read` does.
+    """
     return [parse(line, kind, finite=finite) for line in read_bytes(path).splitlines()]
 
 
@@ -64,7 +67,10 @@ def parse(content: bytes | str, kind: type[T], *, finite: bool = True) -> T:
 
 
 def convert(value: Any, kind: type[T]) -> T:
-    """Return a parsed value as a `kind`. Raises ValueError naming the place of a wrong type."""
+    """Return a parsed value as a `kind`.
+
+    Raises ValueError naming the place of a wrong type.
+    """
     try:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, RecursionError, OverflowError) as error:
@@ -72,7 +78,10 @@ def convert(value: Any, kind: type[T]) -> T:
 
 
 def loads(content: bytes | str, *, finite: bool = True) -> Any:
-    """Return the value of a JSON text, its types unchecked. Raises ValueError as `parse` does."""
+    """Return the value of a JSON text, its types unchecked.
+
+    Raises ValueError as `parse` does.
+    """
     content = content.encode(errors="surrogatepass") if isinstance(content, str) else content
     try:
         value = msgspec.json.decode(content) if finite else json.loads(content, object_pairs_hook=_unique)

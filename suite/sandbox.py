@@ -1,4 +1,4 @@
-"""Confinement of a command: no writes outside of some folders, no network, limits on memory and file size.
+"""Confinement of a command: few writable folders, no network, limited memory.
 
 `python -I suite/sandbox.py MEMORY FOLDER... -- COMMAND...` confines itself by Landlock, seccomp, resource limits and the loss of
 all capabilities, then executes the command. Child processes inherit the confinement, and none of them can leave it.
@@ -60,8 +60,8 @@ def is_supported() -> bool:
 
 def command(arguments: Sequence[str], *, memory_bytes: int, writable: Sequence[Path]) -> list[str]:
     """Return the command line that runs `arguments` confined, with write access to the folders `writable`."""
-    here = [sys.executable, "-I", __file__]
-    return [*here, str(memory_bytes), *map(str, writable), "--", *arguments]
+    program = [sys.executable, "-I", __file__]
+    return [*program, str(memory_bytes), *map(str, writable), "--", *arguments]
 
 
 def confine(memory_bytes: int, writable: Sequence[Path]) -> None:
@@ -80,7 +80,7 @@ def _landlock_version() -> int:
 
 
 def _landlock(writable: Sequence[Path]) -> None:
-    """Allow writes below `writable`, to devices of the GPU, to /dev/null and to semaphores; nowhere else."""
+    """Allow writes below `writable`, to /dev/null, GPUs and semaphores only."""
     version = _landlock_version()
     rights = WRITE_FILE | MAKE_AND_REMOVE | REFER | TRUNCATE | (DEVICES if version >= 5 else 0)
     # Rights on files; TCP of version 4; abstract sockets and signals to processes outside of version 6.
@@ -101,7 +101,10 @@ def _landlock(writable: Sequence[Path]) -> None:
 
 
 def _drop_capabilities() -> None:
-    """Give up root's capabilities, such as access to files of all users. `no_new_privs` keeps execve from giving them back."""
+    """Give up root's capabilities, such as access to files of all users.
+
+    `no_new_privs` keeps execve from giving them back.
+    """
     header, none = struct.pack("Ii", 0x20080522, 0), bytes(24)
     _check(_libc.syscall(CAPSET[platform.machine()], header, none), "capset")
 

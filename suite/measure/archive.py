@@ -141,7 +141,7 @@ def _json(path: Path, name: str, content: bytes) -> Any:
 
 
 def _check_config(config: Any, where: str) -> None:
-    """Raise ValueError if a record of weights is pickled, or lies outside of the archive's own folder."""
+    """Raise ValueError if a weight is pickled or lies outside of the archive."""
     entries = config.get("config") if isinstance(config, dict) else None
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise ValueError(f"{where} is damaged: it lists no tensors")
@@ -153,7 +153,10 @@ def _check_config(config: Any, where: str) -> None:
 
 
 def _plain(value: Any, where: str, key: str = "") -> Any:
-    """Return a program's JSON without metadata and guards. Raises ValueError for text that torch would execute."""
+    """Return a program's JSON without metadata and guards.
+
+    Raises ValueError for text that torch would execute.
+    """
     if key in ("metadata", "custom_obj_values"):
         if key == "custom_obj_values" and value:
             raise ValueError(f"{where} has objects of classes of its author; {_TRUST}")
@@ -243,7 +246,10 @@ def _records(path: Path) -> list[str]:
 
 
 def _record(name: str) -> str:
-    """Return a record's name inside of the archive's folder; archives of torch before 2.8 have no folder."""
+    """Return a record's name inside of the archive's folder.
+
+    Archives of torch before 2.8 have no folder.
+    """
     head, _, tail = name.partition("/")
     return tail if tail and head not in ("code", "extra", "data", "models", ".data") else name
 

@@ -43,7 +43,9 @@ class Limits:
 
 
 def run(files: Sequence[Path], arguments: Sequence[str], limits: Limits, *, trust: bool) -> int:
-    """Run `python -m suite.measure ARGUMENTS` in a child; return its exit status, or 2 if it was stopped.
+    """Run `python -m suite.measure ARGUMENTS` in a child; return the exit status.
+
+    The status is 2 if the child was stopped.
 
     files  the networks of other people among the arguments
     trust  do not confine the child
@@ -99,7 +101,10 @@ def _environment(scratch: str) -> dict[str, str]:
 
 
 def _follow(child: subprocess.Popen[bytes], reader: int, limits: Limits, files: Sequence[Path]) -> int:
-    """Wait for the child; return its exit status, 2 if a limit or a signal ended it, and 130 after Ctrl-C."""
+    """Wait for the child; return its exit status.
+
+    The status is 2 if a limit or a signal ended the child, and 130 after Ctrl-C.
+    """
     names, began = " and ".join(map(str, files)), time.monotonic()
     try:
         if _message(reader, IMPORTS_S) == IMPORTED and _message(reader, limits.first_pass_s) is None:
@@ -119,7 +124,10 @@ def _follow(child: subprocess.Popen[bytes], reader: int, limits: Limits, files: 
 
 
 def _message(reader: int, seconds: float) -> bytes | None:
-    """Return the child's next message, b"" if the child has ended, and None if none comes within the time."""
+    """Return the child's next message, or None if none comes within the time.
+
+    The message is b"" if the child has ended.
+    """
     ready, _, _ = select.select([reader], [], [], seconds)
     return os.read(reader, 1) if ready else None
 

@@ -47,7 +47,10 @@ class Header(TypedDict):
 
 
 def header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the header of a checkpoint. Raises ValueError in one line if `path` is no packed network."""
+    """Read the header of a checkpoint.
+
+    Raises ValueError in one line if `path` is no packed network.
+    """
     try:
         with _opened(path) as file:
             values = jsonfile.loads((file.metadata() or {})["packed"])
