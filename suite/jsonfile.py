@@ -1,6 +1,7 @@
 """JSON of any origin: the place where files are parsed and types are checked.
 
-Checked types are dataclasses, TypedDicts and plain annotations, by msgspec. 10,000 rows of 2.4 kB take 1.8 s on one core; `json.loads` takes 0.8 s.
+Checked types are dataclasses, TypedDicts and plain annotations, by msgspec. 10,000 rows of 2.4 kB take 1.8 s on one core;
+`json.loads` alone takes 0.8 s.
 """
 
 from __future__ import annotations
