@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from suite.contract import Budget, Criterion, Learner, PruningPlan, Ranking, State, Step, Task
+from suite.contract import Budget, Criterion, Learner, PruningPlan, Ranking, Scope, State, Step, Task
 from suite.graph import Graph
 from suite.select import filter_planner, meet
 
@@ -61,7 +61,7 @@ class Compactors(Learner):
         plan = PruningPlan({})
         if share > 0:
             norms = row_norms(self.matrix, self.graph)
-            planner = filter_planner(self.graph, norms, ranking=self.settings.ranking)
+            planner = filter_planner(self.graph, norms, ranking=self.settings.ranking, scope=self.settings.scope)
             plan = meet(planner, self.graph, Budget(share=share, scope=self.budget.scope)).plan
         for name, kept_O in self.kept_O.items():
             kept_O.copy_(plan[name].kept_O if name in plan else torch.ones(len(kept_O)))
@@ -205,12 +205,12 @@ class ResRep(Criterion):
     full_share    share of the stage at which the reset rows meet the budget
     """
 
-    scopes = ("coupled",)
+    scopes = ("inner",)
     granularity = "filter"
     source = (
         "Ding et al., ResRep: Lossless CNN Pruning via Decoupling Remembering and Forgetting, ICCV 2021, section 3; the "
-        "authors' rr/exp_resrep.py: inner layers only, lasso 1e-4, compactor momentum 0.99, a choice every 200 iterations "
-        "after 5 of 480 epochs, lr 0.01"
+        "authors' rr/exp_resrep.py: inner layers only (scope inner), lasso 1e-4, compactor momentum 0.99, a choice every 200 "
+        "iterations after 5 of 480 epochs, lr 0.01"
     )
     deviations = (
         "the number of reset rows grows linearly to the budget instead of by four a choice, so that short schedules reach it; "
@@ -227,6 +227,7 @@ class ResRep(Criterion):
     start_share: float = 0.01
     full_share: float = 0.1
     ranking: Ranking = "raw"
+    scope: Scope = "inner"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,8 +17,11 @@ class Scratch(Pruner):
     """The followed run's plan on the base network's initial weights, trained by the grid's schedule."""
 
     granularity = "intra_channel"
-    source = "Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, section 3, Scratch-E and Scratch-B"
-    deviations = "as fine as the plan that is followed; from the base network's own initialisation instead of a new one"
+    source = "Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, section 3, Scratch-B"
+    deviations = (
+        "trained under the fine-tuning recipe for the followed run's whole training; as fine as the plan that is followed; from "
+        "the base network's own initialisation instead of a new one"
+    )
     start: ClassVar[Literal["base", "init"]] = "init"
     needs_reference = True
     control = True

@@ -10,7 +10,9 @@ import argparse
 import dataclasses
 import inspect
 import sys
-from typing import get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.markup import escape
@@ -114,6 +116,58 @@ def rivals(**attributes: object) -> tuple[str, ...]:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Source and deviations of a method, which stand under each table that names the method.
+
+    signed   words with which the method's authors would sign the implementation
+    """
+
+    method: str
+    source: str
+    deviations: str
+    signed: str
+
+
+def notes(names: Iterable[str]) -> list[Note]:
+    """Return the notes of usable methods, in the given order, each once."""
+    kinds = {name: discover().get(name) for name in dict.fromkeys(names)}
+    return [
+        Note(method=name, source=kind.source, deviations=_deviations(kind), signed=_signed(kind))
+        for name, kind in kinds.items()
+        if kind is not None and not isinstance(kind, Broken)
+    ]
+
+
+def _signed(kind: type[Pruner]) -> str:
+    """Return the condition under which the method's authors would sign it."""
+    if kind.control or kind.evidence == "latency":
+        return "control, without authors"
+    if kind.evidence == "abstract":
+        return "no: written from the abstract alone"
+    words = [kind.deviations, kind.shared_deviations if issubclass(kind, Criterion) else ""]
+    return (
+        "; ".join(f"with these words: {text}" if not place else text for place, text in enumerate(filter(None, words)))
+        or "yes"
+    )
+
+
+def step_cost(settings: Mapping[str, Any]) -> float:
+    """Return the plain steps of a learning step, from a row's settings.
+
+    Raises ValueError if the method is unknown or cannot be used.
+    """
+    values = dict(settings)
+    name = values.pop("method")
+    formerly = {
+        kind.formerly: new for new, kind in discover().items() if not isinstance(kind, Broken) and kind.formerly
+    }
+    kind = get(formerly.get(name, name))
+    fields = {field.name for field in dataclasses.fields(kind)}
+    kept = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in fields}
+    return kind(**{**kind.implied, **kept}).step_cost
+
+
 def main() -> int:
     """List the methods, or describe one; exit status 1: broken file, 2: unknown name."""
     parser = argparse.ArgumentParser(
@@ -123,6 +177,9 @@ def main() -> int:
     )
     cli.add_plugins_option(parser)
     parser.add_argument("method", nargs="?", help="describe this one: its settings, what tuning tries, its recipes")
+    parser.add_argument(
+        "--signed", action="store_true", help="list the words with which its authors would sign each method"
+    )
     arguments = parser.parse_args()
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     if arguments.method is not None:
@@ -131,6 +188,12 @@ def main() -> int:
         except ValueError as error:
             sys.stderr.write(f"suite.methods: {error}\n")
             return 2
+        return 0
+    if arguments.signed:
+        signed = Table(Column("method", no_wrap=True), "authors would sign", show_lines=True)
+        for note in notes(discover()):
+            signed.add_row(note.method, escape(note.signed))
+        console.print(signed)
         return 0
     table = Table(Column("method", no_wrap=True), "granularity", "training", "paper", "deviations", show_lines=True)
     usable, broken = [], []

@@ -171,6 +171,16 @@ class Pruned(_Named):
         return Learned(base=self.base, settings=self.settings, schedule=self.learning, seed=self.seed, budget=budget)
 
     @property
+    def plain_epochs(self) -> float:
+        """Epochs of base network, learning and fine-tuning, in plain-step equivalents.
+
+        Learning from initial weights and followers that start there replace the base network.
+        """
+        base = self.base.schedule.epochs if self.base.schedule and self.settings.start == "base" else 0
+        learning = self.learned.schedule.epochs * self.settings.step_cost if self.learned else 0.0
+        return base + learning + self.finetune.epochs
+
+    @property
     def label(self) -> str:
         """Description for people."""
         base, rounded = self.base, f" rounded to {self.budget.round_to}" if self.budget.round_to > 1 else ""

@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from suite import grids
-from suite.contract import Budget, Pruner
+from suite import grids, methods
+from suite.contract import Budget, OptOut, Pruner
+from suite.report import published
 from suite.schedule import Schedule
 from suite.stages import Base, Learned, Pruned, Timed, describe
 
@@ -16,15 +17,18 @@ SEEDS = {
     "quickstart": 2,
     "cifar10_short": 3,
     "cifar10_oneshot": 3,
-    "controls": 3,
+    "controls": 5,
     "cifar10_fair": 5,
     "tuning": 3,
     "tuning_digits": 2,
     "paper_table1": 5,
-    "paper_table2": 3,
+    "paper_table2": 5,
     "dsp_best_test": 5,
     "dsp_best_validation": 5,
     "ablation_scope": 3,
+    "ablation_scope_short": 3,
+    "dose_scan_short": 1,
+    "rivals_published": 5,
     "dose_scan": 3,
     "retraining": 3,
     "imagenet_rehearsal": 1,
@@ -215,7 +219,7 @@ def test_controls_follow_runs_of_the_grid() -> None:
     assert {run.budget.share for run in runs if run.method == "dense_control"} == {0}
     runs = [run for run in runs if run.method != "dense_control"]
     counts = Counter((run.method, run.reference.method if run.reference else "") for run in runs)
-    cells = 2 * 3 * 3  # models, budgets, seeds
+    cells = 2 * 3 * 5  # models, budgets, seeds
     assert counts == {
         ("dsp", ""): cells,
         ("l1_filter", ""): cells,
@@ -224,26 +228,31 @@ def test_controls_follow_runs_of_the_grid() -> None:
         ("random_rates", "dsp"): cells,
         ("random_rates", "l1_filter"): cells,
         ("l1_rates", "dsp"): cells,
-        ("scratch", "dsp"): 2 * cells,
-        ("scratch", "l1_filter"): 2 * cells,
+        ("scratch", "dsp"): cells,
+        ("scratch", "l1_filter"): cells,
     }
 
 
-def test_scratch_trains_as_many_epochs_as_the_base_or_at_its_cost() -> None:
-    epochs: dict[float, set[int]] = defaultdict(set)
+def test_scratch_trains_under_the_finetuning_recipe_for_the_whole_training() -> None:
+    epochs: dict[str, set[int]] = defaultdict(set)
     for run in runs_of("controls"):
         if run.method == "scratch":
-            assert run.base.schedule is not None
-            assert (run.finetune.lr, run.finetune.shape) == (run.base.schedule.lr, run.base.schedule.shape)
-            epochs[run.budget.share].add(run.finetune.epochs)
-    assert epochs == {0.5: {164, 328}, 0.65: {164, 469}, 0.8: {164, 820}}
+            assert run.reference is not None
+            fine = run.reference.finetune
+            assert (run.finetune.lr, run.finetune.weight_decay, run.finetune.shape) == (
+                fine.lr,
+                fine.weight_decay,
+                fine.shape,
+            )
+            epochs[run.reference.method].add(run.finetune.epochs)
+    assert epochs == {"l1_filter": {164 + 400}, "dsp": {164 + 252 + 400}}
 
 
 def test_smoke_of_controls_follows_runs_of_the_smoke_grid() -> None:
     runs = runs_of("controls", smoke=True)
     keys = {run.key for run in runs}
     followers = [run for run in runs if run.reference is not None]
-    assert len(followers) == 2 * 5  # the two schedules of scratch are one when shortened
+    assert len(followers) == 2 * 5  # of two networks
     assert {run.reference.key for run in followers if run.reference} <= keys
 
 
@@ -251,7 +260,7 @@ def test_smoke_of_controls_follows_runs_of_the_smoke_grid() -> None:
 
 COMPARISONS = (
     *("cifar10_fair", "cifar10_short", "controls", "paper_table1", "paper_table2", "quickstart"),
-    *("ablation_scope", "dose_scan", "retraining"),
+    *("ablation_scope", "ablation_scope_short", "dose_scan", "dose_scan_short", "retraining", "rivals_published"),
 )
 
 
@@ -265,6 +274,40 @@ def test_a_comparison_grid_has_its_dense_control_on_every_base(name: str) -> Non
         assert run.learned is not None
     with pytest.raises(ValueError, match="dense_control removes nothing: give it a budget of 0"):
         dataclasses.replace(dense[0], budget=Budget(share=0.5))
+
+
+def test_a_comparison_without_dense_control_is_warned_of_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    short = Schedule(epochs=2, lr=0.05, weight_decay=5e-4)
+    bases = [Base(data="digits", model="resnet8", schedule=short, seed=0)]
+    compared = [
+        run
+        for m in ("l1_filter", "l2_filter")
+        for run in grids.cross(bases=bases, method=m, budgets=(0.5,), finetune=short)
+    ]
+    control = grids.dense_control(bases=bases, finetune=short, learning=short)
+    for runs, lines in ((compared, 1), (compared + control, 0), (compared[:1], 0)):
+        caplog.clear()
+        grids.runs_of(grids.Grid(title="mine", about="", runs=lambda runs=runs: runs))  # type: ignore[misc]
+        messages = [record.getMessage() for record in caplog.records]
+        assert len(messages) == lines
+        assert all("'mine' has no dense control on digits/resnet8" in m and "\n" not in m for m in messages)
+
+
+def test_every_rival_with_a_published_cut_has_a_run_there() -> None:
+    runs = {
+        (run.base.data, run.base.model, run.method, round(run.budget.share, 3)) for run in runs_of("rivals_published")
+    }
+    frame = published.load()
+    usable = set(methods.rivals())
+    rows = frame[frame["ours"].isin(usable) & frame["flops_cut_pct"].notna()]
+    assert len(rows) > 30
+    for data, model, ours in sorted(set(zip(rows["data"], rows["model"], rows["ours"], strict=True))):
+        same = rows[(rows["data"] == data) & (rows["model"] == model) & (rows["ours"] == ours)]
+        if isinstance(methods.get(ours).recipe(data, model), OptOut):
+            continue
+        cuts = {share for *where, share in runs if where == [data, model, ours]}
+        assert cuts, f"{ours} has a published cut on {data}/{model}"
+        assert any(abs(100 * cut - each) < 0.06 for cut in cuts for each in same["flops_cut_pct"])
 
 
 def test_every_method_of_the_fair_grid_trains_equally() -> None:

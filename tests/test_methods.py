@@ -610,3 +610,33 @@ def test_an_unknown_setting_is_refused_with_those_that_there_are() -> None:
 def test_an_unknown_method_is_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match=r"unknown method 'fpmg' \(did you mean fpgm\?\); choose from: dsp, "):
         methods.get("fpmg")
+
+
+# ---- scopes and notes ------------------------------------------------------------------------------------------------
+
+SCOPES = {
+    **dict.fromkeys(("chip", "fpgm", "fpgm_once", "hrank", "l2_filter", "random_filter", "sfp", "slimming"), "untied"),
+    **dict.fromkeys(("centrality", "greg", "l1_filter", "resrep", "similarity", "taylor", "taylor_once"), "inner"),
+    **dict.fromkeys(("depgraph", "group_fisher", "group_sparse", "hspg", "lapp", "uniform_width"), "coupled"),
+}
+"""Default scope of each criterion: that of its authors, with the evidence in `source`."""
+
+
+def test_the_default_scope_of_each_criterion_is_that_of_its_authors() -> None:
+    kinds = {name: kind for name, kind in FOUND.items() if not isinstance(kind, Broken) and issubclass(kind, Criterion)}
+    assert {name: kind().scope for name, kind in kinds.items()} == SCOPES
+
+
+def test_notes_have_source_and_deviations_of_each_method_once() -> None:
+    first, second, third = methods.notes(["l1_filter", "lapp", "l1_filter", "no_method", "random_filter"])
+    assert (first.method, first.source) == ("l1_filter", L1Filter.source)
+    assert L1Filter.deviations in first.signed
+    assert Criterion.shared_deviations in first.signed
+    assert second.signed.startswith("no: written from the abstract")
+    assert third.signed == "control, without authors"
+
+
+def test_a_rows_settings_give_the_cost_of_a_learning_step() -> None:
+    assert methods.step_cost({"method": "dsp", "groups": 3}) == 2.1
+    assert methods.step_cost({"method": "dsp", "second_order": "none"}) == 1.05
+    assert methods.step_cost({"method": "leanflex_gkp"}) == methods.get("equal_gkp")().step_cost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import runpy
 import sys
@@ -16,6 +17,8 @@ from suite.contract import Budget, OptOut, Pruner
 from suite.registry import Plugin, pick
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Stage, Timed, Timing, in_order
+
+logger = logging.getLogger(__name__)
 
 SMOKE_DATA = "digits"
 SMOKE_IMAGES = 256
@@ -96,6 +99,11 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
         runs = smoked(runs)
     if not runs:
         raise ValueError(f"the grid {grid.title!r} has no runs: every method opts out, or it lists none")
+    if bare := without_control(runs):
+        logger.warning(
+            f"grid {grid.title!r} has no dense control on {', '.join(bare)}, so its drops include the effect of longer training: "
+            "add suite.grids.dense_control"
+        )
     chosen = [run for run in runs if only.lower() in run.label.lower()]
     if not chosen:
         raise ValueError(f"--only {only!r} fits none of the {len(runs)} runs; the first is called {runs[0].label!r}")
@@ -112,6 +120,18 @@ def check_classes(runs: Iterable[Pruned]) -> None:
                 f"the method {kind.__name__} is a class of {kind.__module__}, which is no file of a method; put it in a file "
                 "of its own, FOLDER/NAME.py, and give --plugins FOLDER"
             )
+
+
+def without_control(runs: Iterable[Pruned]) -> list[str]:
+    """Return networks with trained runs of several methods but no dense control.
+
+    Runs on the validation part choose hyperparameters and make no claims.
+    """
+    of_network: dict[str, set[str]] = {}
+    for run in runs:
+        if run.finetune.epochs and run.base.split != "tuning" and not run.smoke:
+            of_network.setdefault(f"{run.base.data}/{run.base.model}", set()).add(run.method)
+    return [name for name, kinds in of_network.items() if len(kinds) > 1 and "dense_control" not in kinds]
 
 
 def stages_of(grid: Grid, runs: Iterable[Pruned], *, smoke: bool = False) -> list[Stage]:

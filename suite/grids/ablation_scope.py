@@ -17,7 +17,7 @@ from suite.stages import Base, Pruned
 SEEDS = (0, 1, 2)
 BUDGETS = (0.5, 0.65)
 MODELS = ("resnet20", "resnet56")
-VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+DSP_VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dsp", {"filter_pruned": "closing"}),
     ("dsp", {"filter_pruned": "none"}),
 )
@@ -26,7 +26,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
 def runs() -> list[Pruned]:
     """Return every criterion in each of its scopes, DSP, and the dense control."""
     kinds = {name: methods.get(name) for name in methods.rivals()}
-    variants = VARIANTS + tuple(
+    variants = DSP_VARIANTS + tuple(
         (name, {"scope": scope}) for name, kind in kinds.items() if issubclass(kind, Criterion) for scope in kind.scopes
     )
     bases = [

@@ -1,9 +1,8 @@
 """Controls beside DSP and L1: random filters, uniform width, followed rates, training from scratch.
 
-`random_rates` and `l1_rates` remove as large a part of every layer as the run that they follow; `scratch` trains that run's
-architecture from the base network's initial weights, with the base network's schedule: for as many epochs (E), and for as
-many as cost what the base network cost (B: epochs / (1 - budget); the cut that is reached is a little larger). Everything else
-is fine-tuned alike.
+`random_rates` and `l1_rates` remove as large a part of every layer as the run that they follow. `scratch` trains that run's
+architecture from the base network's initial weights under the fine-tuning recipe, for the epochs of base, learning and
+fine-tuning together (learning in plain-step equivalents). Everything else is fine-tuned alike.
 """
 
 from __future__ import annotations
@@ -16,19 +15,14 @@ from suite.grids import Grid, _released, cross, follow
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 BUDGETS = (0.5, 0.65, 0.8)
 GROUPS = 2
 
 
-def same_epochs(run: Pruned) -> Schedule:
-    """Scratch-E."""
-    return _released.BASE
-
-
-def same_compute(run: Pruned) -> Schedule:
-    """Scratch-B."""
-    return replace(_released.BASE, epochs=round(_released.BASE.epochs / (1 - run.budget.share)))
+def whole_training(run: Pruned) -> Schedule:
+    """Return the fine-tuning recipe, without cycles, over all plain-step equivalents of a run."""
+    return replace(run.finetune, epochs=round(run.plain_epochs), cycles=1, replan_pp=0.0)
 
 
 def _every(method: str, budgets: Iterable[float] = BUDGETS, **changes: Any) -> list[Pruned]:
@@ -47,9 +41,7 @@ def runs() -> list[Pruned]:
     dsp, l1 = _every("dsp", groups=GROUPS), _every("l1_filter")
     planned = [*_every("dense_control", budgets=(0.0,)), *dsp, *l1, *_every("random_filter"), *_every("uniform_width")]
     planned += [*follow([*dsp, *l1], "random_rates"), *follow(dsp, "l1_rates")]
-    for schedule in (same_epochs, same_compute):
-        planned += follow([*dsp, *l1], "scratch", finetune=schedule)
-    return planned
+    return [*planned, *follow([*dsp, *l1], "scratch", finetune=whole_training)]
 
 
 GRID = Grid(
