@@ -6,7 +6,8 @@ clock, so clocks need not agree; if the owner was on the same host and has ended
 which NFS clients cache attributes (60 s by default).
 
 Limit, on NFS or anywhere: the lease of an owner that is cut off or suspended for `LEASE_S` is taken over, and the owner may
-resume and write. Work under a lease must therefore write the same bits in any process, each file atomically; stages do.
+resume. `held` gives the owner a check before each write. Between check and write the owner may be suspended too, so work under a
+lease must also write the same bits in any process, each file atomically; stages do.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ HEARTBEAT_S = 15.0
 
 
 @contextlib.contextmanager
-def held(path: Path, *, waiting: Callable[[str], None], lost: Callable[[], None]) -> Iterator[None]:
-    """Hold the lease at `path` for the duration of the block.
+def held(path: Path, *, waiting: Callable[[str], None], lost: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Hold the lease at `path` for the duration of the block, which gets a function that reads who holds the lease.
 
-    The lease ends with the process, too.
+    The lease ends with the process, too. The function returns True as long as the file names this holder: a process that was
+    suspended until another one took the lease over must not write.
 
     waiting  called twice a second with the present owner, until the lease is free; its exceptions end the wait
     lost     called from another thread if another process took the lease over
@@ -44,8 +46,13 @@ def held(path: Path, *, waiting: Callable[[str], None], lost: Callable[[], None]
             waiting(owner(path))
     with contextlib.suppress(OSError), path.open("rb") as file:  # a lease that only a cache holds would be empty later
         os.fsync(file.fileno())
+
+    def is_ours() -> bool:
+        record = lease.owner
+        return record is not None and record.token == lease.token
+
     try:
-        yield
+        yield is_ours
     finally:
         lease.release()
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,9 +23,14 @@ class Interrupted(Exception):
     """
 
 
+class Superseded(Interrupted):
+    """Raised if another process has taken the stage over; nothing more is written."""
+
+
 class Watch:
     """Progress reports and stop requests of a stage.
 
+    holds        returns False once another process has taken the stage over: this one must then write nothing
     path         progress.json of the stage, or None for no report; not flushed to disk, because its loss costs nothing
     max_minutes  time limit, at which the stage stops at a checkpoint; None for no limit
     """
@@ -33,8 +39,14 @@ class Watch:
         self.path = path
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes is not None else float("inf")
         self.signalled = threading.Event()
+        self.holds: Callable[[], bool] = lambda: True
         self.started = time.monotonic()
         self._written = 0.0
+
+    def check_holder(self) -> None:
+        """Raise Superseded if another process has taken the stage over. Called before each write."""
+        if not self.holds():
+            raise Superseded("another process has taken this stage over")
 
     def listen(self, *signals: signal.Signals) -> None:
         """Stop at the end of the step in which one of these signals arrives.
@@ -59,7 +71,7 @@ class Watch:
         numbers  columns of the report; `share` (0 to 1) is the finished part of the stage, from which the time left follows
         """
         now = time.monotonic()
-        if self.path is None or now - self._written < INTERVAL_S:
+        if self.path is None or now - self._written < INTERVAL_S or not self.holds():
             return
         self._written = now
         state = {

@@ -73,6 +73,7 @@ def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: s
     began = time.monotonic() - trainer.seconds
 
     def save() -> None:
+        watch.check_holder()
         trainer.seconds = time.monotonic() - began
         save_checkpoint(checkpoint, trainer.state_dict())
 

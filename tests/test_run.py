@@ -9,10 +9,12 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -33,10 +35,11 @@ from suite import data, grids, lease, models, pack, records
 from suite.contract import Budget, Criterion, Learner, Planner, PruningPlan, State, Step, Task
 from suite.files import write_text
 from suite.graph import Graph
-from suite.progress import Watch
+from suite.progress import Interrupted, Watch
 from suite.run import Context, execute, failure, given_up, is_done, repair
 from suite.run.__main__ import main
 from suite.run.execute import DECISIONS
+from suite.run.workspace import Workspace
 from suite.schedule import Schedule
 from suite.stages import Pruned, Stage, Timed, Timing, in_order
 from suite.train import top1_pct
@@ -665,7 +668,7 @@ def test_what_goes_wrong_before_the_attempt_is_a_status(copied: Context, monkeyp
         assert why["reason"].startswith("RuntimeError: Connection closed by peer"), name
 
 
-def held(folder: Path) -> AbstractContextManager[None]:
+def held(folder: Path) -> AbstractContextManager[Any]:
     """The lease of the stage, held by this thread."""
     return lease.held(folder / ".lease", waiting=lambda owner: pytest.fail(owner), lost=lambda: None)
 
@@ -717,6 +720,38 @@ def test_an_owner_on_another_host_is_given_time(tmp_path: Path, monkeypatch: pyt
     assert len(waits) >= 3
     assert "on elsewhere" in waits[0]
     assert lost.is_set() is not alive
+
+
+@pytest.mark.parametrize("end", ["finishes", "fails", "saves", "stops"])
+def test_a_process_that_wakes_after_a_takeover_writes_nothing(
+    copied: Context, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Between two of its steps another process has taken the lease over, and done the stage."""
+    stage = the("pruned", "dsp")
+    folder = copied.folder(stage)
+    (folder / "done.json").unlink()
+    before = {path.name for path in folder.iterdir()}
+
+    def suspended(work: Workspace[Any]) -> None:
+        text = (folder / ".lease").read_text()
+        token = re.search(r"token=(\w+)", text)
+        assert token is not None
+        (folder / ".lease").write_text(text.replace(token[1], "0" * len(token[1])))
+        work.watch.report("fine-tuning", share=0.5)
+        if end == "finishes":
+            work.finish(("packed.safetensors",))
+        elif end == "fails":
+            raise RuntimeError("too late")
+        elif end == "stops":
+            raise Interrupted("stopped")
+        else:
+            work.save_history([])
+
+    monkeypatch.setattr(sys.modules["suite.run.execute"], "do_pruned", suspended)
+    assert execute(stage, copied) == "interrupted"
+    assert {path.name for path in folder.iterdir()} - {".lease", "log.txt"} <= before
+    assert not (folder / "failed.json").exists()
+    assert not (folder / "done.json").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"half a"])

@@ -16,7 +16,7 @@ import torch
 
 from suite import cli, distributed, lease, records
 from suite.files import write_json
-from suite.progress import Interrupted, Watch
+from suite.progress import Interrupted, Superseded, Watch
 from suite.run import code
 from suite.run.context import Context
 from suite.run.folder import check_files, count_failure, failure, forget, is_done, repair
@@ -63,7 +63,8 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
     try:
         folder.mkdir(parents=True, exist_ok=True)
         waiting = functools.partial(_wait_for, work, [])
-        with lease.held(folder / ".lease", waiting=waiting, lost=work.watch.signalled.set):
+        with lease.held(folder / ".lease", waiting=waiting, lost=work.watch.signalled.set) as holds:
+            work.watch.holds = holds
             repair(stage, context)
             if _broadcast("done" if is_done(stage, context) else "begin") == "done":
                 return "done"
@@ -124,12 +125,18 @@ def _attempt(work: Workspace[Stage]) -> Outcome:
         (folder / "failed.json").unlink(missing_ok=True)
         _do(work)
         return "done"
+    except Superseded:
+        return "interrupted"
     except Interrupted as stop:
         own.info("%s: %s", stage.label, stop)
+        if not work.watch.holds():
+            return "interrupted"
         with contextlib.suppress(OSError):
             write_json(folder / "failed.json", {"status": "interrupted", "reason": str(stop), "time": time.time()})
         return "interrupted"
     except Exception as error:  # here a run becomes a row, so that one failure stops no other run
+        if not work.watch.holds():
+            return "interrupted"
         own.error("%s\n%s", stage.label, traceback.format_exc())
         status: Literal["diverged", "failed"] = "diverged" if isinstance(error, Diverged) else "failed"
         reason = _reason(error)

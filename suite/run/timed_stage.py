@@ -44,5 +44,6 @@ def do_timed(work: Workspace[Timed]) -> None:
         theoretical_x=graph.dense_macs.total / graph.macs(packing.plan_of(packed)).total,
     )
     if comparison.choices:
+        work.watch.check_holder()
         packing.save_choices(work.folder / CHOICES, comparison.choices)
     work.finish((CHOICES,) if comparison.choices else (), row=row)

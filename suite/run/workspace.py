@@ -127,12 +127,14 @@ class Workspace(Generic[S]):
         A no-op on all ranks but 0.
         """
         if distributed.is_first():
+            self.watch.check_holder()
             state = {key: tensor.contiguous().cpu() for key, tensor in model.state_dict().items()}
             write_bytes(self.folder / name, serialise(state))
 
     def save_history(self, history: History) -> None:
         """Write the training log, one line per epoch. A no-op on all ranks but 0."""
         if distributed.is_first():
+            self.watch.check_holder()
             write_text(self.folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
 
     def task(self: Workspace[Run]) -> Task:
@@ -210,6 +212,7 @@ class Workspace(Generic[S]):
         """
         if not distributed.is_first():
             return
+        self.watch.check_holder()
         if row is not None:
             records.write(row, self.context.results)
         folder = self.folder
