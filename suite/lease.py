@@ -27,9 +27,9 @@ HEARTBEAT_S = 15.0
 
 @contextlib.contextmanager
 def held(path: Path, *, waiting: Callable[[str], None], lost: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Hold the lease at `path` for the duration of the block, which gets a function that reads who holds the lease.
+    """Hold the lease at `path` for the duration of the block; yield a check of the owner.
 
-    The lease ends with the process, too. The function returns True as long as the file names this holder: a process that was
+    The lease ends with the process, too. The check returns True as long as the file names this holder: a process that was
     suspended until another one took the lease over must not write.
 
     waiting  called twice a second with the present owner, until the lease is free; its exceptions end the wait
