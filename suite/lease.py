@@ -27,7 +27,7 @@ HEARTBEAT_S = 15.0
 
 @contextlib.contextmanager
 def held(path: Path, *, waiting: Callable[[str], None], lost: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Hold the lease at `path` for the duration of the block; yield a check of the owner.
+    """Hold the lease at `path` during the block; yield a check of ownership.
 
     The lease ends with the process, too. The check returns True as long as the file names this holder: a process that was
     suspended until another one took the lease over must not write.
