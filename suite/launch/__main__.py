@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         default="local",
         help="local: worker processes here (default); slurm: jobs; debug: in this process",
     )
+    result.add_argument("--beside", choices=["reference"], default="", help="as for python -m suite.report")
     result.add_argument(
         "--jobs", type=int, metavar="N", default=1, help="stages at a time, about 1 GB of memory each (default: 1)"
     )
@@ -171,6 +172,7 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
         context=context,
         console=console,
         smoke=arguments.smoke,
+        beside=arguments.beside,
         retry_failed=arguments.retry_failed,
     )
     try:

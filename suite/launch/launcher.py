@@ -29,6 +29,7 @@ class Launcher:
     every    all stages of the grid, those that --only leaves out, too
     options  of SLURM; None for the other clusters
     jobs     stages at a time on this machine
+    beside   "reference" to report the project's tracked rows too, or ""
     """
 
     grid: str
@@ -40,6 +41,7 @@ class Launcher:
     context: Context
     console: Console
     smoke: bool
+    beside: str
     retry_failed: bool
 
     def launch(self, todo: Work) -> int:
@@ -90,7 +92,7 @@ class Launcher:
 
         for folder in (records.rows_folder(self.context.results), self.context.results / self.name):
             remove_parts(folder)
-        built = report.build(self.grid, self.context.results, smoke=self.smoke)
+        built = report.build(self.grid, self.context.results, smoke=self.smoke, beside=self.beside)
         bad = [stage for stage in todo.todo if outcomes.get(stage.key) in ("failed", "diverged")]
         undone = [stage for stage in todo.todo if outcomes.get(stage.key) in (None, "interrupted")]
         for stage in bad:

@@ -48,6 +48,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--results", type=Path, default=Path("results"), metavar="DIR", help="where rows/ lies (default: results)"
     )
+    result.add_argument(
+        "--beside",
+        choices=["reference"],
+        default="",
+        help="show the project's tracked rows beside the rows of --grid or --all",
+    )
     result.add_argument("--smoke", action="store_true", help="report the smoke runs, which lie in RESULTS/smoke")
     return result
 
@@ -67,9 +73,9 @@ def main() -> int:
 def _report(arguments: argparse.Namespace, console: Console) -> int:
     results, smoke = cli.results_of(arguments), arguments.smoke
     if arguments.all:
-        return _every_grid(results, console, smoke=smoke)
+        return _every_grid(results, console, smoke=smoke, beside=arguments.beside)
     if arguments.grid is not None:
-        show(build(arguments.grid, results, smoke=smoke), console)
+        show(build(arguments.grid, results, smoke=smoke, beside=arguments.beside), console)
     elif arguments.paper == "list":
         paper.show_list(results, console, smoke=smoke)
     elif arguments.paper is not None:
@@ -83,14 +89,14 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _every_grid(results: Path, console: Console, *, smoke: bool) -> int:
+def _every_grid(results: Path, console: Console, *, smoke: bool, beside: str) -> int:
     """Report the grids that have rows; one that fails does not stop the others, and the exit status says so."""
     status = 0
     for name in grids.names():
         try:
             found = frames.load(grids.load(name), results, smoke)
             if found.rows:
-                show(build(name, results, smoke=smoke), console)
+                show(build(name, results, smoke=smoke, beside=beside), console)
             else:
                 _say([], [f"{name}: no rows"], console)
         except (ValueError, OSError) as error:

@@ -13,8 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from suite import grids
-from suite.report import columns, content, documents, figures, frames, learning, page, runs, structure, words
+from suite.report import columns, content, documents, figures, frames, learning, page, published, runs, structure, words
 from suite.stages import Timed
+
+REFERENCE = published.HOME.parent
+"""Results that the project tracks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class Report:
     """The table."""
 
 
-def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
+def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") -> Report:
     """Write the grid's tables and figures into `results`/`grid_name` from the rows in `results`/rows.
 
     `results` is the folder that the runs were given: that of smoke runs is its own (`suite.cli.results_of`). Raises
@@ -43,10 +46,15 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
     if not results.is_dir():
         raise ValueError(f"there is no folder {results}; launch the grid first, or name its results with --results")
     found = frames.load(grid, results, smoke)
-    said = content.collect(grid, found, smoke=smoke)
+    reference = None
+    if beside and not smoke and results.resolve() != REFERENCE.resolve():
+        reference = frames.load(grid, REFERENCE, smoke=False)
+    said = content.collect(grid, found, smoke=smoke, reference=reference)
     folder = results / grids.folder_name(grid_name)
     asked = grids.runs_of(grid, smoke=smoke)
-    pictures = figures.draw_all(found, said.lines, said.latency, {run.key: run.settings for run in asked}, folder)
+    pictures = figures.draw_all(
+        found, said.lines, said.latency, {run.key: run.settings for run in asked}, folder, said.reference
+    )
     pictures += learning.draw_all(asked, found.runs, results, folder)
     pictures += structure.draw_all(found.runs, results, folder)
     named = [(picture.data, picture.model, f"{picture.name}.png") for picture in pictures]
@@ -63,7 +71,10 @@ def build(grid_name: str, results: Path, smoke: bool = False) -> Report:
         done=int(statuses.get("done", 0)),
         missing=int(statuses.get("missing", 0)),
         failed=int(statuses.get("failed", 0) + statuses.get("diverged", 0)),
-        remarks=tuple(_remarks(grid_name, found, results, smoke)),
+        remarks=(
+            *_remarks(grid_name, found, results, smoke),
+            *([f"{REFERENCE} has no row of {grid_name}"] if beside and said.reference.empty else []),
+        ),
         lines=said.lines,
     )
 

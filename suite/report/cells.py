@@ -12,6 +12,8 @@ Definitions
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 
@@ -74,7 +76,7 @@ def accuracy_lines(runs: pd.DataFrame) -> pd.DataFrame:
     for apart, word in ((lines["start"] == "init", fairness.OWN_START), (lines["coarse"].gt(0), fairness.COARSE)):
         lines.loc[apart, "fairness_level"] = np.nan
         lines.loc[apart, "fairness"] = word
-    text = [*CONDITIONS, "rows", "selection", "fairness"]
+    text = [*CONDITIONS, "rows", "selection", "fairness", "versions"]
     lines[text] = lines[text].fillna("")
     lines[["n", "coarse", "base_n"]] = lines[["n", "coarse", "base_n"]].fillna(0).astype(int)
     lines["line"] = np.arange(len(lines))
@@ -102,6 +104,7 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
             coarse=("coarse", "sum"),
             selection=("selection", "first"),
             **{name: (name, "mean") for name in EPOCHS},
+            versions=("files", _versions),
             rows=("key", " ".join),
         )
     )
@@ -109,6 +112,14 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
     result = result.join(base.agg(base_n="size", base_top1_mean_pct="mean", base_top1_sd_pp="std"))
     result["top1_t95_pp"] = inference.t_half_width(result["top1_sd_pp"], result["n"])
     return result.reset_index()
+
+
+def _versions(files: pd.Series) -> str:
+    """Return a remark such as "2 versions of baselines/mine.py"; "" if the rows used equal plug-in files."""
+    hashes: dict[str, set[str]] = {}
+    for path, sha256 in itertools.chain.from_iterable(files):
+        hashes.setdefault(path, set()).add(sha256)
+    return ", ".join(f"{len(every)} versions of {path}" for path, every in hashes.items() if len(every) > 1)
 
 
 # ---- latency ---------------------------------------------------------------------------------------------------------
@@ -203,6 +214,7 @@ def _notes(lines: pd.DataFrame) -> pd.Series:
         _when(lines["selection"] == "best_validation", "best epoch on validation"),
         _when(lines["selection"] == "best_test", "best epoch on test"),
         _when(lines["dirty"] == "yes", "dirty"),
+        lines["versions"],
         _when(~none & lines["asked_device"].isna(), "not timed"),
         _counted(lines["timed_missing"], lines["n"], "not timed"),
         _counted(lines["timed_failed"], lines["n"], "timing failed"),

@@ -22,6 +22,7 @@ def draw_all(
     latency: pd.DataFrame,
     settings: Mapping[str, Pruner],
     folder: Path,
+    reference: pd.DataFrame | None = None,
     others: Path = published.HOME,
 ) -> list[Picture]:
     """Write every figure that has something to show into `folder`; those of an earlier report that have not are deleted.
@@ -31,6 +32,8 @@ def draw_all(
     """
     lines = lines.assign(look=_looks(lines))
     known = published.load(others).dropna(subset=["top1_pct"])
+    if reference is not None and len(reference):
+        known = pd.concat([known, published.from_reference(reference)])
     pictures = [
         picture
         for (data, model), part in lines.groupby(["data", "model"], sort=False)

@@ -254,7 +254,7 @@ def _marked(rows: Sequence[records.PrunedRow], series: Sequence[int]) -> list[re
     return marked
 
 
-def _pruned_rows(rows: Iterable[records.PrunedRow]) -> pd.DataFrame:
+def _pruned_rows(rows: Sequence[records.PrunedRow]) -> pd.DataFrame:
     provenance = [*CONDITIONS, "base_sha256"]
     frame = pd.DataFrame(
         [
@@ -263,7 +263,8 @@ def _pruned_rows(rows: Iterable[records.PrunedRow]) -> pd.DataFrame:
         ],
         columns=[*_PRUNED, *provenance],
     )
-    return _with_conditions(frame, provenance)
+    files = [tuple(sorted(row.provenance.get("files", {}).items())) for row in rows]
+    return _with_conditions(frame, provenance).assign(files=pd.Series(files, index=frame.index, dtype="object"))
 
 
 def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:

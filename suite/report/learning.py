@@ -32,12 +32,15 @@ LEGEND_IN = 1.9
 COLUMNS = 3
 LOG_FROM_X = 30
 """A panel of positive numbers whose largest is so many times the smallest has a logarithmic axis."""
-ABOUT = ["data", "model", "method", "line", "run"]
+ABOUT = ["data", "model", "method", "line", "run", "groups"]
 """Columns that say whose numbers a row of `Logs` has. `line` has the settings that tell the lines of a figure apart."""
 COMMON = ["loss", "train_top1_pct", "held_out_top1_pct"]
 """What the training loop logs for every method; `epoch` is the axis, and `lr` follows from the schedule."""
 UNITS = {"pct": "%", "pp": "points", "nats": "nats", "share": "share", "ms": "ms", "s": "s", "x": "x"}
 
+ENTROPY = "group_entropy_nats"
+UNLEARNED = 0.99
+"""Share of ln G from which on the final group entropy counts as unlearned."""
 _WHILE = {"learning": "while the method learns", "finetuning": "while the packed networks are fine-tuned"}
 
 Logs = pd.DataFrame
@@ -84,7 +87,14 @@ def of_stages(learned: Sequence[Learned], results: Path) -> tuple[Logs, int]:
     for stage, line in zip(learned, names, strict=True):
         folder = results / "work" / stage.key
         if (folder / "done.json").is_file():
-            about: tuple[Any, ...] = (stage.base.data, stage.base.model, name_of(stage.settings), line, stage.key)
+            about: tuple[Any, ...] = (
+                stage.base.data,
+                stage.base.model,
+                name_of(stage.settings),
+                line,
+                stage.key,
+                stage.settings.groups,
+            )
             frames.append(_log(folder).assign(**dict(zip(ABOUT, about, strict=True))))
     return (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()), len(learned) - len(frames)
 
@@ -99,7 +109,7 @@ def of_stage(key: str, results: Path) -> Logs:
         raise ValueError(f"{key} ({about['label']}) is no learned stage: those have keys such as learned-0123456789ab")
     base, method = about["stage"]["base"], about["stage"]["settings"]["method"]
     line = about["label"].removeprefix(f"{base['data']}/{base['model']} ")
-    values = (base["data"], base["model"], method, line, key)
+    values = (base["data"], base["model"], method, line, key, about["stage"]["settings"].get("groups", 1))
     return _log(folder).assign(**dict(zip(ABOUT, values, strict=True)))
 
 
@@ -115,7 +125,7 @@ def of_finetuning(runs: pd.DataFrame, results: Path) -> Logs:
         if not (folder / "done.json").is_file() or (history.is_file() and not history.stat().st_size):
             continue
         at = words.budget(run["budget"], run["budget_scope"])
-        about = (run["data"], run["model"], f"fine-tuning at {at}", run["short"], run["key"])
+        about = (run["data"], run["model"], f"fine-tuning at {at}", run["short"], run["key"], 1)
         try:
             found.append(_log(folder).assign(**dict(zip(ABOUT, about, strict=True))))
         except ValueError as error:
@@ -194,7 +204,10 @@ def draw_all(asked: Sequence[Pruned], runs: pd.DataFrame, results: Path, folder:
                 at = str(method).removeprefix("fine-tuning at ")
                 name = words.file_name(kind, str(data), str(model), at).rstrip("_")
                 caption = " ".join(
-                    [_caption(part, kind), *(f"{m}." for m in ("; ".join(meanings), _trained(rows)) if m)]
+                    [
+                        _caption(part, kind),
+                        *(f"{m}." for m in ("; ".join(meanings), _trained(rows)) if m),
+                    ]
                 )
                 paths = tuple(_write(part, folder, name, caption))
                 title = f"{method}: what it learns" if kind == "learning" else f"F{str(method)[1:]}"
@@ -237,6 +250,17 @@ def draw(figure: Figure, logs: Logs, caption: str = "") -> None:
     style.caption(figure, caption or _caption(logs))
 
 
+def unlearned(logs: Logs) -> str:
+    """Return a sentence on runs whose group entropy ends at ln G, so that no group was learned; "" if none does."""
+    if ENTROPY not in logs or logs[ENTROPY].isna().all():
+        return ""
+    last = logs.dropna(subset=[ENTROPY]).sort_values("epoch").groupby("run").tail(1)
+    limit = last["groups"].map(math.log)
+    count = int(((last["groups"] > 1) & (last[ENTROPY] >= UNLEARNED * limit)).sum())
+    about = f"Dotted line: ln G = {limit.max():.2f} nats, the entropy of groups drawn uniformly."
+    return f"{about} Nothing was learned in {count} of {len(last)} runs: their entropy ends there." if count else about
+
+
 def _line(axes: Axes, logs: Logs, metric: str, index: int) -> None:
     """The seeds of one setting, and their mean over those epochs that all of them have."""
     look = {name: value for name, value in style.of_series(index).items() if name in ("color", "linestyle")}
@@ -250,6 +274,8 @@ def _line(axes: Axes, logs: Logs, metric: str, index: int) -> None:
 
 def _label(axes: Axes, logs: Logs, metric: str, *, last_row: bool) -> None:
     values = logs[metric].dropna()
+    if metric == ENTROPY:
+        axes.axhline(math.log(logs["groups"].max()), color=style.REFERENCE, linewidth=0.8, linestyle=(0, (1, 2)))
     if values.min() > 0 and values.max() > LOG_FROM_X * values.min():
         axes.set_yscale("log")
     axes.set_title(words_of(metric), fontsize=8.5, loc="left")
@@ -268,12 +294,14 @@ def words_of(metric: str) -> str:
 def _caption(logs: Logs, kind: str = "learning") -> str:
     first, runs = logs.iloc[0], logs.groupby("line")["run"].nunique()
     few, many = runs.min(), runs.max()
-    n = f"n = {few}" if few == many else f"n = {few} to {many}"
     name = first["line"] if len(runs) == 1 else first["method"]
-    whose = f"{first['data']}, {first['model']}, {name}: {_WHILE[kind]}, from the runs' own logs"
-    if many == 1:
-        return f"{whose}; n = 1 run." if len(runs) > 1 else f"{whose}; {first['run']}."
-    return f"{whose}; thick lines: mean over {n} seeds, thin lines: the seeds."
+    if many > 1:
+        n = f"n = {few}" if few == many else f"n = {few} to {many}"
+        seeds = f"thick lines: mean over {n} seeds, thin lines: the seeds"
+    else:
+        seeds = "n = 1 run" if len(runs) > 1 else str(first["run"])
+    text = f"{first['data']}, {first['model']}, {name}: {_WHILE[kind]}, from the runs' own logs; {seeds}."
+    return f"{text} {unlearned(logs)}".strip()
 
 
 def _write(logs: Logs, folder: Path, name: str, caption: str = "") -> list[Path]:

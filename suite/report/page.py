@@ -57,6 +57,11 @@ def write(
             filters=_filters(shown),
             lines=table,
             meanings=meanings,
+            reference=_each_network(
+                content.reference,
+                lambda part: _frame(part, columns.table(median=False)) | {"trained": words.trained(part)},
+            ),
+            about_reference=words.REFERENCE,
             compared=_each_network(content.compared, _compared),
             reproduced=_each_network(
                 content.reproduced, lambda part: _frame(reproduction.shown(part), columns.REPRODUCTION)

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 
 from suite.report import extent, inference, style, words
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS
+from suite.report.published import REFERENCE
 
 Over = Literal["macs", "params", "speedup", "latency"]
 Spread = Literal["t95", "sd", "none"]
@@ -213,7 +214,7 @@ def _published(axes: Axes, known: pd.DataFrame, column: str) -> None:
             for x, y in zip(same[column], same["top1_pct"], strict=True):
                 offset: dict[str, Any] = {"xytext": (3, 2.5), "textcoords": "offset points"}
                 axes.annotate(str(number), (x, y), **offset, fontsize=5.5, color="0.25")
-        text = f"published, {source}: {', '.join(names)}"
+        text = f"{'' if source == REFERENCE else 'published, '}{source!s}: {', '.join(names)}"
         label = "\n".join(textwrap.wrap(text, KEY_CHARACTERS))
         axes.plot(part[column], part["top1_pct"], **style.of_source(index), zorder=1.8, label=label)
 
@@ -262,12 +263,14 @@ def _caption(
 
 def _about_published(known: pd.DataFrame) -> list[str]:
     """What is different about the hollow marks."""
+    reference = [words.REFERENCE] if (known["source"] == REFERENCE).any() else []
+    known = known[known["source"] != REFERENCE]
     if known.empty:
-        return []
+        return reference
     text = "Published numbers are as stated, from other base networks and schedules"
     scopes = known.loc[known["flops_scope"] == "prunable convs", "source"].unique()
     if len(scopes):
         text += f"; cuts of {' and '.join(scopes)} count the prunable convolutions only"
     if (known["selection"] == "best epoch on test").any():
         text += ", and its epoch is the best on the test set"
-    return [text]
+    return [text, *reference]

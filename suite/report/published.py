@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from suite.report.frames import CONDITIONS
+
 HOME = Path(__file__).resolve().parents[2] / "results" / "reference" / "published"
 NAMES = "names.csv"
 TEXTS = ("data", "model", "method", "variant", "flops_scope", "runs", "selection", "derived", "seen", "source")
@@ -22,6 +24,8 @@ COLUMNS = (*TEXTS, *NUMBERS, "ours", "scope")
 """Of the frame: what the files have; the suite's name of the method; "network" or "prunable", what its FLOPs count."""
 SEEN = ("primary", "rerun", "quoted")
 SCOPES = {"": "network", "prunable convs": "prunable"}
+REFERENCE = "reference rows"
+"""Source of the marks that show the project's tracked rows."""
 _NEEDED = ("data", "model", "method", "seen", "source")
 
 
@@ -88,3 +92,19 @@ def _number(text: str, where: str) -> float:
             f"{where} = {text!r} is no number from 0 to 100; leave it empty when the source does not state it"
         )
     return value
+
+
+def from_reference(reference: pd.DataFrame) -> pd.DataFrame:
+    """Return lines of the project's tracked rows (`cells.table`) in the form of published rows, for hollow marks."""
+    lines = reference.drop_duplicates(["cell", *CONDITIONS])
+    return pd.DataFrame(
+        {
+            **{name: lines[name] for name in ("data", "model")},
+            "method": lines["short"],
+            "top1_pct": lines["top1_mean_pct"],
+            "flops_cut_pct": lines["macs_cut_pct"],
+            "params_cut_pct": lines["params_cut_pct"],
+            **dict.fromkeys(("flops_scope", "selection"), ""),
+            "source": REFERENCE,
+        }
+    )
