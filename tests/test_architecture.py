@@ -100,7 +100,7 @@ def calls(file: str) -> Iterator[tuple[str, ast.Call]]:
 
 def test_there_is_something_to_check() -> None:
     assert {"suite/contract.py", "dsp/method.py", "baselines/_template.py", "suite/pack/network.py"} <= set(FILES)
-    assert set(imported(tree("suite/graph.py"))) >= {"torch", "suite.plan", "suite.models._layers"}
+    assert set(imported(tree("suite/graph/channels.py"))) >= {"torch", "suite.plan", "suite.graph.table"}
 
 
 @pytest.mark.parametrize("file", [file for file in SUITE if file != "suite/__init__.py"])

@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -319,53 +320,53 @@ def test_what_is_left_is_just_what_takes_part(name: str, removed: float, groups:
 
 
 class Applied(nn.Module):
-    """A convolution, a batch norm and a linear layer, put together by `how`."""
+    """A convolution and a linear layer, put together by `how`."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how = how
-        self.conv, self.bn, self.pool = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(3, 2)
+        self.conv, self.pool = nn.Conv2d(3, 3, 3, padding=1), nn.AdaptiveAvgPool2d(1)
+        self.attention = nn.MultiheadAttention(3, 1, batch_first=True)
+        self.up, self.spare = nn.ConvTranspose2d(3, 3, 1), nn.Parameter(torch.ones(3, 1, 1))
+        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(3, 2)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         if self.how == "image decides" and x.sum() > 0:
             return x
-        if self.how == "shuffled":
-            x = torch.roll(self.conv(x), 1, 1)
-        elif self.how == "method":
-            x = self.conv(x).relu()
-        elif self.how == "constant sum":
-            x = self.conv(x) + 1
-        elif self.how == "weighted sum":
-            x = torch.add(x, self.conv(x), alpha=2)
-        elif self.how == "broadcast sum":
-            x = x + self.pool(self.conv(x))
-        elif self.how == "functional dropout":
-            x = torch.nn.functional.dropout(self.conv(x), 0.5)
-        elif self.how == "batch norm first":
-            x = self.conv(self.bn(x))
-        elif self.how == "twice":
-            x = self.conv(self.conv(x))
-        else:
+        x = self.conv(x)
+        if self.how == "twice":
             x = self.conv(x)
-        x = torch.flatten(self.pool(x), 1)
-        return x if self.how == "no head" else (self.head(x), x) if self.how == "two results" else self.head(x)
+        elif self.how == "attention":
+            tokens = x.flatten(2).transpose(1, 2)
+            x = self.attention(tokens, tokens, tokens)[0].mean(1)[..., None, None]
+        elif self.how == "fused attention":
+            x = nn.functional.scaled_dot_product_attention(x, x, x)
+        elif self.how == "product":
+            x = torch.einsum("nchw,ndhw->nchw", x, x)
+        elif self.how == "deconvolution":
+            x = self.up(x)
+        elif self.how == "flat rows":
+            return self.head(x.flatten(1, 2)[:, :3, :3])
+        elif self.how == "parameter twice":
+            x = x * self.spare + self.spare
+        elif self.how == "view":
+            view = x[:, :2]
+            x = torch.cat([self.relu(x), view], 1)[:, :3]
+        return self.head(torch.flatten(self.pool(x), 1))
 
 
 @pytest.mark.parametrize(
     ("how", "words"),
     [
         ("image decides", "Applied cannot be traced"),
-        ("shuffled", "'roll'"),
-        ("method", "'relu'"),
-        ("constant sum", "'add'"),
-        ("weighted sum", "'add'"),
-        ("broadcast sum", "'add'"),
-        ("functional dropout", "'dropout'"),
-        ("batch norm first", "the batch norm bn of Applied does not follow a convolution"),
         ("twice", "Applied uses conv 2 times"),
-        ("no head", "Applied must return the output of one linear layer"),
-        ("two results", "Applied must return the output of one linear layer"),
+        ("attention", r"Applied is a transformer \(attention computes attention\)"),
+        ("fused attention", "Applied is a transformer"),
+        ("product", "'einsum'.*it has no rule; write it with nn.Conv2d"),
+        ("deconvolution", "'up'.*it has weights and no rule"),
+        ("flat rows", "'head'.*channels in the last dimension"),
+        ("parameter twice", "'spare'.*several times"),
+        ("view", r"'relu' \(ReLU.* changes in place what 'cat.*' reads later; set inplace=False"),
     ],
 )
 def test_a_network_that_cannot_be_followed_is_refused(how: str, words: str) -> None:
@@ -374,27 +375,30 @@ def test_a_network_that_cannot_be_followed_is_refused(how: str, words: str) -> N
     assert "\n" not in str(error.value)
 
 
+def left_over(how: str) -> nn.Module:
+    model = nn.Sequential(
+        nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Flatten(1), nn.Linear(192, 2)
+    )
+    if how == "mask":
+        torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    elif how == "parametrization":
+        torch.nn.utils.parametrizations.weight_norm(model[1])
+    elif how == "one parameter":
+        model[1].weight = model[0].weight
+    return model
+
+
 @pytest.mark.parametrize(
-    ("layer", "words"),
+    ("how", "words"),
     [
-        (nn.Conv2d(3, 6, 3, groups=3), "one group"),
-        (nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect"), "one group"),
-        (nn.BatchNorm2d(3, affine=False), "affine=False"),
-        (nn.BatchNorm2d(3, track_running_stats=False), "track_running_stats=False"),
-        (nn.Sigmoid(), "Sigmoid"),
-        (nn.Flatten(0), "Flatten"),
+        ("mask", "0 of Sequential has a mask of torch.nn.utils.prune: torch.nn.utils.prune.remove first"),
+        ("parametrization", "1 of Sequential is parametrized"),
+        ("one parameter", "0.weight and 1.weight of Sequential are one parameter"),
     ],
 )
-def test_a_layer_without_a_rule_is_named(layer: nn.Module, words: str) -> None:
-    with pytest.raises(ValueError, match=words) as error:
-        Graph(nn.Sequential(nn.Conv2d(3, 3, 3), layer), (3, 8, 8))
-    assert "channels cannot be followed through '_1'" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_padding_in_words_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 has padding='same'; give the padding as numbers"):
-        Graph(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3, padding="same")), (3, 8, 8))
+def test_weights_that_are_no_plain_parameters_are_refused(how: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Graph(left_over(how), (3, 8, 8))
 
 
 def test_a_network_without_convolution_is_refused() -> None:

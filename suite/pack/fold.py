@@ -39,7 +39,7 @@ def _fold_batch_norms(body: fx.GraphModule) -> None:
             continue
         source = node.all_input_nodes[0]
         conv = modules.get(str(source.target))
-        if isinstance(conv, GroupedConv) and len(source.users) == 1:
+        if isinstance(conv, GroupedConv | nn.Conv2d) and len(source.users) == 1 and _is_fixed(bn):
             _fold(conv, bn)
             node.replace_all_uses_with(source)
             body.graph.erase_node(node)
@@ -47,11 +47,17 @@ def _fold_batch_norms(body: fx.GraphModule) -> None:
     body.recompile()
 
 
-def _fold(conv: GroupedConv, bn: nn.BatchNorm2d) -> None:
+def _is_fixed(bn: nn.BatchNorm2d) -> bool:
+    """Return True if the batch norm has weights, and statistics of its own."""
+    return bn.affine and bn.running_var is not None
+
+
+def _fold(conv: GroupedConv | nn.Conv2d, bn: nn.BatchNorm2d) -> None:
     assert bn.running_mean is not None
     assert bn.running_var is not None
     scale = bn.weight / (bn.running_var + bn.eps).sqrt()
     shift = bn.bias - bn.running_mean * scale
-    for weight, part in zip(conv.weights, scale.split(conv.filters_G), strict=True):
+    weights = [conv.weight] if isinstance(conv, nn.Conv2d) else list(conv.weights)
+    for weight, part in zip(weights, scale.split([len(weight) for weight in weights]), strict=True):
         weight.mul_(part[:, None, None, None])
     conv.bias = nn.Parameter(shift if conv.bias is None else shift + conv.bias * scale)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from suite.pack.modules import GroupedConv, PackedShortcut, Spread, SumInto, Take
+from suite.pack.modules import GroupedConv, SumInto
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ class Nodes:
     """Nodes of a packed network, batch norm folded, and the modules that they call."""
 
     def __init__(self, body: fx.GraphModule) -> None:
+        self.body = body
         self.graph = body.graph
         self.modules = dict(body.named_modules())
 
@@ -64,16 +65,8 @@ class Nodes:
         return user if is_relu else None
 
     def width(self, node: fx.Node) -> int:
-        """Return the channel count of a node downstream of at least one convolution."""
-        if (conv := self.module(node, GroupedConv)) is not None:
-            return sum(conv.filters_G)
-        if (spread := self.module(node, Spread)) is not None:
-            return int(spread.width)
-        if (take := self.module(node, Take)) is not None:
-            return int(take.length)
-        if (shortcut := self.module(node, PackedShortcut)) is not None:
-            return int(shortcut.take.length)
-        return self.width(node.all_input_nodes[0])
+        """Return the channel count of a node."""
+        return int(node.meta["width"])
 
 
 def fuse(nodes: Nodes) -> list[Fused]:

@@ -7,6 +7,9 @@ A channel index is a position in the packed input, whose channels are the live o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,12 +34,16 @@ def one_hot(positions: Tensor, width: int, like: Tensor) -> Tensor:
 
 
 class Take(nn.Module):
-    """Channels of [N, C, H, W] by position: a view if contiguous, else a gather."""
+    """Channels by position: a view if contiguous, else a gather.
 
-    def __init__(self, positions: Tensor, width: int) -> None:
+    The channels are in dimension `axis`.
+    """
+
+    def __init__(self, positions: Tensor, width: int, axis: int = 1) -> None:
         super().__init__()
         self.register_buffer("positions", positions, persistent=False)
         steps = positions.diff()
+        self.axis = axis
         self.contiguous = bool((steps == 1).all())
         self.start, self.length = int(positions[0]), len(positions)
         self.everything = self.contiguous and self.length == width
@@ -45,12 +52,13 @@ class Take(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.everything:
             return x
-        if self.training and is_channels_last(x):
+        channels_last = self.axis == 1 and is_channels_last(x)
+        if self.training and channels_last:
             return F.conv2d(x, one_hot(self.positions, x.shape[1], x))
         if self.contiguous:
-            return x.narrow(1, self.start, self.length)
-        if x.device.type != "cpu" or not is_channels_last(x):
-            return x.index_select(1, self.positions)
+            return x.narrow(self.axis, self.start, self.length)
+        if x.device.type != "cpu" or not channels_last:
+            return x.index_select(self.axis, self.positions)
         # On a CPU index_select takes about ten times as long as a gather of rows if channels are contiguous.
         rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
         rows = rows.gather(1, self.positions.expand(rows.shape[0], -1))  # len() would be a constant of an export
@@ -62,15 +70,24 @@ class PackedConv(nn.Module):
 
     reads_G     positions of the channels that each group keeps
     filters_G   number of live filters of each group
-    like        the convolution with this stride, padding, dilation and presence of a bias
+    like        the convolution with this stride, dilation and presence of a bias
+    padding     numeric, of the convolution if None
 
     `forward` is one dense convolution over the union of the kept channels, with weights of 0 outside of a group's channels.
     Training uses this form only; `suite.pack.tuned` replaces it for inference.
     """
 
-    def __init__(self, like: nn.Conv2d, reads_G: list[Tensor], filters_G: list[int], width: int) -> None:
+    def __init__(
+        self,
+        like: nn.Conv2d,
+        reads_G: list[Tensor],
+        filters_G: list[int],
+        width: int,
+        padding: tuple[int, ...] | None = None,
+    ) -> None:
         super().__init__()
-        self.stride, self.padding, self.dilation = like.stride, like.padding, like.dilation
+        self.stride, self.dilation = like.stride, like.dilation
+        self.padding: Any = like.padding if padding is None else padding
         self.filters_G = filters_G
         self.takes = nn.ModuleList(Take(positions, width) for positions in reads_G)
         self.weights = nn.ParameterList(
@@ -168,29 +185,34 @@ class SumInto(nn.Module):
 
 
 class Spread(nn.Module):
-    """Channels of [N, C, H, W] scattered to their positions among `width` channels, 0 elsewhere."""
+    """Channels scattered to their positions among `width` channels, 0 elsewhere. They are in dimension `axis`."""
 
-    def __init__(self, positions: Tensor, width: int) -> None:
+    def __init__(self, positions: Tensor, width: int, axis: int = 1) -> None:
         super().__init__()
         self.width = width
+        self.axis = axis
         self.register_buffer("positions", positions, persistent=False)
         self.positions: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and is_channels_last(x):
+        if self.training and self.axis == 1 and is_channels_last(x):
             return F.conv2d(x, one_hot(self.positions, self.width, x).transpose(0, 1))
-        shape = (x.shape[0], self.width, *x.shape[2:])
-        return x.new_zeros(shape).index_copy(1, self.positions, x)
+        shape = (*x.shape[: self.axis], self.width, *x.shape[self.axis + 1 :])
+        return x.new_zeros(shape).index_copy(self.axis, self.positions, x)
 
 
-class ConstantLinear(nn.Module):
-    """A linear layer without live inputs: its bias for every image."""
+class Constant(nn.Module):
+    """The result of a layer without live inputs: its bias for every image, or zeros.
 
-    def __init__(self, like: nn.Linear) -> None:
+    sizes  [C, ...] of one image; `axis` is the dimension of the channels in the batch
+    """
+
+    def __init__(self, bias: Tensor | None, sizes: Sequence[int], axis: int = 1) -> None:
         super().__init__()
-        self.bias = None if like.bias is None else nn.Parameter(like.bias.detach().clone())
-        self.features = like.out_features
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.sizes = tuple(sizes)
+        self.trailing = (1,) * (len(sizes) - axis)
 
     def forward(self, image: Tensor) -> Tensor:
-        zeros = image.new_zeros(image.shape[0], self.features)
-        return zeros if self.bias is None else zeros + self.bias
+        zeros = image.new_zeros(image.shape[0], *self.sizes)
+        return zeros if self.bias is None else zeros + self.bias.view(-1, *self.trailing)

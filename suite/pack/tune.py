@@ -7,6 +7,7 @@ layouts are built, and the faster network is returned. A dense network (an empty
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -20,14 +21,11 @@ from suite.pack.executions import EXECUTIONS, build, offered
 from suite.pack.fold import per_group
 from suite.pack.fuse import Fused, Nodes, fuse, only_user
 from suite.pack.layer import TILES, Layer, Operands, positions
-from suite.pack.modules import GroupedConv, PackedShortcut, Spread, Take
+from suite.pack.modules import GroupedConv
 from suite.pack.network import PackedNetwork
 from suite.pack.operations import Read
 from suite.pack.slices import slice_rank
 from suite.timing import Run
-
-_IN_ORDER = (Take, PackedShortcut, Spread, nn.BatchNorm2d, nn.Linear)
-"""Modules that take channels by their number in the packed network."""
 
 
 @torch.no_grad()
@@ -121,7 +119,7 @@ class _Walk:
         self.layers: dict[str, str] = {}
         self.layer_ms: dict[str, dict[str, float]] = {}
         self.out = fx.Graph()
-        self.modules: dict[str, nn.Module] = {}
+        self.modules: dict[str, Any] = {}
         self.value: dict[fx.Node, _Value] = {}
         self.done: set[fx.Node] = set()
         fusions = fuse(self.nodes)
@@ -203,9 +201,9 @@ class _Walk:
             return False
         aliases = {node, *(alias for alias, tensor in self.value.items() if tensor is value)}
         shared = any(
-            tensor.tensor.untyped_storage().data_ptr() == memory
-            for node, tensor in self.value.items()
-            if node not in aliases
+            isinstance(value.tensor, Tensor) and value.tensor.untyped_storage().data_ptr() == memory
+            for other, value in self.value.items()
+            if other not in aliases
         )
         return not shared and all(user in self.done or user in fused.nodes for alias in aliases for user in alias.users)
 
@@ -230,22 +228,32 @@ class _Walk:
             (result,) = node.all_input_nodes
             self.out.output(self.value[result].node)
         else:
-            inputs = [self.value[source] for source in node.all_input_nodes]
-            keeps = len(inputs) == 1 and not self.nodes.module(node, _IN_ORDER)
-            if not (keeps and inputs[0].tensor.ndim == 4 and "flatten" not in str(node.target)):
-                inputs = [self._in_order(node, i, value) for i, value in enumerate(inputs)]
-            columns = inputs[0].columns_C
-            if node.op == "call_module":
-                made, tensor = self._emit(str(node.target), self.nodes.modules[str(node.target)], *inputs)
-            else:
-                value = dict(zip(node.all_input_nodes, inputs, strict=True))
-                made = self.out.node_copy(node, lambda source: value[source].node)
-                target: Any = node.target
-                tensor = target(*fx.node.map_arg(node.args, lambda source: value[source].tensor), **node.kwargs)
-            if not keeps or tensor.ndim != 4:
-                columns = torch.arange(tensor.shape[1])
-            self.value[node] = _Value(made, tensor, columns)
+            self.value[node] = self._other(node)
         self.done.add(node)
+
+    def _other(self, node: fx.Node) -> _Value:
+        """Emit an operator between layers, on channels by number unless all are treated alike."""
+        inputs = [self.value[source] for source in node.all_input_nodes]
+        alike = bool(node.meta.get("alike"))
+        if not alike:
+            inputs = [self._in_order(node, index, value) for index, value in enumerate(inputs)]
+        if node.op == "call_module":
+            made, tensor = self._emit(str(node.target), self.nodes.modules[str(node.target)], *inputs)
+        else:
+            value = dict(zip(node.all_input_nodes, inputs, strict=True))
+            made = self.out.node_copy(node, lambda source: value[source].node)
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: value[source].tensor)
+            target: Any = node.target
+            if node.op == "get_attr":
+                tensor = self.modules[target] = operator.attrgetter(target)(self.nodes.body)
+            elif node.op == "call_method":
+                tensor = getattr(args[0], target)(*args[1:], **kwargs)
+            else:
+                tensor = target(*args, **kwargs)
+        if alike:
+            return _Value(made, tensor, inputs[0].columns_C)
+        channels = tensor.shape[1] if isinstance(tensor, Tensor) and tensor.ndim > 1 else 1
+        return _Value(made, tensor, torch.arange(channels))
 
     def _in_order(self, node: fx.Node, index: int, value: _Value) -> _Value:
         """Return the value with its channels in the packed order."""
