@@ -385,7 +385,7 @@ def test_a_network_of_which_nothing_is_left_survives_its_file(tmp_path: Path) ->
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "no.safetensors"))):
         load(tmp_path / "no.safetensors")
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))} is no regular file"):
         load(tmp_path)
 
 
