@@ -51,7 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 METHOD_MAY_IMPORT = {"suite.contract", "suite.graph", "suite.select", "torch", "numpy", "scipy", "sklearn"}
 LIBRARIES = (
     "torch torchvision numpy scipy statsmodels sklearn pandas matplotlib PIL fvcore safetensors rich filelock submitit "
-    "tabulate jinja2 torch_tensorrt psutil pynvml onnx onnxruntime triton msgspec"
+    "tabulate jinja2 torch_tensorrt psutil pynvml onnx onnxruntime openvino triton msgspec"
 )
 
 

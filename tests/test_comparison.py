@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from suite.measure import Timing, comparison
+from suite.measure import Timing, comparison, executions
 from suite.measure.comparison import Job, compare
 from suite.measure.executions import Executions
 from suite.measure.latency import Measurement
@@ -46,17 +47,65 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         """Eagerly the slow one is faster, as launch cost may have it."""
         ratios = {name: RATIOS[str(run())] for name, run in runs.items()}
         captured = any(str(run()).endswith("captured") for run in runs.values())
-        return (max if captured else min)(ratios, key=ratios.__getitem__), ratios
+        return "", {name: 1 / ratio if captured else ratio for name, ratio in ratios.items()}
 
     def captured(run: Run) -> Run:
         return run_named(f"{run()} captured")
 
+    monkeypatch.setattr(comparison.machine, "flags", lambda conditions, device: ())  # whatever else runs here
     monkeypatch.setattr(comparison, "_prepare", prepare)
+    monkeypatch.setattr(comparison, "reference", lambda timing: ((), {}))
     monkeypatch.setattr(comparison, "captured", captured)
     monkeypatch.setattr(comparison, "fastest", fastest)
     monkeypatch.setattr(comparison, "in_fresh_process", lambda function, job, report: function(job))
     monkeypatch.setattr("suite.measure.latency.alternate", alternate)
     return made
+
+
+@pytest.mark.parametrize(
+    ("dense_ms", "other_ms", "pair"),
+    [
+        (
+            {"plain": 3, "tuned": 2, "onnxruntime": 1},
+            {"tuned": 0.7, "onnxruntime": 0.9},
+            ("onnxruntime", "onnxruntime"),
+        ),
+        ({"plain": 1, "tuned": 2, "onnxruntime": 3}, {"tuned": 0.7, "onnxruntime": 0.5}, ("plain", "tuned")),
+        ({"plain": 3, "tuned": 2, "onnxruntime": 1}, {"torchscript": 5}, ("tuned", "torchscript")),
+        ({"openvino": 1, "tuned": 2}, {"onnxruntime": 5}, ("openvino", "onnxruntime")),
+    ],
+)
+def test_both_networks_run_where_the_dense_one_is_fastest(
+    dense_ms: dict[str, float], other_ms: dict[str, float], pair: tuple[str, str]
+) -> None:
+    assert comparison._pair(dense_ms, other_ms) == pair
+
+
+def test_a_difference_between_runtimes_is_no_claim_about_pruning(
+    jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "runtime", {"plain": "onnxruntime"}.get)
+    monkeypatch.setitem(RATIOS, "slow", 1.6)
+    columns = compared(Timing(protocol="quick")).columns()
+    assert columns["verdict"] == "faster across runtimes: None beside dense in onnxruntime"
+    assert columns["runtimes"] == {"dense": "onnxruntime", "packed": None}
+
+
+def test_the_reference_lists_what_runs_here_and_why_the_rest_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name in ("openvino", "torch_tensorrt") else name
+    )
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    names, missing = executions.reference(Timing())
+    assert names == ("plain", "onnxruntime", "compile")
+    assert missing == {"openvino": "openvino is not installed", "tensorrt": "does not run on cpu"}
+    names, missing = executions.reference(Timing(precision="bf16"))
+    assert (names, missing["onnxruntime"]) == (("plain", "compile"), "runs in fp32 only")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert executions.reference(Timing())[1]["compile"] == "no C++ compiler"
+    names, missing = executions.reference(Timing(device="cuda"))
+    assert (names, set(missing)) == (("plain", "compile"), {"onnxruntime", "openvino", "tensorrt"})
+    assert executions.reference(Timing(protocol="quick"))[0] == ()
 
 
 def compared(timing: Timing = GPU, watch: Watch | None = None) -> comparison.Comparison:
@@ -67,7 +116,7 @@ def test_a_gpu_has_an_eager_leg_and_a_captured_one_which_is_the_headline(jobs: l
     columns = compared().columns()
     assert (columns["leg"], columns["execution"], columns["speedup_x"]) == ("graph", "fast", 3.0)
     assert columns["eager_speedup_x"] == 0.5
-    assert columns["executions_ms"] == {"slow": 0.9, "fast": 3.0}
+    assert columns["executions_ms"] == {"slow": 1 / 0.9, "fast": 1 / 3.0}
     assert [(one["leg"], one["process"]) for one in columns["processes"]] == [
         (leg, process) for leg in ("eager", "graph") for process in range(3)
     ]
@@ -101,12 +150,13 @@ def test_only_chosen_executions_are_built_again(monkeypatch: pytest.MonkeyPatch)
     """With the names of every leg, for the network that they are of."""
     names: list[tuple[str, ...]] = []
 
-    def executions(network: object, images: object, timing: Timing, **options: tuple[str, ...]) -> Executions:
+    def prepared(network: object, images: object, timing: Timing, **options: Any) -> Executions:
         names.append(tuple(options["only"]))
         return Executions(runs={})
 
-    monkeypatch.setattr(comparison, "executions", executions)
-    monkeypatch.setattr("suite.measure.networks.load", lambda name: name)
+    monkeypatch.setattr(comparison, "executions", prepared)
+    monkeypatch.setattr(comparison, "check", lambda *_: None)
+    monkeypatch.setattr("suite.measure.networks.load", lambda name, **_: name)
     job = Job(
         dense=Path("dense"),
         other=Path("other"),

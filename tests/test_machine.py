@@ -241,6 +241,7 @@ def test_the_full_protocol_measures_in_three_processes(tmp_path: Path, monkeypat
         return Protocol(warmup_s=0, seconds=0, min_blocks=6, precision=None, attempts=1, processes=3)
 
     monkeypatch.setattr(comparisons, "protocol", quick)
+    monkeypatch.setattr(comparisons, "reference", lambda timing: ((), {}))
     context = Context(results=tmp_path, threads=1)
     run = tiny_grid.run_of("l1_filter")
     stage = Timed(pruned=run, timing=Timing(batch=2))

@@ -280,8 +280,10 @@ def test_fresh_processes_run_what_the_first_one_chose(
     monkeypatch.setattr("suite.pack.trial.SECONDS", 0)
     monkeypatch.setattr(packing, "tuned", noted)
     monkeypatch.setattr(latency, "alternate", measured)
-    monkeypatch.setattr(comparison, "fastest", lambda runs, device: ("tuned", dict.fromkeys(runs, 1.0)))
-    monkeypatch.setattr(comparison, "in_fresh_process", lambda function, job: function(job))
+    monkeypatch.setattr(
+        comparison, "fastest", lambda runs, device: ("", {name: 1.0 - (name == "tuned") for name in runs})
+    )
+    monkeypatch.setattr(comparison, "in_fresh_process", lambda function, job, report: function(job))
     networks.save_dense("resnet8", 10, SHAPE_DIGITS, tmp_path / "dense")
     duration = dataclasses.replace(protocol(Timing(protocol="quick")), processes=2)
     result = comparison.compare(tmp_path / "dense", packed_file, Timing(batch=1), also=("plain",), duration=duration)

@@ -66,10 +66,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--protocol", choices=("quick", "full"), default="full", help="full: three processes (default)")
     result.add_argument(
         "--also",
-        nargs="+",
+        nargs="*",
         choices=executions.COMPILERS,
-        default=[],
-        help="try these for dense and packed network too: ONNX Runtime (CPU), torch.compile, TensorRT (CUDA)",
+        help="runtimes to try for both networks beside torch (default: with --protocol full all that are installed)",
     )
     result.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all cores)")
     result.add_argument(
@@ -169,7 +168,7 @@ class _Shown(Watch):
     def __init__(self, console: Console) -> None:
         super().__init__()
         columns = ("[progress.description]{task.description}", BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=console, transient=True)
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.progress.add_task("preparing", total=1)
 
     def report(self, doing: str, **numbers: Any) -> None:
@@ -222,16 +221,14 @@ def _latency(
     arguments: argparse.Namespace, network: Network, dense: Network, shape: Shape, batch: int
 ) -> dict[str, Any]:
     conditions = {name: getattr(arguments, name) for name in ("device", "precision", "layout", "protocol")}
-    also = (executions.PLAIN, *arguments.also)
+    also = None if arguments.also is None else (executions.PLAIN, *arguments.also)
     timing = Timing(batch=batch, **conditions)
     watch = _Shown(Console(stderr=True))
     with watch.progress:
         comparison = compare(
             Path(dense.name), Path(network.name), timing, shape=shape, also=also, watch=watch, trust=arguments.trust
         )
-    first = comparison.first
-    dense_columns = {"dense_execution": first.chosen[0], "dense_executions_ms": dict(first.executions_ms[0])}
-    return {**dataclasses.asdict(timing), **comparison.columns(), **dense_columns}
+    return {**dataclasses.asdict(timing), **comparison.columns()}
 
 
 def _layers(arguments: argparse.Namespace, network: Network) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import torch
 from suite import pack as packing
 from suite.cudagraph import captured
 from suite.measure import bounds, latency, machine, networks
-from suite.measure.executions import Executions, executions, random_images
+from suite.measure.executions import ONNX, Executions, check, executions, random_images, reference, runtime
 from suite.measure.memory import peak_bytes
 from suite.measure.networks import Shape
 from suite.measure.protocol import Protocol, Timing, protocol, set_up_torch
@@ -40,6 +40,7 @@ Report = Callable[[float], object]
 class Job:
     """Work of one measuring process: files and settings, which a fresh process can unpickle.
 
+    also     further executions to try; strict: one that fails raises, else it is left out
     chosen   leg -> executions of the dense and of the other network, by the first process; empty: chosen here
     choices  executions of the layers of both, likewise
     trust    load parts that execute code of a file's author, too
@@ -52,6 +53,7 @@ class Job:
     protocol: Protocol
     threads: int
     also: tuple[str, ...] = ()
+    strict: bool = True
     chosen: Mapping[Leg, tuple[str, str]] = field(default_factory=dict)
     choices: Choices = (None, None)
     trust: bool = False
@@ -78,6 +80,7 @@ class Comparison:
 
     legs     "eager" and, on a GPU, "graph" (a captured CUDA graph) -> the result of each process
     choices  executions of the layers of the dense and of the other network, where both were tuned; else ()
+    missing  execution that was not tried -> reason
     limits   peak memory and the least time on paper of both, where both were tuned; else {}
     """
 
@@ -85,6 +88,7 @@ class Comparison:
     legs: Mapping[Leg, Sequence[LegResult]]
     choices: tuple[packing.Choice, ...]
     limits: Mapping[str, Any]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def leg(self) -> Leg:
@@ -106,6 +110,29 @@ class Comparison:
         verdict = self.measurement().verdict
         return self.first.chosen[1] if verdict in ("faster", "no difference") else "dense"
 
+    @property
+    def reference(self) -> tuple[str, ...]:
+        """The runtimes that both networks tried, in which the dense one is the reference."""
+        dense, other = ({runtime(name) for name in (*ms, chosen)} for ms, chosen in self._tried)
+        return tuple(sorted(dense & other))
+
+    @property
+    def _tried(self) -> list[tuple[Mapping[str, float], str]]:
+        return list(zip(self.first.executions_ms, self.first.chosen, strict=True))
+
+    @property
+    def runtimes(self) -> tuple[str, str]:
+        """The runtimes of the dense and of the other network."""
+        return runtime(self.first.chosen[0]), runtime(self.first.chosen[1])
+
+    @property
+    def verdict(self) -> str:
+        """The claim, with both runtimes if they differ, because pruning may not be the cause."""
+        dense, other = self.runtimes
+        claim = self.measurement().verdict
+        across = dense != other and claim in ("faster", "slower")
+        return f"{claim} across runtimes: {other} beside dense in {dense}" if across else claim
+
     def columns(self) -> dict[str, Any]:
         """Return the measured columns of a `TimedRow`."""
         headline = self.measurement().columns()
@@ -113,6 +140,12 @@ class Comparison:
         flags = [flag for leg in self.legs for flag in self.measurement(leg).flags]
         columns = {
             **headline,
+            "verdict": self.verdict,
+            "dense_execution": self.first.chosen[0],
+            "dense_executions_ms": dict(self.first.executions_ms[0]),
+            "runtimes": dict(zip(("dense", "packed"), self.runtimes, strict=True)),
+            "reference": self.reference,
+            "reference_missing": dict(self.missing),
             "execution": self.first.chosen[1],
             "executions_ms": dict(self.first.executions_ms[1]),
             "deployed": self.deployed,
@@ -140,7 +173,7 @@ def compare(
     timing: Timing,
     *,
     shape: Shape | None = None,
-    also: Sequence[str] = (),
+    also: Sequence[str] | None = None,
     duration: Protocol | None = None,
     watch: Watch | None = None,
     trust: bool = False,
@@ -148,7 +181,8 @@ def compare(
     """Measure the network in `other` beside the one in `dense`, with torch's number of threads.
 
     shape     [C, H, W] of an image; None: the one in the file `other`
-    also      further executions to try, of `executions.PLAIN` and `executions.COMPILERS`
+    also      further executions to try, of `executions.PLAIN` and `executions.COMPILERS`; None: those of
+              `executions.reference`, without those that fail here
     duration  None: that of the timing's protocol
     trust     load parts that execute code of a file's author, too
     The networks run in this process and in fresh ones without confinement. `python -m suite.measure` confines them.
@@ -157,6 +191,7 @@ def compare(
     shape = shape or networks.load(str(other), trust=trust).input_shape
     if shape is None:
         raise ValueError(f"{other} has no input shape in it: give one")
+    tried, missing = reference(timing) if also is None else (tuple(also), {})
     job = Job(
         dense=dense,
         other=other,
@@ -164,13 +199,14 @@ def compare(
         timing=timing,
         protocol=duration or protocol(timing),
         threads=torch.get_num_threads(),
-        also=tuple(also),
+        also=tried,
+        strict=also is not None,
         trust=trust,
     )
     watch = watch or Watch()
     count, started = job.protocol.processes, time.monotonic()
     watch.report("timing", share=0.0)
-    first, choices = measure(job, lambda share: watch.report("timing", share=share / count))
+    first, choices, failed = measure(job, lambda share: watch.report("timing", share=share / count))
     first_s = time.monotonic() - started
     job = dataclasses.replace(job, chosen={leg: result.chosen for leg, result in first.items()}, choices=choices)
     processes = [first]
@@ -189,11 +225,12 @@ def compare(
         legs={leg: [process[leg] for process in processes] for leg in first},
         choices=tuned if both_tuned else (),
         limits=_limits(job) if both_tuned else {},
+        missing={**missing, **failed},
     )
 
 
-def measure(job: Job, report: Report = lambda share: None) -> tuple[dict[Leg, LegResult], Choices]:
-    """Measure every leg in this process; return the results and the layers' executions.
+def measure(job: Job, report: Report = lambda share: None) -> tuple[dict[Leg, LegResult], Choices, dict[str, str]]:
+    """Measure every leg in this process; return results, executions of layers, and failures by execution.
 
     report   is called with the share of the blocks that is done, 0 to 1
     """
@@ -207,41 +244,56 @@ def measure(job: Job, report: Report = lambda share: None) -> tuple[dict[Leg, Le
             report((number + share) / len(legs))
 
         results[leg] = _leg(dense.runs, other.runs, job, leg, report_leg)
-    return results, (dense.choice, other.choice)
+    return results, (dense.choice, other.choice), {**dense.missing, **other.missing}
 
 
 def _prepare(job: Job) -> list[Executions]:
     """Load both networks and prepare their executions: all, or the ones chosen earlier."""
     images = random_images(job.timing, job.shape)
     chosen = tuple(zip(*job.chosen.values(), strict=True)) or ((), ())
+    loaded = [networks.load(str(path), trust=job.trust) for path in (job.dense, job.other)]
+    with_onnx = any(getattr(network, "kind", "") == "onnx" for network in loaded)
+    also = (*job.also, *([ONNX] if with_onnx and ONNX not in job.also else []))  # both in the runtime of the file
+    for network in loaded:
+        check(network, job.timing, also)
     return [
-        executions(
-            networks.load(str(path), trust=job.trust), images, job.timing, also=job.also, only=names, choice=choice
-        )
-        for path, names, choice in zip((job.dense, job.other), chosen, job.choices, strict=True)
+        executions(network, images, job.timing, also=also, only=names, choice=choice, strict=job.strict)
+        for network, names, choice in zip(loaded, chosen, job.choices, strict=True)
     ]
 
 
 def _leg(dense: Mapping[str, Run], other: Mapping[str, Run], job: Job, leg: Leg, report: Report) -> LegResult:
-    """Choose the fastest execution of each network unless the job names it, then measure both."""
+    """Choose the executions of both networks unless the job names them, then measure both."""
     device = job.timing.device
-    names, milliseconds, runs = [], [], []
+    prepared, milliseconds = [], []
     for place, candidates in enumerate((dense, other)):
         if leg in job.chosen:
             candidates = {job.chosen[leg][place]: candidates[job.chosen[leg][place]]}
-        prepared = {name: captured(run) if leg == "graph" else run for name, run in candidates.items()}
-        name, ms = fastest(prepared, device) if len(prepared) > 1 else (next(iter(prepared)), {})
-        names.append(name)
-        milliseconds.append(ms)
-        runs.append(prepared[name])
+        prepared.append({name: captured(run) if leg == "graph" else run for name, run in candidates.items()})
+        milliseconds.append(fastest(prepared[-1], device)[1] if len(candidates) > 1 else {})
+    names = _pair(
+        *({name: ms.get(name, 0.0) for name in runs} for runs, ms in zip(prepared, milliseconds, strict=True))
+    )
+    runs = [runs[name] for runs, name in zip(prepared, names, strict=True)]
     with machine.watched(device) as conditions:
         measurement = latency.alternate(runs[0], runs[1], device, job.protocol, report)
     return LegResult(
         measurement=dataclasses.replace(measurement, flags=machine.flags([conditions], device)),
-        chosen=(names[0], names[1]),
+        chosen=names,
         executions_ms=(milliseconds[0], milliseconds[1]),
         conditions=conditions,
     )
+
+
+def _pair(dense_ms: Mapping[str, float], other_ms: Mapping[str, float]) -> tuple[str, str]:
+    """Return the executions to compare, both in the dense network's fastest runtime.
+
+    Without a common runtime, each network has its fastest execution.
+    """
+    common = {runtime(name) for name in dense_ms} & {runtime(name) for name in other_ms}
+    dense = min((name for name in dense_ms if not common or runtime(name) in common), key=dense_ms.__getitem__)
+    allowed = [name for name in other_ms if not common or runtime(name) == runtime(dense)]
+    return dense, min(allowed, key=other_ms.__getitem__)
 
 
 def _limits(job: Job) -> dict[str, Any]:

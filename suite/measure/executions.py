@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import shutil
 import tempfile
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,17 +20,54 @@ from suite.pack.choice import FORMATS
 from suite.pack.export import OnnxModule, export
 from suite.timing import Run
 
-TUNED, PLAIN, ONNX, COMPILED, TENSORRT = "tuned", "plain", "onnxruntime", "compile", "tensorrt"
-COMPILERS = (ONNX, COMPILED, TENSORRT)
-"""Other compilers, tried on request: each takes a while, and needs a package that may not be installed."""
+TUNED, PLAIN, ONNX, COMPILED, TENSORRT, OPENVINO = "tuned", "plain", "onnxruntime", "compile", "tensorrt", "openvino"
+COMPILERS = (ONNX, OPENVINO, COMPILED, TENSORRT)
+"""Other runtimes: each takes a while to compile a network, and needs a package that may not be installed."""
+_PACKAGES = {ONNX: ("onnxruntime", "onnxscript"), OPENVINO: ("openvino", "onnxscript"), TENSORRT: ("torch_tensorrt",)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Executions:
-    """Executions of one network by name; `choice` has the layers of the tuned one."""
+    """Executions of one network by name; `choice` has the layers of the tuned one.
+
+    missing   execution that was asked for -> reason why it does not run
+    """
 
     runs: dict[str, Run]
     choice: packing.Choice | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def runtime(name: str) -> str:
+    """Return the runtime of an execution: "torch", or the name of the compiler."""
+    return name if name in COMPILERS else "torch"
+
+
+def reference(timing: Timing) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the executions to try beside the tuned ones, and a reason for each other.
+
+    The reference of a speed-up is the dense network in the fastest of them. The quick protocol stays in torch: compilers take
+    longer than the measurement.
+    """
+    if timing.protocol == "quick":
+        return (), dict.fromkeys(COMPILERS, "not tried by the quick protocol")
+    reasons = {name: _why_not(name, timing) for name in COMPILERS}
+    missing = {name: reason for name, reason in reasons.items() if reason}
+    return (PLAIN, *(name for name in COMPILERS if name not in missing)), missing
+
+
+def _why_not(name: str, timing: Timing) -> str:
+    """Return the reason why an execution does not run here, "" if there is none."""
+    if (name in (ONNX, OPENVINO)) != (timing.device == "cpu") and name != COMPILED:
+        return f"does not run on {timing.device}"
+    if name == ONNX and timing.precision != "fp32":
+        return "runs in fp32 only"
+    if name == OPENVINO and timing.precision == "fp16":
+        return "runs in fp32 and bf16 only"
+    if name == COMPILED and timing.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        return "no C++ compiler"
+    absent = [package for package in _PACKAGES.get(name, ()) if importlib.util.find_spec(package) is None]
+    return f"{absent[0]} is not installed" if absent else ""
 
 
 def random_images(timing: Timing, shape: Shape) -> Tensor:
@@ -45,6 +84,7 @@ def executions(
     also: Collection[str] = (),
     only: Collection[str] = (),
     choice: packing.Choice | None = None,
+    strict: bool = True,
 ) -> Executions:
     """Prepare the executions of a network for `images` [N, C, H, W].
 
@@ -53,9 +93,9 @@ def executions(
     also    of `PLAIN` (untuned executions by the full protocol too) and `COMPILERS`, for packed networks
     only    names of the executions to prepare; empty: all
     choice  executions of the layers, chosen earlier; None: chosen here
-    Raises ValueError if the network cannot run under these conditions.
+    strict  False: a compiler that fails is left out, with its reason
+    Raises ValueError if the network cannot run under these conditions (`check`).
     """
-    _check(network, timing, also)
     if network.kind == "onnx":
         return Executions(runs={ONNX: functools.partial(network.module, images.contiguous())})
     if network.packed is None:
@@ -74,15 +114,26 @@ def executions(
         ONNX: lambda: _by_onnxruntime(packed, images),
         COMPILED: lambda: _by_torch_compile(packed, images, timing),
         TENSORRT: lambda: _by_tensorrt(packed, images, timing),
+        OPENVINO: lambda: _by_openvino(packed, images, timing),
     }
-    runs |= {name: make() for name, make in makers.items() if name in also and _is_wanted(name, only)}
-    return Executions(runs=runs, choice=choice)
+    missing = {}
+    for name in (name for name in makers if name in also and _is_wanted(name, only)):
+        try:
+            runs[name] = makers[name]()
+        except ValueError as error:
+            if strict:
+                raise
+            missing[name] = " ".join(str(error).split())[:160]
+    return Executions(runs=runs, choice=choice, missing=missing)
 
 
-def _check(network: Network, timing: Timing, also: Collection[str]) -> None:
+def check(network: Network, timing: Timing, also: Collection[str]) -> None:
+    """Raise ValueError if the network or an execution of `also` does not run here."""
     if network.batch not in (None, timing.batch):
         raise ValueError(f"{network.name} takes batches of {network.batch} only: use --batch {network.batch}")
     on_cpu_in_fp32 = (timing.device, timing.precision) == ("cpu", "fp32")
+    if OPENVINO in also and (timing.device, timing.precision == "fp16") != ("cpu", False):
+        raise ValueError("OpenVINO is used on the CPU in fp32 and bf16 only: change --device or --precision")
     if not on_cpu_in_fp32 and (network.kind == "onnx" or ONNX in also):
         raise ValueError("ONNX Runtime is used on the CPU in fp32 only: drop --device and --precision")
     if TENSORRT in also and timing.device != "cuda":
@@ -109,7 +160,7 @@ def _by_torch_compile(packed: packing.PackedNetwork, images: Tensor, timing: Tim
     try:
         with torch.inference_mode():
             compiled(images)
-    except RuntimeError as error:
+    except Exception as error:  # torch._dynamo and its backends have error classes of their own
         raise ValueError(f"torch.compile does not work here: {error}") from error
     return functools.partial(compiled, images)
 
@@ -131,3 +182,28 @@ def _by_onnxruntime(packed: packing.PackedNetwork, images: Tensor) -> Run:
         path = Path(folder) / "network.onnx"
         export(packed, tuple(images.shape[1:]), "onnx", path)
         return functools.partial(OnnxModule(path), images.contiguous())
+
+
+def _by_openvino(packed: packing.PackedNetwork, images: Tensor, timing: Timing) -> Run:
+    """Compile the exported network by OpenVINO, for this batch, precision and number of threads.
+
+    Raises ValueError if openvino is not installed.
+    """
+    try:
+        import openvino  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise ValueError("openvino is not installed: pip install openvino, or drop openvino") from error
+    hints = {
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(timing.precision, timing.precision),
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        export(packed, tuple(images.shape[1:]), "onnx", path)
+        core = openvino.Core()
+        model = core.read_model(path)
+        model.reshape(list(images.shape))
+        compiled = core.compile_model(model, "CPU", hints)
+    request, values = compiled.create_infer_request(), images.float().contiguous().numpy()
+    return functools.partial(request.infer, [values], share_inputs=True, share_outputs=True)

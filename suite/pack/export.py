@@ -38,6 +38,7 @@ class OnnxModule(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads slow what runs next
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         inputs = self.session.get_inputs()
         if len(inputs) != 1:

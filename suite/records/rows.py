@@ -111,6 +111,15 @@ class TimedRow(Row):
     layers: dict[str, Any] = field(default_factory=dict)
     """Memory layout and number of layers per execution, of "dense" and "packed", if layers were tuned."""
     executions_ms: dict[str, float] = field(default_factory=dict)
+    dense_execution: str | None = None
+    dense_executions_ms: dict[str, float] = field(default_factory=dict)
+    """Measured dense execution, and the times of all that were tried."""
+    runtimes: dict[str, str] = field(default_factory=dict)
+    """Runtimes of "dense" and "packed" in the measurement."""
+    reference: tuple[str, ...] = ()
+    """Runtimes that both networks tried; the dense network in the fastest is the reference. () in earlier rows."""
+    reference_missing: dict[str, str] = field(default_factory=dict)
+    """Runtime that was not tried -> reason."""
     blocks: int | None = None
     attempts: int | None = None
     """Measurements until the null test passed; the test fails by chance in about one of twenty."""

@@ -22,7 +22,7 @@ from suite.stages import Pruned, Timed, describe
 
 CONDITIONS = ["commit", "dirty", "device", "tf32", "data_sha256"]
 """Accuracies of rows that differ in one of these are never averaged."""
-TIMED_CONDITIONS = ["timed_device", "threads", "leg", "timed_commit", "timed_dirty"]
+TIMED_CONDITIONS = ["timed_device", "threads", "leg", "timed_commit", "timed_dirty", "reference"]
 """Nor are latencies of rows that differ in one of these, or in what the grid asks for (`TIMING`)."""
 TIMING = ["batch", "precision", "layout", "protocol"]
 SCHEDULES = ["base_schedule", "learning_schedule", "finetune_schedule"]
@@ -267,6 +267,13 @@ def _pruned_rows(rows: Sequence[records.PrunedRow]) -> pd.DataFrame:
     return _with_conditions(frame, provenance).assign(files=pd.Series(files, index=frame.index, dtype="object"))
 
 
+def _reference(row: records.TimedRow) -> str:
+    """Return the runtimes of which the fastest is the reference; earlier rows of the full protocol are marked."""
+    if row.reference or row.protocol == "quick":
+        return ", ".join(row.reference or ("torch",))
+    return "tuned only (earlier rule)"
+
+
 def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:
     provenance = ["threads", "commit", "dirty"]
     frame = pd.DataFrame(
@@ -276,6 +283,7 @@ def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:
         ],
         columns=[*_TIMED, *provenance],
     ).rename(columns={"device": "timed_device", "commit": "timed_commit", "dirty": "timed_dirty"})
+    frame["reference"] = [_reference(row) for row in rows]
     frame = _with_conditions(frame, TIMED_CONDITIONS)
     frame["flags"] = frame["flags"].map("; ".join)
     frame["threads"] = frame["threads"].where(frame["timed_device"].str.startswith("cpu"), "")
