@@ -34,6 +34,16 @@ def read(path: Path, kind: type[T], *, finite: bool = True) -> T:
     return parse(read_bytes(path), kind, finite=finite)
 
 
+def checked(path: Path, kind: Any) -> dict[str, Any]:
+    """Return the object of a JSON file whose checked names are those of a TypedDict.
+
+    The object keeps its other names. Raises as `read` does.
+    """
+    value = loads(read_bytes(path))
+    convert(value, kind)
+    return value
+
+
 def read_lines(path: Path, kind: type[T], *, finite: bool = True) -> list[T]:
     """Return the values of a file with one JSON value per line.
 

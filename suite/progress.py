@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from suite import jsonfile
+
 INTERVAL_S = 0.3
 
 
@@ -92,10 +94,9 @@ class Watch:
 def read(path: Path) -> dict[str, Any]:
     """Return the last report of `Watch.report`; empty if there is none."""
     try:
-        report = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        return jsonfile.read(path, dict[str, Any])
+    except (OSError, ValueError):
         return {}
-    return report if isinstance(report, dict) else {}
 
 
 def is_alive(host: str, pid: int, since: float) -> bool | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from suite import jsonfile
 from suite.files import write_bytes
 
 Layout = Literal["contiguous", "channels_last"]
@@ -56,11 +57,8 @@ def save_choices(path: str | os.PathLike[str], choices: Sequence[Choice]) -> Non
 def load_choices(path: str | os.PathLike[str]) -> list[Choice]:
     """Read choices. Raises FileNotFoundError, or ValueError if `save_choices` did not write the file."""
     try:
-        stored = json.loads(Path(path).read_text())
-        if not isinstance(stored, list):
-            raise TypeError(f"a list is expected, not a {type(stored).__name__}")
-        return [Choice(**fields) for fields in stored]
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        return jsonfile.read(Path(path), list[Choice])
+    except ValueError as error:
         raise ValueError(
             f"{path} holds no executions of a packed network ({error}); delete it and tune again"
         ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from suite.records.migrations import MIGRATIONS, SCHEMA
 from suite.records.origin import PACKAGES, ROOT, SNAPSHOT, device_name, provenance, source
-from suite.records.rows import ROW_TYPES, Leg, PrunedRow, Row, Status, TimedRow
+from suite.records.rows import ROW_TYPES, Done, Leg, PrunedRow, Row, Status, TimedRow
 from suite.records.storage import (
     DAMAGED,
     NewerRowError,
@@ -30,6 +30,7 @@ __all__ = [
     "ROW_TYPES",
     "SCHEMA",
     "SNAPSHOT",
+    "Done",
     "Leg",
     "NewerRowError",
     "PrunedRow",

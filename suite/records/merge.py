@@ -26,8 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suite.files import plain_name, replacing, write_json
-from suite.records import PrunedRow, Row, from_dict, rows_folder
+from suite import jsonfile
+from suite.files import replacing, write_json
+from suite.records import Done, PrunedRow, Row, from_dict, rows_folder
 
 ALSO = ("history.jsonl", "started.json", "log.txt")
 """Files of a finished stage that are not listed in `done.json`."""
@@ -88,11 +89,11 @@ def _read(path: Path, merged: Merged) -> Row | None:
     An unreadable file stays unchanged and is listed.
     """
     try:
-        row = from_dict(json.loads(path.read_bytes()))
+        row = from_dict(jsonfile.loads(jsonfile.read_bytes(path)))
         if row.key != path.stem:
             raise ValueError(f"it holds the row {row.key}")
         return row
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         merged.unreadable.append(f"{path}: {' '.join(str(error).split())}")
         return None
 
@@ -165,9 +166,8 @@ def _whole(folder: Path) -> dict[str, Any] | None:
     It is incomplete if a listed file is missing, has another size, or lies outside the folder.
     """
     try:
-        done = json.loads((folder / "done.json").read_bytes())
-        sizes = {plain_name(name): about["bytes"] for name, about in done["files"].items()}
-        done["label"]
-        return done if all((folder / name).stat().st_size == size for name, size in sizes.items()) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        done = jsonfile.checked(folder / "done.json", Done)
+        whole = all((folder / name).stat().st_size == about["bytes"] for name, about in done["files"].items())
+        return done if whole else None
+    except (OSError, ValueError):
         return None

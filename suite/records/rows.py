@@ -6,7 +6,9 @@ A column is None or empty in rows of versions that did not record it, and if its
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
+
+from suite.jsonfile import Hex, Name
 
 Status = Literal["done", "diverged", "failed"]
 Leg = Literal["eager", "graph"]
@@ -174,6 +176,22 @@ class TimedRow(Row):
     """Least possible time of the dense network: `dense_bound_ms` / `bound_ms` is the speed-up bound of the machine."""
     of_bound: float | None = None
     """`bound_ms` / `packed_ms`: reached share of the physical limit."""
+
+
+class File(TypedDict):
+    """Size and checksum of a file in a stage's folder."""
+
+    bytes: int
+    sha256: Hex
+
+
+class Done(TypedDict):
+    """Content of `done.json`; further names are the stage's."""
+
+    label: str
+    files: dict[Name, File]
+    result: dict[str, Any]
+    row: dict[str, Any] | None
 
 
 ROW_TYPES: dict[str, type[Row]] = {row_type.kind: row_type for row_type in (PrunedRow, TimedRow)}

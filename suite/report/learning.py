@@ -6,20 +6,19 @@ The log says what there is to see: every number that it has for an epoch is a pa
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from suite import grids
+from suite import grids, jsonfile
 from suite.methods import name_of
 from suite.report import style, words
 from suite.report.frames import CONDITIONS
@@ -43,6 +42,30 @@ UNLEARNED = 0.99
 """Share of ln G from which on the final group entropy counts as unlearned."""
 _WHILE = {"learning": "while the method learns", "finetuning": "while the packed networks are fine-tuned"}
 
+
+class _Base(TypedDict):
+    data: str
+    model: str
+
+
+class _Settings(TypedDict):
+    method: str
+
+
+class _Stage(TypedDict):
+    base: _Base
+    settings: _Settings
+
+
+class LearnedDone(TypedDict):
+    """Entries of a learned stage's `done.json` that its curves need."""
+
+    label: str
+    stage: _Stage
+
+
+Epoch = dict[str, float | None]
+"""Line of a log."""
 Logs = pd.DataFrame
 """One row an epoch of a learned stage: `ABOUT`, `epoch`, and the log's numbers."""
 
@@ -104,7 +127,10 @@ def of_stage(key: str, results: Path) -> Logs:
     folder = results / "work" / key
     if not (folder / "done.json").is_file():
         raise ValueError(f"{key} is no finished stage in {results / 'work'}")
-    about = json.loads((folder / "done.json").read_text())
+    try:
+        about = jsonfile.checked(folder / "done.json", LearnedDone)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / 'done.json'} is not that of a learned stage: {error}") from error
     if not key.startswith(f"{Learned.kind}-"):
         raise ValueError(f"{key} ({about['label']}) is no learned stage: those have keys such as learned-0123456789ab")
     base, method = about["stage"]["base"], about["stage"]["settings"]["method"]
@@ -135,8 +161,7 @@ def of_finetuning(runs: pd.DataFrame, results: Path) -> Logs:
 
 def _log(folder: Path) -> pd.DataFrame:
     try:
-        lines = (folder / "history.jsonl").read_text().splitlines()
-        found = pd.DataFrame([json.loads(line) for line in lines])
+        found = pd.DataFrame(jsonfile.read_lines(folder / "history.jsonl", Epoch, finite=False))
     except (OSError, ValueError) as error:
         raise ValueError(f"the log {folder / 'history.jsonl'} cannot be read: {error}") from error
     if not {"epoch", "loss"} <= set(found):

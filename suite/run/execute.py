@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import json
 import logging
 import time
 import traceback
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 import torch
 
-from suite import cli, distributed, lease, records
+from suite import cli, distributed, jsonfile, lease, records
 from suite.files import write_json
 from suite.progress import Interrupted, Superseded, Watch
 from suite.run import code
@@ -35,6 +34,13 @@ DECISIONS: tuple[Decision, ...] = get_args(Decision)
 """Decisions that rank 0 broadcasts before the stage begins, by their index."""
 WAIT_LOG_S = 60.0
 """Interval of log lines about a lease that another process holds."""
+
+
+class Started(TypedDict):
+    """Content of `started.json`."""
+
+    threads: int
+    code: NotRequired[dict[str, Any] | None]
 
 
 class _LogFile(logging.FileHandler):
@@ -227,9 +233,9 @@ def _pin_threads(path: Path, stage: Stage, context: Context) -> None:
     ValueError if torch refuses `--threads`.
     """
     try:
-        torch.set_num_threads(int(json.loads(path.read_text())["threads"]))
+        torch.set_num_threads(jsonfile.read(path, Started)["threads"])
         return
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError):  # absent, damaged or refused
+    except (OSError, ValueError, RuntimeError):  # absent, damaged or refused
         threads = context.threads or cli.cores()
     try:
         torch.set_num_threads(threads)
@@ -245,9 +251,9 @@ def _forget_other_code(path: Path, stage: Stage, context: Context) -> None:
     A no-op on all ranks but 0.
     """
     try:
-        started = json.loads(path.read_text())
+        started = jsonfile.checked(path, Started)
         differing = code.changes(stage, started.get("code"))[0]
-    except (OSError, ValueError, AttributeError, RecursionError):  # absent or damaged
+    except (OSError, ValueError):  # absent or damaged
         return
     if differing and distributed.is_first():
         log.warning("%s was started with other code of %s, and begins again", stage.label, ", ".join(differing))

@@ -6,17 +6,16 @@ if a stage is done.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from suite import records
-from suite.files import plain_name, sha256, write_json
+from suite import jsonfile, records
+from suite.files import sha256, write_json
 from suite.run.context import Context
-from suite.stages import Stage
+from suite.stages import Base, Stage
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +68,11 @@ def output(stage: Stage, context: Context) -> dict[str, Any] | None:
     """
     folder = context.folder(stage)
     try:
-        done = json.loads((folder / "done.json").read_bytes())
-        damaged = [
-            name for name, about in done["files"].items() if not _has_size(folder / plain_name(name), about["bytes"])
-        ]
-        hashed = all(isinstance(about["sha256"], str) for about in done["files"].values())
-        if not hashed or not isinstance(done["result"], dict) or not isinstance(done["row"], dict | None):
-            damaged = ["done.json"]
+        done = jsonfile.checked(folder / "done.json", records.Done)
+        damaged = [name for name, about in done["files"].items() if not _has_size(folder / name, about["bytes"])]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except ValueError:
         damaged = ["done.json"]
     if damaged:
         raise DamagedError(damaged)
@@ -91,7 +85,7 @@ def check_files(stage: Stage, context: Context) -> None:
     Sets a damaged output aside, so that the stage runs again. Raises ValueError naming the damaged files.
     """
     folder = context.folder(stage)
-    files = json.loads((folder / "done.json").read_text())["files"]
+    files = jsonfile.checked(folder / "done.json", records.Done)["files"]
     if damaged := [name for name, about in files.items() if sha256(folder / name) != about["sha256"]]:
         _set_aside(folder, damaged)
         raise ValueError(
@@ -114,14 +108,44 @@ def _has_size(path: Path, size: int) -> bool:
 def _json(path: Path) -> Any:
     """Return the file's content, or None if the file is missing or is no JSON."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return jsonfile.loads(jsonfile.read_bytes(path))
+    except (OSError, ValueError):
         return None
 
 
 def result_of(stage: Stage, context: Context) -> dict[str, Any]:
     """Return the `result` of a finished stage."""
-    return json.loads((context.folder(stage) / "done.json").read_text())["result"]
+    return jsonfile.checked(context.folder(stage) / "done.json", records.Done)["result"]
+
+
+def base_result(base: Base, context: Context) -> BaseResult:
+    """Return the result of a finished base stage.
+
+    Raises ValueError if an entry is missing or has another type.
+    """
+    path = context.folder(base) / "done.json"
+    try:
+        return jsonfile.convert(result_of(base, context), BaseResult)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: the result of {base.label} is damaged ({error}); delete {path} to redo it"
+        ) from error
+
+
+class BaseResult(TypedDict):
+    """Result of a base stage."""
+
+    top1_pct: float
+    params: int
+    data_sha256: str
+    base_sha256: str
+
+
+class Failure(TypedDict):
+    """Count and last reason of equal failures."""
+
+    times: int
+    reason: str
 
 
 def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
@@ -178,14 +202,12 @@ def forget_failures(stage: Stage, context: Context) -> None:
     (context.folder(stage) / "failures.json").unlink(missing_ok=True)
 
 
-def _failures(stage: Stage, context: Context) -> dict[str, dict[str, Any]]:
+def _failures(stage: Stage, context: Context) -> dict[str, Failure]:
     """Return kind -> times and reason of the stage's failures.
 
     Return an empty dict if the file is damaged.
     """
-    counts = _json(context.folder(stage) / "failures.json")
-    valid = isinstance(counts, dict) and all(
-        isinstance(count, dict) and type(count.get("times")) is int and isinstance(count.get("reason"), str)
-        for count in counts.values()
-    )
-    return counts if valid else {}
+    try:
+        return jsonfile.read(context.folder(stage) / "failures.json", dict[str, Failure])
+    except (OSError, ValueError):
+        return {}

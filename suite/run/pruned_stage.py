@@ -23,7 +23,7 @@ from suite.contract import Budget, Planner, PruningPlan, State, Task
 from suite.files import write_bytes
 from suite.graph import Graph
 from suite.measure.counting import count_macs, count_params
-from suite.run.folder import result_of
+from suite.run.folder import base_result
 from suite.run.workspace import FINETUNE, Workspace
 from suite.select import Selection, meet
 from suite.stages import Pruned
@@ -163,7 +163,7 @@ def _measure(
         raise ValueError(
             f"the packed network has {counted.macs} MACs and its plan {left.total}: packing or counting is wrong"
         )
-    base, params = result_of(work.base, work.context), count_params(packed)
+    base, params = base_result(work.base, work.context), count_params(packed)
     return {
         "base_top1_pct": base["top1_pct"],
         "pruned_top1_pct": accuracy,

@@ -21,7 +21,7 @@ from suite.files import sha256, write_bytes, write_json, write_text
 from suite.progress import Watch
 from suite.run import code
 from suite.run.context import Context
-from suite.run.folder import is_done, result_of
+from suite.run.folder import base_result, is_done
 from suite.schedule import Schedule
 from suite.stages import Base, Learned, Pruned, Stage, Timed, identity
 from suite.train import top1_pct
@@ -197,8 +197,8 @@ class Workspace(Generic[S]):
             provenance["tasks"] = distributed.tasks()
         provenance["finished"] = time.strftime("%FT%TZ", time.gmtime())
         if is_done(self.base, self.context):
-            result = result_of(self.base, self.context)
-            provenance |= {name: result[name] for name in ("data_sha256", "base_sha256")}
+            result = base_result(self.base, self.context)
+            provenance |= {"data_sha256": result["data_sha256"], "base_sha256": result["base_sha256"]}
         return provenance
 
     def finish(
