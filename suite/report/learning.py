@@ -159,9 +159,17 @@ def of_finetuning(runs: pd.DataFrame, results: Path) -> Logs:
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
+def read_log(folder: Path) -> list[Epoch]:
+    """Return the lines of a log. Raises OSError, and ValueError if a line is none."""
+    lines = jsonfile.read_lines(folder / "history.jsonl", Epoch, finite=False)
+    if any(line.get("epoch") is None for line in lines):
+        raise ValueError("a line has no epoch")
+    return lines
+
+
 def _log(folder: Path) -> pd.DataFrame:
     try:
-        found = pd.DataFrame(jsonfile.read_lines(folder / "history.jsonl", Epoch, finite=False))
+        found = pd.DataFrame(read_log(folder))
     except (OSError, ValueError) as error:
         raise ValueError(f"the log {folder / 'history.jsonl'} cannot be read: {error}") from error
     if not {"epoch", "loss"} <= set(found):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from suite import jsonfile, records
+from suite import records
 from suite.report import learning, structure
 from suite.stages import Pruned, Timed, identity
 
@@ -104,7 +104,7 @@ def _provenance(row: records.Row, shared: dict[str, int]) -> dict[str, Any]:
 def _curve(folder: Path) -> dict[str, Any] | None:
     """`epoch` and every number of the log; None without a whole log of two epochs or more."""
     try:
-        lines = jsonfile.read_lines(folder / "history.jsonl", learning.Epoch, finite=False)
+        lines = learning.read_log(folder)
         names = [name for name in lines[0] if name != "epoch"] if len(lines) > 1 else []
         step = max(1, math.ceil(len(lines) / POINTS))
         kept = [*lines[:-1:step], lines[-1]] if names else []
