@@ -120,7 +120,11 @@ def fetch(name: str, data: Path | None) -> Path:
     entry, where = public(name), folder(data)
     if entry.in_torchvision and not (where / entry.file).is_file():
         _download(entry, where)
-    path = find(name, data)
+    return _checked(find(name, data), entry)
+
+
+def _checked(path: Path, entry: PublicWeights) -> Path:
+    """Return the path after comparing the file's digest. Raises ValueError if the digest differs."""
     digest = sha256(path)
     if not digest.startswith(entry.sha256):
         raise ValueError(
@@ -145,6 +149,6 @@ def _download(entry: PublicWeights, where: Path) -> None:
 def load(name: str, data: Path | None) -> dict[str, Tensor]:
     """Return the state dict of public weights, under the names of this suite."""
     entry = public(name)
-    state = torch.load(find(name, data), weights_only=True, map_location="cpu")
+    state = torch.load(_checked(find(name, data), entry), weights_only=True, map_location="cpu")
     state = state.get("state_dict", state)
     return {entry.rename(key): tensor for key, tensor in state.items()}

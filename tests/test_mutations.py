@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import random
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_grid import FILE, stages
+from tiny_grid import FILE, run_of, stages
 
-from suite import lease, progress, records
+from suite import lease, progress, records, weights
+from suite.data.cifar10 import read_npz
+from suite.grids import Grid, runs_of
 from suite.launch import record
 from suite.pack.choice import load_choices
 from suite.records.merge import merge
@@ -225,3 +228,27 @@ def test_a_fifo_blocks_no_reader(name: str, tmp_path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     os.mkfifo(path)
     (read_row if name == "row" else KINDS[name][1])(path)
+
+
+def test_public_weights_are_compared_with_their_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUITE_WEIGHTS", str(tmp_path))
+    (tmp_path / weights.public("cifar10_resnet20_a").file).write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="is damaged, or another file: its sha256 begins with"):
+        weights.load("cifar10_resnet20_a", None)
+
+
+def test_arrays_of_an_impossible_size_are_one_line(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "cifar10.npz", "w") as file:
+        header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000,), }"
+        content = b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n"
+        file.writestr("train_images.npy", content)
+    with pytest.raises(ValueError, match="is not a whole cifar10"):
+        read_npz(tmp_path / "cifar10.npz")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ValueError, match="is no regular file"):
+        read_npz(tmp_path / "fifo")
+
+
+def test_a_run_that_a_grid_lists_twice_is_one_run() -> None:
+    run = run_of("l1_filter")
+    assert runs_of(Grid(title="Twice", about="", runs=lambda: [run, run])) == [run]

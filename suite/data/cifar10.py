@@ -49,12 +49,14 @@ def read_npz(path: Path) -> Arrays:
 
     Raises ValueError, in one line, if their shapes, types or labels are wrong.
     """
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file; put cifar10.npz there")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("train_images", "train_labels", "test_images", "test_labels")}
         for part in ("train", "test"):
             _check(arrays[f"{part}_images"], arrays[f"{part}_labels"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is not a whole cifar10.npz ({reason}); delete it to have it made again") from None
     return Arrays.of_nhwc(**{key: np.ascontiguousarray(array) for key, array in arrays.items()})

@@ -89,7 +89,7 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
     Raises ValueError when none is left, or with what is wrong with the grid.
     """
     try:
-        runs = list(grid.runs())
+        runs = list({run.key: run for run in grid.runs()}.values())  # a run that is listed twice is one run
     except ValueError:
         raise
     except (Exception, SystemExit) as error:  # a user's file may fail in any way

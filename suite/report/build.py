@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from suite import grids
+from suite.files import remove_parts
 from suite.report import columns, content, documents, figures, frames, learning, page, published, runs, structure, words
 from suite.stages import Timed
 
@@ -51,6 +52,7 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
         reference = frames.load(grid, REFERENCE, smoke=False)
     said = content.collect(grid, found, smoke=smoke, reference=reference)
     folder = results / grids.folder_name(grid_name)
+    remove_parts(folder)
     asked = grids.runs_of(grid, smoke=smoke)
     pictures = figures.draw_all(
         found, said.lines, said.latency, {run.key: run.settings for run in asked}, folder, said.reference
