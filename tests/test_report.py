@@ -386,12 +386,22 @@ def test_only_failed_rows(report: Reporter) -> None:
     assert cells_of(markdown(made))[0]["note"] == "diverged"
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None, "many"])
-def test_a_done_row_without_its_numbers_counts_as_failed(report: Reporter, tmp_path: Path, value: object) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, "many"])
+def test_a_row_whose_number_is_none_is_set_aside(report: Reporter, tmp_path: Path, value: object) -> None:
     run = run_of()
     path = tmp_path / "rows" / f"{run.key}.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({**records.to_dict(pruned_row(run, 80)), "pruned_top1_pct": value}))
+    made = report([run], [])
+    assert (made.done, made.failed, made.missing) == (0, 0, 1)
+    assert path.with_suffix(".json.damaged").exists()
+
+
+def test_a_done_row_without_its_numbers_counts_as_failed(report: Reporter, tmp_path: Path) -> None:
+    run = run_of()
+    path = tmp_path / "rows" / f"{run.key}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**records.to_dict(pruned_row(run, 80)), "pruned_top1_pct": None}))
     made = report([run], [])
     assert (made.done, made.failed) == (0, 1)
     assert "its row says done but lacks a finite" in markdown(made)
