@@ -76,14 +76,14 @@ def do_pruned(work: Workspace[Pruned]) -> None:
     work.watch.report("measuring", share=1.0)
     if distributed.is_first():
         work.watch.check_holder()
-    packing.save(
-        packed,
-        folder / "packed.safetensors",
-        model=stage.base.model,
-        classes=data.classes,
-        input_shape=data.input_shape,
-        about={"data": stage.base.data, "label": stage.label, "mean": data.mean, "std": data.std},
-    )
+        packing.save(
+            packed,
+            folder / "packed.safetensors",
+            model=stage.base.model,
+            classes=data.classes,
+            input_shape=data.input_shape,
+            about={"data": stage.base.data, "label": stage.label, "mean": data.mean, "std": data.std},
+        )
     columns = _measure(work, packed, graph, selection)
     row = work.row("done", seconds=seconds, **columns)
     if facts := stage.settings.facts(state):
