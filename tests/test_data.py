@@ -502,6 +502,39 @@ def test_an_unreadable_image_is_named_in_one_line(tmp_path: Path, monkeypatch: p
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("count", ["0", "2"])
+def test_unreadable_images_are_skipped_named_and_counted_by_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, count: str
+) -> None:
+    """Evaluation leaves the image out; a training batch keeps its size."""
+    monkeypatch.setenv("SUITE_WORKERS", count)
+    small = small_folder(tmp_path)
+    whole = torch.cat([images for images, _ in small.test(2, CPU)])
+    bad = [tmp_path / "small" / part for part in ("val/b/1.jpeg", "train/a/2.png")]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:100])
+    monkeypatch.setenv("SUITE_BAD_IMAGES", "skip")
+    rest = torch.cat([images for images, _ in small.test(2, CPU)])
+    assert torch.equal(rest, whole[[0, 1, 2, 4]])
+    [(images, _)] = small.train("all", batch=13, seed=0, device=CPU).epoch(0)
+    assert len(images) == 13
+    warnings = [record.getMessage() for record in caplog.records]
+    assert warnings == [f"{path} is not a readable image; 1 skipped so far" for path in bad]
+    monkeypatch.setenv("SUITE_BAD_IMAGES", "never")
+    with pytest.raises(ValueError, match="SUITE_BAD_IMAGES is 'never'; choose from: fatal, skip"):
+        next(small.test(2, CPU))
+
+
+def test_cmyk_images_are_read_as_rgb(tmp_path: Path) -> None:
+    small = small_folder(tmp_path)
+    path = tmp_path / "small" / "val" / "b" / "1.jpeg"
+    Image.new("RGB", (50, 50), (200, 30, 90)).convert("CMYK").save(path, quality=95)
+    images = torch.cat([images for images, _ in small.test(2, CPU)])
+    std_C, mean_C = torch.tensor(small.std), torch.tensor(small.mean)
+    colour_C = 255 * (images[3].mean((1, 2)) * std_C + mean_C)
+    torch.testing.assert_close(colour_C, torch.tensor([200.0, 30.0, 90.0]), rtol=0, atol=4)
+
+
 def test_the_checksum_of_a_folder_is_of_names_and_sizes(tmp_path: Path) -> None:
     small = small_folder(tmp_path / "one")
     assert small.checksum == small_folder(tmp_path / "two").checksum

@@ -7,11 +7,16 @@ the file, resized and flipped (RandomResizedCrop as in torchvision: 8 to 100 % o
 evaluation resizes the shorter side and cuts out the centre. Worker processes decode: SUITE_WORKERS of them, by default
 one per usable core up to 8. What is random about an image comes from (seed, epoch, image), so neither the number of
 workers nor the step at which a run resumes changes a batch.
+
+An image that cannot be decoded stops the stage. With SUITE_BAD_IMAGES=skip it is named and counted in the log instead: for
+training the next readable file takes its place, so that batches keep their size, and evaluation leaves it out. Images in other
+colour modes (CMYK, grey) are converted to RGB by Pillow.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -33,7 +38,11 @@ from suite.data.base import CROP, WHOLE, Dataset, Indices, Part, normalizer, str
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AREA, LOG_RATIO, TRIES = (0.08, 1.0), (math.log(3 / 4), math.log(4 / 3)), 10
+BAD_IMAGES = ("fatal", "skip")
+"""Values of SUITE_BAD_IMAGES."""
 FILL = "put train/CLASS/* and val/CLASS/* there"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +114,7 @@ class ImageFolder(Dataset):
     def plain(self, part: Part, order_N: Indices, *, batch: int, device: torch.device) -> Iterator[Batch]:
         """Return these images in this order, as evaluated, with the last partial batch."""
         crop = partial(central, size=self.size_px, resize=self.resize_px)
-        return self._batches(Files(self.parts[part], crop), _chunks(order_N, batch), device)
+        return self._batches(Files(self.parts[part], crop, skip=skips_bad_images()), _chunks(order_N, batch), device)
 
     def augmented(
         self,
@@ -123,10 +132,11 @@ class ImageFolder(Dataset):
         The last partial batch is included."""
         crop = partial(augmented, size=self.size_px, seed=seed, epoch=epoch)
         chunks = [chunk[share] for chunk in _chunks(order_N, batch)[start:]]
-        return self._batches(Files(self.parts["train"], crop), chunks, device)
+        files = Files(self.parts["train"], crop, skip=skips_bad_images(), replace=True)
+        return self._batches(files, chunks, device)
 
     def _batches(self, files: Files, chunks: list[list[int]], device: torch.device) -> Iterator[Batch]:
-        loader: DataLoader[tuple[Tensor, int]] = DataLoader(
+        loader: DataLoader[tuple[Tensor, int, int]] = DataLoader(
             files,
             batch_sampler=chunks,
             num_workers=min(workers(), len(chunks)),
@@ -134,8 +144,19 @@ class ImageFolder(Dataset):
             generator=torch.Generator(),  # its own: the loader would draw from the global one otherwise
         )
         normalize = normalizer(self.mean, self.std, device)
+        named: set[int] = set()
         try:
-            for pixels_BCHW, labels_B in loader:
+            for pixels_BCHW, labels_B, skipped_B in loader:
+                for index in skipped_B[skipped_B >= 0].tolist():
+                    if index not in named:
+                        named.add(index)
+                        log.warning(
+                            "%s is not a readable image; %d skipped so far", files.listing.path(index), len(named)
+                        )
+                if not files.replace and (skipped_B >= 0).any():
+                    pixels_BCHW, labels_B = pixels_BCHW[skipped_B < 0], labels_B[skipped_B < 0]
+                    if not len(labels_B):
+                        continue
                 pixels_BCHW = pixels_BCHW.to(device, non_blocking=True)
                 yield normalize(pixels_BCHW), labels_B.to(device, non_blocking=True)
         except UnreadableImage as error:
@@ -151,21 +172,41 @@ _PREFIX = f"{UnreadableImage.__module__}.{UnreadableImage.__qualname__}: "
 
 
 @dataclass(frozen=True)
-class Files(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """index -> (uint8 [C, H, W], label): decoded and cropped in a worker."""
+class Files(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
+    """Decoded and cropped images with their labels.
+
+    An item is (uint8 [C, H, W], label, skipped); skipped is the index of an unreadable image, or -1.
+
+    skip     read the next file in place of an unreadable one; else UnreadableImage is raised
+    replace  the next file's image stands for the skipped one; else the reader of the batches drops it
+    """
 
     listing: Listing
     crop: Callable[[Image.Image, int], Image.Image]
+    skip: bool = False
+    replace: bool = False
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        count = len(self.listing.labels_N)
+        for shift in range(count):
+            place = (index + shift) % count
+            try:
+                pixels_HWC = np.array(self.crop(self._decode(place), place))
+            except UnreadableImage:
+                if not self.skip:
+                    raise
+                continue
+            pixels_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+            return pixels_CHW, int(self.listing.labels_N[place]), index if shift else -1
+        raise UnreadableImage(f"{self.listing.root} has no readable image; fetch the files again")
+
+    def _decode(self, index: int) -> Image.Image:
         path = self.listing.path(index)
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
+                return file.convert("RGB")
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise UnreadableImage(f"{path} is not a readable image ({error}); fetch it again") from None
-        pixels_HWC = np.array(self.crop(image, index))
-        return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous(), int(self.listing.labels_N[index])
 
 
 def central(image: Image.Image, index: int, *, size: int, resize: int) -> Image.Image:
@@ -210,6 +251,17 @@ def workers() -> int:
     if not text.isdecimal():
         raise ValueError(f"SUITE_WORKERS is {text!r}; give a number of processes, such as 8, or 0 for none")
     return int(text)
+
+
+def skips_bad_images() -> bool:
+    """Return True if SUITE_BAD_IMAGES is "skip".
+
+    Raises ValueError for a value that is not in `BAD_IMAGES`.
+    """
+    text = os.environ.get("SUITE_BAD_IMAGES") or "fatal"
+    if text not in BAD_IMAGES:
+        raise ValueError(f"SUITE_BAD_IMAGES is {text!r}; choose from: {', '.join(BAD_IMAGES)}")
+    return text == "skip"
 
 
 def _chunks(order_N: Indices, batch: int) -> list[list[int]]:
