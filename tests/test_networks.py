@@ -20,7 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from suite.contract import PruningPlan
 from suite.graph import Graph
 from suite.measure.counting import count_macs, count_params
-from suite.pack import PackedNetwork, masks, pack, per_group, tuned, unpack
+from suite.pack import PackedNetwork, check_dense, masks, pack, per_group, plain, tuned, unpack
 
 PLAIN = {"init_weights": False, "aux_logits": False}
 FAMILIES: dict[str, tuple[int, Callable[[], nn.Module]]] = {
@@ -242,3 +242,47 @@ def test_executions_of_idioms(idiom: str) -> None:
     x = torch.randn(2, *graph.input_shape).double()
     network, _ = tuned(pack(model, graph, plan), x, execution="padded", layout="channels_last")
     close(network(x), masked(model, graph, plan)(x), 1e-9)
+
+
+# ---- never another network -------------------------------------------------------------------------------------------
+
+
+class Mode(nn.Module):
+    """Its function depends on the mode, or an alias of a tensor that changes in place is read."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.conv(x).mean((2, 3))
+        if self.how == "mode" and self.training:
+            x = 2 * x
+        logits = self.head(x)
+        return (logits, x) if self.how == "aux" and self.training else logits
+
+
+def test_a_network_that_differs_from_its_trace_is_refused() -> None:
+    for how in ("", "aux"):
+        check_dense(Mode(how), Graph(Mode(how), (3, 8, 8)))
+    with pytest.raises(ValueError, match="Mode in train mode is not what its trace computes"):
+        check_dense(Mode("mode"), Graph(Mode("mode"), (3, 8, 8)))
+
+
+# ---- plain modules ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vgg", "mobilenet_v2", "resnet", "squeezenet"])
+@torch.no_grad()
+def test_plain_networks_compute_the_same(name: str) -> None:
+    model, graph = family(name)
+    x = torch.randn(3, *graph.input_shape, generator=torch.Generator().manual_seed(1)).double()
+    for granularity in ("filter", "intra_channel"):
+        packed = pack(model, graph, random_plan(graph, granularity, 2, 0.3, seed=5))
+        for result in (plain(packed), plain(packed, model)):
+            close(result(x), packed(x))
+            assert count_params(result) == count_params(packed)
+            assert count_macs(result, graph.input_shape).macs == graph.macs(packed.plan).total
+    if name == "vgg":
+        assert type(plain(packed, model)) is type(model)

@@ -3,12 +3,14 @@
 from suite.pack.checkpoint import header, load, plan_of, save
 from suite.pack.choice import Choice, load_choices, save_choices
 from suite.pack.fold import per_group
-from suite.pack.network import PackedNetwork, load_full, masks, pack, unpack
+from suite.pack.network import PackedNetwork, check_dense, load_full, masks, pack, unpack
+from suite.pack.plain import plain
 from suite.pack.tune import tuned
 
 __all__ = [
     "Choice",
     "PackedNetwork",
+    "check_dense",
     "header",
     "load",
     "load_choices",
@@ -16,6 +18,7 @@ __all__ = [
     "masks",
     "pack",
     "per_group",
+    "plain",
     "plan_of",
     "save",
     "save_choices",

@@ -338,6 +338,7 @@ class Builder:
                 total = self.out.call_function(operator.add, (total, addend))
             else:
                 total = self._call(f"{node.name}_into", SumInto(self._positions(kept, order)), total, addend)
+                total.meta["width"] = len(order)
         self._set(node, total, order)
 
     def _aligned_operands(self, node: fx.Node) -> None:

@@ -6,6 +6,7 @@ shift 0. `pack` builds a network whose tensors hold live channels only; masked a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -22,13 +23,17 @@ class PackedNetwork(nn.Module):
 
     plan   the settled plan of this network
     slots  for each tensor of this network its entries in the full network
+    input_shape  (C, H, W) of the images that the network was traced with
     """
 
-    def __init__(self, body: fx.GraphModule, plan: PruningPlan, slots: list[Slot]) -> None:
+    def __init__(
+        self, body: fx.GraphModule, plan: PruningPlan, slots: list[Slot], input_shape: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.body = body
         self.plan = plan
         self.slots = slots
+        self.input_shape = input_shape
 
     def forward(self, images: Tensor) -> Tensor:
         return self.body(images)
@@ -45,10 +50,39 @@ def pack(model: nn.Module, graph: Graph, plan: PruningPlan) -> PackedNetwork:
     """
     builder = Builder(model, graph, plan)
     device = next(model.parameters()).device
-    packed = PackedNetwork(builder.build(), PruningPlan(builder.live.layers).canonical(), builder.slots)
+    packed = PackedNetwork(
+        builder.build(), PruningPlan(builder.live.layers).canonical(), builder.slots, graph.input_shape
+    )
     packed.to(device).train(model.training)
     load_full(packed, model.state_dict())
     return packed
+
+
+@torch.no_grad()
+def check_dense(model: nn.Module, graph: Graph) -> None:
+    """Compare the packed network without any cut with the network itself.
+
+    Both are compared in float64, in eval and in train mode, without dropout. If the network returns several tensors in train
+    mode, the first is compared. Raises ValueError with the mode and the largest difference.
+    """
+    own = copy.deepcopy(model).cpu().double()
+    for module in own.modules():
+        if isinstance(vars(module).get("p"), float):
+            vars(module)["p"] = 0.0
+    images = torch.randn(3, *graph.input_shape, generator=torch.Generator().manual_seed(0)).double()
+    dense = pack(own, graph, PruningPlan({}))
+    with torch.random.fork_rng(devices=[]):
+        for training in (False, True):
+            expected, got = own.train(training)(images), dense.train(training)(images)
+            if training and not isinstance(expected, Tensor):
+                expected = expected[0]
+            error = float((got - expected).abs().max()) if got.shape == expected.shape else float("inf")
+            if not error <= 1e-6 * max(1.0, float(expected.abs().max())):
+                raise ValueError(
+                    f"{type(model).__name__} in {'train' if training else 'eval'} mode is not what its trace computes (largest "
+                    f"difference {error:.2g}): tensors that change in place, or control flow that depends on the mode or on "
+                    "the batch; write such operators as modules"
+                )
 
 
 @torch.no_grad()

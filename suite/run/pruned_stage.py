@@ -41,6 +41,7 @@ def do_pruned(work: Workspace[Pruned]) -> None:
     work.watch.report("planning", share=0.0)
     model, state = _start(work)
     graph, task = Graph(model, data.input_shape), work.task()
+    packing.check_dense(model, graph)
     batches = work.batches(stage.finetune, FINETUNE)
     history: History = []
     seconds, plan, best_top1_pct = 0.0, PruningPlan({}), -1.0
