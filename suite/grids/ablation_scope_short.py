@@ -1,4 +1,4 @@
-"""Scope of pruning on the public ResNet-20 after one epoch, for two cores.
+"""Scope of pruning on the public ResNet-20 after half an epoch in bf16, for two cores.
 
 L1, FPGM and Taylor prune at once, without learning, so that scopes differ in the filters alone. One base network: n counts
 fine-tunings. Accuracies are on the test set and support no claim on full training.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from suite.grids import Grid, cross, dense_control
 from suite.grids.ablation_scope import DSP_VARIANTS
-from suite.schedule import Schedule
+from suite.schedule import Compute, Schedule
 from suite.stages import Base, Pruned
 
 SEEDS = (0, 1, 2)
 BUDGETS = (0.65,)
 SCOPES = ("untied", "inner", "coupled")
-EPOCH = Schedule(epochs=1, lr=0.01, weight_decay=5e-4)
+EPOCH = Schedule(epochs=1, lr=0.01, weight_decay=5e-4, epoch_images=25_000, compute=Compute(precision="bf16"))
 
 
 def runs() -> list[Pruned]:
@@ -30,4 +30,4 @@ def runs() -> list[Pruned]:
     ] + dense_control(bases=bases, finetune=EPOCH, learning=EPOCH, seeds=SEEDS)
 
 
-GRID = Grid(title="Scope of pruning after one epoch", about=__doc__ or "", runs=runs, timings=())
+GRID = Grid(title="Scope of pruning after half an epoch", about=__doc__ or "", runs=runs, timings=())

@@ -10,17 +10,18 @@ from suite import methods
 from suite.grids import Grid, cross, dense_control
 from suite.grids.cifar10_fair import LEARN
 from suite.grids.dose_scan import FACTORS, GROUPS, NETWORKS
-from suite.schedule import Schedule
+from suite.schedule import Compute, Schedule
 from suite.stages import Base, Pruned
 
 SEEDS = (0,)
 BUDGETS = (0.65,)
-IMAGES = 10_000
+IMAGES = 6_000
+BF16 = Compute(precision="bf16")
 TRAIN_IMAGES = {"cifar10": 45_000, "tinyimagenet20": 9_000}
 """Training images of the grid `dose_scan`, about."""
-BASE = Schedule(epochs=3, lr=0.05, weight_decay=5e-4, epoch_images=IMAGES)
-SHORT_LEARN = Schedule(epochs=2, lr=0.05, weight_decay=5e-4, epoch_images=IMAGES)
-FINETUNE = Schedule(epochs=1, lr=0.01, weight_decay=5e-4, epoch_images=IMAGES)
+BASE = Schedule(epochs=3, lr=0.05, weight_decay=5e-4, epoch_images=IMAGES, compute=BF16)
+SHORT_LEARN = Schedule(epochs=2, lr=0.05, weight_decay=5e-4, epoch_images=IMAGES, compute=BF16)
+FINETUNE = Schedule(epochs=1, lr=0.01, weight_decay=5e-4, epoch_images=IMAGES, compute=BF16)
 
 
 def summed_rate(schedule: Schedule, images: int) -> float:
