@@ -1,4 +1,4 @@
-"""Scope of pruning on the public ResNet-20 after half an epoch in bf16, for two cores.
+"""Scope of pruning on the public ResNet-20, after half an epoch in bf16.
 
 L1, FPGM and Taylor prune at once, without learning, so that scopes differ in the filters alone. One base network: n counts
 fine-tunings. Accuracies are on the test set and support no claim on full training.
