@@ -43,6 +43,11 @@ def both_clocks(run: Run, device: str | torch.device, repeats: int = 1) -> tuple
     return seconds, (time.process_time() - started) / repeats
 
 
+def cpu_seconds(run: Run, device: str | torch.device, repeats: int = 1) -> float:
+    """Return the CPU seconds of one run, which other processes barely change."""
+    return both_clocks(run, device, repeats)[1]
+
+
 def _wall(run: Run, device: str | torch.device, repeats: int) -> float:
     return seconds_per_run(run, device, repeats)
 
@@ -113,19 +118,26 @@ def fastest(runs: Mapping[Name, Run], device: str | torch.device, count: int = 5
 
 @torch.inference_mode()
 def least_ms(
-    runs: Mapping[Name, Run], device: str | torch.device, repeats: int = 1, *, seconds: float, counts: range
+    runs: Mapping[Name, Run],
+    device: str | torch.device,
+    repeats: int = 1,
+    *,
+    seconds: float,
+    counts: range,
+    clock: Callable[[Run, str | torch.device, int], float] = _wall,
 ) -> dict[Name, float]:
     """Return the least milliseconds of each run over alternating rounds.
 
     For quick choices: disturbances only add time, so that the least of few rounds orders runs better than their median.
 
     seconds   the loop ends after the first round that ends later, within the limits of `counts`
+    clock     (run, device, repeats) -> seconds of one run
     """
     for run in runs.values():
         run()
     least = dict.fromkeys(runs, float("inf"))
     started = time.perf_counter()
-    for done, times in enumerate(rounds(runs, device, repeats), 1):
+    for done, times in enumerate(rounds(runs, device, repeats, clock=clock), 1):
         least = {name: min(ms, 1e3 * times[name]) for name, ms in least.items()}
         if done >= counts.stop - 1 or (done >= counts.start and time.perf_counter() - started > seconds):
             return least
