@@ -162,7 +162,7 @@ def test_a_method_looks_the_same_in_all_figures(drawn: Drawn, monkeypatch: pytes
     monkeypatch.setattr(style, "of_series", spy)
     runs, rows = many(2, (0.3, 0.5), 1)
     timed = [row for row in rows if not (isinstance(row, records.TimedRow) and "m00" in row.settings)]
-    made = drawn(runs, timed, others=Path("none"))
+    made = drawn(runs, timed, home=Path("none"))
     assert "pareto_speedup_digits_resnet8" in made
     assert asked[:4] == [0, 1, 0, 1]
     assert asked[4:6] == [1, 1]  # over the measured and over the theoretical speed-up
@@ -240,7 +240,7 @@ def test_published_numbers_are_marked_with_their_source(
         "digits,vgg6,other,89,55,,,another model,primary\n"
     )
     runs = [run_of()]
-    made = drawn(runs, [pruned_row(runs[0], 80)], others=folder)
+    made = drawn(runs, [pruned_row(runs[0], 80)], home=folder)
     shown = " ".join(texts["pareto_macs_digits_resnet8"])
     assert "published, their page: 1 theirs" in shown
     assert "another model" not in shown

@@ -404,7 +404,7 @@ def test_a_done_row_without_its_numbers_counts_as_failed(report: Reporter, tmp_p
     path.write_text(json.dumps({**records.to_dict(pruned_row(run, 80)), "pruned_top1_pct": None}))
     made = report([run], [])
     assert (made.done, made.failed) == (0, 1)
-    assert "its row says done but lacks a finite" in markdown(made)
+    assert "its row has status done but lacks a finite" in markdown(made)
 
 
 def test_a_damaged_row_is_set_aside_and_the_others_count(report: Reporter, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
-"""Tables, figures and the page of a grid, rebuilt from its rows alone: `python -m suite.report --grid NAME`.
+"""Tables, figures and page of a grid: `python -m suite.report --grid NAME`.
 
-frames        rows as pandas frames, beside what the grid asks for
+They are rebuilt from its rows alone.
+
+frames        rows as pandas frames, joined with the runs of the grid
 cells         statistics: runs become cells
 fairness      what the methods of a comparison share
 inference     intervals, tests and the number of seeds that they need

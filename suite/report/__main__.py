@@ -1,4 +1,4 @@
-"""`python -m suite.report`: rebuild a grid's tables and figures from its rows; draw a run's structure or learning."""
+"""`python -m suite.report`: rebuild a grid's report; draw a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from suite.report import build, frames, learning, paper, show, structure, winner
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     result = argparse.ArgumentParser(
         prog="python -m suite.report",
         description="Rebuild a grid's tables and figures in RESULTS/NAME from the rows in RESULTS/rows, and from nothing else. "
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--paper",
         metavar="NAME",
-        help="the counterpart of a table or figure of the DSP paper, such as table1, in RESULTS/paper/NAME; `list` says what "
+        help="the counterpart of a table or figure of the DSP paper, such as table1, in RESULTS/paper/NAME; `list` shows what "
         "there is, which grid feeds it and what is missing so far",
     )
     what.add_argument(
@@ -90,12 +90,15 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _every_grid(results: Path, console: Console, *, smoke: bool, beside: str) -> int:
-    """Report the grids that have rows; one that fails does not stop the others, and the exit status says so."""
+    """Report the grids that have rows.
+
+    A grid that fails does not stop the rest; the exit status is then 2.
+    """
     status = 0
     for name in grids.names():
         try:
-            found = frames.load(grids.load(name), results, smoke)
-            if found.rows:
+            loaded = frames.load(grids.load(name), results, smoke)
+            if loaded.rows:
                 show(build(name, results, smoke=smoke, beside=beside), console)
             else:
                 _say([], [f"{name}: no rows"], console)

@@ -23,7 +23,10 @@ LOG_FROM_X = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Varied:
-    """A setting that takes several values while all else is equal. `points` has `value` and the `line` it belongs to."""
+    """Setting that takes several values while all else is equal.
+
+    `points` has `value` and the `line` of each point.
+    """
 
     method: str
     setting: str
@@ -31,7 +34,10 @@ class Varied:
 
 
 def find(lines: pd.DataFrame, runs: pd.DataFrame, settings: Mapping[str, Pruner]) -> Iterator[Varied]:
-    """The settings that a line of the figure can be drawn over. `settings` has the method of every run's key."""
+    """Yield the settings that vary while all else is equal.
+
+    `settings` has the method of each run's key.
+    """
     lines = lines.dropna(subset=["top1_mean_pct"]).drop_duplicates(["cell", *CONDITIONS])
     pruners = runs.drop_duplicates("series").set_index("series")["key"].map(settings)
     for method, own in lines.groupby("method", sort=False):
@@ -51,7 +57,7 @@ def _fields(pruner: Pruner) -> dict[str, Any]:
 
 
 def _rest(lines: pd.DataFrame, values: pd.DataFrame, varied: list[str], setting: str) -> pd.Series:
-    """What is equal along a line, in words: the budget, and of the other settings and schedules those that differ."""
+    """Describe the budget, and the other settings and schedules that differ between lines."""
     budgets = map(words.budget, lines["budget"], lines["budget_scope"])
     text = pd.Series([f"{budget} cut" for budget in budgets], index=lines.index)
     for name in varied:
@@ -96,7 +102,7 @@ def draw(varied: Varied, folder: Path) -> style.Picture:
 
 
 def _places(values: pd.Series, numeric: bool) -> dict[str, float]:
-    """Where each value stands on the axis: at itself, or one beside the other."""
+    """Return the place of each value on the axis: the value itself, or its index."""
     unique = list({repr(value): value for value in values}.items())
     return {text: float(value) if numeric else float(index) for index, (text, value) in enumerate(unique)}
 

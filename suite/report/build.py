@@ -23,7 +23,10 @@ REFERENCE = published.HOME.parent
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was written, and from how much. `missing`, `failed` (diverged ones too) and `done` count pruned runs."""
+    """Written files and counts.
+
+    `missing`, `failed` (diverged ones too) and `done` count pruned runs.
+    """
 
     paths: tuple[Path, ...]
     rows: int
@@ -32,13 +35,13 @@ class Report:
     missing: int
     failed: int
     remarks: tuple[str, ...] = ()
-    """What a user should know, a line each: no rows, rows left out."""
+    """Remarks for the user: no rows, rows left out."""
     lines: pd.DataFrame = field(repr=False, compare=False)
     """The table."""
 
 
 def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") -> Report:
-    """Write the grid's tables and figures into `results`/`grid_name` from the rows in `results`/rows.
+    """Write tables, figures and page of a grid from the rows in `results`/rows.
 
     `results` is the folder that the runs were given: that of smoke runs is its own (`suite.cli.results_of`). Raises
     ValueError when the grid is unknown, the folder is not there, or smoke rows lie among real ones.
@@ -46,52 +49,52 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
     grid = grids.load(grid_name)
     if not results.is_dir():
         raise ValueError(f"there is no folder {results}; launch the grid first, or name its results with --results")
-    found = frames.load(grid, results, smoke)
+    loaded = frames.load(grid, results, smoke)
     reference = None
     if beside and not smoke and results.resolve() != REFERENCE.resolve():
         reference = frames.load(grid, REFERENCE, smoke=False)
-    said = content.collect(grid, found, smoke=smoke, reference=reference)
+    tables = content.collect(grid, loaded, smoke=smoke, reference=reference)
     folder = results / grids.folder_name(grid_name)
     remove_parts(folder)
-    asked = grids.runs_of(grid, smoke=smoke)
+    runs_of_grid = grids.runs_of(grid, smoke=smoke)
     pictures = figures.draw_all(
-        found, said.lines, said.latency, {run.key: run.settings for run in asked}, folder, said.reference
+        loaded, tables.lines, tables.latency, {run.key: run.settings for run in runs_of_grid}, folder, tables.reference
     )
-    pictures += learning.draw_all(asked, found.runs, results, folder)
-    pictures += structure.draw_all(found.runs, results, folder)
+    pictures += learning.draw_all(runs_of_grid, loaded.runs, results, folder)
+    pictures += structure.draw_all(loaded.runs, results, folder)
     named = [(picture.data, picture.model, f"{picture.name}.png") for picture in pictures]
-    texts = documents.texts(said, named)
+    texts = documents.texts(tables, named)
     documents.write(texts, folder)
     drawn = [path for picture in pictures for path in picture.paths]
-    timed = [stage for stage in grids.stages_of(grid, asked, smoke=smoke) if isinstance(stage, Timed)]
-    about = runs.collect(asked, timed, found.rows, results)
-    pages = page.write(said, pictures, about, [*texts, *(path.name for path in drawn)], folder)
-    statuses = found.runs["status"].value_counts()
+    timed = [stage for stage in grids.stages_of(grid, runs_of_grid, smoke=smoke) if isinstance(stage, Timed)]
+    about = runs.collect(runs_of_grid, timed, loaded.rows, results)
+    pages = page.write(tables, pictures, about, [*texts, *(path.name for path in drawn)], folder)
+    statuses = loaded.runs["status"].value_counts()
     return Report(
         paths=(*pages, *(folder / name for name in texts), *drawn),
-        rows=len(found.rows),
+        rows=len(loaded.rows),
         done=int(statuses.get("done", 0)),
         missing=int(statuses.get("missing", 0)),
         failed=int(statuses.get("failed", 0) + statuses.get("diverged", 0)),
         remarks=(
-            *_remarks(grid_name, found, results, smoke),
-            *([f"{REFERENCE} has no row of {grid_name}"] if beside and said.reference.empty else []),
+            *_remarks(grid_name, loaded, results, smoke),
+            *([f"{REFERENCE} has no row of {grid_name}"] if beside and tables.reference.empty else []),
         ),
-        lines=said.lines,
+        lines=tables.lines,
     )
 
 
-def _remarks(grid_name: str, found: frames.Frames, results: Path, smoke: bool) -> list[str]:
+def _remarks(grid_name: str, loaded: frames.Frames, results: Path, smoke: bool) -> list[str]:
     remarks = []
-    if not found.rows:
+    if not loaded.rows:
         command = f"python -m suite.launch --grid {grid_name}" + (" --smoke" if smoke else "")
         remarks.append(f"no row of {grid_name} is in {results / 'rows'}; `{command}` makes them")
         if not smoke and frames.any_rows(results / "smoke"):
             remarks.append("there are smoke rows; --smoke reports them")
-    if found.unreadable:
-        names = ", ".join(path.name for path in found.unreadable[:3]) + (", ..." if found.unreadable[3:] else "")
-        remarks.append(f"{len(found.unreadable)} row files cannot be read and count as not run: {names}")
-    without = frames.timed_without_run(found)
+    if loaded.unreadable:
+        names = ", ".join(path.name for path in loaded.unreadable[:3]) + (", ..." if loaded.unreadable[3:] else "")
+        remarks.append(f"{len(loaded.unreadable)} row files cannot be read and count as not run: {names}")
+    without = frames.timed_without_run(loaded)
     if without:
         remarks.append(f"{without} latency rows are left out: the runs that they measured have no finished row")
     return remarks

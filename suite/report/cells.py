@@ -1,12 +1,14 @@
-"""Statistics: runs become cells. A cell whose rows differ in a condition becomes several lines, which say so.
+"""Statistics of cells.
+
+A cell whose rows differ in a condition becomes several lines; the conditions are columns.
 
 Definitions
     mean, sd      over the n runs of a line; sd is the sample standard deviation (n - 1), absent for n = 1
     base          over the different base networks among them: one public network has no spread
     drop          base minus pruned, paired run by run
     speed-up      the median over the runs whose measurement is trusted (`measure.claim`), with the lowest lower and the highest
-                  upper end of their own 95 % intervals. The range covers every network that was measured; it says nothing of
-                  seeds not run
+                  upper end of their own 95 % intervals. The range covers every measured network, not
+                  seeds that were not run
     verdict       "faster" or "slower" if every trusted run is, "not trusted" if no run is trusted, else "no difference"
 """
 
@@ -40,7 +42,9 @@ _LINE = ["cell", *CONDITIONS]
 
 
 def table(frames: Frames) -> pd.DataFrame:
-    """One line a cell and set of conditions, in the grid's order, with the latency of the grid's first timing.
+    """Return one line for each cell and set of conditions, in the grid's order.
+
+    The latency is that of the grid's first timing.
 
     A cell without a finished run has one line with its counts and no numbers.
     """
@@ -55,7 +59,7 @@ def table(frames: Frames) -> pd.DataFrame:
 
 
 def latency(frames: Frames) -> pd.DataFrame:
-    """One line a cell, set of conditions and latency measurement; those of all timings."""
+    """Return one line for each cell, set of conditions and timing."""
     lines = accuracy_lines(frames.runs)
     about = ["line", "data", "model", "settings", "budget", "budget_scope", *CONDITIONS]
     return lines[about].merge(latency_lines(frames, lines), on="line", how="inner")
@@ -65,7 +69,7 @@ def latency(frames: Frames) -> pd.DataFrame:
 
 
 def accuracy_lines(runs: pd.DataFrame) -> pd.DataFrame:
-    """Cells with mean, sd and n of what the rows hold; `line` numbers them."""
+    """Return cells with mean, sd and n of their rows; `line` numbers the lines."""
     cells = runs.drop_duplicates("cell")[["cell", "budget", "budget_scope", *SERIES]]
     counts = runs.groupby(["cell", "status"]).size().unstack(fill_value=0).reindex(columns=STATUSES, fill_value=0)
     counts["runs"] = counts.sum(axis=1)
@@ -115,7 +119,10 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
 
 
 def _versions(files: pd.Series) -> str:
-    """Return a remark such as "2 versions of baselines/mine.py"; "" if the rows used equal plug-in files."""
+    """Return a remark such as "2 versions of baselines/mine.py", or "".
+
+    There is no remark if the rows used equal plug-in files.
+    """
     hashes: dict[str, set[str]] = {}
     for path, sha256 in itertools.chain.from_iterable(files):
         hashes.setdefault(path, set()).add(sha256)
@@ -126,10 +133,13 @@ def _versions(files: pd.Series) -> str:
 
 
 def latency_lines(frames: Frames, lines: pd.DataFrame) -> pd.DataFrame:
-    """Speed-ups of every line, timing and set of conditions. Latencies of runs without a finished row are left out."""
+    """Return speed-ups of each line, timing and set of conditions.
+
+    Latencies of runs without a finished row are left out.
+    """
     measured = frames.timings.merge(_line_of_run(frames.runs, lines), on="pruned_key", how="inner")
     keys = ["line", "timing", "asked_device", *TIMING]
-    asked = measured[keys].drop_duplicates()
+    timings = measured[keys].drop_duplicates()
     counts = (
         measured.groupby(["line", "timing", "status"])
         .size()
@@ -140,7 +150,7 @@ def latency_lines(frames: Frames, lines: pd.DataFrame) -> pd.DataFrame:
         .reset_index()
     )
     done = _speedups(measured[measured["status"] == "done"])
-    result = asked.merge(counts, on=["line", "timing"]).merge(done, on=["line", "timing"], how="left")
+    result = timings.merge(counts, on=["line", "timing"]).merge(done, on=["line", "timing"], how="left")
     result[TIMED_CONDITIONS] = result[TIMED_CONDITIONS].fillna("")
     result["verdict"] = result["verdict"].fillna("")
     result["deployed"] = result["deployed"].fillna("")
@@ -183,7 +193,7 @@ def _verdict(claims: pd.Series) -> str:
 
 
 def _deployed(done: pd.DataFrame, keys: list[str]) -> pd.Series:
-    """What would be deployed: "groups", or "groups x2, dense x1" where the runs differ."""
+    """Name the deployed execution: "groups", or "groups x2, dense x1" if runs differ."""
     counts = done.groupby([*keys, "deployed"], sort=False).size().rename("count").reset_index("deployed")
     counts["kinds"] = counts.groupby(keys)["deployed"].transform("size")
     text = counts["deployed"] + (" x" + counts["count"].astype(str)).where(counts["kinds"] > 1, "")
@@ -191,7 +201,10 @@ def _deployed(done: pd.DataFrame, keys: list[str]) -> pd.Series:
 
 
 def problems(frames: Frames) -> pd.DataFrame:
-    """Failures by status and reason: `runs` (how many) and `labels` of the runs or latency measurements."""
+    """Return failures by status and reason.
+
+    `runs` counts the runs or latency measurements; `labels` names them.
+    """
     both = pd.concat([frames.runs, frames.timings.assign(status="timing " + frames.timings["status"])])
     wrong = both[both["status"].isin(["failed", "diverged", "timing failed", "timing diverged"])]
     wrong = wrong.assign(reason=wrong["reason"].astype("object").replace("", "no reason given"))
@@ -203,7 +216,7 @@ def problems(frames: Frames) -> pd.DataFrame:
 
 
 def _notes(lines: pd.DataFrame) -> pd.Series:
-    """Why numbers are absent or not to be compared, in words."""
+    """Give the reasons why numbers are absent or not to be compared."""
     none = lines["n"] == 0
     notes = [
         _when(none & (lines["missing"] == lines["runs"]), "not run"),
@@ -230,7 +243,7 @@ def _when(condition: pd.Series, text: str) -> pd.Series:
 
 
 def _counted(count: pd.Series, total: pd.Series, text: str) -> pd.Series:
-    """ "text (2 of 3)", or just "text" when it is all of them."""
+    """Return "text (2 of 3)", or "text" if the count is the total."""
     count, total = count.fillna(0).astype(int), total.fillna(0).astype(int)
     some = text + " (" + count.astype(str) + " of " + total.astype(str) + ")"
     return some.where(count < total, text).where(count > 0, "")

@@ -1,4 +1,6 @@
-"""The claims under test, with the evidence so far and a verdict: what the abstract and the released rows of a paper say.
+"""Claims under test, with evidence so far and verdict.
+
+Sources are the abstract and the released rows of a paper.
 
 The rows are in `results/reference/published/`: the method whose abstract is among them, and what its authors published of it.
 """
@@ -32,16 +34,19 @@ WHOLE = ("filter", "channel")
 
 
 def table(results: Path, *, smoke: bool = False) -> pd.DataFrame:
-    """One line a claim, from the rows of all grids in `results`; smoke rows are evidence of nothing."""
-    known = published.load()
-    abstract = known[known["source"].str.startswith(_ABSTRACT)]
-    found = [] if smoke else [frames.load(grid, results, smoke=False) for grid in _grids()]
-    lines = [cells.table(each) for each in found]
+    """Return one line for each claim, from the rows of all grids in `results`.
+
+    Smoke rows are no evidence.
+    """
+    numbers = published.load()
+    abstract = numbers[numbers["source"].str.startswith(_ABSTRACT)]
+    every_grid = [] if smoke else [frames.load(grid, results, smoke=False) for grid in _grids()]
+    lines = [cells.table(each) for each in every_grid]
     claims: list[dict[str, Any]] = []
     for row in abstract.to_dict("records"):
-        claims += [_no_loss(row, found, lines), *_acceleration(row, found)]
-    released = known[known["method"].isin(abstract["method"]) & known["top1_pct"].notna()]
-    claims += [_released(row, found, lines) for row in released.to_dict("records")]
+        claims += [_no_loss(row, every_grid, lines), *_acceleration(row, every_grid)]
+    released = numbers[numbers["method"].isin(abstract["method"]) & numbers["top1_pct"].notna()]
+    claims += [_released(row, every_grid, lines) for row in released.to_dict("records")]
     return pd.DataFrame(claims, columns=COLUMNS)
 
 
@@ -58,7 +63,7 @@ def _grids() -> Iterator[grids.Grid]:
 # ---- without loss ----------------------------------------------------------------------------------------------------
 
 
-def _no_loss(row: dict[Any, Any], found: Sequence[frames.Frames], lines: Sequence[pd.DataFrame]) -> dict[str, Any]:
+def _no_loss(row: dict[Any, Any], every_grid: Sequence[frames.Frames], lines: Sequence[pd.DataFrame]) -> dict[str, Any]:
     about = {
         "claim": f"{row['model']} on {row['data']}: {row['flops_cut_pct']:.2f} % of the FLOPs removed without accuracy loss",
         "source": row["source"],
@@ -66,7 +71,7 @@ def _no_loss(row: dict[Any, Any], found: Sequence[frames.Frames], lines: Sequenc
     cut = reproduction.CUT[row["scope"]]
     judged: list[tuple[str, int, str]] = []
     seen: set[str] = set()
-    for each, of_grid in zip(found, lines, strict=True):
+    for each, of_grid in zip(every_grid, lines, strict=True):
         own = of_grid[of_grid[["data", "model", "method"]].eq([row["data"], row["model"], row["ours"]]).all(axis=1)]
         own = own[(own["n"] > 0) & (own["split"] == "all") & (own["selection"] != reproduction.BEST_ON_TEST)]
         own = own[~own["rows"].isin(seen)].drop_duplicates("line")
@@ -83,7 +88,7 @@ def _no_loss(row: dict[Any, Any], found: Sequence[frames.Frames], lines: Sequenc
 
 
 def _loss(one_sided: inference.Interval) -> str:
-    """Return the verdict on a drop from the ends of its two one-sided 95 % intervals."""
+    """Return the verdict on a drop from its two one-sided 95 % intervals."""
     low, high = one_sided
     return SUPPORTED if high <= reproduction.MARGIN_PP else CONTRADICTED if low > reproduction.MARGIN_PP else OPEN
 
@@ -91,11 +96,14 @@ def _loss(one_sided: inference.Interval) -> str:
 # ---- acceleration ----------------------------------------------------------------------------------------------------
 
 
-def _acceleration(row: dict[Any, Any], found: Sequence[frames.Frames]) -> Iterator[dict[str, Any]]:
-    """Yield the claim for each GPU, batch and precision; or once, not run, with what was seen on CPUs."""
+def _acceleration(row: dict[Any, Any], every_grid: Sequence[frames.Frames]) -> Iterator[dict[str, Any]]:
+    """Yield the claim for each GPU, batch and precision.
+
+    Without a GPU the claim is yielded once, not run, with the measurements on CPUs.
+    """
     claim = "Better acceleration on a GPU than channel pruning, at the same share of FLOPs removed"
     source = "abstract of the paper"
-    every = pd.concat([_speeds(each, row["ours"]) for each in found] or [pd.DataFrame(columns=_SPEEDS)])
+    every = pd.concat([_speeds(each, row["ours"]) for each in every_grid] or [pd.DataFrame(columns=_SPEEDS)])
     compared = every.drop_duplicates()
     on_gpu = ~compared["timed_device"].astype(str).str.startswith("cpu")
     if not on_gpu.any():
@@ -117,14 +125,17 @@ def _acceleration(row: dict[Any, Any], found: Sequence[frames.Frames]) -> Iterat
 _SPEEDS = ["timed_device", "outcome", "n", "rows", "rows_other", *TIMING, "leg", "threads"]
 
 
-def _speeds(found: frames.Frames, method: str) -> pd.DataFrame:
-    """The method's speed-up beside that of every one that removes whole channels: "faster", "slower" or "no difference"."""
-    lines = cells.accuracy_lines(found.runs)
-    timed = lines.merge(cells.latency_lines(found, lines), on="line")
+def _speeds(every_grid: frames.Frames, method: str) -> pd.DataFrame:
+    """Compare the method's speed-up with those of whole-channel methods.
+
+    The outcome is "faster", "slower" or "no difference".
+    """
+    lines = cells.accuracy_lines(every_grid.runs)
+    timed = lines.merge(cells.latency_lines(every_grid, lines), on="line")
     timed = timed[timed["speedup_x"].notna() & (timed["coarse"] == 0)]
     keys = ["data", "model", "split", "budget", "budget_scope", *CONDITIONS, *TIMING, *TIMED_CONDITIONS]
-    others = timed[timed["granularity"].isin(WHOLE) & (timed["method"] != method)]
-    both = timed[timed["method"] == method].merge(others, on=keys, suffixes=("", "_other"))
+    rivals = timed[timed["granularity"].isin(WHOLE) & (timed["method"] != method)]
+    both = timed[timed["method"] == method].merge(rivals, on=keys, suffixes=("", "_other"))
     outcome = pd.Series("no difference", index=both.index, dtype="object")
     outcome[both["speedup_low_x"] > both["speedup_high_x_other"]] = "faster"
     outcome[both["speedup_high_x"] < both["speedup_low_x_other"]] = "slower"
@@ -140,7 +151,9 @@ def _counted(part: pd.DataFrame, where: str) -> str:
 # ---- released rows ---------------------------------------------------------------------------------------------------
 
 
-def _released(row: dict[Any, Any], found: Sequence[frames.Frames], lines: Sequence[pd.DataFrame]) -> dict[str, Any]:
+def _released(
+    row: dict[Any, Any], every_grid: Sequence[frames.Frames], lines: Sequence[pd.DataFrame]
+) -> dict[str, Any]:
     groups = f", {row['groups']:.0f} groups" if pd.notna(row["groups"]) else ""
     scope = " of the prunable convolutions" if row["scope"] == "prunable" else ""
     about = {
@@ -151,7 +164,7 @@ def _released(row: dict[Any, Any], found: Sequence[frames.Frames], lines: Sequen
     one = pd.DataFrame([row])
     beside = [
         reproduction.table(each.runs, of_grid.drop_duplicates("line"), one)
-        for each, of_grid in zip(found, lines, strict=True)
+        for each, of_grid in zip(every_grid, lines, strict=True)
     ]
     every = pd.concat(beside) if beside else pd.DataFrame(columns=reproduction.COLUMNS)
     every = every[(every["n"] == 0) | ~every.duplicated("rows")]
@@ -179,9 +192,16 @@ def _with(interval: inference.Interval, text: str) -> str:
 
 
 def _summed(judged: Sequence[tuple[str, int, str]], without: str) -> dict[str, Any]:
-    """Evidence, n and verdict of all lines that bear on a claim, each (text, n, verdict): they must say the same."""
+    """Combine evidence, n and verdict of all lines, each (text, n, verdict).
+
+    Different verdicts give "open".
+    """
     if not judged:
         return {"evidence": without, "n": 0, "verdict": NOT_RUN}
-    said = {verdict if n >= FOR_A_CLAIM else OPEN for _, n, verdict in judged}
+    verdicts = {verdict if n >= FOR_A_CLAIM else OPEN for _, n, verdict in judged}
     evidence = "; ".join(f"{text} (n = {n})" for text, n, _ in judged)
-    return {"evidence": evidence, "n": min(n for _, n, _ in judged), "verdict": said.pop() if len(said) == 1 else OPEN}
+    return {
+        "evidence": evidence,
+        "n": min(n for _, n, _ in judged),
+        "verdict": verdicts.pop() if len(verdicts) == 1 else OPEN,
+    }

@@ -1,4 +1,6 @@
-"""Table columns, each described once; CSV, Markdown, LaTeX, HTML and terminal are views of the descriptions.
+"""Table columns, each described once; each output is a view of them.
+
+Outputs are CSV, Markdown, LaTeX, page and terminal.
 
 A table is a frame and a sequence of `Column`. A column without a heading is in the CSV file only.
 """
@@ -26,7 +28,10 @@ EVERYWHERE: tuple[View, ...] = (*DOCUMENTS, "terminal")
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """Column of a table: its name in the CSV file, and its heading and text in the other views."""
+    """Column of a table.
+
+    `name` is its name in the CSV file; `heading` and `show` are for the other views.
+    """
 
     name: str
     heading: str = ""
@@ -58,7 +63,7 @@ class Column:
 
 
 class Text(NamedTuple):
-    """Columns of one view and a frame of their cells, whose column labels are the headings."""
+    """Columns of one view and their cells; the frame's labels are headings."""
 
     columns: list[Column]
     frame: pd.DataFrame
@@ -85,7 +90,10 @@ def csv(frame: pd.DataFrame, columns: Iterable[Column]) -> str:
 
 
 def text(frame: pd.DataFrame, columns: Iterable[Column], view: View = "markdown") -> Text:
-    """Return the cells of a view. Columns that are `varying` or `optional` and have nothing to show are left out."""
+    """Return the cells of a view.
+
+    `varying` and `optional` columns without content are left out.
+    """
     lines = frame.to_dict("records")
     shown, cells = [], {}
     for column in columns:

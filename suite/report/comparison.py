@@ -1,4 +1,4 @@
-"""Methods against each other at the same budget: intervals of their accuracy drops, and their order over budgets and seeds.
+"""Intervals of the methods' accuracy drops, and their order over budgets and seeds.
 
 Only runs of one comparison set (`suite.report.fairness`) stand against each other: same budget, split and conditions, and
 none that cuts too much.
@@ -30,7 +30,10 @@ PANELS = 5
 
 
 def compared(runs: pd.DataFrame) -> pd.DataFrame:
-    """Finished runs of the comparison sets that have two methods at least, with `name`, `at` (the set) and `drop_pp`."""
+    """Return finished runs of the comparison sets with two or more methods.
+
+    Adds `name`, `at` (the set) and `drop_pp`.
+    """
     coarse = len(runs) - len(runs := fairness.comparable(runs))
     if runs.empty:
         return runs.assign(at="")
@@ -51,7 +54,10 @@ def compared(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
-    """Write the drops of all methods: a panel for each budget, a row for each method, the best on top."""
+    """Draw the drops of all methods.
+
+    There is a panel for each budget and a row for each method, the best on top.
+    """
     every = list(dict.fromkeys(runs["at"]))
     budgets = _chosen(every, PANELS)
     runs = runs[runs["at"].isin(budgets)]
@@ -79,7 +85,10 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
 
 
 def _intervals(axes: Axes, runs: pd.DataFrame, names: list[str]) -> None:
-    """Runs as thin ticks, their mean as a mark, its t 95 % interval as a bar where there are three runs or more."""
+    """Draw runs as ticks and their mean as a mark.
+
+    Three or more runs have a t 95 % interval as a bar.
+    """
     best = runs.groupby("name")["drop_pp"].mean()
     limit = best.min() + farthest(best - best.min())
     for y, name in enumerate(names):
@@ -103,7 +112,7 @@ def _intervals(axes: Axes, runs: pd.DataFrame, names: list[str]) -> None:
 
 
 def _far(axes: Axes, y: int, drop: float, colour: str) -> None:
-    """An arrow and a number at the right edge for a method so much worse that it would squeeze the others."""
+    """Mark a method beyond the axis by an arrow and its drop."""
     where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": colour}
     axes.plot([0.985], [y], marker=CARETRIGHT, markersize=5, **where)
     axes.text(0.94, y, f"{drop:.1f}", ha="right", va="center", fontsize=7, **where)
@@ -126,7 +135,9 @@ def _caption_intervals(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
 
 
 def ranked(runs: pd.DataFrame) -> pd.DataFrame:
-    """Ranks `rank` (of the mean) and `seed_rank` (by seed), for methods that have all budgets; empty with nothing to rank.
+    """Add `rank` (of the mean) and `seed_rank` (by seed) of methods with all budgets.
+
+    The frame is empty if there is nothing to rank.
 
     There is something where two methods share two budgets, or two seeds of one, under the same conditions.
     """
@@ -145,7 +156,10 @@ def ranked(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
-    """Write the order of the methods over the budgets: of the means (lines), and of single seeds (dots)."""
+    """Draw the rank of the methods over the budgets.
+
+    Lines are ranks of the means, bars are ranks by single seeds.
+    """
     budgets = _chosen(list(dict.fromkeys(runs["at"])), 2 * PANELS)
     names = runs[runs["at"] == budgets[-1]].groupby("name")["rank"].first().sort_values(kind="stable").index
     data, model = runs["data"].iloc[0], runs["model"].iloc[0]
@@ -175,7 +189,7 @@ def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
 
 
 def _ranks(axes: Axes, runs: pd.DataFrame, budgets: list[str], count: int, shift: float) -> style.End:
-    """One method, moved aside by `shift` so that equal ranks and the bars of seeds lie beside each other."""
+    """Draw one method, moved by `shift` so that equal ranks do not overlap."""
     look = style.of_series(int(runs["look"].iloc[0]))
     mean = runs.groupby("at")["rank"].first().reindex(budgets)
     places = np.arange(len(budgets)) + shift
@@ -208,13 +222,13 @@ def _caption_ranks(runs: pd.DataFrame) -> str:
 
 
 def _taus(orders: Iterable[np.ndarray]) -> list[float]:
-    """Kendall's tau of every pair of orders that have one."""
+    """Return Kendall's tau of each pair of orders; undefined ones are left out."""
     pairs = itertools.combinations(orders, 2)
-    found = (float(stats.kendalltau(a, b).statistic) for a, b in pairs)
-    return [tau for tau in found if not np.isnan(tau)]
+    values = (float(stats.kendalltau(a, b).statistic) for a, b in pairs)
+    return [tau for tau in values if not np.isnan(tau)]
 
 
 def _chosen(budgets: list[str], most: int) -> list[str]:
-    """All, or of many those spread evenly, the first and the last among them."""
+    """Return all budgets, or `most` spread evenly with the first and the last."""
     places = np.linspace(0, len(budgets) - 1, min(most, len(budgets))).round().astype(int)
     return [budgets[place] for place in places]

@@ -1,4 +1,4 @@
-"""How far the axes of a Pareto figure reach: nothing far away squeezes the points together."""
+"""Limits of the axes of a Pareto figure; distant points squeeze nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STAR = 0.03
 
 
 def lift(axes: Axes, points: pd.DataFrame, published: pd.Series) -> float | None:
-    """Cut the vertical axis above points so far below that they would squeeze the others; where, or None for no need.
+    """Cut the vertical axis above distant points; return the limit, or None.
 
     `published` accuracies stay in sight, but for those below such a cut.
     """
@@ -38,21 +38,21 @@ def lift(axes: Axes, points: pd.DataFrame, published: pd.Series) -> float | None
 
 
 def _bound(axes: Axes, lowest: float, top: float) -> None:
-    """Bars that are long beside the distances of the points run out of the axes instead of squeezing the points."""
+    """Limit the axis: long bars run out of it and do not squeeze points."""
     low, high = axes.get_ylim()
     room = max(0.3 * (top - lowest), 1.0)
     axes.set_ylim(max(low, lowest - room), min(high, top + room))
 
 
 def farthest(distances: pd.Series) -> float:
-    """How far from the best a point may lie and still be drawn at its place."""
+    """Return the distance from the best up to which a point is drawn in place."""
     return max(1.0, FLOOR * float(distances.quantile(0.75)))
 
 
 def mark_below(
     axes: Axes, points: pd.DataFrame, column: str, bottom: float, looks: list[dict[str, Any]], keys: list[str]
 ) -> None:
-    """An arrow at the lower edge for every point that is below it."""
+    """Mark each point below `bottom` by an arrow at the lower edge."""
     for look, (_, line) in zip(looks, points.groupby(keys, sort=False), strict=True):
         x = line.loc[line["top1_mean_pct"] < bottom, column]
         mark: dict[str, Any] = {"color": look["color"], "linestyle": "none", "markersize": 5}
@@ -60,18 +60,27 @@ def mark_below(
 
 
 def is_narrow(values: pd.Series) -> bool:
-    """Do all points lie together, far from 0? An axis from 0 would then squeeze them into a column."""
+    """Return True if all points lie close together and far from 0.
+
+    An axis from 0 would squeeze such points into a column.
+    """
     return bool(values.max() - values.min() < NARROW * values.max())
 
 
 def window(values: pd.Series) -> tuple[float, float]:
-    """Limits around the points, with room for the star and for at least four points of cut."""
+    """Return limits around the points.
+
+    There is room for the star and for at least four points of cut.
+    """
     room = max(2.0, 0.12 * (values.max() - values.min()))
     return values.min() - room, values.max() + room
 
 
 def broken(axes: Axes, low: float, high: float) -> None:
-    """An axis from `low` to `high` whose left end, where the star stands, is 0: with a mark where it is broken."""
+    """Set a broken axis: 0 at the left end, then `low` to `high`.
+
+    The star of the unpruned network is at the left end, before the mark of the break.
+    """
     axes.set_xlim(low, high)
     start = low + STAR * (high - low)
     ticks = [tick for tick in MaxNLocator(6).tick_values(low, high) if low + 2.5 * STAR * (high - low) < tick <= high]
@@ -82,7 +91,7 @@ def broken(axes: Axes, low: float, high: float) -> None:
 
 
 def no_gain(axes: Axes, x: float) -> None:
-    """A line where a network is as fast as the unpruned one."""
+    """Mark the speed of the unpruned network by a line."""
     axes.axvline(x, color=style.REFERENCE, linewidth=0.8, zorder=1)
     where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (0, 2)}
     axes.annotate("no gain", (x, 1), **where, ha="center", va="bottom", fontsize=7.5, color=style.REFERENCE)

@@ -1,9 +1,9 @@
-"""How fair a comparison is, decided from its rows.
+"""Fairness level of a comparison, derived from its rows.
 
 A comparison set is all finished runs of one data set, model, split and budget that were made under the same conditions. Runs
-that exceed the budget by more than a point (`coarse`) are no part of it. Its level says what all methods in it share; each
-level has all that the levels below it have. Methods that begin at the initial weights share no base network with any other:
-they have a word of their own and decide no level.
+that exceed the budget by more than a point (`coarse`) are no part of it. Its level counts what all methods in it have in
+common; each level includes the levels below it. Methods that begin at the initial weights share no base network with other
+methods: `fairness` names them, and they decide no level.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ COARSE = "coarse"
 
 
 def of_sets(done: pd.DataFrame) -> pd.DataFrame:
-    """`SET`, `fairness_level` (0 to 4, absent for one method) and `fairness` in words, a line for every comparison set."""
+    """Return `SET`, `fairness_level` and `fairness`, one line for each comparison set.
+
+    The level is 0 to 4, absent for one method; `fairness` names it.
+    """
     runs = comparable(done)
     runs = runs[runs["start"] == "base"]
     runs = runs.assign(before_epochs=runs["base_epochs"].fillna(0) + runs["learning_epochs"].fillna(0))
@@ -52,12 +55,15 @@ def of_sets(done: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparable(done: pd.DataFrame) -> pd.DataFrame:
-    """The runs that may be compared as equal."""
+    """Return the runs that may be compared as equal."""
     return done[~done["coarse"].eq(True)]
 
 
 def _same_base(runs: pd.DataFrame) -> pd.Series:
-    """For every set: has every seed one base network, and does every method share a seed with another one?"""
+    """Return True for each set with one base network a seed and shared seeds.
+
+    Each method has to share a seed with another method.
+    """
     weights = runs["base_sha256"].where(runs["base_sha256"] != "unknown", "unknown " + runs["key"])
     seeds = runs.assign(weights=weights).groupby([*SET, "seed"], sort=False)
     checked = runs.assign(

@@ -1,4 +1,4 @@
-"""All figures of a grid, from its rows: which there are, and where each lies. One that has nothing to show is not written."""
+"""Figures of a grid, drawn from its rows; a figure without data is not written."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def draw_all(
     settings: Mapping[str, Pruner],
     folder: Path,
     reference: pd.DataFrame | None = None,
-    others: Path = published.HOME,
+    home: Path = published.HOME,
 ) -> list[Picture]:
-    """Write every figure that has something to show into `folder`; those of an earlier report that have not are deleted.
+    """Draw each figure that has data into `folder`; delete other figures there.
 
-    `lines` and `latency` are the tables of `suite.report.cells`, `settings` the method of every run's key, `others` the folder
+    `lines` and `latency` are the tables of `suite.report.cells`, `settings` the method of every run's key, `home` the folder
     of published numbers.
     """
     lines = lines.assign(look=_looks(lines))
-    known = published.load(others).dropna(subset=["top1_pct"])
+    numbers = published.load(home).dropna(subset=["top1_pct"])
     if reference is not None and len(reference):
-        known = pd.concat([known, published.from_reference(reference)])
+        numbers = pd.concat([numbers, published.from_reference(reference)])
     pictures = [
         picture
         for (data, model), part in lines.groupby(["data", "model"], sort=False)
@@ -42,7 +42,7 @@ def draw_all(
             _own(frames.runs, part),
             _own(latency, part),
             settings,
-            known[(known["data"] == data) & (known["model"] == model)],
+            numbers[(numbers["data"] == data) & (numbers["model"] == model)],
             folder,
         )
     ]
@@ -59,14 +59,17 @@ def _of_model(
     runs: pd.DataFrame,
     latency: pd.DataFrame,
     settings: Mapping[str, Pruner],
-    known: pd.DataFrame,
+    numbers: pd.DataFrame,
     folder: Path,
 ) -> Iterator[Picture]:
-    """The figures of one data set and model. `runs` and `latency` have the `look` of their line."""
+    """Yield the figures of one network.
+
+    `runs` and `latency` have the `look` of their line.
+    """
     for over in pareto.AXES:
         points = pareto.points_of(lines, over)
         if len(points):
-            yield pareto.draw(points, over, known, folder)
+            yield pareto.draw(points, over, numbers, folder)
     if len(measured := speed.points_of(latency)):
         yield speed.draw(measured, folder)
     compared = comparison.compared(runs)
@@ -79,7 +82,9 @@ def _of_model(
 
 
 def _looks(lines: pd.DataFrame) -> pd.Series:
-    """For every line the number of its colour and marker, the same in all figures of a data set and model.
+    """Return the index of colour and marker of each line.
+
+    A line has the same index in all figures of a data set and model.
 
     It is the place of its series in the grid, whatever was run of it; what a series has under further conditions comes after
     all series.
@@ -97,13 +102,13 @@ def _looks(lines: pd.DataFrame) -> pd.Series:
 
 
 def _further(lines: pd.DataFrame, within: list[str], conditions: list[str]) -> pd.Series:
-    """0 for the first set of conditions that there is within each group of lines, 1 for the second, ..."""
+    """Return the index of each line's set of conditions within its group."""
     sets = lines.groupby([*within, *conditions], sort=False).ngroup()
     return sets.groupby([lines[name] for name in within]).transform(lambda part: pd.factorize(part)[0])
 
 
 def _own(frame: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
-    """What of `frame` (done runs, or latencies) belongs to these lines, with their look and name."""
+    """Select done runs or latencies of these lines; add look and name."""
     if "line" in frame:
         return frame.merge(lines.drop_duplicates("line")[["line", "short", "series", "look"]], on="line")
     keys = ["series", *CONDITIONS]

@@ -1,4 +1,4 @@
-"""Rows as pandas frames: what the grid asks for, beside what is there.
+"""Rows as pandas frames, joined with the runs of a grid.
 
 A *series* is all that a line of a table or figure shares but the budget and the seed: data, model, base network, method
 with its settings, schedules. A *cell* is a series at a budget; its runs differ in their seeds only.
@@ -23,7 +23,7 @@ from suite.stages import Pruned, Timed, describe
 CONDITIONS = ["commit", "dirty", "device", "tf32", "data_sha256"]
 """Accuracies of rows that differ in one of these are never averaged."""
 TIMED_CONDITIONS = ["timed_device", "threads", "leg", "timed_commit", "timed_dirty", "reference"]
-"""Nor are latencies of rows that differ in one of these, or in what the grid asks for (`TIMING`)."""
+"""Nor are latencies of rows that differ in one of these, or in the timing of the grid (`TIMING`)."""
 TIMING = ["batch", "precision", "layout", "protocol"]
 SCHEDULES = ["base_schedule", "learning_schedule", "finetune_schedule"]
 EPOCHS = ["base_epochs", "learning_epochs", "finetune_epochs"]
@@ -69,18 +69,21 @@ _NUMBERS = [name for name in (*_PRUNED, *_TIMED) if name.endswith(("_pct", "_x",
 
 @dataclass(frozen=True)
 class Frames:
-    """All runs and all latency measurements of a grid, done or not. `status` "missing" is a run without a row."""
+    """Runs and latency measurements of a grid, done or not.
+
+    The `status` of a run without a row is "missing".
+    """
 
     runs: pd.DataFrame
     timings: pd.DataFrame
     rows: Mapping[str, records.Row]
-    """The rows that were read, by key."""
+    """Rows by key."""
     unreadable: tuple[Path, ...] = ()
-    """Row files that could not be; their runs count as missing."""
+    """Unreadable row files; their runs count as missing."""
 
 
 def load(grid: Grid, results: Path, smoke: bool) -> Frames:
-    """The grid's runs joined with the rows in `results`/rows.
+    """Join the grid's runs with the rows in `results`/rows.
 
     Raises ValueError when a row of a smoke run lies among real ones, or the other way round.
     """
@@ -121,11 +124,11 @@ def of_network(frame: pd.DataFrame, data: str, model: str) -> pd.DataFrame:
     return frame[(frame["data"] == data) & (frame["model"] == model)]
 
 
-# ---- what the grid asks for ------------------------------------------------------------------------------------------
+# ---- runs of the grid ------------------------------------------------------------------------------------------------
 
 
 def _runs(runs: Sequence[Pruned]) -> pd.DataFrame:
-    """One line a run, in the grid's order."""
+    """Return one line for each run, in the grid's order."""
     frame = pd.DataFrame([_about(run) for run in runs])
     numbers: dict[tuple[object, ...], int] = {}
     frame["series"] = [numbers.setdefault(_series(run), len(numbers)) for run in runs]
@@ -165,7 +168,7 @@ def _about(run: Pruned) -> dict[str, Any]:
 
 
 def _schedule(schedule: Schedule | None) -> str:
-    """The schedule's settings that differ from its defaults; "" for none."""
+    """Format the schedule's settings that differ from its defaults; "" for None."""
     if schedule is None:
         return ""
     return ", ".join(
@@ -176,7 +179,9 @@ def _schedule(schedule: Schedule | None) -> str:
 
 
 def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
-    """Series -> `settings` (unique in its data and model) and `short`: just the settings that tell it from the others.
+    """Return `settings` and `short` of each series.
+
+    `settings` is unique in its data set and model; `short` has only the settings that tell the variants of a method apart.
 
     Equal settings are told apart by their epochs of fine-tuning, or by a number where those are equal too.
     """
@@ -190,11 +195,11 @@ def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
     names["epochs"] = [runs[i].finetune.epochs for i in first.index]
     names["round_to"] = [runs[i].budget.round_to for i in first.index]
     twins = names.groupby(["data", "model", "settings", "round_to"], sort=False)
-    size, told = twins["series"].transform("size"), twins["epochs"].transform("nunique")
+    size, distinct = twins["series"].transform("size"), twins["epochs"].transform("nunique")
     apart = (
         names["epochs"]
         .map(lambda n: f" [{n} epoch{'s' * (n != 1)}]")
-        .where(told == size, " [schedule " + (twins.cumcount() + 1).astype(str) + "]")
+        .where(distinct == size, " [schedule " + (twins.cumcount() + 1).astype(str) + "]")
     )
     rounded = ", widths rounded to " + names["round_to"].astype(str)
     suffix = rounded.where(names["round_to"] > 1, "") + apart.where(size > 1, "")
@@ -204,20 +209,23 @@ def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _settings(run: Pruned) -> dict[str, Any]:
-    """The settings of the method, and the method that the run follows."""
+    """Return the settings of the method, and of the method that the run follows."""
     like = {"like": describe(run.reference.settings)} if run.reference else {}
     return {**like, **vars(run.settings)}
 
 
 def _short(method: str, pruners: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The method's name with the settings in which its variants differ."""
+    """Return the method's name with the settings in which its variants differ."""
     fields = [name for name in pruners[0] if len({repr(pruner.get(name)) for pruner in pruners}) > 1]
     shown = [", ".join(f"{name}={pruner[name]}" for name in fields) for pruner in pruners]
     return [f"{method}({text})" if text else method for text in shown]
 
 
 def _timings(timed: Sequence[Timed]) -> pd.DataFrame:
-    """One line a latency measurement; `timing` is its place in the grid's timings."""
+    """Return one line for each latency measurement.
+
+    `timing` is the index of its timing in the grid.
+    """
     columns = ["key", "label", "pruned_key", "asked_device", *TIMING]
     frame = pd.DataFrame(
         [
@@ -240,7 +248,10 @@ def _timings(timed: Sequence[Timed]) -> pd.DataFrame:
 
 
 def _marked(rows: Sequence[records.PrunedRow], series: Sequence[int]) -> list[records.PrunedRow]:
-    """Return the rows; in a series whose rows come from different code, the commit also names the code."""
+    """Return the rows; name the code in the commit if codes differ.
+
+    Codes are compared within a series.
+    """
     codes: dict[int, set[str]] = {}
     for row, number in zip(rows, series, strict=True):
         if "code" in row.provenance:
@@ -291,20 +302,23 @@ def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:
 
 
 def _with_claims(timings: pd.DataFrame) -> pd.DataFrame:
-    """Add `claim`, the verdict of every measurement by the present rule; "" for one that is not done."""
+    """Add `claim`, the verdict on each measurement by the present rule.
+
+    The verdict on a measurement that is not done is "".
+    """
     claims = []
     for row in timings.to_dict("records"):
         ratio, cpu, null = (
             tuple(row[f"{name}{end}_x"] for end in ("", "_low", "_high")) for name in ("speedup", "cpu_speedup", "null")
         )
-        known = None if any(pd.isna(value) for value in cpu) else cpu
+        cpu_or_none = None if any(pd.isna(value) for value in cpu) else cpu
         done = row["status"] == "done"
-        claims.append(claim.verdict(ratio, null, cpu=known, flags=[row["flags"]]) if done else "")
+        claims.append(claim.verdict(ratio, null, cpu=cpu_or_none, flags=[row["flags"]]) if done else "")
     return timings.assign(claim=claims)
 
 
 def _with_conditions(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Conditions as text, "unknown" where a row does not say; `dirty` as "yes" or "no"."""
+    """Format conditions as text: "unknown" if absent, `dirty` as "yes" or "no"."""
     for name in names:
         frame[name] = pd.Series([_text(value) for value in frame[name]], index=frame.index, dtype="object")
     return frame
@@ -316,26 +330,29 @@ def _text(value: object) -> str:
     return "unknown" if value is None or value == "" or value != value else str(value)
 
 
-def _joined(wanted: pd.DataFrame, rows: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
-    """Every wanted line with its row. A row that says "done" without its numbers counts as failed."""
+def _joined(requested: pd.DataFrame, rows: pd.DataFrame, needed: Sequence[str]) -> pd.DataFrame:
+    """Join each requested line with its row.
+
+    A row with status "done" and without its numbers counts as failed.
+    """
     numbers = [name for name in rows.columns if name in _NUMBERS]
     rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce").astype(float)
     rows[numbers] = rows[numbers].where(rows[numbers].abs() != float("inf"))
     broken = (rows["status"] == "done") & rows[list(needed)].isna().any(axis=1)
-    rows.loc[broken, "reason"] = f"its row says done but lacks a finite {', '.join(needed)}"
+    rows.loc[broken, "reason"] = f"its row has status done but lacks a finite {', '.join(needed)}"
     rows.loc[broken, "status"] = "failed"
-    both = wanted.merge(rows, on="key", how="left", validate="one_to_one")
+    both = requested.merge(rows, on="key", how="left", validate="one_to_one")
     both["status"] = both["status"].fillna("missing")
     return both
 
 
 def timed_without_run(frames: Frames) -> int:
-    """Finished latency measurements of runs that have no finished row."""
+    """Count finished latency measurements of runs without a finished row."""
     done = frames.runs.loc[frames.runs["status"] == "done", "key"]
     timings = frames.timings
     return int(((timings["status"] == "done") & ~timings["pruned_key"].isin(done)).sum())
 
 
 def any_rows(results: Path) -> bool:
-    """Is there a row of any grid?"""
+    """Return True if there is a row of any grid."""
     return next(records.rows_folder(results).glob("*.json"), None) is not None

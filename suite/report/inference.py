@@ -1,4 +1,6 @@
-"""Intervals and tests of a few runs, and the number of runs that a test needs. Values are accuracies in percentage points.
+"""Intervals and tests of a few runs, and the runs that a test needs.
+
+Values are accuracies in percentage points.
 
 Tests are two-sided at 5 % and intervals have 95 % unless a level is given. Without spread, or with fewer than two values,
 numbers are absent (nan). Shapes: P pairs of methods; N and M runs of the first and of the second; R runs of a family.
@@ -38,13 +40,16 @@ def t_interval(values: Sequence[float], *, alpha: float = ALPHA) -> Interval:
 
 
 def t_half_width(sd: Any, n: Any, *, alpha: float = ALPHA) -> Any:
-    """Return half the width of the t interval of a mean, from standard deviations and numbers of runs; nan for n = 1."""
+    """Return half the width of a mean's t interval; nan for n = 1.
+
+    The arguments are standard deviations and numbers of runs.
+    """
     return sd * stats.t.ppf(1 - alpha / 2, n - 1) / np.sqrt(n)
 
 
 @functools.cache
 def median_sd(n: int) -> float:
-    """Return the standard deviation of the median of `n` normal values with standard deviation 1; 0.54 for five."""
+    """Return the sd of the median of `n` standard normal values; 0.54 for five."""
     grid, step = np.linspace(-6, 6, 1201, retstep=True)
     below, above, density = stats.norm.cdf(grid), stats.norm.sf(grid), stats.norm.pdf(grid)
     half = (n - 1) // 2
@@ -59,7 +64,9 @@ def median_sd(n: int) -> float:
 
 
 def difference_interval(values: Sequence[float], reference: float, *, median: bool, of_runs: int | None) -> Interval:
-    """Return the t interval of the mean, or median, of `values` minus a reference value with an error of its own.
+    """Return the t interval of mean or median minus a reference value.
+
+    The reference value may have an error of its own.
 
     of_runs   the runs whose median the reference is; None if the source states none, and the reference then counts as exact
     The reference's runs are taken to have the standard deviation of `values`.
@@ -77,7 +84,9 @@ Equivalence = Literal["equivalent", "below", "above", "open"]
 
 
 def equivalence(interval: Interval, margin: float) -> Equivalence:
-    """Compare an interval of a difference with 0 -+ `margin`: two one-sided tests, each at half of 1 - coverage.
+    """Compare an interval of a difference with 0 -+ `margin`.
+
+    These are two one-sided tests, each at half of 1 - coverage.
 
     "equivalent": all of the interval lies within the margin. "below", "above": all of it lies outside, on that side.
     """
@@ -102,7 +111,10 @@ def bootstrap_median_interval(values: Sequence[float]) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """The mean of `a` minus the mean of `b` for each of P pairs of methods, with standard errors and p-values."""
+    """Mean of `a` minus mean of `b` for each of P pairs of methods.
+
+    Each has a standard error and a p-value.
+    """
 
     mean_P: np.ndarray
     error_P: np.ndarray
@@ -114,14 +126,20 @@ class Differences:
     """The difference in standard deviations: of the differences if paired, else of a run."""
 
     def interval(self, level_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return lower and upper ends [P]; a pair's interval leaves out 0 if its p-value is below its level."""
+        """Return lower and upper ends [P].
+
+        A pair's interval leaves out 0 if its p-value is below its level.
+        """
         with np.errstate(invalid="ignore"):
             half_P = stats.t.ppf(1 - level_P / 2, self.df_P) * self.error_P
         return self.mean_P - half_P, self.mean_P + half_P
 
 
 def differences(a_PN: np.ndarray, b_PM: np.ndarray, *, paired: bool) -> Differences:
-    """Test every row of `a_PN` against the same row of `b_PM`: paired value by value (N = M), or by Welch's test."""
+    """Test each row of `a_PN` against the same row of `b_PM`.
+
+    Values are paired (N = M), or the test is Welch's.
+    """
     mean_P = a_PN.mean(axis=1) - b_PM.mean(axis=1)
     nothing_P = np.full(len(mean_P), math.nan)
     if min(a_PN.shape[1], b_PM.shape[1]) < 2:
@@ -147,7 +165,9 @@ def _standard_error(a_PN: np.ndarray, b_PM: np.ndarray, paired: bool) -> np.ndar
 
 @dataclass(frozen=True, kw_only=True)
 class TwoWay:
-    """Methods and blocks as additive effects on R runs, with one error for all: fitted by least squares.
+    """Methods and blocks as additive effects on R runs, with one error.
+
+    The fit is by least squares.
 
     A block is what runs of several methods share: base network and seed. The error's standard deviation is pooled over all runs
     of all methods, so that a comparison of two methods has the degrees of freedom of the family.
@@ -191,7 +211,9 @@ class TwoWay:
 
 
 def holm(p_P: np.ndarray) -> np.ndarray:
-    """Return the p-values of one family, corrected for its size by Holm's method; absent ones stay absent and do not count.
+    """Return the p-values of one family, corrected by Holm's method.
+
+    Absent p-values stay absent and do not count.
 
     statsmodels has the same function (a test compares both), but takes seconds over many families.
     """
@@ -203,7 +225,7 @@ def holm(p_P: np.ndarray) -> np.ndarray:
 
 
 def holm_levels(p_P: np.ndarray) -> np.ndarray:
-    """Return the level at which Holm's method tests each p-value of one family; nan for absent ones.
+    """Return the level of Holm's method for each p-value; nan for absent ones.
 
     The smallest of K p-values is tested at ALPHA / K, the next at ALPHA / (K - 1), and so on.
     """
@@ -214,7 +236,10 @@ def holm_levels(p_P: np.ndarray) -> np.ndarray:
 
 
 def probability_of_improvement(a: np.ndarray, b: np.ndarray) -> float:
-    """Return how often a run of `a` beats a run of `b`, ties counted half: Mann and Whitney's U over the number of pairs."""
+    """Return the share of run pairs in which `a` beats `b`; ties count half.
+
+    This is Mann and Whitney's U over the number of pairs.
+    """
     return float((a[:, None] > b).mean() + (a[:, None] == b).mean() / 2)
 
 
@@ -222,7 +247,9 @@ Design = Literal["paired", "unpaired", "pooled"]
 
 
 def seeds_needed(effect_P: np.ndarray, level_P: np.ndarray, design: Design, *, methods: int = 2) -> np.ndarray:
-    """Return the runs of each method that a t test needs to find an effect with `POWER`, float [P]; at least `FEWEST`.
+    """Return the runs of each method that a t test needs, float [P].
+
+    The test finds the effect with `POWER`; the result is at least `FEWEST`.
 
     effect_P   differences in standard deviations, as `Differences.effect_P`
     level_P    levels of the two-sided tests
@@ -230,15 +257,15 @@ def seeds_needed(effect_P: np.ndarray, level_P: np.ndarray, design: Design, *, m
     Absent (nan) if the effect is absent or below 0.01.
     """
     effect, level = np.abs(effect_P), np.asarray(level_P, dtype=float)
-    known = np.isfinite(effect) & (effect >= 0.01) & np.isfinite(level)
+    finite = np.isfinite(effect) & (effect >= 0.01) & np.isfinite(level)
     result = np.full(len(effect), math.nan)
-    effect, level = effect[known], level[known]
+    effect, level = effect[finite], level[finite]
     variances = 1 if design == "paired" else 2
     normal = variances * ((stats.norm.isf(level / 2) + stats.norm.ppf(POWER)) / effect) ** 2
     runs = np.maximum(FEWEST, np.floor(normal))
     while len(weak := np.flatnonzero(_power(runs, effect, level, design, methods) < POWER)):
         runs[weak] += np.maximum(1, np.floor(0.001 * runs[weak]))
-    result[known] = runs
+    result[finite] = runs
     return result
 
 

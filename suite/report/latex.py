@@ -48,7 +48,7 @@ def files(content: Content) -> dict[str, str]:
 
 
 def _without_alike(shown: Text) -> tuple[Text, str]:
-    """Drop the columns with one value in all lines; return a sentence with these values too.
+    """Drop the columns with one value; return a sentence with these values too.
 
     Lines without a result may be empty in such a column.
     """

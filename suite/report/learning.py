@@ -1,6 +1,6 @@
-"""What methods do while they learn, as curves from the logs of their learned stages.
+"""Curves of learning and fine-tuning from the logs of the stages.
 
-The log says what there is to see: every number that it has for an epoch is a panel, the method's own first.
+Each number that the log has for an epoch is a panel, the method's own numbers first.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ COLUMNS = 3
 LOG_FROM_X = 30
 """A panel of positive numbers whose largest is so many times the smallest has a logarithmic axis."""
 ABOUT = ["data", "model", "method", "line", "run", "groups"]
-"""Columns that say whose numbers a row of `Logs` has. `line` has the settings that tell the lines of a figure apart."""
+"""Columns that identify a row of `Logs`. `line` has the settings that tell the lines of a figure apart."""
 COMMON = ["loss", "train_top1_pct", "held_out_top1_pct"]
-"""What the training loop logs for every method; `epoch` is the axis, and `lr` follows from the schedule."""
+"""Metrics that the training loop logs for each method; `epoch` is the axis, and `lr` follows from the schedule."""
 UNITS = {"pct": "%", "pp": "points", "nats": "nats", "share": "share", "ms": "ms", "s": "s", "x": "x"}
 
 ENTROPY = "group_entropy_nats"
@@ -71,10 +71,11 @@ Logs = pd.DataFrame
 
 
 def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], list[str]]:
-    """Write the figures of a learned stage (by its key) or of all those of a grid (by its name); paths and remarks.
+    """Draw a learned stage (by key) or all of a grid (by name).
 
-    Raises ValueError when there is neither such a stage nor such a grid, when the grid's methods do not learn, or when no
-    log is there yet.
+    Returns paths and remarks.
+
+    Raises ValueError if there is no such stage or grid, if the grid's methods do not learn, or if no log exists yet.
     """
     if re.fullmatch(r"[a-z]+-[0-9a-f]{12}", name):
         return _write(of_stage(name, results), results / "learning", name), []
@@ -94,17 +95,20 @@ def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], l
 
 
 def stages_of(grid_name: str, smoke: bool) -> list[Learned]:
-    """The learned stages of a grid, each once. Raises ValueError when it has none."""
+    """Return the learned stages of a grid, each once.
+
+    Raises ValueError if there is none.
+    """
     grid = grids.load(grid_name)
     runs = grids.runs_of(grid, smoke=smoke)
-    found = [stage for stage in grids.stages_of(grid, runs, smoke=smoke) if isinstance(stage, Learned)]
-    if not found:
+    frames_of_logs = [stage for stage in grids.stages_of(grid, runs, smoke=smoke) if isinstance(stage, Learned)]
+    if not frames_of_logs:
         raise ValueError(f"no method of the grid {grid_name} learns before it prunes, so there are no curves")
-    return found
+    return frames_of_logs
 
 
 def of_stages(learned: Sequence[Learned], results: Path) -> tuple[Logs, int]:
-    """The logs of those stages that have finished, and how many have not."""
+    """Return the logs of the finished stages, and the number of unfinished ones."""
     frames = []
     names = _lines(learned)
     for stage, line in zip(learned, names, strict=True):
@@ -123,7 +127,10 @@ def of_stages(learned: Sequence[Learned], results: Path) -> tuple[Logs, int]:
 
 
 def of_stage(key: str, results: Path) -> Logs:
-    """The log of one learned stage. Raises ValueError when it has not finished or is another kind of stage."""
+    """Return the log of one learned stage.
+
+    Raises ValueError if it has not finished or is another kind of stage.
+    """
     folder = results / "work" / key
     if not (folder / "done.json").is_file():
         raise ValueError(f"{key} is no finished stage in {results / 'work'}")
@@ -140,11 +147,13 @@ def of_stage(key: str, results: Path) -> Logs:
 
 
 def of_finetuning(runs: pd.DataFrame, results: Path) -> Logs:
-    """The logs of the runs that have finished fine-tuning; a `line` for each series. `runs` are those of `frames`.
+    """Return the logs of runs that have finished fine-tuning; a `line` for each series.
+
+    `runs` are those of `frames`.
 
     A run without fine-tuning has none; a damaged log is named and left out.
     """
-    found = []
+    frames_of_logs = []
     for run in runs.to_dict("records"):
         folder = results / "work" / run["key"]
         history = folder / "history.jsonl"
@@ -153,10 +162,10 @@ def of_finetuning(runs: pd.DataFrame, results: Path) -> Logs:
         at = words.budget(run["budget"], run["budget_scope"])
         about = (run["data"], run["model"], f"fine-tuning at {at}", run["short"], run["key"], 1)
         try:
-            found.append(_log(folder).assign(**dict(zip(ABOUT, about, strict=True))))
+            frames_of_logs.append(_log(folder).assign(**dict(zip(ABOUT, about, strict=True))))
         except ValueError as error:
             log.warning("%s", error)
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    return pd.concat(frames_of_logs, ignore_index=True) if frames_of_logs else pd.DataFrame()
 
 
 def read_log(folder: Path) -> list[Epoch]:
@@ -169,16 +178,16 @@ def read_log(folder: Path) -> list[Epoch]:
 
 def _log(folder: Path) -> pd.DataFrame:
     try:
-        found = pd.DataFrame(read_log(folder))
+        curve = pd.DataFrame(read_log(folder))
     except (OSError, ValueError) as error:
         raise ValueError(f"the log {folder / 'history.jsonl'} cannot be read: {error}") from error
-    if not {"epoch", "loss"} <= set(found):
+    if not {"epoch", "loss"} <= set(curve):
         raise ValueError(f"{folder / 'history.jsonl'} is no training log: it has no epochs or no loss")
-    return found
+    return curve
 
 
 def _lines(learned: Sequence[Learned]) -> list[str]:
-    """For each stage the line that it is a seed of: the settings in which the method's lines differ.
+    """Return the name of each stage's line: the settings in which the lines differ.
 
     Stages that differ in what they train on or for how long are never one line.
     """
@@ -189,8 +198,10 @@ def _lines(learned: Sequence[Learned]) -> list[str]:
     names = []
     for stage in learned:
         own = _settings(stage)
-        others = [_settings(other) for other in together[_figure(stage)]]
-        shown = [f"{field}={own[field]}" for field in own if any(other[field] != own[field] for other in others)]
+        settings_of_twins = [_settings(other) for other in together[_figure(stage)]]
+        shown = [
+            f"{field}={own[field]}" for field in own if any(other[field] != own[field] for other in settings_of_twins)
+        ]
         name = ", ".join(shown) or name_of(stage.settings)
         base = dataclasses.replace(stage.base, seed=0)
         same = twins.setdefault(f"{_figure(stage)} {name}", {})
@@ -200,7 +211,7 @@ def _lines(learned: Sequence[Learned]) -> list[str]:
 
 
 def _figure(stage: Learned) -> tuple[str, str, str]:
-    """What has a figure of its own."""
+    """Return data set, model and method: each has a figure of its own."""
     return stage.base.data, stage.base.model, name_of(stage.settings)
 
 
@@ -212,16 +223,15 @@ def _settings(stage: Learned) -> dict[str, Any]:
 # ---- the curves of a grid --------------------------------------------------------------------------------------------
 
 
-def draw_all(asked: Sequence[Pruned], runs: pd.DataFrame, results: Path, folder: Path) -> list[style.Picture]:
-    """Write the curves of learning and of fine-tuning of a grid into `folder`, where the logs of two epochs or more are.
+def draw_all(planned: Sequence[Pruned], runs: pd.DataFrame, results: Path, folder: Path) -> list[style.Picture]:
+    """Draw the curves of learning and fine-tuning that have two or more epochs.
 
-    They come from `results`/work, which is not kept under version control: where it is not there, nothing is written and
-    nothing deleted. `runs` are those of `suite.report.frames`: only logs of runs with a finished row are drawn, those of
-    different conditions as lines of their own.
+    The logs are in `results`/work; if the folder does not exist, nothing is written or deleted. `runs` are those of
+    `suite.report.frames`: only logs of runs with a finished row are drawn. Different conditions are separate lines.
     """
     done = runs[runs["status"] == "done"].set_index("key", drop=False)
-    learned = {run.learned.key: run.learned for run in asked if run.learned and run.key in done.index}
-    of_stage = {run.learned.key: run.key for run in asked if run.learned and run.key in done.index}
+    learned = {run.learned.key: run.learned for run in planned if run.learned and run.key in done.index}
+    of_stage = {run.learned.key: run.key for run in planned if run.learned and run.key in done.index}
     pictures = []
     for logs, kind in (
         (of_stages(list(learned.values()), results)[0], "learning"),
@@ -257,13 +267,20 @@ def _trained(rows: pd.DataFrame) -> str:
 
 
 def metrics(logs: Logs) -> list[str]:
-    """The columns that have a panel: the method's own numbers, then those that every method has."""
-    there = [name for name in logs.columns if logs[name].notna().any() and name not in (*ABOUT, *COMMON, "epoch", "lr")]
-    return [*there, *(name for name in COMMON if name in logs.columns)]
+    """Return the metrics with a panel: the method's own, then the common ones."""
+    own_metrics = [
+        name for name in logs.columns if logs[name].notna().any() and name not in (*ABOUT, *COMMON, "epoch", "lr")
+    ]
+    return [*own_metrics, *(name for name in COMMON if name in logs.columns)]
 
 
 def draw(figure: Figure, logs: Logs, caption: str = "") -> None:
-    """Fill an empty figure (`style.new_figure`): a panel for each metric, a line for each setting, thin ones for seeds."""
+    """Draw a panel for each metric and a line for each setting.
+
+    Thin lines are seeds.
+
+    `figure` is empty (`style.new_figure`).
+    """
     shown = metrics(logs)
     columns = min(COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)
@@ -284,18 +301,25 @@ def draw(figure: Figure, logs: Logs, caption: str = "") -> None:
 
 
 def unlearned(logs: Logs) -> str:
-    """Return a sentence on runs whose group entropy ends at ln G, so that no group was learned; "" if none does."""
+    """Describe runs whose group entropy ends at ln G; "" without that metric.
+
+    In such a run no group was learned.
+    """
     if ENTROPY not in logs or logs[ENTROPY].isna().all():
         return ""
     last = logs.dropna(subset=[ENTROPY]).sort_values("epoch").groupby("run").tail(1)
     limit = last["groups"].map(math.log)
     count = int(((last["groups"] > 1) & (last[ENTROPY] >= UNLEARNED * limit)).sum())
     about = f"Dotted line: ln G = {limit.max():.2f} nats, the entropy of groups drawn uniformly."
-    return f"{about} Nothing was learned in {count} of {len(last)} runs: their entropy ends there." if count else about
+    return (
+        f"{about} Nothing was learned in {count} of {len(last)} runs: their entropy ends at that line."
+        if count
+        else about
+    )
 
 
 def _line(axes: Axes, logs: Logs, metric: str, index: int) -> None:
-    """The seeds of one setting, and their mean over those epochs that all of them have."""
+    """Draw the seeds of one setting, and their mean over the epochs of all seeds."""
     look = {name: value for name, value in style.of_series(index).items() if name in ("color", "linestyle")}
     by_seed = logs.pivot_table(index="epoch", columns="run", values=metric, dropna=False)
     if by_seed.shape[1] > 1:
@@ -319,7 +343,7 @@ def _label(axes: Axes, logs: Logs, metric: str, *, last_row: bool) -> None:
 
 
 def words_of(metric: str) -> str:
-    """ "train_top1_pct" -> "train top-1 (%)": a metric's name in words, with its unit."""
+    """Return a metric's name with its unit: "train top-1 (%)" for "train_top1_pct"."""
     name, _, unit = metric.replace("top1", "top-1").rpartition("_")
     return f"{name} ({UNITS[unit]})".replace("_", " ") if name and unit in UNITS else metric.replace("_", " ")
 

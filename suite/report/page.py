@@ -98,7 +98,10 @@ def _environment() -> Environment:
 
 
 def _lines(lines: pd.DataFrame, shown: columns.Text, seeds: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return the lines of the table: cells as (text, number to sort by or ""), runs as (key, seed)."""
+    """Return the lines of the table.
+
+    Cells are (text, number to sort by or ""), runs are (key, seed).
+    """
     described, texts = shown
     result = []
     for line, cells in zip(lines.to_dict("records"), texts.to_numpy().tolist(), strict=True):
@@ -114,7 +117,7 @@ def _sorted_by(column: Column, line: Mapping[Any, Any]) -> str:
 
 
 def _filters(shown: columns.Text) -> list[tuple[int, list[str]]]:
-    """Return index and values, in the order of the table, of each column with a menu."""
+    """Return index and values of each column with a menu."""
     indices = {column.heading: index for index, column in enumerate(shown.columns)}
     return [(indices[name], list(dict.fromkeys(shown.frame[name]))) for name in FILTERS]
 
@@ -134,7 +137,10 @@ def _compared(compared: pd.DataFrame) -> dict[str, Any]:
 
 
 def _frame(frame: pd.DataFrame, described: Iterable[Column]) -> dict[str, Any]:
-    """Return `table`: columns as (heading, aligned to the right) and lines of text; empty columns are left out."""
+    """Return `table`: columns as (heading, aligned to the right) and lines.
+
+    Empty columns are left out.
+    """
     shown = columns.text(frame, described, "page")
     kept = [column for column in shown.columns if shown.frame[column.heading].ne("").any()]
     lines = shown.frame[[column.heading for column in kept]].to_numpy().tolist()

@@ -66,7 +66,9 @@ class _Pair:
 
 
 def table(runs: pd.DataFrame, main: str = "") -> pd.DataFrame:
-    """Return one line for every pair of methods in a comparison set; `a` has the higher mean.
+    """Return one line for each pair of methods in a comparison set.
+
+    `a` has the higher mean.
 
     runs   `Frames.runs`
     main   the method whose comparisons with its rivals are the declared family; "" for none
@@ -105,7 +107,7 @@ def _methods(runs: pd.DataFrame) -> list[_Method]:
 
 @functools.cache
 def _is_rival(method: str) -> bool:
-    """Return False for controls, for followers of another run, and for methods written from an abstract."""
+    """Return False for controls, followers of a run, and methods from abstracts."""
     kind = registered.discover().get(method)
     if kind is None or isinstance(kind, Broken):
         return True
@@ -116,8 +118,8 @@ def _pairs(key: tuple[Any, ...], methods: Sequence[_Method], main: str) -> Itera
     for a, b in itertools.combinations(methods, 2):
         own, other = (dict(zip(each.blocks, each.top1_N, strict=True)) for each in (a, b))
         shared = [block for block in own if block in other and block[1] != "unknown"]
-        ours, theirs = (a.kind, b.kind) if a.kind == main else (b.kind, a.kind)
-        family = DECLARED if ours == main and theirs != main and _is_rival(theirs) else SECONDARY
+        ours, rival = (a.kind, b.kind) if a.kind == main else (b.kind, a.kind)
+        family = DECLARED if ours == main and rival != main and _is_rival(rival) else SECONDARY
         first_N, second_M = a.top1_N, b.top1_N
         if shared:
             first_N, second_M = (np.array([each[block] for block in shared]) for each in (own, other))
@@ -126,7 +128,7 @@ def _pairs(key: tuple[Any, ...], methods: Sequence[_Method], main: str) -> Itera
 
 
 def _family(methods: Sequence[_Method], pairs: Sequence[_Pair], main: str) -> np.ndarray:
-    """Return `_TESTED` of the declared pairs [P, 6], by the error that all methods of the family share."""
+    """Return `_TESTED` of the declared pairs [P, 6], with the pooled error."""
     members = [method for method in methods if method.kind == main or _is_rival(method.kind)]
     number = {method.name: index for index, method in enumerate(members)}
     runs = [
@@ -160,7 +162,7 @@ def _secondary(pairs: Sequence[_Pair]) -> np.ndarray:
 
 
 def _corrected(tested: inference.Differences, design: inference.Design, *, methods: int = 2) -> np.ndarray:
-    """Return `_TESTED` [P, 6]: p-values by Holm's method, intervals and sizing at the level of Holm's step."""
+    """Return `_TESTED` [P, 6] at the levels of Holm's steps."""
     level_P = inference.holm_levels(tested.p_P)
     low_P, high_P = tested.interval(level_P)
     seeds_P = inference.seeds_needed(tested.effect_P, level_P, design, methods=methods)
@@ -202,13 +204,13 @@ def with_the_best(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(compared: pd.DataFrame) -> pd.DataFrame:
-    """Return the pairs with the best method that have enough runs to compare, with the `letter` of their conditions."""
+    """Return the best method's pairs with enough runs, with the conditions' `letter`."""
     pairs = with_the_best(compared)
     return pairs.assign(letter=words.told_apart(pairs, CONDITIONS)[0])[pairs["n"] >= FEWEST]
 
 
 def warnings(compared: pd.DataFrame) -> list[str]:
-    """What a reader might take from a table and its n does not carry, a line each."""
+    """Return warnings on conclusions that n does not support."""
     return [*_few(compared), *_one_base(compared), *_leaders(compared)]
 
 
@@ -220,7 +222,7 @@ def _few(compared: pd.DataFrame) -> Iterator[str]:
             f"({few.min()} at least; coarse ones do not count). The order of such methods in the table is not a result."
         )
     elif len(few):
-        yield f"Sizing: some pairs of methods have {few.min()} runs to compare; that tells, but a claim takes {FOR_A_CLAIM}."
+        yield f"Sizing: some pairs of methods have {few.min()} runs; a comparison needs {FEWEST}, a claim {FOR_A_CLAIM}."
 
 
 def _one_base(compared: pd.DataFrame) -> Iterator[str]:
@@ -233,7 +235,10 @@ def _one_base(compared: pd.DataFrame) -> Iterator[str]:
 
 
 def _leaders(compared: pd.DataFrame) -> Iterator[str]:
-    """Sets whose highest mean is not told apart from others, with enough runs to compare."""
+    """Yield sets whose highest mean is not distinguishable from other methods.
+
+    Only pairs with enough runs count.
+    """
     pairs = with_the_best(compared)
     letters, _ = words.told_apart(pairs, CONDITIONS)
     unclear = pairs.assign(letter=letters)[pairs["verdict"] == SAME]

@@ -1,8 +1,8 @@
-"""The counterparts of the DSP paper's tables and figures, by name: `python -m suite.report --paper NAME`.
+"""Counterparts of the DSP paper's tables and figures: `python -m suite.report --paper NAME`.
 
-Each is a choice among what a grid's report has, written to `results/paper/NAME/` with an `about.md` that says what it shows,
-which grid feeds it and what is missing so far. The paper's own table numbers could not be checked: `table1` and `table2` follow
-the usual order of tables, and stand beside the rows that its authors publish with their code.
+Each is a choice among what a grid's report has, written to `results/paper/NAME/` with an `about.md` on its content, its
+grids and missing runs. The paper's own table numbers could not be checked: `table1` and `table2` follow
+the usual order of tables, and are compared with the rows that its authors publish with their code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ABLATION = "ablation_"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A table or figure of the paper, and where its counterpart comes from."""
+    """Table or figure of the paper, and the source of its counterpart."""
 
     shows: str
     grids: tuple[str, ...]
@@ -41,7 +41,7 @@ class Entry:
 
 
 def entries() -> dict[str, Entry]:
-    """Name -> counterpart; every ablation grid is one."""
+    """Return name -> counterpart; each ablation grid is one."""
     both = ("paper_table1", "paper_table2")
     released = ("dsp_best_test", "dsp_best_validation")
     paper = {
@@ -73,7 +73,7 @@ def entries() -> dict[str, Entry]:
 
 
 def _title(grid_name: str) -> str:
-    """The grid's title, or what is wrong with its file: a broken one stops none of the others."""
+    """Return the grid's title, or the reason why its file is unusable."""
     try:
         return grids.load(grid_name).title
     except ValueError as error:
@@ -81,7 +81,9 @@ def _title(grid_name: str) -> str:
 
 
 def write(name: str, results: Path, *, smoke: bool = False) -> tuple[list[Path], list[str]]:
-    """Write the counterpart into `results`/paper/`name`, and nothing of an earlier one stays: its files, and remarks.
+    """Write the counterpart into `results`/paper/`name`; return files and remarks.
+
+    Files of an earlier counterpart are removed.
 
     What fails leaves the earlier one as it was. Raises ValueError with the valid names when there is none of this name.
     """
@@ -100,13 +102,13 @@ def write(name: str, results: Path, *, smoke: bool = False) -> tuple[list[Path],
 
 
 def missing_of(grid_name: str, results: Path, *, smoke: bool = False) -> str:
-    """ "paper_table1: 255 of 255 runs, 765 of 765 timings"; "" when nothing is missing."""
+    """Return text such as "paper_table1: 255 of 255 runs"; "" if nothing is missing."""
     try:
-        found = frames.load(grids.load(grid_name), results, smoke)
+        loaded = frames.load(grids.load(grid_name), results, smoke)
     except ValueError as error:
         return f"{grid_name}: {error}"
     parts = []
-    for what, frame in (("runs", found.runs), ("timings", found.timings)):
+    for what, frame in (("runs", loaded.runs), ("timings", loaded.timings)):
         without = int((frame["status"] != "done").sum())
         if without:
             parts.append(f"{without} of {len(frame)} {what}")
@@ -114,13 +116,15 @@ def missing_of(grid_name: str, results: Path, *, smoke: bool = False) -> str:
 
 
 def show_list(results: Path, console: Console, *, smoke: bool = False) -> None:
-    """Print every counterpart: what it shows, which grid feeds it, what is missing so far."""
+    """Print each counterpart with its content, grids and missing runs."""
     table = Table("name", "shows", "grid: what is missing so far", box=box.SIMPLE, pad_edge=False)
-    known: dict[str, str] = {}
+    missing_by_grid: dict[str, str] = {}
     for name, entry in entries().items():
         for grid in entry.grids:
-            known.setdefault(grid, missing_of(grid, results, smoke=smoke) or f"{grid}: nothing")
-        table.add_row(*(Text(text) for text in (name, entry.shows, "\n".join(known[grid] for grid in entry.grids))))
+            missing_by_grid.setdefault(grid, missing_of(grid, results, smoke=smoke) or f"{grid}: nothing")
+        table.add_row(
+            *(Text(text) for text in (name, entry.shows, "\n".join(missing_by_grid[grid] for grid in entry.grids)))
+        )
     console.print(table)
 
 
@@ -141,7 +145,10 @@ def _about(name: str, entry: Entry, missing: Sequence[str], folder: Path) -> str
 
 
 def _chosen(entry: Entry, results: Path, smoke: bool, folder: Path) -> list[str]:
-    """Copy the files of the grids' fresh reports, under the grid's name where there are several."""
+    """Copy the files of fresh reports of the grids.
+
+    If there are several grids, file names begin with the grid's name.
+    """
     remarks: list[str] = []
     for grid in entry.grids:
         report = build(grid, results, smoke)
@@ -155,7 +162,10 @@ def _chosen(entry: Entry, results: Path, smoke: bool, folder: Path) -> list[str]
 
 
 def _structures(entry: Entry, results: Path, smoke: bool, folder: Path) -> list[str]:
-    """The structure of the first seed of every finished run with filter groups, where its packed network is there."""
+    """Draw the first seed of each finished run with filter groups.
+
+    Packed networks that do not exist are left out.
+    """
     remarks = []
     for name in entry.grids:
         runs = frames.load(grids.load(name), results, smoke).runs

@@ -1,7 +1,7 @@
-"""Pareto figures: accuracy over the cut in MACs, the cut in parameters, the measured speed-up and, on a GPU, the latency.
+"""Pareto figures: accuracy over cut, measured speed-up or latency.
 
-Front    the measured points (means) and the unpruned network that no other one beats on both axes. It is a staircase: at each
-         place the best accuracy of what lies there or further. Spread and published points have no part in it.
+Front    the measured points (means) and the unpruned network that no other point beats on both axes. It is a staircase: at each
+         place the best accuracy of the points there or further. Spread and published points have no part in it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AXES_IN = 3.2
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """What a Pareto figure has on its horizontal axis."""
+    """Horizontal axis of a Pareto figure."""
 
     title: str
     column: str
@@ -50,7 +50,7 @@ class Axis:
         return (*CONDITIONS, *TIMED_CONDITIONS) if self.timed else tuple(CONDITIONS)
 
     def dense(self, points: pd.DataFrame) -> float:
-        """Where the unpruned network stands."""
+        """Return the place of the unpruned network."""
         return {"speedup_x": 1.0, "packed_ms": points["dense_ms"].median()}.get(self.column, 0.0)
 
 
@@ -84,30 +84,33 @@ AXES: dict[Over, Axis] = {
 
 
 def points_of(lines: pd.DataFrame, over: Over) -> pd.DataFrame:
-    """The lines of the table that have a place in the figure, each once.
+    """Return the lines of the table with a place in the figure, each once.
 
     An absolute time means something on a named GPU only: what was timed on a CPU has its speed-up, not its latency.
     """
     axis = AXES[over]
-    there = lines.dropna(subset=["top1_mean_pct", axis.column])
+    lines_with_value = lines.dropna(subset=["top1_mean_pct", axis.column])
     if over == "latency":
-        there = there[~there["timed_device"].str.startswith("cpu")]
-    return there.drop_duplicates(["cell", *axis.conditions])
+        lines_with_value = lines_with_value[~lines_with_value["timed_device"].str.startswith("cpu")]
+    return lines_with_value.drop_duplicates(["cell", *axis.conditions])
 
 
 def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path) -> style.Picture:
-    """Write one figure as PNG and PDF. `published` are the numbers of others for this data set and model."""
+    """Draw one figure.
+
+    `published` has the published numbers of this data set and model.
+    """
     axis, spread = AXES[over], spread_of(points)
     letters, meanings = words.told_apart(points, axis.conditions)
     points = points.assign(name=points["short"] + letters)
-    known = published.dropna(subset=[axis.published]) if axis.published else published.iloc[:0]
+    numbers = published.dropna(subset=[axis.published]) if axis.published else published.iloc[:0]
     keys = ["series", *axis.conditions]
     data, model = str(points["data"].iloc[0]), str(points["model"].iloc[0])
     count = points.groupby(keys).ngroups
     with style.new_figure(entries=0) as figure:
         axes = figure.add_subplot()
         axes.margins(x=0.05, y=0.07)
-        shown = pd.concat([points[axis.column], known[axis.published]]) if axis.published else points[axis.column]
+        shown = pd.concat([points[axis.column], numbers[axis.published]]) if axis.published else points[axis.column]
         cut = not axis.timed and extent.is_narrow(shown)
         front = _front(points, axis) if not meanings else None
         ends = [
@@ -115,7 +118,7 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
             for _, line in points.groupby(keys, sort=False)
         ]
         _reference(axes, points, axis, spread, cut)
-        _published(axes, known, axis.published)
+        _published(axes, numbers, axis.published)
         if front is not None and len(front) > 1:
             _draw_front(axes, front)
         axes.set(xlabel=axis.label, ylabel="top-1 accuracy (%)")
@@ -123,11 +126,11 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
             extent.no_gain(axes, axis.dense(points))
         if cut:
             extent.broken(axes, *extent.window(shown))
-        below = extent.lift(axes, points, known["top1_pct"])
+        below = extent.lift(axes, points, numbers["top1_pct"])
         if below is not None:
             extent.mark_below(axes, points, axis.column, below, [end.look for end in ends], keys)
         style.legend(figure, "outside upper left", ncols=2, fontsize=7, handlelength=2, columnspacing=1.2)
-        text = _caption(points, known, over, spread, front, cut=cut, below=below)
+        text = _caption(points, numbers, over, spread, front, cut=cut, below=below)
         text = f"{text} {'; '.join(meanings)}." if meanings else text
         style.caption(figure, text)
         style.name_ends(figure, axes, ends, AXES_IN)
@@ -140,7 +143,10 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
 
 
 def _line(axes: Axes, line: pd.DataFrame, axis: Axis, spread: Spread, look: dict[str, Any], weight: float) -> style.End:
-    """One method: its points in the order of their budgets. Hollow markers have no difference in speed."""
+    """Draw one method's points, ordered by budget.
+
+    Hollow markers: no difference in speed.
+    """
     line = line.sort_values("macs_cut_pct")
     x, y = line[axis.column], line["top1_mean_pct"]
     bars: dict[str, Any] = {"yerr": _half_width(line, spread)} if spread != "none" else {}
@@ -159,7 +165,9 @@ def _line(axes: Axes, line: pd.DataFrame, axis: Axis, spread: Spread, look: dict
 
 
 def _reference(axes: Axes, points: pd.DataFrame, axis: Axis, spread: Spread, cut: bool) -> None:
-    """The unpruned network: a star with its spread and a line at its accuracy. One for every set of conditions.
+    """Draw the unpruned network: a star with its spread, and a line.
+
+    There is one for each set of conditions.
 
     Where the axis is `cut` the star stands at its left end, before the break.
     """
@@ -179,7 +187,10 @@ def _reference(axes: Axes, points: pd.DataFrame, axis: Axis, spread: Spread, cut
 
 
 def _front(points: pd.DataFrame, axis: Axis) -> pd.DataFrame:
-    """The corners of the front as `x`, `y` and `cell`, the unpruned network (cell -1) first where it is one of them."""
+    """Return the corners of the front as `x`, `y` and `cell`.
+
+    The unpruned network is cell -1, first if it is on the front.
+    """
     dense = {"x": axis.dense(points), "y": points["base_top1_mean_pct"].mean(), "cell": -1}
     own = points[[axis.column, "top1_mean_pct", "cell"]].set_axis(["x", "y", "cell"], axis=1)
     every = pd.concat([pd.DataFrame([dense]), own], ignore_index=True)
@@ -194,7 +205,7 @@ def _draw_front(axes: Axes, front: pd.DataFrame) -> None:
 
 
 def _weight(line: pd.DataFrame, front: pd.DataFrame | None, count: int) -> float:
-    """1 for a line that is drawn with its full weight: all of a few, of many those that reach the front."""
+    """Return 1 for a line with full weight: few lines, or it reaches the front."""
     if count <= style.MANY or front is None or line["cell"].isin(front["cell"]).any():
         return 1
     return 0.5
@@ -203,10 +214,10 @@ def _weight(line: pd.DataFrame, front: pd.DataFrame | None, count: int) -> float
 # ---- what others published -------------------------------------------------------------------------------------------
 
 
-def _published(axes: Axes, known: pd.DataFrame, column: str) -> None:
-    """Hollow marks, a shape for each source, with the number of the method in the key."""
+def _published(axes: Axes, numbers: pd.DataFrame, column: str) -> None:
+    """Draw hollow marks: a shape for each source, a number for each method."""
     number = 0
-    for index, (source, part) in enumerate(known.groupby("source", sort=False)):
+    for index, (source, part) in enumerate(numbers.groupby("source", sort=False)):
         names = []
         for method, same in part.groupby("method", sort=False):
             number += 1
@@ -220,7 +231,7 @@ def _published(axes: Axes, known: pd.DataFrame, column: str) -> None:
 
 
 def spread_of(points: pd.DataFrame) -> Spread:
-    """One meaning of the bars for the whole figure."""
+    """Return the meaning of the bars in the whole figure."""
     return "t95" if points["n"].min() >= 3 else "sd" if points["n"].max() >= 2 else "none"
 
 
@@ -233,7 +244,7 @@ def _half_width(line: pd.DataFrame, spread: Spread) -> pd.Series:
 
 def _caption(
     points: pd.DataFrame,
-    known: pd.DataFrame,
+    numbers: pd.DataFrame,
     over: Over,
     spread: Spread,
     front: pd.DataFrame | None,
@@ -241,7 +252,7 @@ def _caption(
     cut: bool,
     below: float | None,
 ) -> str:
-    """What is shown: data, model, n, bars, device, commit, and what a reader could take for something else."""
+    """Describe data, model, n, bars, device, commit, and pitfalls of reading."""
     axis = AXES[over]
     about = [f"{words.who(points)}: mean over {words.runs(points['n'])}", SPREAD_WORDS[spread]]
     if over == "speedup":
@@ -258,19 +269,19 @@ def _caption(
     sentences += ["The horizontal axis is broken between the star, at 0, and the points"] if cut else []
     sentences += [f"Time {words.measured(points)}"] if axis.timed else []
     sentences += [f"T{words.trained(points)[1:]}"]
-    return ". ".join([*sentences, *_about_published(known)]) + "."
+    return ". ".join([*sentences, *_about_published(numbers)]) + "."
 
 
-def _about_published(known: pd.DataFrame) -> list[str]:
-    """What is different about the hollow marks."""
-    reference = [words.REFERENCE] if (known["source"] == REFERENCE).any() else []
-    known = known[known["source"] != REFERENCE]
-    if known.empty:
+def _about_published(numbers: pd.DataFrame) -> list[str]:
+    """Describe the published numbers and reference rows."""
+    reference = [words.REFERENCE] if (numbers["source"] == REFERENCE).any() else []
+    numbers = numbers[numbers["source"] != REFERENCE]
+    if numbers.empty:
         return reference
     text = "Published numbers are as stated, from other base networks and schedules"
-    scopes = known.loc[known["flops_scope"] == "prunable convs", "source"].unique()
+    scopes = numbers.loc[numbers["flops_scope"] == "prunable convs", "source"].unique()
     if len(scopes):
         text += f"; cuts of {' and '.join(scopes)} count the prunable convolutions only"
-    if (known["selection"] == "best epoch on test").any():
+    if (numbers["selection"] == "best epoch on test").any():
         text += ", and its epoch is the best on the test set"
     return [text, *reference]

@@ -1,7 +1,9 @@
-"""The numbers that others published, from `results/reference/published/`: every row was read in the source that it names.
+"""Published numbers, from `results/reference/published/`.
 
-They stand beside ours and never among them. What a source did not state is absent, never filled in. `names.csv` there says
-which of the suite's methods is meant where a source calls it otherwise.
+Each row was read in the source that it names.
+
+Published numbers are shown beside ours and never mixed with them. A number that a source does not state is absent. `names.csv`
+maps the sources' names of methods to the suite's names.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ _NEEDED = ("data", "model", "method", "seen", "source")
 
 
 def load(home: Path = HOME) -> pd.DataFrame:
-    """All published rows, with `COLUMNS`; none when the folder is not there, as in an installed package.
+    """Return all published rows, with `COLUMNS`.
+
+    There is none without the folder, as in an installed package.
 
     Raises ValueError naming file, line, bad value and what is allowed.
     """
@@ -65,7 +69,7 @@ def _rows(path: Path) -> Iterator[dict[str, str | float]]:
 
 
 def _lines(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where it stands and what it says, of every line below the header."""
+    """Yield location and values of each line below the header."""
     try:
         reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
         lines = [(f"{path}, line {reader.line_num}", row) for row in reader]
@@ -80,7 +84,7 @@ def _lines(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str,
 
 
 def _number(text: str, where: str) -> float:
-    """A count of groups or a percentage; nan when it was not stated."""
+    """Parse a count of groups or a percentage; nan if it is not stated."""
     if not text:
         return math.nan
     try:
@@ -95,7 +99,7 @@ def _number(text: str, where: str) -> float:
 
 
 def from_reference(reference: pd.DataFrame) -> pd.DataFrame:
-    """Return lines of the project's tracked rows (`cells.table`) in the form of published rows, for hollow marks."""
+    """Return tracked lines (`cells.table`) in the form of published rows."""
     lines = reference.drop_duplicates(["cell", *CONDITIONS])
     return pd.DataFrame(
         {

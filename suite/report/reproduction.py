@@ -39,18 +39,20 @@ COLUMNS = columns.names(columns.REPRODUCTION)
 
 
 def table(runs: pd.DataFrame, lines: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """One line for every published row of the grid's methods, data sets, models and groups, and line of ours beside it.
+    """Return one line for each published row and each line of ours beside it.
+
+    Published rows are those of the grid's methods, networks and groups.
 
     `runs` and `lines` are `Frames.runs` and what `cells.accuracy_lines` makes of them. `difference_pp` is positive where
     ours is better.
     """
-    asked = set(zip(lines["data"], lines["model"], lines["method"], lines["groups"], strict=True))
-    every = {key[:3] for key in asked}
+    networks = set(zip(lines["data"], lines["model"], lines["method"], lines["groups"], strict=True))
+    every = {key[:3] for key in networks}
     about = [
         row
         for row in published.dropna(subset=["top1_pct"]).to_dict("records")
         if (key := (row["data"], row["model"], row["ours"])) in every
-        and (pd.isna(row["groups"]) or (*key, row["groups"]) in asked)
+        and (pd.isna(row["groups"]) or (*key, row["groups"]) in networks)
     ]
     done = runs[runs["status"] == "done"].set_index("key")
     rows = [line for row in about for line in _beside(row, lines, done)]
@@ -85,7 +87,7 @@ def _median_of(runs: str) -> int | None:
 
 
 def _nearest(row: dict[Any, Any], own: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The lines to compare with, the nearest of every series and set of conditions; or none, and why."""
+    """Return the nearest line of each series and conditions, or none and the reason."""
     none = own.iloc[:0]
     if FROM_SCRATCH in row["variant"]:
         return none, "the source trains from scratch, ours start from trained weights"
@@ -103,17 +105,17 @@ def _nearest(row: dict[Any, Any], own: pd.DataFrame) -> tuple[pd.DataFrame, str]
         nearest_cut = own.sort_values("away")[CUT[row["scope"]]].iloc[0]
         return none, f"no cut within {NEAR_PP:g} point; the nearest is {nearest_cut:.2f} %"
     nearest = near.loc[near.groupby(["series", *CONDITIONS], sort=False)["away"].idxmin()]
-    wanted = _SELECTION.get(row["selection"], "")
-    alike = nearest[(nearest["selection"] == BEST_ON_TEST) == (wanted == BEST_ON_TEST)]
+    kept = _SELECTION.get(row["selection"], "")
+    alike = nearest[(nearest["selection"] == BEST_ON_TEST) == (kept == BEST_ON_TEST)]
     if alike.empty:
-        return none, _other_selection(nearest.iloc[0], wanted)
+        return none, _other_selection(nearest.iloc[0], kept)
     return alike, ""
 
 
-def _other_selection(line: pd.Series, wanted: str) -> str:
+def _other_selection(line: pd.Series, kept: str) -> str:
     ours = f"{line['top1_mean_pct']:.2f} % (n = {line['n']})"
-    theirs = "is of the best epoch on test" if wanted == BEST_ON_TEST else "is not"
-    return f"the published row {theirs}; ours, {ours}, is of {_KEPT.get(line['selection'], line['selection'])}"
+    published_one = "is of the best epoch on test" if kept == BEST_ON_TEST else "is not"
+    return f"the published row {published_one}; ours, {ours}, is of {_KEPT.get(line['selection'], line['selection'])}"
 
 
 def _compared(start: dict[str, Any], line: dict[Any, Any], runs: pd.DataFrame) -> dict[str, Any]:

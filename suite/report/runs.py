@@ -1,4 +1,4 @@
-"""What the page shows of every run: its row, its latency rows, and what its folder has beside them."""
+"""Data of each run on the page: rows, curves, structure and log."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ _ABOUT = {field for field in records.Row.__dataclass_fields__ if field not in ("
 def collect(
     runs: Sequence[Pruned], timed: Iterable[Timed], rows: Mapping[str, records.Row], results: Path
 ) -> dict[str, Any]:
-    """Plain JSON values: `runs`, in the grid's order; `curves` by stage; `provenance`, what several rows share, by number."""
+    """Return plain JSON values.
+
+    `runs` are in the grid's order, `curves` by stage; `provenance` is shared by several rows and indexed.
+    """
     measured: dict[str, list[Timed]] = {}
     for stage in timed:
         measured.setdefault(stage.pruned.key, []).append(stage)
     shared: dict[str, int] = {}
-    found = [_run(run, measured.get(run.key, []), rows, shared, results) for run in runs]
-    stages = {key for run in found for _, key in run["curves"]}
+    data_of_runs = [_run(run, measured.get(run.key, []), rows, shared, results) for run in runs]
+    stages = {key for run in data_of_runs for _, key in run["curves"]}
     curves = {key: curve for key in sorted(stages) if (curve := _curve(results / "work" / key))}
-    for run in found:
+    for run in data_of_runs:
         run["curves"] = [(title, key) for title, key in run["curves"] if key in curves]
-    most = max((len(groups) for run in found for *_, groups in run["structure"]), default=1)
+    most = max((len(groups) for run in data_of_runs for *_, groups in run["structure"]), default=1)
     return {
-        "runs": found,
+        "runs": data_of_runs,
         "curves": curves,
         "provenance": [json.loads(text) for text in shared],
         "colours": [structure.colour(index, most) for index in range(most)],
@@ -73,13 +76,13 @@ def _timed(row: records.Row, shared: dict[str, int]) -> dict[str, Any]:
 
 
 def _numbers(row: records.Row) -> list[tuple[str, Any]]:
-    """The row's own fields that have a value; floats with as many digits as a reader can use."""
+    """Return the row's own fields that have a value; floats have six digits."""
     values = {name: value for name, value in vars(row).items() if name not in _ABOUT | {"status", "reason"}}
     return list(_flat({name: value for name, value in values.items() if value not in (None, "", (), {})}))
 
 
 def _flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested values as ("base.schedule.epochs", 5)."""
+    """Yield nested values as ("base.schedule.epochs", 5)."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
@@ -92,7 +95,7 @@ def _flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def _provenance(row: records.Row, shared: dict[str, int]) -> dict[str, Any]:
-    """`own` is what this row alone has; `shared` the number of what others have too."""
+    """Return `own` values of this row, and the index of the `shared` ones."""
     own = {name: row.provenance[name] for name in ("finished", "base_sha256") if name in row.provenance}
     rest = list(_flat({name: value for name, value in row.provenance.items() if name not in own}))
     return {"own": list(own.items()), "shared": shared.setdefault(json.dumps(rest), len(shared))}
@@ -102,7 +105,10 @@ def _provenance(row: records.Row, shared: dict[str, int]) -> dict[str, Any]:
 
 
 def _curve(folder: Path) -> dict[str, Any] | None:
-    """`epoch` and every number of the log; None without a whole log of two epochs or more."""
+    """Return `epoch` and each number of the log.
+
+    None without a whole log of two epochs or more.
+    """
     try:
         lines = learning.read_log(folder)
         names = [name for name in lines[0] if name != "epoch"] if len(lines) > 1 else []
@@ -125,7 +131,10 @@ def _short(value: Any) -> float | None:
 
 
 def _structure(path: Path) -> list[tuple[str, int, int, list[tuple[float, float]]]]:
-    """For every convolution its name, filters, channels, and groups as (share of filters, share of channels)."""
+    """Return name, filters, channels and groups of each convolution.
+
+    A group is (share of filters, share of channels).
+    """
     if not path.is_file():
         return []
     try:
@@ -139,7 +148,7 @@ def _structure(path: Path) -> list[tuple[str, int, int, list[tuple[float, float]
 
 
 def _log_tail(path: Path) -> str:
-    """The last lines of the run's log; "" without one."""
+    """Return the last lines of the run's log; "" without one."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,7 @@
-"""Measured speed-up over the theoretical one. On the diagonal a network is as much faster as it has fewer MACs."""
+"""Measured speed-up over the theoretical one.
+
+On the diagonal the measured speed-up is the ratio of MACs.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ TITLE = "Theoretical against measured speed-up"
 
 
 def points_of(latency: pd.DataFrame) -> pd.DataFrame:
-    """The latency lines that have both numbers."""
+    """Return the latency lines that have both numbers."""
     return latency.dropna(subset=["speedup_x", "theoretical_x"])
 
 
 def draw(points: pd.DataFrame, folder: Path) -> style.Picture:
-    """Write one figure, with a panel for every timing of the grid."""
+    """Draw one figure, with a panel for each timing of the grid."""
     keys = [*CONDITIONS, *TIMED_CONDITIONS]
     letters, meanings = words.told_apart(points, keys)
     points = points.assign(name=points["short"] + letters)
@@ -81,7 +84,7 @@ def _panel(axes: Axes, points: pd.DataFrame) -> list[style.End]:
 
 
 def _limits(axes: Axes, points: pd.DataFrame) -> None:
-    """Logarithmic, and 1 always in sight."""
+    """Set logarithmic axes that contain 1."""
     largest = max(points["theoretical_x"].max(), points["speedup_high_x"].max(), 1.5)
     smallest = min(points["speedup_low_x"].min(), 1.0)
     axes.set(xscale="log", yscale="log")
@@ -93,7 +96,7 @@ def _limits(axes: Axes, points: pd.DataFrame) -> None:
         each.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     at = (largest * points["theoretical_x"].min()) ** 0.5
     rotation: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "transform_rotates_text": True}
-    axes.text(at, at * 1.03, "as the MACs say", fontsize=7, color="0.4", ha="center", va="bottom", **rotation)
+    axes.text(at, at * 1.03, "ratio of MACs", fontsize=7, color="0.4", ha="center", va="bottom", **rotation)
     axes.annotate(
         "no gain",
         (1, 1),
@@ -117,7 +120,7 @@ def _title(points: pd.DataFrame) -> str:
 def _caption(points: pd.DataFrame, meanings: list[str]) -> str:
     sentences = [
         f"{words.who(points)}: median over {words.runs(points['speedup_n'])}; bars: the range of the runs' 95 % intervals",
-        "Hollow: the range contains 1. The diagonal is what the MACs promise; below it the device does not keep the promise",
+        "Hollow: the range contains 1. On the diagonal, measured and theoretical speed-up are equal",
         f"Measured {words.measured(points)}",
         *(["; ".join(meanings)] if meanings else []),
     ]

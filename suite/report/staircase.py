@@ -39,7 +39,10 @@ def draw(times: pd.DataFrame, layer: dict[str, Any], device: str, path: Path) ->
 
 
 def draw_all(folder: Path) -> list[Path]:
-    """Draw every staircase in a folder; return the files. Raises ValueError if the folder has none."""
+    """Draw each staircase in a folder; return the files.
+
+    Raises ValueError if the folder has none.
+    """
     paths = []
     for conditions in sorted(folder.glob("*.json")):
         about = json.loads(conditions.read_text())

@@ -2,7 +2,7 @@
 
 A row is a convolution, and its width stands for its filters: a piece for every filter group, as wide as the group has
 filters, filled as high as the group still reads channels. The filled area is then the share of kernels, and of the layer's
-MACs, that is left. Beside it stand the same channels as numbers on an axis, and the share of the layer's MACs that is gone.
+MACs, that is left. Panels on the right show the same channels on an axis, and the removed share of the layer's MACs.
 
 Groups of different layers have nothing to do with each other: in each layer the darkest is the one that reads most.
 """
@@ -48,7 +48,7 @@ PACKED_NAME = "packed.safetensors"
 
 @dataclass(frozen=True)
 class Layer:
-    """What is left of a convolution, in shares of the dense one."""
+    """Remaining share of a convolution."""
 
     conv: Conv
     groups: tuple[tuple[float, float], ...]
@@ -56,17 +56,17 @@ class Layer:
 
     @property
     def removed_filters(self) -> float:
-        """Share of the filters that are gone."""
+        """Share of the filters that are removed."""
         return 1 - sum(filters for filters, _ in self.groups)
 
     @property
     def removed_macs(self) -> float:
-        """Share of the MACs, which is that of the kernels, that is gone."""
+        """Share of the MACs, which is that of the kernels, that is removed."""
         return 1 - sum(filters * channels for filters, channels in self.groups)
 
 
 def layers(plan: PruningPlan, graph: Graph) -> list[Layer]:
-    """All convolutions in the order of execution, after all that `plan` leaves dead is gone.
+    """Return all convolutions in order of execution, after dead filters are removed.
 
     Raises ValueError when the plan is not one of this network.
     """
@@ -83,32 +83,38 @@ def _groups(plan: ConvPlan, conv: Conv) -> tuple[tuple[float, float], ...]:
 
 
 def write(plan: PruningPlan, graph: Graph, caption: str, path: Path) -> list[Path]:
-    """Draw the figure and write PATH.png and PATH.pdf. Raises ValueError when the plan is not one of this network."""
+    """Draw the figure and write PATH.png and PATH.pdf.
+
+    Raises ValueError if the plan is not one of this network.
+    """
     with style.new_figure(entries=0) as figure:
         draw(figure, plan, graph, caption)
         return style.save(figure, path)
 
 
 def draw(figure: Figure, plan: PruningPlan, graph: Graph, caption: str) -> None:
-    """Fill an empty figure (`style.new_figure`) with the structure that `plan` leaves of the network, and `caption`."""
+    """Draw the structure that `plan` leaves of the network, and `caption`.
+
+    `figure` is empty (`style.new_figure`).
+    """
     rows = layers(plan, graph)
     most = max(len(row.groups) for row in rows)
     colours = [colour(index, most) for index in range(most)]
     height = min(ROW_IN[1], max(ROW_IN[0], ROWS_IN / len(rows)))
     figure.set_size_inches(WIDTH_IN, 1.35 + height * len(rows))
-    shapes, kept, gone = figure.subplots(1, 3, sharey=True, width_ratios=(5, 2.6, 1.5))
+    shapes, kept, removed = figure.subplots(1, 3, sharey=True, width_ratios=(5, 2.6, 1.5))
     with matplotlib.rc_context({"hatch.linewidth": 0.6}):
         for y, row in enumerate(rows):
             _draw_shape(shapes, y, row, colours)
             _draw_kept(kept, y, row, colours)
-            _draw_gone(gone, y, row)
-        _label(figure, (shapes, kept, gone), rows)
+            _draw_gone(removed, y, row)
+        _label(figure, (shapes, kept, removed), rows)
         figure.legend(handles=_legend(colours), loc="outside upper left", ncols=5, fontsize=7.5, columnspacing=1.2)
         style.caption(figure, caption)
 
 
 def colour(index: int, count: int) -> str:
-    """The colour of the `index`-th of at most `count` groups: dark to light, in print without colour too."""
+    """Return the colour of the `index`-th of `count` groups, dark to light."""
     return to_hex(matplotlib.colormaps["cividis"](0.82 * index / max(count - 1, 2)))
 
 
@@ -180,7 +186,7 @@ def _legend(colours: Sequence[str]) -> list[Patch]:
 
 
 def draw_all(runs: pd.DataFrame, results: Path, folder: Path) -> list[style.Picture]:
-    """Write the structure of one finished run for every data set and model, where its packed network is in `results`/work.
+    """Draw one finished run of each network that has a packed network.
 
     It is the first one that can be read, of a method with filter groups if there is one. `runs` are those of `frames`.
     """
@@ -213,17 +219,20 @@ def _of_run(run: dict[Hashable, Any], plan: PruningPlan, graph: Graph, folder: P
 
 
 def read(path: Path) -> tuple[PruningPlan, Graph]:
-    """The plan of a packed network and the graph of its dense one. Raises ValueError when the file is none."""
+    """Return the plan of a packed network and the graph of its dense one.
+
+    Raises ValueError if the file is no packed network.
+    """
     about = pack.header(path)
     try:
         return pack.plan_of(path), _graph(about["model"], about["classes"], tuple(about["input_shape"]))
     except KeyError as error:
-        raise ValueError(f"{path} does not say its {error}") from error
+        raise ValueError(f"{path} lacks its {error}") from error
 
 
 @functools.cache
 def _graph(model: str, classes: int, input_shape: tuple[int, int, int]) -> Graph:
-    """The graph of a network by its name."""
+    """Build the graph of a network by name."""
     with torch.device("meta"):
         network = models.build(model, classes)
     return Graph(network, input_shape)
@@ -234,7 +243,9 @@ def _packed(key: str, results: Path) -> Path:
 
 
 def report(path_or_key: str, results: Path) -> list[Path]:
-    """Write the figure of a packed network, by its file or by the key of its run, into `results`/structure.
+    """Draw a packed network, given its file or the key of its run.
+
+    The files are in `results`/structure.
 
     Raises ValueError when there is no such run or the file is no packed network.
     """
@@ -247,12 +258,15 @@ def report(path_or_key: str, results: Path) -> list[Path]:
 
 
 def find(path_or_key: str, results: Path) -> Path:
-    """The file of a packed network. Raises ValueError when there is none."""
+    """Return the file of a packed network.
+
+    Raises ValueError if there is none.
+    """
     if re.fullmatch(r"[a-z]+-[0-9a-f]{12}", path_or_key) and not Path(path_or_key).is_file():
         path = _packed(path_or_key, results)
         if not path.is_file():
-            found = len(list((results / "work").glob(f"*/{PACKED_NAME}")))
-            raise ValueError(f"{path_or_key} has no packed network in {results / 'work'}, where {found} others are")
+            count = len(list((results / "work").glob(f"*/{PACKED_NAME}")))
+            raise ValueError(f"{path_or_key} has no packed network in {results / 'work'}, where {count} others are")
         return path
     if not Path(path_or_key).is_file():
         raise ValueError(f"{path_or_key} is neither a file nor a run's key, such as pruned-0123456789ab")
@@ -262,7 +276,7 @@ def find(path_or_key: str, results: Path) -> Path:
 def _caption(plan: PruningPlan, graph: Graph, name: str) -> str:
     removed = [row.removed_filters for row in layers(plan, graph)]
     return (
-        f"{name}: {100 * graph.cut(plan):.2f} % of the network's MACs are gone, {100 * graph.cut(plan, 'prunable'):.2f} % of "
+        f"{name}: {100 * graph.cut(plan):.2f} % of the network's MACs are removed, {100 * graph.cut(plan, 'prunable'):.2f} % of "
         f"the prunable convolutions'; {sum(share > 0 for share in removed)} of {len(removed)} layers lose filters. Behind a "
         "layer's name: its filters × channels before pruning; grey names: stem and shortcuts. The filled area is the share of "
         "the layer's MACs that is left; a dot is a filter group, larger with more filters."

@@ -1,4 +1,7 @@
-"""The look of all figures, in one place: colours that colour-blind readers tell apart, and markers and dashes for grey print."""
+"""Style of all figures.
+
+Colours are distinct for colour-blind readers; markers and dashes for grey print.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ _RC: dict[Any, Any] = {
 
 
 def of_series(index: int) -> dict[str, Any]:
-    """Colour, marker and dashes of the `index`-th line of a figure."""
+    """Return colour, marker and dashes of the `index`-th line of a figure."""
     marker, size = _MARKERS[index % len(_MARKERS)]
     return {
         "color": _COLOURS[index % len(_COLOURS)],
@@ -80,7 +83,10 @@ def of_series(index: int) -> dict[str, Any]:
 
 
 def of_source(index: int) -> dict[str, Any]:
-    """Hollow mark of the `index`-th source of published numbers: never to be taken for a measured point."""
+    """Return the hollow mark of the `index`-th source of published numbers.
+
+    Measured points are filled.
+    """
     marker = _HOLLOW[index % len(_HOLLOW)]
     return {
         "linestyle": "none",
@@ -93,7 +99,7 @@ def of_source(index: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure that was written."""
+    """Written figure."""
 
     data: str
     model: str
@@ -106,7 +112,10 @@ class Picture:
 
 @contextmanager
 def new_figure(entries: int) -> Iterator[Figure]:
-    """An empty figure in this style, as high as `entries` of a legend need; drawn with Agg, apart from pyplot's state."""
+    """Yield an empty figure in this style, high enough for `entries` of a legend.
+
+    The figure is drawn by Agg, without the state of pyplot.
+    """
     width, height = SIZE_IN
     with matplotlib.rc_context(_RC):
         layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
@@ -116,35 +125,35 @@ def new_figure(entries: int) -> Iterator[Figure]:
 
 
 def caption(figure: Figure, text: str) -> None:
-    """One small paragraph below the axes; dollar signs in it are dollar signs."""
+    """Write a small paragraph below the axes; dollar signs are literal."""
     wrapped = "\n".join(textwrap.wrap(text, int(CAPTION_CHARACTERS_AN_INCH * figure.get_figwidth())))
     label = figure.supxlabel(wrapped, x=0.012, ha="left", fontsize=7, color="0.3", linespacing=1.35)
     label.set_parse_math(False)
 
 
 def fit(figure: Figure, axes: Axes, height_in: float) -> None:
-    """Make the figure as high as it must be for these axes to have this height beside all that stands above and below."""
+    """Set the height of the figure so that these axes have height `height_in`."""
     figure.draw_without_rendering()
     now = axes.get_position().height * figure.get_figheight()
     figure.set_figheight(figure.get_figheight() + height_in - now)
 
 
 def legend(figure: Figure, place: str = "outside right upper", **more: Any) -> None:
-    """What the figure's labelled artists mean, each label once, outside of the data."""
+    """Draw a legend outside of the data, with each label once."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
     if entries:
         small = {"fontsize": 7.5, "labelspacing": 0.45} if len(entries) > MANY else {}
-        found = figure.legend(list(entries.values()), list(entries), loc=place, **(small | more))  # type: ignore[call-overload]
-        for text in found.get_texts():
+        box = figure.legend(list(entries.values()), list(entries), loc=place, **(small | more))  # type: ignore[call-overload]
+        for text in box.get_texts():
             text.set_parse_math(False)
 
 
 @dataclass(frozen=True)
 class End:
-    """A line's last point, in data units, and what the line is called."""
+    """Last point of a line, in data units, with its name."""
 
     text: str
     x: float
@@ -153,7 +162,9 @@ class End:
 
 
 def name_ends(figure: Figure, axes: Axes, ends: Sequence[End], height_in: float) -> None:
-    """Names of lines right of the axes, each as near to its last point as the others let it, with its mark and a thin leader.
+    """Write the names of lines right of the axes, near their last points.
+
+    Each has its mark and a thin leader; names do not overlap.
 
     Called when all else is drawn. The axes get the height `height_in`, or what the names need.
     """
@@ -162,8 +173,8 @@ def name_ends(figure: Figure, axes: Axes, ends: Sequence[End], height_in: float)
     height_in = max(height_in, needed.sum())
     heights = needed / height_in
     to_axes = axes.transScale + axes.transLimits
-    wanted = np.array([to_axes.transform((end.x, end.y))[1] for end in ends])
-    for end, name, y in zip(ends, names, spread(wanted, heights, -0.03, 1.03), strict=True):
+    targets = np.array([to_axes.transform((end.x, end.y))[1] for end in ends])
+    for end, name, y in zip(ends, names, spread(targets, heights, -0.03, 1.03), strict=True):
         colour = end.look["color"]
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.55, "shrinkA": 0, "shrinkB": 3}
         axes.annotate("", (end.x, end.y), (1.022, y), textcoords="axes fraction", arrowprops=leader)
@@ -174,28 +185,30 @@ def name_ends(figure: Figure, axes: Axes, ends: Sequence[End], height_in: float)
     fit(figure, axes, height_in)
 
 
-def spread(wanted: np.ndarray, heights: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Places nearest to the `wanted` ones (least squares) at which labels of these heights do not overlap.
+def spread(targets: np.ndarray, heights: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return places without overlap for labels, nearest to the `targets`.
+
+    The distance is least squares.
 
     They keep their order and lie between `low` and `high` where there is room.
     """
-    order = np.argsort(wanted, kind="stable")
+    order = np.argsort(targets, kind="stable")
     gaps = (heights[order][1:] + heights[order][:-1]) / 2
     offsets = np.concatenate([[0.0], np.cumsum(gaps)])
-    starts = np.clip(isotonic_regression(wanted[order] - offsets).x, low, max(low, high - offsets[-1]))
+    starts = np.clip(isotonic_regression(targets[order] - offsets).x, low, max(low, high - offsets[-1]))
     placed = np.empty_like(offsets)
     placed[order] = starts + offsets
     return placed
 
 
 def label(text: str) -> str:
-    """`text` in lines that the legend has room for. A leading underscore would hide an entry from it."""
+    """Wrap `text` for the legend; a leading underscore would hide the entry."""
     wrapped = "\n".join(textwrap.wrap(text, LABEL_CHARACTERS))
     return f"\u200b{wrapped}" if wrapped.startswith("_") else wrapped
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write PATH.png and PATH.pdf, without dates, so that the same rows give the same files.
+    """Write PATH.png and PATH.pdf, without dates: equal rows give equal files.
 
     PNGs have a palette: a third of the bytes, which are kept under version control, and no visible difference.
     """

@@ -1,4 +1,4 @@
-"""`table.md`: the tables of a grid for reading, a section for each data set and model."""
+"""`table.md`: tables of a grid, a section for each network."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _section(data: str, model: str, lines: pd.DataFrame, pictures: Sequence[str]
 
 
 def _reference(reference: pd.DataFrame) -> list[str]:
-    """Return the section of the reference rows; they are never mixed into the table above it."""
+    """Return the section of the reference rows, apart from the table above."""
     if reference.empty:
         return []
     about = f"{words.markdown(words.REFERENCE)}. Accuracy: {words.markdown(words.trained(reference))}."

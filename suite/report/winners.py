@@ -1,4 +1,4 @@
-"""The best settings of each method in a tuning grid: by the mean accuracy on the validation part over seeds and budgets.
+"""Best settings of each method in a tuning grid, by mean validation accuracy.
 
 A trial counts when all its runs are done, and trials are compared only when all were run under one set of conditions. Of
 equal trials the earlier one wins, so the defaults stay unless they are beaten.
@@ -18,16 +18,16 @@ TRIAL = ["data", "model", "method"]
 
 
 def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], list[str]]:
-    """Write winners.csv and winners.md of a tuning grid; paths and remarks.
+    """Write winners.csv and winners.md of a tuning grid; return paths and remarks.
 
     Raises ValueError when the grid is measured on the test set, when no trial is complete, or when those of a method differ in
     their conditions.
     """
     grid = grids.load(name)
-    found = frames.load(grid, results, smoke).runs
-    if set(found["split"]) != {"tuning"}:
+    values = frames.load(grid, results, smoke).runs
+    if set(values["split"]) != {"tuning"}:
         raise ValueError(f"the grid {name} reads the test set; settings are chosen where split='tuning' only")
-    best = winners(found)
+    best = winners(values)
     if best.empty:
         raise ValueError(f"no trial of {name} is complete; `python -m suite.launch --grid {name}` goes on with them")
     folder = results / grids.folder_name(name)
@@ -39,7 +39,9 @@ def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], l
 
 
 def winners(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line a method with a complete trial. `first` is its first trial: the method's defaults.
+    """Return one line for each method with a complete trial.
+
+    `first` is its first trial: the method's defaults.
 
     Raises ValueError when the complete trials of a method differ in commit, device or another condition.
     """
@@ -68,13 +70,13 @@ def winners(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check(runs: pd.DataFrame) -> None:
-    differing = {name: found for name in frames.CONDITIONS if len(found := words.different(runs[name])) > 1}
+    differing = {name: values for name in frames.CONDITIONS if len(values := words.different(runs[name])) > 1}
     if differing:
         about = " and ".join(str(runs[name].iloc[0]) for name in ("method", "data", "model"))
-        said = "; ".join(f"{name} {' and '.join(found)}" for name, found in differing.items())
+        differences = "; ".join(f"{name} {' and '.join(values)}" for name, values in differing.items())
         raise ValueError(
-            f"the trials of {about} were run under different conditions ({said}); winners are chosen among equals only: move "
-            "the rows of all but one away and launch the grid again"
+            f"the trials of {about} were run under different conditions ({differences}); winners are chosen "
+            "among equals only: move the rows of all but one away and launch the grid again"
         )
 
 

@@ -80,7 +80,10 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def mean_sd(mean: float, sd: float, n: int | None = None) -> str:
-    """Format as "94.31 ± 0.20 (5)"; without sd or n if they are absent, "" without a mean."""
+    """Format as "94.31 ± 0.20 (5)"; "" without a mean.
+
+    sd and n are left out if they are absent.
+    """
     if pd.isna(mean):
         return ""
     spread = "" if pd.isna(sd) else f" ± {sd:.2f}"
@@ -88,13 +91,16 @@ def mean_sd(mean: float, sd: float, n: int | None = None) -> str:
 
 
 def interval(value: float, low: float, high: float, n: float | None = None) -> str:
-    """Format as "1.31 [1.27, 1.36] (5)"; without interval or n if they are absent, "" without a value."""
+    """Format as "1.31 [1.27, 1.36] (5)"; "" without a value.
+
+    Interval and n are left out if they are absent.
+    """
     ends = "" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]"
     return "" if pd.isna(value) else f"{value:.2f}{ends}" + ("" if n is None else f" ({n:.0f})")
 
 
 def sentences(*texts: str) -> str:
-    """Join texts to sentences: each begins with a capital letter and ends with a full stop; empty texts are left out."""
+    """Join texts to sentences with capital letter and full stop; skip empty texts."""
     return " ".join(f"{text[0].upper()}{text[1:].removesuffix('.')}." for text in texts if text)
 
 
@@ -104,12 +110,15 @@ def budget(share: float, scope: str) -> str:
 
 
 def levels(names: Sequence[str]) -> str:
-    """Number the names: "0 worst; 1 better; ..."."""
+    """Format numbered names: "0 worst; 1 better; ..."."""
     return "; ".join(f"{number} {name}" for number, name in enumerate(names))
 
 
 def epochs(line: Mapping[Hashable, Any] | pd.Series) -> str:
-    """Format epochs of base network, learning and fine-tuning as "164 + 120 + 400"; "" without a run."""
+    """Format epochs as "164 + 120 + 400": base network, learning, fine-tuning.
+
+    Without a run the text is "".
+    """
     if not line["n"]:
         return ""
     spent = (line["base_epochs"], line["learning_epochs"], line["finetune_epochs"])
@@ -117,7 +126,10 @@ def epochs(line: Mapping[Hashable, Any] | pd.Series) -> str:
 
 
 def speedup(line: Mapping[Hashable, Any] | pd.Series) -> str:
-    """Format as "1.31 [1.27, 1.36] (2)", with the verdict if it is "no difference"; "" without a measurement."""
+    """Format as "1.31 [1.27, 1.36] (2)"; "" without a measurement.
+
+    The verdict follows if it is "no difference".
+    """
     if not line["verdict"] or line["verdict"] == "not trusted":
         return str(line["verdict"])
     low, high = line["speedup_low_x"], line["speedup_high_x"]
@@ -161,7 +173,7 @@ def counts(lines: pd.DataFrame) -> str:
 
 
 def told_apart(lines: pd.DataFrame, conditions: Sequence[str]) -> tuple[pd.Series, list[str]]:
-    """Return a letter such as " [A]" for each line's conditions, and the meaning of each letter.
+    """Return a letter such as " [A]" for each line, and the letters' meanings.
 
     If all lines have the same conditions, there are no letters. A line without any of the differing conditions, such as one
     that was not run, has no letter.
@@ -204,7 +216,7 @@ def who(lines: pd.DataFrame) -> str:
 
 
 def runs(n: pd.Series) -> str:
-    """Format numbers of runs as "n = 3 runs" or "n = 2 to 5 runs"."""
+    """Format counts as "n = 3 runs" or "n = 2 to 5 runs"."""
     few, many = n.min(), n.max()
     return f"n = {few} run{'s' if many > 1 else ''}" if few == many else f"n = {few} to {many} runs"
 
