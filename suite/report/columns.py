@@ -272,7 +272,8 @@ def table(*, median: bool) -> Sequence[Column]:
 
 def page(*, median: bool) -> list[Column]:
     """Return the columns of the page's table, the most important ones first."""
-    first = ("method", "network", "budget", "pruned top-1 %", "median %", "drop pp", "n", "note", "FLOPs cut %")
+    accuracy = ("method", "network", "budget", "FLOPs cut %", "pruned top-1 %", "median %", "drop pp", "n", "note")
+    first = (*accuracy, "speed-up x", "theoretical x")
     places = {heading: place for place, heading in enumerate(first)}
     return sorted(table(median=median), key=lambda column: places.get(column.heading, len(first)))
 
