@@ -239,6 +239,7 @@ TABLE = (
         views=PAPER,
     ),
     *plain("timed_dirty"),
+    Column(name="reference", heading="dense runtimes", varying=True, views=PAPER),
     Column(name="fairness_level", heading="fairness", show=_fairness, about="shared by the methods at this budget"),
     *plain("fairness"),
     Column(name=EPOCHS[0], heading="epochs", show=words.epochs, about="base network + learning + fine-tuning"),

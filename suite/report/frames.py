@@ -279,7 +279,10 @@ def _pruned_rows(rows: Sequence[records.PrunedRow]) -> pd.DataFrame:
 
 
 def _reference(row: records.TimedRow) -> str:
-    """Return the runtimes of which the fastest is the reference; earlier rows of the full protocol are marked."""
+    """Return the runtimes of which the fastest is the reference.
+
+    Earlier rows of the full protocol are marked.
+    """
     if row.reference or row.protocol == "quick":
         return ", ".join(row.reference or ("torch",))
     return "tuned only (earlier rule)"
