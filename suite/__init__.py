@@ -1,1 +1,19 @@
-"""Everything that methods share: models, data, packing, training, measuring, records, grids and reports."""
+"""Parts that all methods share, and pruning from Python: `prune`, `compare`, `count`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from suite.api import Report, Result, compare, count, prune
+
+__all__ = ["Report", "Result", "compare", "count", "prune"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the functions at first use, so that `import suite` stays light."""
+    if name in __all__:
+        from suite import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

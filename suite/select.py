@@ -6,7 +6,7 @@ Shapes: O filters, I input channels, G filter groups, S filter sets (the filters
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -105,6 +105,31 @@ def without_sets(graph: Graph, sets: Mapping[str, Tensor], kept_S: Tensor) -> Pr
         if not bool(kept_O.all()):
             layers[name] = replace(ConvPlan.full(conv.filters, conv.channels), kept_O=kept_O)
     return PruningPlan(layers)
+
+
+def ignoring(planner: Planner, graph: Graph, layers: Iterable[str]) -> Planner:
+    """Return the planner without cuts in these layers.
+
+    Filters of other layers that are tied to a filter of these stay, too. Raises ValueError if there is no such convolution.
+    """
+    ignored = set(layers)
+    if unknown := sorted(ignored - graph.convs.keys()):
+        raise ValueError(f"there is no convolution {unknown[0]!r} to ignore; choose from: {', '.join(graph.convs)}")
+    if not ignored:
+        return planner
+    kept_sets = torch.cat([graph.filter_sets[name] for name in sorted(ignored)]).unique()
+
+    def plan(knob: float) -> PruningPlan:
+        full = planner(knob)
+        return PruningPlan(
+            {
+                name: replace(layer, kept_O=layer.kept_O | torch.isin(graph.filter_sets[name], kept_sets))
+                for name, layer in full.items()
+                if name not in ignored
+            }
+        )
+
+    return plan
 
 
 def channel_planner(order_GI: Mapping[str, Tensor], filter_group_O: Mapping[str, Tensor]) -> Planner:

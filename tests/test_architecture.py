@@ -41,9 +41,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.train",),
     ("suite.measure",),
     ("suite.stages",),
-    ("suite.run", "suite.grids"),
+    ("suite.run", "suite.grids", "suite.api"),
     ("suite.run.__main__", "suite.report", "suite.prefetch"),
     ("suite.launch",),
+    ("suite.command",),
 )
 """From the bottom to the top. A part of the suite imports parts of lower layers only, and itself."""
 

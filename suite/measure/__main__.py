@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "MACs and parameters always; accuracy with --dataset; latency beside --dense, a packed network's own by default. "
         "A network file is a program, unless it is a packed one: it runs in a process without write access and network.",
     )
+    cli.add_plugins_option(result)
     result.add_argument("file", metavar="FILE", help="the network")
     result.add_argument(
         "--data", type=Path, metavar="DIR", help="data folder (default: SUITE_DATA, else the user's cache)"

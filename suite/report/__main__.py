@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
         description="Rebuild a grid's tables and figures in RESULTS/NAME from the rows in RESULTS/rows, and from nothing else. "
         "Or draw what a single run left in its folder.",
     )
+    cli.add_plugins_option(result)
     what = result.add_mutually_exclusive_group(required=True)
     what.add_argument("--grid", metavar="NAME", help="a file in suite/grids/, such as quickstart")
     what.add_argument("--all", action="store_true", help="every grid in suite/grids/ that has rows")

@@ -1,0 +1,236 @@
+"""Pruning from Python: `suite.prune`, `suite.compare` and `suite.count`.
+
+The same planners, packing, training loop and counting as in a grid, on a network and a loader of one's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from suite import methods
+from suite import pack as packing
+from suite.contract import Batch, Learner, Pruner, State, Task
+from suite.data import Loader
+from suite.graph import Graph
+from suite.measure import Comparison, Timing
+from suite.measure import compare as compare_files
+from suite.measure.counting import Count, count_macs, count_params
+from suite.pack.export import write_torchscript
+from suite.plan import Budget, PruningPlan
+from suite.progress import Watch
+from suite.schedule import Schedule
+from suite.select import ignoring, meet
+from suite.train import fit, seed_everything
+from suite.trainer import Trainer
+
+LEARNING = Schedule(epochs=10, lr=0.01, weight_decay=5e-4)
+"""Learning of a method before it prunes, unless given."""
+Training = Callable[[nn.Module, Learner], object]
+"""A training loop of one's own; it calls the learner's hooks as `suite.contract.Learner` describes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Size of the dense and of the packed network.
+
+    layers  name -> (remaining filters, filters, remaining channels, channels, filter groups) of each convolution
+    coarse  the next smaller cut misses the budget, and this one exceeds it by more than a point
+    """
+
+    method: str
+    dense_macs: int
+    macs: int
+    dense_params: int
+    params: int
+    coarse: bool
+    layers: dict[str, tuple[int, int, int, int, int]]
+
+    @property
+    def macs_cut_pct(self) -> float:
+        """Removed share of the MACs, in percent."""
+        return 100 * (1 - self.macs / self.dense_macs)
+
+    @property
+    def params_cut_pct(self) -> float:
+        """Removed share of the parameters, in percent."""
+        return 100 * (1 - self.params / self.dense_params)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.method}: MACs {self.dense_macs:,} -> {self.macs:,} ({self.macs_cut_pct:.2f} % cut), "
+            f"parameters {self.dense_params:,} -> {self.params:,} ({self.params_cut_pct:.2f} % cut)"
+        ]
+        for name, (left, filters, read, channels, groups) in self.layers.items():
+            lines.append(f"{name}: {left} of {filters} filters, {read} of {channels} channels, {groups} groups")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A pruned network: packed module in eval mode, plan and report."""
+
+    network: packing.PackedNetwork
+    plan: PruningPlan
+    report: Report
+
+
+def prune(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    method: str,
+    budget: float | Budget = 0.5,
+    train: Iterable[Batch] | Task | None = None,
+    learning: Schedule | Training = LEARNING,
+    finetune: Schedule | None = None,
+    ignored_layers: Iterable[str | nn.Module] = (),
+    seed: int = 0,
+    **settings: Any,
+) -> Result:
+    """Prune a copy of `model` to a budget, and pack it.
+
+    example         images [B, C, H, W]; only the shape is read
+    budget          share of the MACs to remove
+    train           batches of training images and labels, such as a DataLoader, or a `Task`, for methods that read images
+    learning        schedule of the suite's loop, or a loop of one's own, for methods that learn
+    finetune        schedule of the packed network; None leaves its weights as pruned
+    ignored_layers  names of layers, or the layers themselves, whose filters and channels all stay
+    settings        hyperparameters of the method
+    Raises ValueError if the network cannot be traced, the budget cannot be met, or the method needs data that are not given.
+    """
+    kind = methods.get(method)
+    pruner = kind.for_task("", "", **settings)
+    names = {id(module): name for name, module in model.named_modules()}
+    ignored = [layer if isinstance(layer, str) else names.get(id(layer), repr(layer)) for layer in ignored_layers]
+    model, shape = copy.deepcopy(model), (example.shape[1], example.shape[2], example.shape[3])
+    graph, goal = Graph(model, shape), budget if isinstance(budget, Budget) else Budget(share=budget, refill=True)
+    batches = None if train is None or isinstance(train, Task) else Batches(train, next(model.parameters()).device)
+    task = train if isinstance(train, Task) else _task(batches, method, seed, goal if kind.needs_budget else None)
+    if kind.needs_reference and task.reference is None:
+        raise ValueError(f"{method} follows the plan of another run: give train=Task(..., reference=PLAN)")
+    seed_everything(seed)
+    state = _learn(pruner, model, graph, task, batches, learning, seed) if kind.learns else {}
+    model.eval()
+    selection = meet(ignoring(pruner.planner(model, graph, state, task), graph, ignored), graph, goal)
+    pruner.reconstruct(model, graph, selection.plan, task)
+    packed = packing.pack(model, graph, selection.plan)
+    if finetune is not None:
+        if batches is None:
+            raise ValueError("finetune needs train: batches of training images and labels, such as a DataLoader")
+        _fit(Trainer(packed, cast(Loader, batches), finetune), seed)
+    report = _report(pruner, model, graph, packed, coarse=selection.coarse)
+    return Result(network=packed.eval(), plan=packed.plan, report=report)
+
+
+def compare(dense: nn.Module, other: nn.Module, images: Tensor, *, protocol: str = "quick") -> Comparison:
+    """Measure the latency of a network beside the dense one, in batches like `images`.
+
+    protocol  "quick" takes about a second, "full" three processes and minutes
+    """
+    about: dict[str, Any] = {"device": images.device.type, "batch": len(images), "protocol": protocol}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("dense", "other")]
+        for path, network in zip(paths, (dense, other), strict=True):
+            network = packing.per_group(network) if isinstance(network, packing.PackedNetwork) else network
+            copied = copy.deepcopy(network).cpu().eval()
+            write_torchscript(copied, images.cpu(), path)
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        return compare_files(paths[0], paths[1], Timing(**about), shape=shape)
+
+
+def count(model: nn.Module, images: Tensor) -> Count:
+    """Count MACs of one image; parameters are `count_params(model)`."""
+    return count_macs(model, tuple(images.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Epochs for the training loop: each is one pass over `batches`, moved to the device."""
+
+    batches: Iterable[Batch]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(cast(Any, self.batches))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one pass from step `start` on."""
+        for images, labels in itertools.islice(self.batches, start, None):
+            yield images.to(self.device), labels.to(self.device)
+
+    def samples(self, n: int) -> Batch:
+        """Return the first `n` images of a pass with their labels, or all."""
+        images: list[Tensor] = []
+        labels: list[Tensor] = []
+        for images_BCHW, labels_B in self.epoch(0):
+            images.append(images_BCHW)
+            labels.append(labels_B)
+            if sum(map(len, labels)) >= n:
+                break
+        return torch.cat(images)[:n], torch.cat(labels)[:n]
+
+
+def _task(batches: Batches | None, method: str, seed: int, budget: Budget | None) -> Task:
+    if batches is not None:
+        return Task(train_epoch=batches.epoch, samples=batches.samples, seed=seed, budget=budget)
+
+    def missing(number: int) -> Any:
+        raise ValueError(f"{method} reads training images: give train=LOADER, batches of images and labels")
+
+    return Task(train_epoch=missing, samples=missing, seed=seed, budget=budget)
+
+
+def _learn(
+    pruner: Pruner,
+    model: nn.Module,
+    graph: Graph,
+    task: Task,
+    batches: Batches | None,
+    learning: Schedule | Training,
+    seed: int,
+) -> State:
+    """Train the model with the method's hooks, and return the learned state."""
+    learner = pruner.learner(model, graph, task) or Learner()
+    if not isinstance(learning, Schedule):
+        learning(model, learner)
+    elif batches is None:
+        raise ValueError(
+            f"{pruner.method_name()} learns before it prunes: give train=LOADER, batches of images and labels, or "
+            "learning=FUNCTION of the network and the learner"
+        )
+    else:
+        _fit(Trainer(model, cast(Loader, batches), learning, learner=learner), seed)
+    learner.finish(model)
+    return learner.state_dict()
+
+
+def _fit(trainer: Trainer, seed: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        fit(trainer, Path(folder) / "train.pt", Watch(), seed=seed, doing="training")
+
+
+def _report(pruner: Pruner, model: nn.Module, graph: Graph, packed: packing.PackedNetwork, *, coarse: bool) -> Report:
+    layers = {}
+    for name, conv in graph.convs.items():
+        layer = packed.plan.get(name)
+        left = int(layer.kept_O.sum()) if layer else conv.filters
+        read = int(layer.mask_OI.any(0).sum()) if layer else conv.channels
+        layers[name] = (left, conv.filters, read, conv.channels, len(layer.kept_GI) if layer else 1)
+    return Report(
+        method=pruner.method_name(),
+        dense_macs=graph.dense_macs.total,
+        macs=graph.macs(packed.plan).total,
+        dense_params=count_params(model),
+        params=count_params(packed),
+        coarse=coarse,
+        layers=layers,
+    )

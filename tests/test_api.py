@@ -1,0 +1,135 @@
+"""Pruning of networks of one's own from Python."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import suite
+from suite.contract import Learner, Step
+from suite.schedule import Schedule
+
+SHORT = Schedule(epochs=1, lr=0.01, weight_decay=1e-4)
+
+
+class Own(nn.Module):
+    """A network that no file of the suite has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn_1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.inner, self.bn_0 = nn.Conv2d(8, 32, 3, padding=1), nn.BatchNorm2d(32)
+        self.branch, self.bn_2 = nn.Conv2d(32, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.last, self.bn_3 = nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn_1(self.stem(x)))
+        x = torch.relu(self.bn_2(self.branch(torch.relu(self.bn_0(self.inner(x))))) + x)
+        x = torch.relu(self.bn_3(self.last(x)))
+        return self.head(torch.flatten(self.pool(x), 1))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Own()
+
+
+def loader() -> DataLoader[tuple[Tensor, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(32, 3, 8, 8, generator=generator)
+    return DataLoader(TensorDataset(images, torch.arange(32) % 4), batch_size=8)
+
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+
+
+def test_a_method_without_training_prunes_in_one_line(model: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = suite.prune(model, EXAMPLE, method="l1_filter", budget=0.4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert result.report.macs_cut_pct >= 40
+    assert result.report.macs < result.report.dense_macs == suite.count(model, EXAMPLE).macs
+    assert result.report.params == sum(p.numel() for p in result.network.parameters())
+    assert result.network(torch.randn(2, 3, 8, 8)).shape == (2, 4)
+    assert "last: " in str(result.report)
+
+
+def test_a_method_that_learns_takes_a_loader_and_gives_the_same_plan_again(model: nn.Module) -> None:
+    results = [
+        suite.prune(model, EXAMPLE, method="dsp", train=loader(), learning=SHORT, finetune=SHORT, groups=2)
+        for _ in range(2)
+    ]
+    assert results[0].plan == results[1].plan
+    assert results[0].report.macs_cut_pct >= 50
+    weights = [torch.cat([p.flatten() for p in result.network.parameters()]) for result in results]
+    assert torch.equal(*weights)
+
+
+def test_a_training_loop_of_ones_own_is_called_with_the_hooks(model: nn.Module) -> None:
+    calls: list[type[Learner]] = []
+
+    def train(network: nn.Module, learner: Learner) -> None:
+        calls.append(type(learner))
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+        for index, (images, labels) in enumerate(loader()):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(network(images), labels)
+            penalty = learner.penalty()
+            (loss if penalty is None else loss + penalty).backward()
+            step = Step(network, optimizer, images, labels, 0.01, index, 4)
+            learner.before_step(step)
+            optimizer.step()
+            learner.after_step(step)
+        learner.after_epoch(network)
+
+    result = suite.prune(model, EXAMPLE, method="slimming", learning=train)
+    assert len(calls) == 1
+    assert result.report.macs_cut_pct >= 50
+
+
+def test_ignored_layers_keep_their_filters_and_channels(model: nn.Module) -> None:
+    for ignored in (["inner", "stem"], [model.get_submodule("inner"), model.get_submodule("stem")]):
+        result = suite.prune(model, EXAMPLE, method="l1_filter", budget=0.01, ignored_layers=ignored)
+        assert result.report.layers["inner"] == (32, 32, 8, 8, 1)
+        assert result.report.layers["branch"][0] == 8, "tied to the stem by the sum"
+        assert result.report.layers["last"][0] < 16
+    with pytest.raises(
+        ValueError, match="there is no convolution 'brunch' to ignore; choose from: stem, inner, branch, last"
+    ):
+        suite.prune(model, EXAMPLE, method="l1_filter", ignored_layers=["brunch"])
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [("dsp", "dsp learns before it prunes: give train=LOADER"), ("nothing", "unknown method 'nothing'")],
+)
+def test_missing_training_and_unknown_methods_are_refused(model: nn.Module, method: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        suite.prune(model, EXAMPLE, method=method)
+
+
+def test_a_criterion_that_reads_images_names_what_is_missing(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="hrank reads training images: give train=LOADER"):
+        suite.prune(model, EXAMPLE, method="hrank")
+    assert suite.prune(model, EXAMPLE, method="hrank", train=loader()).report.macs_cut_pct >= 50
+
+
+def test_latency_is_compared_beside_the_dense_network(model: nn.Module) -> None:
+    result = suite.prune(model, EXAMPLE, method="l1_filter")
+    comparison = suite.compare(model.eval(), result.network, torch.randn(4, 3, 8, 8))
+    assert comparison.columns()["speedup_x"] > 0
+
+
+def test_importing_the_suite_is_light(tmp_path: Path) -> None:
+    code = "import sys, suite; assert 'torch' not in sys.modules; suite.prune; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'prone'"):
+        suite.prone  # noqa: B018
