@@ -145,10 +145,14 @@ def _download(entry: PublicWeights, where: Path) -> None:
         raise FileNotFoundError(f"{where / entry.file} is missing and {url} cannot be fetched ({error})") from error
 
 
-@functools.lru_cache(maxsize=2)
 def load(name: str, data: Path | None) -> dict[str, Tensor]:
     """Return the state dict of public weights, under the names of this suite."""
+    return _read(find(name, data), name)
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path: Path, name: str) -> dict[str, Tensor]:
     entry = public(name)
-    state = torch.load(_checked(find(name, data), entry), weights_only=True, map_location="cpu")
+    state = torch.load(_checked(path, entry), weights_only=True, map_location="cpu")
     state = state.get("state_dict", state)
     return {entry.rename(key): tensor for key, tensor in state.items()}
