@@ -68,7 +68,7 @@ def test_a_dry_run_says_what_is_missing_and_how_to_get_it(
     shown = capsys.readouterr().out
     assert "4 stages, 0 done, 4 to do" in shown
     assert f"missing: CIFAR-10 is not at {tmp_path / 'data' / 'cifar10.npz'}" in shown
-    assert f"missing: {tmp_path / 'weights' / 'cifar10_resnet20_optionA.th'} is not there; get it from: Yerlan" in shown
+    assert f"missing: {tmp_path / 'weights' / 'cifar10_resnet20_optionA.th'} is missing; get it from: Yerlan" in shown
     assert f"to fetch: python -m suite.prefetch --grid {grid} --data {tmp_path / 'data'}" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py"]
 
@@ -105,7 +105,7 @@ def test_prefetch_fetches_what_can_be_had_and_names_the_rest(
     shown = capsys.readouterr()
     assert shown.out.startswith("cifar10: 20 + 20 images, sha256 ")
     assert shown.err.startswith("suite.prefetch: cifar10_resnet20_a: ")
-    assert "is not there; get it from: Yerlan" in shown.err
+    assert "is missing; get it from: Yerlan" in shown.err
     assert shown.err.count("\n") == 1
 
     (tmp_path / "weights").mkdir()
