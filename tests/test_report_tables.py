@@ -23,7 +23,19 @@ from test_report import COMMIT, CPU, HOSTILE, SCHEDULE, pruned_row, run_of
 
 from suite import records
 from suite.grids import Grid
-from suite.report import cells, content, documents, fairness, frames, inference, pairs, published, reproduction, words
+from suite.report import (
+    cells,
+    columns,
+    content,
+    documents,
+    fairness,
+    frames,
+    inference,
+    pairs,
+    published,
+    reproduction,
+    words,
+)
 from suite.stages import Pruned
 
 TOP1 = {"a": (80.0, 81.0, 82.0), "b": (79.0, 80.5, 80.0)}
@@ -159,7 +171,7 @@ def test_what_n_does_not_carry_is_said(tmp_path: Path) -> None:
     compared = pairs.table(two_methods(tmp_path).runs)
     few, leader = pairs.warnings(compared)
     assert "have 3 runs" in few
-    assert "a claim takes 5" in few
+    assert "a claim 5" in few
     needed = int(compared["seeds_needed"][0])
     assert f"do not tell it apart from test_report(name=b) (1.17 points apart: {needed} seeds each would)" in leader
     runs = [run_of(seed, name=name) for name in ("a", "b") for seed in (0, 1)]
@@ -236,7 +248,7 @@ def test_fine_tunings_of_one_base_network_are_not_taken_for_base_networks(tmp_pa
     one = compared.assign(bases=1)
     assert "n counts fine-tunings of 1 base network" in " ".join(pairs.warnings(one))
     assert "fine-tunings" not in " ".join(pairs.warnings(compared))
-    assert pairs.shown(one)["n"].tolist() == ["3 paired, 1 base network"]
+    assert columns.text(pairs.shown(one), columns.PAIRS).frame["n"].tolist() == ["3 paired, 1 base network"]
 
 
 def test_the_declared_family_holds_its_size_and_has_power() -> None:
