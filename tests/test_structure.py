@@ -68,7 +68,7 @@ def test_filled_areas_are_the_shares_that_are_left() -> None:
     graph = graph_of("resnet8")
     plan = random_plan(graph, 3)
     with style.new_figure(entries=0) as figure:
-        structure.draw(figure, plan, graph, "")
+        structure.draw(figure, plan, graph)
         figure.canvas.draw()
     rows = structure.layers(plan, graph)
     empty = {to_rgba(structure.REMOVED_CHANNELS), to_rgba(structure.REMOVED_FILTERS["facecolor"])}

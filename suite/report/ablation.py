@@ -93,12 +93,15 @@ def draw(varied: Varied, folder: Path) -> style.Picture:
         axes.set(xlabel=varied.setting, ylabel="top-1 accuracy (%)")
         axes.xaxis.label.set_parse_math(False)
         style.legend(figure)
-        text = _caption(varied, spread)
-        style.caption(figure, text)
-        name = words.file_name("ablation", str(data), str(model), varied.method, varied.setting)
-        paths = style.save(figure, folder / name)
-    title = f"{varied.method}: accuracy over {varied.setting}"
-    return style.Picture(data=data, model=model, name=name, title=title, caption=text, paths=tuple(paths))
+        return style.picture(
+            figure,
+            folder,
+            data=data,
+            model=model,
+            name=words.file_name("ablation", str(data), str(model), varied.method, varied.setting),
+            title=f"{varied.method}: accuracy over {varied.setting}",
+            caption_text=_caption(varied, spread),
+        )
 
 
 def _places(values: pd.Series, numeric: bool) -> dict[str, float]:

@@ -75,13 +75,16 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         middle = panels[len(panels) // 2]
         middle.set_xlabel("accuracy drop (points; left is better)")
-        text = _caption_intervals(runs, [budget for budget in every if budget not in budgets])
-        style.caption(figure, text)
-        style.fit(figure, panels[0], 0.21 * rows)
-        name = words.file_name("intervals", str(data), str(model))
-        paths = style.save(figure, folder / name)
-    title = "Accuracy drop of the methods, budget by budget"
-    return style.Picture(data=data, model=model, name=name, title=title, caption=text, paths=tuple(paths))
+        return style.picture(
+            figure,
+            folder,
+            data=data,
+            model=model,
+            name=words.file_name("intervals", str(data), str(model)),
+            title="Accuracy drop of the methods, budget by budget",
+            caption_text=_caption_intervals(runs, [budget for budget in every if budget not in budgets]),
+            arrange=lambda: style.fit(figure, panels[0], 0.21 * rows),
+        )
 
 
 def _intervals(axes: Axes, runs: pd.DataFrame, names: list[str]) -> None:
@@ -179,13 +182,16 @@ def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
         axes.grid(visible=False)
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
-        text = _caption_ranks(runs)
-        style.caption(figure, text)
-        style.name_ends(figure, axes, ends, max(1.9, 0.24 * len(names)))
-        name = words.file_name("ranks", str(data), str(model))
-        paths = style.save(figure, folder / name)
-    title = "Does the order of the methods hold?"
-    return style.Picture(data=data, model=model, name=name, title=title, caption=text, paths=tuple(paths))
+        return style.picture(
+            figure,
+            folder,
+            data=data,
+            model=model,
+            name=words.file_name("ranks", str(data), str(model)),
+            title="Does the order of the methods hold?",
+            caption_text=_caption_ranks(runs),
+            arrange=lambda: style.name_ends(figure, axes, ends, max(1.9, 0.24 * len(names))),
+        )
 
 
 def _ranks(axes: Axes, runs: pd.DataFrame, budgets: list[str], count: int, shift: float) -> style.End:

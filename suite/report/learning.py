@@ -252,10 +252,14 @@ def draw_all(planned: Sequence[Pruned], runs: pd.DataFrame, results: Path, folde
                         *(f"{m}." for m in ("; ".join(meanings), _trained(rows)) if m),
                     ]
                 )
-                paths = tuple(_write(part, folder, name, caption))
                 title = f"{method}: what it learns" if kind == "learning" else f"F{str(method)[1:]}"
-                picture = {"data": str(data), "model": str(model), "name": name, "title": title}
-                pictures.append(style.Picture(**picture, caption=caption, paths=paths))
+                with style.new_figure(entries=0) as figure:
+                    draw(figure, part)
+                    pictures.append(
+                        style.picture(
+                            figure, folder, data=data, model=model, name=name, title=title, caption_text=caption
+                        )
+                    )
     return pictures
 
 
@@ -274,7 +278,7 @@ def metrics(logs: Logs) -> list[str]:
     return [*own_metrics, *(name for name in COMMON if name in logs.columns)]
 
 
-def draw(figure: Figure, logs: Logs, caption: str = "") -> None:
+def draw(figure: Figure, logs: Logs) -> None:
     """Draw a panel for each metric and a line for each setting.
 
     Thin lines are seeds.
@@ -297,7 +301,6 @@ def draw(figure: Figure, logs: Logs, caption: str = "") -> None:
     if legend:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper")
-    style.caption(figure, caption or _caption(logs))
 
 
 def unlearned(logs: Logs) -> str:
@@ -361,7 +364,7 @@ def _caption(logs: Logs, kind: str = "learning") -> str:
     return f"{text} {unlearned(logs)}".strip()
 
 
-def _write(logs: Logs, folder: Path, name: str, caption: str = "") -> list[Path]:
+def _write(logs: Logs, folder: Path, name: str) -> list[Path]:
     with style.new_figure(entries=0) as figure:
-        draw(figure, logs, caption)
-        return style.save(figure, folder / name)
+        draw(figure, logs)
+        return list(style.finish(figure, folder / name, _caption(logs)))

@@ -132,11 +132,16 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
         style.legend(figure, "outside upper left", ncols=2, fontsize=7, handlelength=2, columnspacing=1.2)
         text = _caption(points, numbers, over, spread, front, cut=cut, below=below)
         text = f"{text} {'; '.join(meanings)}." if meanings else text
-        style.caption(figure, text)
-        style.name_ends(figure, axes, ends, AXES_IN)
-        name = words.file_name("pareto", over, data, model)
-        paths = style.save(figure, folder / name)
-    return style.Picture(data=data, model=model, name=name, title=axis.title, caption=text, paths=tuple(paths))
+        return style.picture(
+            figure,
+            folder,
+            data=data,
+            model=model,
+            name=words.file_name("pareto", over, data, model),
+            title=axis.title,
+            caption_text=text,
+            arrange=lambda: style.name_ends(figure, axes, ends, AXES_IN),
+        )
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ On the diagonal the measured speed-up is the ratio of MACs.
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,17 @@ def draw(points: pd.DataFrame, folder: Path) -> style.Picture:
         figure.supylabel("measured: dense time / packed time", fontsize=9.5)
         for axes in grid[-1]:
             axes.set_xlabel("theoretical: dense MACs / packed MACs")
-        text = _caption(points, meanings)
-        style.caption(figure, text)
-        if len(panels) > 1:
-            style.legend(figure)
-        else:
-            style.name_ends(figure, grid[0, 0], ends, 3.6)
-        name = words.file_name("speed", str(data), str(model))
-        paths = style.save(figure, folder / name)
-    return style.Picture(data=data, model=model, name=name, title=TITLE, caption=text, paths=tuple(paths))
+        named = functools.partial(style.name_ends, figure, grid[0, 0], ends, 3.6)
+        return style.picture(
+            figure,
+            folder,
+            data=data,
+            model=model,
+            name=words.file_name("speed", str(data), str(model)),
+            title=TITLE,
+            caption_text=_caption(points, meanings),
+            arrange=functools.partial(style.legend, figure) if len(panels) > 1 else named,
+        )
 
 
 def _panel(axes: Axes, points: pd.DataFrame) -> list[style.End]:

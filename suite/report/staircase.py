@@ -30,12 +30,11 @@ def draw(times: pd.DataFrame, layer: dict[str, Any], device: str, path: Path) ->
         axes.set(xlabel="kept channels", ylabel="milliseconds", ylim=(0, None), xlim=(0, layer["channels"] * 1.02))
         style.legend(figure)
         kernel, size = f"{layer['kernel']}x{layer['kernel']}", f"{layer['size']}x{layer['size']}"
-        style.caption(
-            figure,
+        text = (
             f"One {kernel} convolution with {layer['filters']} filters, stride {layer['stride']}, images of {size}, batch "
-            f"{layer['batch']}, on {device}. Medians of rounds that go through all widths.",
+            f"{layer['batch']}, on {device}. Medians of rounds that go through all widths."
         )
-        return style.save(figure, path)
+        return list(style.finish(figure, path, text))
 
 
 def draw_all(folder: Path) -> list[Path]:

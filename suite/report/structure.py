@@ -88,12 +88,12 @@ def write(plan: PruningPlan, graph: Graph, caption: str, path: Path) -> list[Pat
     Raises ValueError if the plan is not one of this network.
     """
     with style.new_figure(entries=0) as figure:
-        draw(figure, plan, graph, caption)
-        return style.save(figure, path)
+        draw(figure, plan, graph)
+        return list(style.finish(figure, path, caption))
 
 
-def draw(figure: Figure, plan: PruningPlan, graph: Graph, caption: str) -> None:
-    """Draw the structure that `plan` leaves of the network, and `caption`.
+def draw(figure: Figure, plan: PruningPlan, graph: Graph) -> None:
+    """Draw the structure that `plan` leaves of the network.
 
     `figure` is empty (`style.new_figure`).
     """
@@ -110,7 +110,6 @@ def draw(figure: Figure, plan: PruningPlan, graph: Graph, caption: str) -> None:
             _draw_gone(removed, y, row)
         _label(figure, (shapes, kept, removed), rows)
         figure.legend(handles=_legend(colours), loc="outside upper left", ncols=5, fontsize=7.5, columnspacing=1.2)
-        style.caption(figure, caption)
 
 
 def colour(index: int, count: int) -> str:
@@ -208,14 +207,12 @@ def _of_run(run: dict[Hashable, Any], plan: PruningPlan, graph: Graph, folder: P
     about = _caption(plan, graph, f"{run['label']}, {run['key']}")
     text = f"{about} n = 1 run. T{words.trained(pd.DataFrame([run]))[1:]}."
     name = words.file_name("structure", run["data"], run["model"])
-    return style.Picture(
-        data=run["data"],
-        model=run["model"],
-        name=name,
-        title=f"What is left of the network: {run['short']}, {words.budget(run['budget'], run['budget_scope'])}",
-        caption=text,
-        paths=tuple(write(plan, graph, text, folder / name)),
-    )
+    title = f"What is left of the network: {run['short']}, {words.budget(run['budget'], run['budget_scope'])}"
+    with style.new_figure(entries=0) as figure:
+        draw(figure, plan, graph)
+        return style.picture(
+            figure, folder, data=run["data"], model=run["model"], name=name, title=title, caption_text=text
+        )
 
 
 def read(path: Path) -> tuple[PruningPlan, Graph]:

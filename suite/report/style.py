@@ -6,7 +6,7 @@ Colours are distinct for colour-blind readers; markers and dashes for grey print
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -205,6 +205,32 @@ def label(text: str) -> str:
     """Wrap `text` for the legend; a leading underscore would hide the entry."""
     wrapped = "\n".join(textwrap.wrap(text, LABEL_CHARACTERS))
     return f"\u200b{wrapped}" if wrapped.startswith("_") else wrapped
+
+
+def finish(figure: Figure, path: Path, text: str, arrange: Callable[[], None] = lambda: None) -> tuple[Path, ...]:
+    """Caption a drawn figure, arrange it, and save it as PATH.png and PATH.pdf.
+
+    arrange   called between caption and saving: heights that depend on the caption
+    """
+    caption(figure, text)
+    arrange()
+    return tuple(save(figure, path))
+
+
+def picture(
+    figure: Figure,
+    folder: Path,
+    *,
+    data: object,
+    model: object,
+    name: str,
+    title: str,
+    caption_text: str,
+    arrange: Callable[[], None] = lambda: None,
+) -> Picture:
+    """Finish a figure in `folder` and describe it for the page."""
+    paths = finish(figure, folder / name, caption_text, arrange)
+    return Picture(data=str(data), model=str(model), name=name, title=title, caption=caption_text, paths=paths)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
