@@ -16,10 +16,10 @@ from suite.stages import Base, Pruned
 SEEDS = (0,)
 BUDGETS = (0.65,)
 IMAGES = 6_000
-BF16 = Compute(precision="bf16")
+BF16 = Compute(precision="bf16", layout="channels_last")
 TRAIN_IMAGES = {"cifar10": 45_000, "tinyimagenet20": 9_000}
 """Training images of the grid `dose_scan`, about."""
-BASE = Schedule(epochs=3, lr=0.05, weight_decay=5e-4, epoch_images=IMAGES, compute=BF16)
+BASE = Schedule(epochs=8, lr=0.02, warmup_epochs=1, weight_decay=5e-4, epoch_images=IMAGES, compute=BF16)
 SHORT_LEARN = Schedule(epochs=2, lr=0.05, weight_decay=5e-4, epoch_images=IMAGES, compute=BF16)
 FINETUNE = Schedule(epochs=1, lr=0.01, weight_decay=5e-4, epoch_images=IMAGES, compute=BF16)
 
