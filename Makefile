@@ -1,12 +1,14 @@
 # make quickstart   install, then prune, measure and compare: a table and Pareto plots in a few minutes
 # make test         install, then lint, types and tests (under 8 minutes on 2 cores)
 # make test-all     the slow tests too: real Slurm, long kill tests
+# make study        continue the CIFAR-10 study from the finished stages of the record
+# make study-check  run one finished cell of the study again, and compare it
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: setup quickstart test test-all lint clean
+.PHONY: setup quickstart test test-all study study-check lint clean
 
 setup: $(READY)
 
@@ -30,6 +32,13 @@ test: lint
 
 test-all: test
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
+
+study: $(READY)
+	$(BIN)/python -m suite.launch --grid cifar10_study --from-zoo --jobs 2
+	$(BIN)/python -m suite.zoo add --grid cifar10_study
+
+study-check: $(READY)
+	$(BIN)/python -m suite.zoo check --grid cifar10_study
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

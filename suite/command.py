@@ -15,8 +15,9 @@ VERBS = {
     "export": "write a packed network as ONNX, exported program or TorchScript",
     "prefetch": "download and check the data and weights of a grid",
     "records": "merge results folders",
+    "zoo": "list the networks of the record, add to them, check one",
 }
-FILES = {"methods", "export", "prefetch"}
+FILES = {"methods", "export", "prefetch", "zoo"}
 """Verbs whose module is a file; the others are packages."""
 
 

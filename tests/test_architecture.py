@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.stages",),
     ("suite.run", "suite.grids", "suite.api"),
     ("suite.run.__main__", "suite.report", "suite.prefetch"),
+    ("suite.zoo",),
     ("suite.launch",),
     ("suite.command",),
 )

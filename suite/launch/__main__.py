@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from suite import cli, grids
+from suite import cli, grids, zoo
 from suite.launch import carry, display, dry_run, slurm, work
 from suite.launch import options as slurm_options
 from suite.launch.cancel import cancel
@@ -58,6 +59,11 @@ def parser() -> argparse.ArgumentParser:
         choices=("local", "slurm", "debug"),
         default="local",
         help="local: worker processes here (default); slurm: jobs; debug: in this process",
+    )
+    result.add_argument(
+        "--from-zoo",
+        action="store_true",
+        help="start from the stages in results/reference/networks (python -m suite.zoo)",
     )
     result.add_argument("--beside", choices=["reference"], default="", help="as for python -m suite.report")
     result.add_argument(
@@ -150,6 +156,8 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.carry and verb == "run":
         carry.check(arguments.carry_files, arguments.carry_mb)
         carry.load(context, arguments.carry)
+    if arguments.from_zoo and verb == "run":
+        zoo.restore(stages, context)
     todo = work.find(
         stages,
         context,
@@ -159,6 +167,8 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
         redo=arguments.redo,
     )
     if verb == "dry-run":
+        copied = zoo.available(stages, context) if arguments.from_zoo else []
+        todo = dataclasses.replace(todo, todo=tuple(stage for stage in todo.todo if stage not in copied))
         fetch = f"python -m suite.prefetch {_words(arguments)}"
         return dry_run.show(todo, context, console, jobs=arguments.jobs, fetch=fetch)
     every = stages if not arguments.only else grids.stages_of(grid, grids.runs_of(grid, smoke=arguments.smoke))

@@ -55,7 +55,7 @@ def merge(first: Path, second: Path, into: Path | None = None) -> Merged:
         refused = {key for key, row in rows.items() if row is None or not _take(row, source, target, merged)}
         for folder in sorted((source / "work").glob("*/done.json")):
             if folder.parent.name not in refused:
-                _copy(folder.parent, target / "work" / folder.parent.name, merged)
+                copy_output(folder.parent, target / "work" / folder.parent.name, merged)
     return merged
 
 
@@ -140,7 +140,7 @@ def _differing(one: Row, other: Row) -> list[str]:
     return [name for name in first if first[name] != second[name]]
 
 
-def _copy(source: Path, target: Path, merged: Merged) -> None:
+def copy_output(source: Path, target: Path, merged: Merged) -> None:
     """Copy a finished stage's files, `done.json` last. A damaged output in the target is replaced."""
     if (done := _whole(source)) is None:
         merged.unreadable.append(

@@ -35,6 +35,7 @@ def do_base(work: Workspace[Base]) -> None:
         return
     result = {
         "top1_pct": top1_pct,
+        "classes": work.dataset.classes,
         "params": count_params(model),
         "seconds": seconds,
         "base_sha256": sha256(folder / "final.safetensors"),
@@ -56,4 +57,4 @@ def do_learned(work: Workspace[Learned]) -> None:
     trainer.learner.finish(model)
     work.save_weights(model, "final.safetensors")
     save_checkpoint(folder / "state.pt", trainer.learner.state_dict())
-    work.finish(("final.safetensors", "state.pt"), {"seconds": trainer.seconds})
+    work.finish(("final.safetensors", "state.pt"), {"seconds": trainer.seconds, "classes": work.dataset.classes})

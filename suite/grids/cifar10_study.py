@@ -1,0 +1,84 @@
+"""ResNet-20 on CIFAR-10 at equal MACs, equal base networks and equal training, on two cores.
+
+A block is one base network with all methods on it. Every method gets the plain-step equivalents of DSP's learning and
+fine-tuning; a method that learns from initial weights replaces the base network's training. DSP's lambda gives the dose of the
+released schedule on this shorter one. The grid `cifar10_study_length` shows what doubling the training is worth. Runs are
+listed budget by budget, so that the declared comparisons are complete at the first budget before the second begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from suite import methods
+from suite.contract import Budget
+from suite.grids import Grid, _released, cross, dense_control, follow
+from suite.grids.controls import whole_training
+from suite.grids.dose_scan_short import summed_rate
+from suite.schedule import Compute, Schedule
+from suite.stages import Base, Pruned
+
+SEEDS = (0, 1, 2, 3, 4)
+SHARES = (0.6247, 0.5, 0.8)
+"""The first is near the released cuts of ResNet-20 (`_released.CUTS`, 61.23 to 63.57 % of the prunable convolutions)."""
+BF16 = Compute(precision="bf16", layout="channels_last")
+BASE = Schedule(epochs=40, lr=0.1, weight_decay=5e-4, warmup_epochs=1, compute=BF16)
+LEARN = Schedule(epochs=12, lr=0.05, weight_decay=5e-4, compute=BF16)
+FINETUNE = Schedule(epochs=30, lr=0.02, weight_decay=5e-4, compute=BF16)
+TOTAL = FINETUNE.epochs + 2.1 * LEARN.epochs
+"""Plain-step equivalents of DSP's learning and fine-tuning."""
+TRAIN_IMAGES = 50_000
+RIVALS = ("l1_filter", "fpgm", "slimming", "greg", "depgraph", "chip", "resrep", "equal_gkp", "random_filter")
+
+
+def lam() -> float:
+    """Return lambda that gives the released schedule's dose on `LEARN`, at equal weights."""
+    released: float = methods.get("dsp").for_task("cifar10", "resnet20").lam  # type: ignore[attr-defined]
+    return released * summed_rate(_released.LEARN, TRAIN_IMAGES) / summed_rate(LEARN, TRAIN_IMAGES)
+
+
+def bases() -> list[Base]:
+    """Return the base networks, one a block."""
+    return [Base(data="cifar10", model="resnet20", schedule=BASE, seed=seed) for seed in SEEDS]
+
+
+def block(base: Base, budget: Budget) -> list[Pruned]:
+    """Return all methods on one base network at one budget, the declared family first."""
+    dsp: tuple[dict[str, Any], ...] = ({"groups": 4}, {"groups": 2}, {"groups": 1}, {"groups": 4, "grouping": "random"})
+    variants = [("dsp", {**changes, "lam": lam()}) for changes in dsp] + [(name, {}) for name in RIVALS]
+    scratch = replace(BASE, epochs=BASE.epochs + LEARN.epochs)
+    runs = [
+        run
+        for method, changes in variants
+        for run in cross(
+            bases=[base],
+            method=method,
+            budgets=[budget],
+            finetune=FINETUNE,
+            learning=LEARN,
+            scratch=scratch,
+            total=TOTAL,
+            **changes,
+        )
+    ]
+    return [*runs, *follow(runs[:1], "scratch", finetune=whole_training)]
+
+
+def runs() -> list[Pruned]:
+    """Return every block budget by budget, with its dense control first."""
+    planned: list[Pruned] = []
+    for share in SHARES:
+        for base in bases():
+            planned += dense_control(bases=[base], finetune=FINETUNE, learning=LEARN, total=TOTAL)
+            planned += block(base, Budget(share=share, refill=True))
+    return list(dict.fromkeys(planned))
+
+
+GRID = Grid(
+    title="DSP and its rivals on CIFAR-10 at equal MACs",
+    about=__doc__ or "",
+    runs=runs,
+    timings=(),
+    family="dsp",
+)
