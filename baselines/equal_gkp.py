@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from suite.contract import Planner, Pruner, State, Task
@@ -56,6 +55,8 @@ def equal_groups(w_OK: Tensor, most: int, seed: int) -> Tensor:
     """Return int64 [O]: at most `most` groups of equal size, each near its k-means centre."""
     filters = len(w_OK)
     count = max(number for number in range(1, min(most, filters) + 1) if filters % number == 0)
+    from sklearn.cluster import KMeans  # takes seconds to import
+
     centres = KMeans(count, n_init=10, random_state=seed).fit(w_OK.numpy()).cluster_centers_
     distance_OG = cdist(w_OK.numpy(), centres, "sqeuclidean")
     _, seats = linear_sum_assignment(np.repeat(distance_OG, filters // count, axis=1))

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.linear_model import lasso_path
 from torch import Tensor, nn
 
 from baselines._samples import damped_solve, plan_by_samples, refit
@@ -73,6 +72,8 @@ def lasso_order(gram_II: Tensor, w_OIK: Tensor) -> Tensor:
     gram = gram_II / norm_I[:, None] / norm_I
     gram = gram / gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
     z = torch.linalg.cholesky(gram + 1e-9 * torch.eye(len(gram), dtype=gram.dtype), upper=True)
+    from sklearn.linear_model import lasso_path  # takes seconds to import
+
     _, beta, _ = lasso_path(
         z.numpy(), (z @ norm_I).numpy(), alphas=LAMBDAS, eps=LAST_LAMBDA, precompute=(z.T @ z).numpy(), tol=1e-3
     )

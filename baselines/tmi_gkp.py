@@ -14,9 +14,6 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
-from sklearn.decomposition import KernelPCA
-from sklearn.manifold import SpectralEmbedding
-from sklearn.metrics.pairwise import rbf_kernel
 from torch import Tensor, nn
 
 from baselines.equal_gkp import equal_groups
@@ -143,12 +140,17 @@ class TMIGKP(Pruner):
 
 def _kernel_pca(w_OK: Tensor) -> Tensor:
     """Return the filters in the components of a kernel, half polynomial, half Gaussian."""
+    from sklearn.decomposition import KernelPCA  # takes seconds to import
+    from sklearn.metrics.pairwise import rbf_kernel
+
     w = w_OK.numpy()
     return torch.from_numpy(KernelPCA(kernel="precomputed").fit_transform(0.5 * (w @ w.T) ** 2 + 0.5 * rbf_kernel(w)))
 
 
 def _spectral(w_OK: Tensor) -> Tensor:
     """Return the spectral embedding of the filters' nearest-neighbour graph, by cosine."""
+    from sklearn.manifold import SpectralEmbedding  # takes seconds to import
+
     near = min(NEIGHBOURS, len(w_OK) - 1)
     if near < 2:
         return w_OK

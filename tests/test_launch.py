@@ -409,6 +409,11 @@ def launch(folder: Path, *more: object, grid: Path = tiny_grid.FILE) -> int:
 
 def test_a_dry_run_lists_everything_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch(tmp_path / "results", "--dry-run") == 0
+    summary = capsys.readouterr().out
+    assert "[to do]" not in summary
+    assert "l1_filter" in summary
+    assert "GPU-hours on one NVIDIA A100" in summary
+    assert launch(tmp_path / "results", "--dry-run", "--stages") == 0
     shown = capsys.readouterr().out
     for stage in stages():
         assert f"{stage.key} " in shown
@@ -482,7 +487,7 @@ def test_again_does_nothing(copied: Context, capsys: pytest.CaptureFixture[str])
     assert "9 of 9 stages are done; nothing to do" in capsys.readouterr().out
     assert files(copied.results / "work") | files(copied.results / "rows") == before
     everything = files(copied.results)
-    assert launch(copied.results, "--dry-run") == 0
+    assert launch(copied.results, "--dry-run", "--stages") == 0
     assert capsys.readouterr().out.count("[done]") == 9
     assert files(copied.results) == everything
 
@@ -491,7 +496,7 @@ def test_a_dry_run_leaves_damage_where_it_is(copied: Context, capsys: pytest.Cap
     (copied.folder(the("pruned", "dsp")) / "packed.safetensors").write_bytes(b"half")
     next(records.rows_folder(copied.results).glob("pruned-*.json")).unlink()
     before = files(copied.results)
-    assert launch(copied.results, "--dry-run") == 0
+    assert launch(copied.results, "--dry-run", "--stages") == 0
     assert capsys.readouterr().out.count("[done]") == 8
     assert files(copied.results) == before
 
@@ -578,7 +583,7 @@ def test_a_failure_takes_only_its_dependents_along(tmp_path: Path, capsys: pytes
             assert why is not None
             assert why["reason"] in row.reason
     assert list(statuses.values()) == ["failed", "failed", "done"]
-    assert launch(results_folder, "--dry-run", grid=grid) == 0
+    assert launch(results_folder, "--dry-run", "--stages", grid=grid) == 0
     shown = capsys.readouterr().out
     assert shown.count("[failed before: ") == 3
     assert "cannot be met" in shown
@@ -597,7 +602,7 @@ def test_at_its_time_limit_the_launcher_stops_and_goes_on(
             assert not (tmp_path / "rows").exists(), stops
             assert launch(tmp_path, "--max-minutes", 0.13, "--only", "slimming") == 75
     capsys.readouterr()
-    assert launch(tmp_path, "--dry-run", "--only", "slimming") == 0
+    assert launch(tmp_path, "--dry-run", "--stages", "--only", "slimming") == 0
     shown = capsys.readouterr().out
     assert shown.count("interrupted before: stopped in epoch") == 1
     assert "failed" not in shown

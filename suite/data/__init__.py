@@ -4,19 +4,32 @@ A file in this folder with `DATASETS` (name -> builder) adds its own; nothing el
 
 A builder takes the data folder and returns a `Dataset`; it never downloads. If the files can be downloaded, `FETCHERS` (name ->
 function of the data folder) gets those that are missing. CIFAR-size images are a `resident.Resident`, folders of image
-files a `_imagefolder.ImageFolder`.
+files a `_imagefolder.ImageFolder`. `SIZES` (name -> function that returns a `Size`) gives the size of data that may be missing.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from suite.data.base import Dataset, Loader, Split
+from suite.data.base import Dataset, Loader, Size, Split
 from suite.registry import broken, collect, pick
 
-__all__ = ["Builder", "Dataset", "Loader", "Split", "available", "data_folder", "fetch", "load"]
+__all__ = [
+    "Builder",
+    "Dataset",
+    "Loader",
+    "Size",
+    "Split",
+    "available",
+    "data_folder",
+    "fetch",
+    "load",
+    "present",
+    "size",
+]
 
 Builder = Callable[[Path], Dataset]
 
@@ -32,6 +45,27 @@ def load(name: str, folder: Path | None = None) -> Dataset:
     Raises ValueError: an unknown name, with the valid ones; missing or unreadable data, with the path and the remedy.
     """
     return pick("data set", name, available(), broken("data", "DATASETS"))(data_folder(folder))
+
+
+def size(name: str, folder: Path | None = None) -> Size:
+    """Return the size of a data set, from `SIZES`; one that is not there is loaded.
+
+    Raises ValueError as `load` does.
+    """
+    sizes: dict[str, Callable[[], Size]] = collect("data", "SIZES")
+    return sizes[name]() if name in sizes else _loaded_size(name, folder)
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded_size(name: str, folder: Path | None) -> Size:
+    dataset = load(name, folder)
+    return Size(classes=dataset.classes, input_shape=dataset.input_shape, train=dataset.size("train"), path="")
+
+
+def present(name: str, folder: Path | None = None) -> bool:
+    """Return True if the files of a data set exist, without reading them; False if that is not known."""
+    sizes: dict[str, Callable[[], Size]] = collect("data", "SIZES")
+    return name in sizes and (data_folder(folder) / sizes[name]().path).exists()
 
 
 def fetch(name: str, folder: Path | None = None) -> None:

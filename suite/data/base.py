@@ -39,6 +39,24 @@ def stream(seed: int, epoch: int, *use: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, *use))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What the cost of training depends on, known without the images.
+
+    train  number of training images, regardless of the split
+    path   of the data in the data folder
+    """
+
+    classes: int
+    input_shape: tuple[int, int, int]
+    train: int
+    path: str
+
+    def train_size(self, split: Split) -> int:
+        """Return the number of images that a split trains on."""
+        return self.train - (0 if split == "all" else self.train // 10)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset(ABC):
     """Labelled training and test images.

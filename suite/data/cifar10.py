@@ -13,13 +13,14 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from suite.data.base import Dataset
+from suite.data.base import Dataset, Size
 from suite.data.resident import Arrays, Resident
 from suite.files import replacing
 
@@ -117,5 +118,6 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # the stubs take a name for `allow_pickle`
 
 
+SIZES = {"cifar10": partial(Size, classes=CLASSES, input_shape=(3, 32, 32), train=50_000, path="cifar10.npz")}
 DATASETS = {"cifar10": cifar10}
 FETCHERS = {"cifar10": fetch}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from suite.data.base import Dataset, Part
+from suite.data.base import Dataset, Part, Size
 
 if TYPE_CHECKING:
     from suite.data._imagefolder import ImageFolder, Listing
@@ -73,6 +73,10 @@ def check(parts: Mapping[Part, Listing]) -> list[str]:
     return lines
 
 
+SIZES = {
+    "imagenet": partial(Size, classes=CLASSES, input_shape=(3, 224, 224), train=IMAGES["train"], path="imagenet/train"),
+    "tinyimagenet20": partial(Size, classes=20, input_shape=(3, 64, 64), train=10_000, path="tinyimagenet20/train"),
+}
 DATASETS = {
     "imagenet": imagenet,
     "tinyimagenet20": partial(

@@ -24,7 +24,7 @@ from suite.stages import Stage
 
 VERBS = {
     "run": "do all that is missing or failed, then the tables and figures (default)",
-    "dry-run": "show the stages, what is done, what will run, its cost",
+    "dry-run": "show what is done, what will run, its cost by network and method",
     "status": "show where the grid stands, launched from any shell at any time",
     "follow": "show it again and again until nothing runs or waits",
     "cancel": "end its jobs, or its launcher on this machine",
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     flags = result.add_mutually_exclusive_group()
     for verb in (verb for verb in VERBS if verb != "run"):
         flags.add_argument(f"--{verb}", dest="flag", action="store_const", const=verb, help=f"the same as {verb}")
+    result.add_argument("--stages", action="store_true", help="with --dry-run: list every stage, too")
     result.add_argument(
         "--retry-failed", action="store_true", help="do again, too, what has failed three times in the same way"
     )
@@ -170,7 +171,7 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
         copied = zoo.available(stages, context) if arguments.from_zoo else []
         todo = dataclasses.replace(todo, todo=tuple(stage for stage in todo.todo if stage not in copied))
         fetch = f"python -m suite.prefetch {_words(arguments)}"
-        return dry_run.show(todo, context, console, jobs=arguments.jobs, fetch=fetch)
+        return dry_run.show(todo, context, console, fetch=fetch, stages=arguments.stages)
     every = stages if not arguments.only else grids.stages_of(grid, grids.runs_of(grid, smoke=arguments.smoke))
     launcher = Launcher(
         grid=arguments.grid,

@@ -1,34 +1,50 @@
-"""Dry run: the stages that a launch would do, and their cost."""
+"""Dry run: the work of a launch and its cost in GPU-hours; the stages on request."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
+from rich import box
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from suite import cli, models
-from suite.graph import Graph
-from suite.launch.picture import minutes
-from suite.launch.status import TIMED_S
-from suite.launch.work import Work, missing_data
+from suite.launch import cost
+from suite.launch.work import Work
 from suite.run import Context, failure
-from suite.stages import Base, Learned, Stage, Timed
-
-WARM_STEPS, TIMED_STEPS = 3, 4
 
 
-def show(work: Work, context: Context, console: Console, *, jobs: int, fetch: str) -> int:
-    """Print stages, counts and cost; return 2 if data are missing, else 0.
+def show(work: Work, context: Context, console: Console, *, fetch: str, stages: bool = False) -> int:
+    """Print counts and cost by network and method; return 0.
 
-    Nothing is downloaded or written.
+    Nothing is downloaded, written or trained. Neither data nor weights are needed.
 
-    fetch  the command that downloads missing data
+    fetch   the command that downloads missing data
+    stages  list the stages, too
     """
+    if stages:
+        _list(work, context, console)
+    kinds = Counter(stage.kind for stage in work.todo)
+    alone = f", {len(work.left_alone)} left alone" if work.left_alone else ""
+    console.print(
+        f"{len(work.stages)} stages, {work.done} done, {len(work.todo)} to do "
+        f"({', '.join(f'{n} {kind}' for kind, n in kinds.items()) or 'none'}){alone}",
+        highlight=False,
+    )
+    reasons = Counter([*work.left_alone.values(), *work.again.values()])
+    for reason, number in reasons.items():
+        console.print(f"{number} stages: {reason}", markup=False, highlight=False)
+    missing = cost.missing(work.todo, context)
+    for message in missing:
+        console.print(f"missing: {message}", markup=False, highlight=False)
+    if missing:
+        console.print(f"to fetch: {fetch}", markup=False, highlight=False)
+    _show_cost(work, context, console)
+    return 0
+
+
+def _list(work: Work, context: Context, console: Console) -> None:
     keys = {stage.key for stage in work.todo}
     for stage in work.stages:
         failed = failure(stage, context) if stage.key in keys else None
@@ -38,77 +54,46 @@ def show(work: Work, context: Context, console: Console, *, jobs: int, fetch: st
         if failed:
             state = f"{failed['status']} before: {failed['reason']}"
         console.print(f"{stage.key:22} {stage.label}  [{state}]", markup=False, highlight=False)
-    kinds = Counter(stage.kind for stage in work.todo)
-    alone = f", {len(work.left_alone)} left alone" if work.left_alone else ""
+    console.print()
+
+
+def _show_cost(work: Work, context: Context, console: Console) -> None:
+    """Print a table for each network, with a line for each method, and the total."""
+    if not work.todo:
+        return
+    try:
+        estimate = cost.Estimator.make(work.stages, context)
+        lines = cost.lines(work.todo, estimate)
+    except (ValueError, OSError) as error:  # a data set of a plug-in that states no size, and is missing
+        console.print(f"cost: not known: {error}", markup=False, highlight=False)
+        return
+    for network in dict.fromkeys(line.network for line in lines):
+        console.print(_table(network, [line for line in lines if line.network == network]))
+    total = sum((line.cost for line in lines), cost.Cost())
     console.print(
-        f"\n{len(work.stages)} stages, {work.done} done, {len(work.todo)} to do "
-        f"({', '.join(f'{n} {kind}' for kind, n in kinds.items()) or 'none'}){alone}",
+        f"cost: {total.training_macs / 1e15:,.4g} PetaMACs of training, about {_hours(total)} GPU-hours on one "
+        f"{estimate.device}, were every network as slow as its dense one, all seeds together",
         highlight=False,
+        markup=False,
     )
-    if missing := missing_data(work.todo, context):
-        for message in missing:
-            console.print(f"missing: {message}", markup=False, highlight=False)
-        console.print(f"cost: not known without it; to fetch: {fetch}", markup=False)
-        return 2
-    cost = estimate(work.todo, context)
-    console.print(
-        f"cost: {cost.training_macs / 1e15:.3g} PetaMACs of training, about {minutes(cost.seconds)} on this {context.device} one "
-        f"after the other, were every network as slow as its dense one ({jobs} at a time)",
-        highlight=False,
-    )
-    return 0
+    console.print(f"speed: {estimate.source}", highlight=False, markup=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Training MACs and seconds of stages, one after the other.
-
-    A training step has three times the MACs of a dense forward pass.
-    """
-
-    training_macs: float
-    seconds: float
-
-
-def estimate(stages: Iterable[Stage], context: Context) -> Cost:
-    """Estimate the cost; each dense model is timed for a moment.
-
-    A packed network is taken to cost as much as its dense one.
-    """
-    torch.set_num_threads(context.threads or cli.cores())
-    speeds: dict[tuple[str, str], tuple[int, float]] = {}
-    macs = seconds = 0.0
-    for stage in stages:
-        if isinstance(stage, Timed):
-            seconds += TIMED_S[stage.timing.protocol]
-            continue
-        base = stage if isinstance(stage, Base) else stage.base
-        schedule = stage.schedule if isinstance(stage, Base | Learned) else stage.finetune
-        if schedule is None:
-            continue
-        name = base.data, base.model
-        if name not in speeds:
-            speeds[name] = _speed(base, context)
-        images = min(context.dataset(base).train_size(base.split), schedule.epoch_images or 10**9) * schedule.epochs
-        factor = stage.settings.step_cost if isinstance(stage, Learned) else 1.0
-        macs += 3 * speeds[name][0] * images * factor
-        seconds += speeds[name][1] * images * factor
-    return Cost(training_macs=macs, seconds=seconds)
+def _table(network: str, lines: Sequence[cost.Line]) -> Table:
+    """Return a table of one network that fits into 80 characters."""
+    title = Text(f"{network}: {_hours(sum((line.cost for line in lines), cost.Cost()))} GPU-hours")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("method", overflow="fold", min_width=20)
+    table.add_column("budgets %", overflow="fold")
+    for heading in ("stages", "a budget", "GPU-h"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        each = _hours(line.point) if line.budgets else ""
+        row = (line.method, ", ".join(line.budgets), str(line.stages), each, _hours(line.cost))
+        table.add_row(*map(Text, row))
+    return table
 
 
-def _speed(base: Base, context: Context) -> tuple[int, float]:
-    """Return forward MACs of an image, and seconds of a training step for an image."""
-    data = context.dataset(base)
-    device = context.device if torch.cuda.is_available() else "cpu"
-    model = models.build(base.model, data.classes).to(device).train()
-    batch = 64 if data.input_shape[1] <= 64 else 4
-    images = torch.randn(batch, *data.input_shape, device=device)
-    labels = torch.zeros(batch, dtype=torch.int64, device=device)
-    times = []
-    for _ in range(WARM_STEPS + TIMED_STEPS):
-        began = time.perf_counter()
-        F.cross_entropy(model(images), labels).backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return Graph(model, data.input_shape).dense_macs.total, min(times[WARM_STEPS:]) / batch
+def _hours(cost_of: cost.Cost) -> str:
+    hours = cost_of.seconds / 3600
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"

@@ -1,0 +1,228 @@
+"""Cost of stages in MACs and GPU-hours; neither data nor weights nor a GPU are needed.
+
+A training step takes three forward passes of the dense network. The seconds of an image come from finished rows of the same
+network on a GPU, else from the stated throughput of one GPU (`STATED`).
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from suite import data, models, records, weights
+from suite.graph import Graph
+from suite.launch.status import TIMED_S
+from suite.run import Context
+from suite.schedule import Schedule
+from suite.stages import Base, Learned, Pruned, Stage, Timed, describe
+
+BACKWARD = 3
+"""Forward passes that a training step costs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Training speed of a GPU.
+
+    macs_per_s  precision -> MACs of training (forward and backward) a second
+    layer_s     least seconds of a step for each convolution and linear layer, which small networks do not get below
+    """
+
+    device: str
+    macs_per_s: dict[str, float]
+    layer_s: float
+    source: str
+
+
+_RESNET50_MACS = BACKWARD * 4_089_184_256
+STATED = Throughput(
+    device="NVIDIA A100 80GB",
+    macs_per_s={"fp32": 938 * _RESNET50_MACS, "bf16": 2470 * _RESNET50_MACS, "fp16": 2470 * _RESNET50_MACS},
+    layer_s=6e-4,
+    source="NVIDIA DeepLearningExamples, ResNet-50 v1.5: 938 images/s in TF32, 2470 in mixed precision; at least 0.6 ms a step "
+    "for each layer (ours)",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Forward MACs of an image, and number of convolutions and linear layers."""
+
+    macs: int
+    layers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Training MACs, and seconds on a GPU one stage after the other."""
+
+    training_macs: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(training_macs=self.training_macs + other.training_macs, seconds=self.seconds + other.seconds)
+
+    def __truediv__(self, parts: int) -> Cost:
+        return Cost(training_macs=self.training_macs / parts, seconds=self.seconds / parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimator:
+    """Costs of stages.
+
+    measured   (data, model, precision) -> seconds of an image in rows of `device`
+    """
+
+    context: Context
+    device: str
+    measured: dict[tuple[str, str, str], float]
+
+    @staticmethod
+    def make(stages: Iterable[Stage], context: Context) -> Estimator:
+        """Return an estimator with the rows of these stages; their most frequent GPU counts."""
+        runs = {stage.key: stage for stage in stages if isinstance(stage, Pruned)}
+        timed: dict[str, dict[tuple[str, str, str], list[float]]] = {}
+        rows = records.read_all(context.results, runs) if records.rows_folder(context.results).is_dir() else []
+        for row in rows:
+            run, device = runs[row.key], str(row.provenance.get("device", "cpu"))
+            epochs = run.finetune.epochs
+            if isinstance(row, records.PrunedRow) and row.seconds and epochs and not device.startswith("cpu"):
+                name = run.base.data, run.base.model, run.finetune.compute.precision
+                images = _images(run.base, run.finetune, context)
+                timed.setdefault(device, {}).setdefault(name, []).append(row.seconds / images)
+        count = Counter({device: sum(map(len, of_device.values())) for device, of_device in timed.items()})
+        if not count:
+            return Estimator(context=context, device=STATED.device, measured={})
+        device = count.most_common(1)[0][0]
+        measured = {name: statistics.median(values) for name, values in timed[device].items()}
+        return Estimator(context=context, device=device, measured=measured)
+
+    def __call__(self, stage: Stage) -> Cost:
+        """Return the cost of one stage; a packed network is taken to cost as much as its dense one."""
+        if isinstance(stage, Timed):
+            return Cost(seconds=TIMED_S[stage.timing.protocol])
+        base = stage if isinstance(stage, Base) else stage.base
+        schedule = stage.schedule if isinstance(stage, Base | Learned) else stage.finetune
+        if schedule is None:
+            return Cost()
+        images = _images(base, schedule, self.context)
+        images *= stage.settings.step_cost if isinstance(stage, Learned) else 1.0
+        about = data.size(base.data, self.context.data)
+        network = size_of(base.model, about.classes, about.input_shape)
+        macs = BACKWARD * network.macs * images
+        precision = schedule.compute.precision
+        image_s = self.measured.get((base.data, base.model, precision))
+        if image_s is None:
+            launches_s = STATED.layer_s * network.layers * images / schedule.batch
+            seconds = max(macs / STATED.macs_per_s[precision], launches_s)
+        else:
+            seconds = image_s * images
+        return Cost(training_macs=macs, seconds=seconds)
+
+    @property
+    def source(self) -> str:
+        """Origin of the seconds."""
+        if not self.measured:
+            return STATED.source
+        names = ", ".join(sorted({f"{name}/{model}" for name, model, _ in self.measured}))
+        return f"rows of {names} on it; other networks as {STATED.device}, {STATED.source}"
+
+
+def _images(base: Base, schedule: Schedule, context: Context) -> float:
+    """Return the images of all epochs of a schedule."""
+    every = data.size(base.data, context.data).train_size(base.split)
+    return float(min(every, schedule.epoch_images or every) * schedule.epochs)
+
+
+@functools.cache
+def size_of(model: str, classes: int, input_shape: tuple[int, int, int]) -> Size:
+    """Return the size of a network, computed on torch's meta device, without values.
+
+    A network that does not run there is built and traced.
+    """
+    counts: list[int] = []
+
+    def count(layer: nn.Module, _: object, made: torch.Tensor) -> None:
+        kernel = layer.weight[0].numel()
+        counts.append(kernel * made.numel())
+
+    try:
+        with torch.device("meta"), torch.no_grad():
+            network = models.build(model, classes).eval()
+            for layer in network.modules():
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    layer.register_forward_hook(count)
+            network(torch.empty(1, *input_shape))
+    except (NotImplementedError, RuntimeError):
+        graph = Graph(models.build(model, classes), input_shape)
+        return Size(macs=graph.dense_macs.total, layers=len(graph.convs) + 1)
+    return Size(macs=sum(counts), layers=len(counts))
+
+
+# ---- a line for each method and network ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Stages of one method on one network.
+
+    budgets   of the runs to do, in percent
+    point     cost of a run's budget: all its seeds, with its share of the learning
+    """
+
+    network: str
+    method: str
+    budgets: tuple[str, ...]
+    stages: int
+    cost: Cost
+
+    @property
+    def point(self) -> Cost:
+        """Mean cost of a budget, all seeds together."""
+        return self.cost / max(1, len(self.budgets))
+
+
+def lines(todo: Sequence[Stage], estimate: Estimator) -> list[Line]:
+    """Return lines in the order of the stages, base networks of a network in a line of their own."""
+    together: dict[tuple[str, str], list[Stage]] = {}
+    for stage in todo:
+        together.setdefault(_line_of(stage), []).append(stage)
+    return [
+        Line(
+            network=network,
+            method=method,
+            budgets=tuple(dict.fromkeys(f"{100 * run.budget.share:.4g}" for run in own if isinstance(run, Pruned))),
+            stages=len(own),
+            cost=sum(map(estimate, own), Cost()),
+        )
+        for (network, method), own in sorted(together.items(), key=lambda item: item[0][0])
+    ]
+
+
+def _line_of(stage: Stage) -> tuple[str, str]:
+    run = stage.pruned if isinstance(stage, Timed) else stage
+    base = run if isinstance(run, Base) else run.base
+    network = f"{base.data}/{base.model}"
+    if isinstance(run, Base):
+        return network, "base networks"
+    return network, run.described if isinstance(run, Pruned) else describe(run.settings)
+
+
+def missing(stages: Iterable[Stage], context: Context) -> list[str]:
+    """Return a line for each missing data set or file of weights, without reading any."""
+    messages = []
+    for base in (stage for stage in stages if isinstance(stage, Base)):
+        try:
+            if base.weights:
+                weights.find(base.weights, context.data)
+            if not data.present(base.data, context.data):
+                context.dataset(base)
+        except (ValueError, OSError) as error:
+            messages.append(str(error))
+    return list(dict.fromkeys(messages))

@@ -1,0 +1,96 @@
+"""The cost of a grid is that of its steps, known without data, weights or a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from suite import data, models, records
+from suite.contract import Budget
+from suite.graph import Graph
+from suite.launch import cost
+from suite.methods import get
+from suite.run import Context
+from suite.schedule import Schedule
+from suite.stages import Base, Learned, Pruned, identity
+
+SCHEDULE = Schedule(epochs=10, lr=0.1, weight_decay=0.0)
+BASE = Base(data="cifar10", model="resnet20", schedule=SCHEDULE, seed=0)
+NOWHERE = Context(results=Path("absent"), data=Path("absent"))
+
+
+def run_of(budget: float, method: str = "l1_filter") -> Pruned:
+    return Pruned(
+        base=BASE, settings=get(method)(), learning=SCHEDULE, budget=Budget(share=budget), finetune=SCHEDULE, seed=0
+    )
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16"])
+def test_macs_without_values_are_those_of_the_graph(name: str) -> None:
+    graph = Graph(models.build(name, 10), (3, 32, 32))
+    assert cost.size_of(name, 10, (3, 32, 32)).macs == graph.dense_macs.total
+
+
+def test_sizes_are_those_of_the_data() -> None:
+    size = data.size("cifar10", Path("absent"))
+    assert (size.classes, size.input_shape, size.train_size("all"), size.train_size("tuning")) == (
+        10,
+        (3, 32, 32),
+        50_000,
+        45_000,
+    )
+    assert not data.present("cifar10", Path("absent"))
+    assert data.size("digits", Path("absent")).train == 1437
+
+
+def test_a_learning_step_of_groups_costs_more_than_a_plain_one() -> None:
+    estimate = cost.Estimator.make([], NOWHERE)
+    plain = estimate(BASE)
+    assert plain.training_macs == 3 * cost.size_of("resnet20", 10, (3, 32, 32)).macs * 50_000 * 10
+    learned = estimate(Learned(base=BASE, settings=get("dsp")(), schedule=SCHEDULE, seed=0))
+    assert learned.training_macs == pytest.approx(2.1 * plain.training_macs)
+    assert learned.seconds == pytest.approx(2.1 * plain.seconds)
+
+
+def test_lines_share_out_every_stage_and_budgets_the_cost() -> None:
+    runs = [run_of(0.3), run_of(0.5), run_of(0.5, "dsp")]
+    estimate = cost.Estimator.make(runs, NOWHERE)
+    assert runs[2].learned is not None
+    todo = [BASE, *runs, runs[2].learned]
+    lines = cost.lines(todo, estimate)
+    assert [(line.method, line.budgets, line.stages) for line in lines] == [
+        ("base networks", (), 1),
+        ("l1_filter", ("30", "50"), 2),
+        ("dsp", ("50",), 2),
+    ]
+    assert lines[1].point.seconds == pytest.approx(lines[1].cost.seconds / 2)
+    assert sum(line.cost.seconds for line in lines) == pytest.approx(sum(estimate(stage).seconds for stage in todo))
+
+
+def test_rows_measured_on_a_gpu_replace_the_stated_speed(tmp_path: Path) -> None:
+    run = run_of(0.5)
+    about = {name: getattr(run, name) for name in ("key", "label", "method", "seed", "smoke")}
+    row = records.PrunedRow(
+        **about,
+        status="done",
+        stage=identity(run),
+        data="cifar10",
+        model="resnet20",
+        settings=run.described,
+        granularity="filter",
+        groups=1,
+        budget=0.5,
+        budget_scope="network",
+        split="all",
+        seconds=1000.0,
+        base_top1_pct=90.0,
+        provenance={"device": "NVIDIA L4"},
+    )
+    records.write(row, tmp_path)
+    estimate = cost.Estimator.make([run], Context(results=tmp_path))
+    assert estimate.device == "NVIDIA L4"
+    assert estimate(run).seconds == pytest.approx(1000)
+    other = dataclasses.replace(BASE, model="resnet56")
+    assert estimate(other) == cost.Estimator.make([], NOWHERE)(other)
