@@ -14,7 +14,7 @@ from suite.launch import cost
 from suite.methods import get
 from suite.run import Context
 from suite.schedule import Schedule
-from suite.stages import Base, Learned, Pruned, identity
+from suite.stages import Base, Learned, Pruned, Stage, identity
 
 SCHEDULE = Schedule(epochs=10, lr=0.1, weight_decay=0.0)
 BASE = Base(data="cifar10", model="resnet20", schedule=SCHEDULE, seed=0)
@@ -58,7 +58,7 @@ def test_lines_share_out_every_stage_and_budgets_the_cost() -> None:
     runs = [run_of(0.3), run_of(0.5), run_of(0.5, "dsp")]
     estimate = cost.Estimator.make(runs, NOWHERE)
     assert runs[2].learned is not None
-    todo = [BASE, *runs, runs[2].learned]
+    todo: list[Stage] = [BASE, *runs, runs[2].learned]
     lines = cost.lines(todo, estimate)
     assert [(line.method, line.budgets, line.stages) for line in lines] == [
         ("base networks", (), 1),

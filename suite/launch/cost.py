@@ -149,8 +149,7 @@ def size_of(model: str, classes: int, input_shape: tuple[int, int, int]) -> Size
     counts: list[int] = []
 
     def count(layer: nn.Module, _: object, made: torch.Tensor) -> None:
-        kernel = layer.weight[0].numel()
-        counts.append(kernel * made.numel())
+        counts.append(layer.get_parameter("weight")[0].numel() * made.numel())
 
     try:
         with torch.device("meta"), torch.no_grad():
