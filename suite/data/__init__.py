@@ -48,7 +48,7 @@ def load(name: str, folder: Path | None = None) -> Dataset:
 
 
 def size(name: str, folder: Path | None = None) -> Size:
-    """Return the size of a data set; without an entry in `SIZES` it is loaded.
+    """Return the size of a data set, which is loaded without an entry in `SIZES`.
 
     Raises ValueError as `load` does.
     """
@@ -63,7 +63,7 @@ def _loaded_size(name: str, folder: Path | None) -> Size:
 
 
 def present(name: str, folder: Path | None = None) -> bool:
-    """Return True if the files of a data set exist; False without an entry in `SIZES`."""
+    """Return True if the files of a data set in `SIZES` exist, without reading them."""
     sizes: dict[str, Callable[[], Size]] = collect("data", "SIZES")
     return name in sizes and (data_folder(folder) / sizes[name]().path).exists()
 

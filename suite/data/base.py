@@ -41,7 +41,7 @@ def stream(seed: int, epoch: int, *use: int) -> np.random.Generator:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What the cost of training depends on, known without the images.
+    """Sizes that the cost of training depends on, known without the images.
 
     train  number of training images, regardless of the split
     path   of the data in the data folder

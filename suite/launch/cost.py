@@ -1,4 +1,4 @@
-"""Cost of stages in MACs and GPU-hours; neither data nor weights nor a GPU are needed.
+"""Cost of stages in MACs and GPU-hours, without data, weights or a GPU.
 
 A training step takes three forward passes of the dense network. The seconds of an image come from finished rows of the same
 network on a GPU, else from the stated throughput of one GPU (`STATED`).
@@ -104,7 +104,7 @@ class Estimator:
         return Estimator(context=context, device=device, measured=measured)
 
     def __call__(self, stage: Stage) -> Cost:
-        """Return the cost of one stage; a packed network is taken to cost as much as its dense one."""
+        """Return the cost of one stage; packed networks cost as much as dense ones."""
         if isinstance(stage, Timed):
             return Cost(seconds=TIMED_S[stage.timing.protocol])
         base = stage if isinstance(stage, Base) else stage.base
@@ -188,7 +188,7 @@ class Line:
 
 
 def lines(todo: Sequence[Stage], estimate: Estimator) -> list[Line]:
-    """Return lines in the order of the stages, base networks of a network in a line of their own."""
+    """Return lines by network in the order of the stages; base networks have their own line."""
     together: dict[tuple[str, str], list[Stage]] = {}
     for stage in todo:
         together.setdefault(_line_of(stage), []).append(stage)
