@@ -188,7 +188,7 @@ class Line:
 
 
 def lines(todo: Sequence[Stage], estimate: Estimator) -> list[Line]:
-    """Return lines by network in the order of the stages; base networks have their own line."""
+    """Return a line for each network and method, and for the base networks."""
     together: dict[tuple[str, str], list[Stage]] = {}
     for stage in todo:
         together.setdefault(_line_of(stage), []).append(stage)

@@ -1,4 +1,4 @@
-"""Dry run: the work of a launch and its cost in GPU-hours; the stages on request."""
+"""Dry run: the work of a launch and its cost in GPU-hours."""
 
 from __future__ import annotations
 
