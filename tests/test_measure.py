@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import models as zoo
 
 from suite import timing
 from suite.cudagraph import captured
@@ -20,6 +21,7 @@ from suite.graph import Graph
 from suite.measure import counting, latency
 from suite.measure.counting import count_macs, count_params
 from suite.measure.latency import Measurement, alternate
+from suite.measure.products import macs_of_run
 from suite.measure.protocol import Protocol, Timing, protocol
 from suite.models import build
 
@@ -64,21 +66,78 @@ def test_counting_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-class Attention(nn.Module):
-    """A product that only torch's counter knows."""
+class Products(nn.Module):
+    """Products of the rows of a convolution, 64 rows of 4 numbers: 768 MACs before them."""
 
-    def __init__(self) -> None:
+    def __init__(self, how: str) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1)
+        self.how, self.conv = how, nn.Conv2d(3, 4, 1)
+        self.attention, self.lstm = nn.MultiheadAttention(4, 2, batch_first=True), nn.LSTM(4, 5, batch_first=True)
+        self.gru, self.vector = nn.GRU(4, 5, batch_first=True), nn.Parameter(torch.ones(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.conv(x).flatten(2)
-        return torch.bmm(rows, rows.transpose(1, 2))
+        rows = self.conv(x).flatten(2).transpose(1, 2)
+        return {
+            "bmm": lambda: torch.bmm(rows, rows.transpose(1, 2)),
+            "attention": lambda: self.attention(rows, rows, rows, need_weights=False)[0],
+            "attention with weights": lambda: self.attention(rows, rows, rows)[0],
+            "fused attention": lambda: nn.functional.scaled_dot_product_attention(rows, rows, rows),
+            "vector": lambda: rows @ self.vector,
+            "mv": lambda: torch.mv(rows[0], self.vector),
+            "dot": lambda: torch.dot(rows[0, 0], self.vector),
+            "einsum": lambda: torch.einsum("nld,d->nl", rows, self.vector),
+            "lstm": lambda: self.lstm(rows)[0],
+            "gru": lambda: self.gru(rows)[0],
+            "bilinear": lambda: nn.functional.bilinear(rows[:, 0], rows[:, 1], torch.ones(2, 4, 4)),
+            "distances": lambda: torch.cdist(rows[:, :4], rows[:, :4]),
+        }[self.how]()
+
+
+COUNTED = {
+    "bmm": 64 * 64 * 4,
+    "attention": 64 * 4 * 16 + 2 * 64 * 64 * 4,
+    "attention with weights": 64 * 4 * 16 + 2 * 64 * 64 * 4,
+    "fused attention": 2 * 64 * 64 * 4,
+    "vector": 64 * 4,
+    "mv": 64 * 4,
+    "dot": 4,
+}
+
+
+@pytest.mark.parametrize("how", COUNTED)
+def test_products_beside_convolutions_are_counted_in_both_ways(how: str) -> None:
+    network = Products(how).eval()
+    assert count_macs(network, (3, 8, 8)).macs == 768 + COUNTED[how]
+    assert macs_of_run(network, torch.zeros(1, 3, 8, 8)) == 768 + COUNTED[how]
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("lstm", "aten::mkldnn_rnn_layer has products that are not counted"),
+        ("bilinear", "aten::_trilinear has"),
+        ("distances", "aten::_cdist_forward has"),
+        ("einsum", "the two MAC counters disagree"),
+        ("gru", "the two MAC counters disagree"),
+    ],
+)
+def test_products_that_are_not_counted_give_no_count(how: str, words: str) -> None:
+    network = Products(how).eval()
+    with pytest.raises(ValueError, match=words):
+        count_macs(network, (3, 8, 8))
+    if "has" in words:
+        with pytest.raises(ValueError, match=words):
+            macs_of_run(network, torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.slow
+def test_a_vision_transformer_is_counted_with_its_attention() -> None:
+    assert count_macs(zoo.vit_b_16(), (3, 224, 224)).macs == 16_848_500_736 + 12 * 2 * 197 * 197 * 768
 
 
 def test_counters_that_disagree_give_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"the two MAC counters disagree: fvcore 768, torch 1792;") as error:
-        count_macs(Attention(), (3, 8, 8))
+    with pytest.raises(ValueError, match=r"the two MAC counters disagree: fvcore 768, torch 1024;") as error:
+        count_macs(Products("einsum"), (3, 8, 8))
     assert "\n" not in str(error.value)
     monkeypatch.delitem(counting._HANDLES, "aten::_convolution")
     with pytest.raises(ValueError, match="fvcore 640, torch"):

@@ -77,6 +77,66 @@ def test_archives_of_others_are_counted_right(how: str, tmp_path: Path) -> None:
     assert (network.batch, network.input_shape) == ((2, SHAPE) if how == "exported" else (None, None))
 
 
+class TwoNames(nn.Module):
+    """A convolution with a second name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.fc = nn.Conv2d(3, 3, 1), nn.Linear(3, 10)
+        self.again = self.a
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.again(self.a(x)).mean((2, 3)))
+
+
+def test_a_weight_of_two_names_counts_once(tmp_path: Path) -> None:
+    network, image = TwoNames().eval(), torch.zeros(1, *SHAPE)
+    torch.export.save(torch.export.export(network, (image,)), str(tmp_path / "x.pt2"))
+    torch.jit.save(torch.jit.trace(network, image), str(tmp_path / "x.ts"))
+    for name in ("x.pt2", "x.ts"):
+        loaded = networks.load(str(tmp_path / name))
+        assert (loaded.params, loaded.macs(SHAPE)) == (12 + 40, 2 * 64 * 9 + 30)
+
+
+def onnx_network(how: str, path: Path) -> None:
+    """Convolution, batch norm and linear layer, 277 parameters, as exporters and quantizers write them."""
+    make, kinds = onnx.helper, onnx.TensorProto
+    shapes = {"w": (8, 3, 3, 3), "g": (8,), "b": (8,), "mean": (8,), "var": (8,), "h": (5, 8), "hb": (5,)}
+    weights = [onnx.numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in shapes.items()]
+    nodes = [
+        make.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        make.make_node("BatchNormalization", ["c", "g", "b", "mean", "var"], ["n"]),
+        make.make_node("GlobalAveragePool", ["n"], ["p"]),
+        make.make_node("Flatten", ["p"], ["f"]),
+        make.make_node("Gemm", ["f", "h", "hb"], ["y"], transB=1),
+    ]
+    ends = [make.make_tensor_value_info(n, kinds.FLOAT, ["N", *s]) for n, s in (("x", (3, 8, 8)), ("y", (5,)))]
+    inputs = ends[:1]
+    if how == "constant nodes":
+        nodes = [*(make.make_node("Constant", [], [tensor.name], value=tensor) for tensor in weights), *nodes]
+        weights = []
+    elif how == "weights among the inputs":
+        inputs = [*(make.make_tensor_value_info(n, kinds.FLOAT, s) for n, s in shapes.items()), *inputs]
+    elif how == "quantized":
+        integers = onnx.numpy_helper.from_array(np.ones(shapes["w"], np.int8), "w8")
+        scale = onnx.numpy_helper.from_array(np.full(8, 0.1, np.float32), "scale")
+        zero = onnx.numpy_helper.from_array(np.zeros(8, np.int8), "zero")
+        nodes = [make.make_node("DequantizeLinear", ["w8", "scale", "zero"], ["w"], axis=0), *nodes]
+        weights = [integers, scale, zero, *weights[1:]]
+    model = make.make_model(
+        make.make_graph(nodes, "g", inputs, ends[1:], weights), opset_imports=[make.make_opsetid("", 17)]
+    )
+    model.ir_version = 8
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("how", ["plain", "constant nodes", "weights among the inputs", "quantized"])
+def test_onnx_networks_of_others_are_counted_right(how: str, tmp_path: Path) -> None:
+    onnx_network(how, tmp_path / "x.onnx")
+    network = networks.load(str(tmp_path / "x.onnx"))
+    assert (network.params, network.macs(SHAPE)) == (8 * 27 + 16 + 45, 64 * 8 * 27 + 40)
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [

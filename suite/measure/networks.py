@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -153,12 +152,11 @@ def _onnx(path: Path) -> Network:
         ) from error
     module = OnnxModule(path)
     batch, *shape = module.input.shape or [None]
-    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
     return Network(
         name=str(path),
         kind="onnx",
         module=module,
-        params=sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in floats),
+        params=products.onnx_params(model.graph),
         input_shape=_fixed(shape),
         batch=batch if isinstance(batch, int) else None,
     )
@@ -172,7 +170,11 @@ def _fixed(shape: Iterable[Any]) -> Shape | None:
 
 
 def _numbers(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors)
+    """Count the elements; a tensor of several names counts once."""
+    places = {
+        (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape): tensor for tensor in tensors
+    }
+    return sum(tensor.numel() for tensor in places.values())
 
 
 def _frozen_numbers(module: torch.jit.ScriptModule) -> int:
