@@ -19,9 +19,10 @@ from tiny_grid import stages
 
 from suite import records
 from suite.files import write_json
-from suite.launch import arrays, job, queue, record, slurm, submit
+from suite.launch import arrays, job, lost, queue, record, slurm, submit
 from suite.launch.display import Display
 from suite.launch.options import Options
+from suite.launch.queue import End
 from suite.launch.view import View
 from suite.run import Context, Outcome, fail, failure, given_up
 from suite.stages import Stage
@@ -36,35 +37,67 @@ def answers(monkeypatch: pytest.MonkeyPatch, **texts: str | None) -> None:
 
 
 def test_tasks_that_never_began_are_one_line_of_sacct(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = "1_0|6|COMPLETED\n1_1|7|OUT_OF_MEMORY\n1_[2-9%2]|1|CANCELLED by 0\n2|2|NODE_FAIL\n"
+    lines = (
+        "1_0|6|COMPLETED|0:0|n1\n1_1|7|FAILED|1:0|n1\n1_1.batch|7.batch|FAILED|1:0|n1\n1_1.0|7.0|OUT_OF_MEMORY|0:125|n1\n"
+        "1_[2-9%2]|1|CANCELLED by 0|0:0|None assigned\n2|2|NODE_FAIL|0:0|n2\n"
+    )
     answers(monkeypatch, sacct=lines)
-    states = queue.ended(job for job in ("1_1", "1_5", "2", "3", "7"))
-    assert states == {"1_1": "OUT_OF_MEMORY", "1_5": "CANCELLED by 0", "2": "NODE_FAIL", "7": "OUT_OF_MEMORY"}
+    ends = queue.ended(job for job in ("1_1", "1_5", "2", "3", "7"))
+    no_room = End(state="FAILED", status=1, nodes="n1", out_of_memory=True)
+    cancelled, lost_node = End(state="CANCELLED by 0"), End(state="NODE_FAIL", nodes="n2")
+    assert ends == {"1_1": no_room, "1_5": cancelled, "2": lost_node, "7": no_room}
     answers(monkeypatch)
     assert queue.ended(["1_1"]) == {}
 
 
 @pytest.mark.parametrize(
-    ("state", "counts"),
+    ("line", "reason", "counts"),
     [
-        ("CANCELLED by 0", False),
-        ("NODE_FAIL", False),
-        ("PREEMPTED", False),
-        ("BOOT_FAIL", False),
-        (None, False),
-        ("OUT_OF_MEMORY", True),
-        ("FAILED", True),
-        ("TIMEOUT", True),
+        (
+            "CANCELLED by 0|0:0|n1",
+            "ended as CANCELLED by 0 and left no status: on n1 by user root; the same command",
+            0,
+        ),
+        ("CANCELLED by 0|0:0|None assigned", "by user root; the same command submits it again; it never began", 0),
+        ("CANCELLED by 4294967|0:0|n1", "on n1 by user 4294967;", 0),
+        ("NODE_FAIL|0:0|n2", "on n2 its node failed; the same command submits it again", 0),
+        ("PREEMPTED|0:0|n1", "another job took its place, and it was not requeued", 0),
+        ("BOOT_FAIL|0:0|n1", "on n1 its node did not start", 0),
+        (None, "is unknown to SLURM and left no status: there is no record of its end; it wrote no log to", 0),
+        ("FAILED|0:53|n1", "on n1 SLURM could not open the job's log below", 0),
+        ("OUT_OF_MEMORY|0:125|n1", "on n1 ran out of memory: --slurm mem=MB for more", 1),
+        ("TIMEOUT|0:0|n1", "it reached its time limit before it stopped at a checkpoint: --slurm time=MINUTES", 1),
+        ("COMPLETED|0:0|n1", "on n1 without an error: do the nodes see the same", 1),
+        ("FAILED|137:0|n1", "on n1 its process was killed by SIGKILL, as a system does that is out of memory", 1),
+        ("FAILED|0:11|n1", "its process was killed by SIGSEGV; it wrote no log", 1),
+        ("FAILED|3:0|n1", "on n1 with exit status 3; it wrote no log to", 1),
+        ("STRANGE|x|n1", "ended as STRANGE and left no status: on n1; it wrote no log to", 1),
     ],
 )
-def test_what_the_cluster_did_is_no_failure_of_the_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str | None, counts: bool
+def test_a_lost_job_has_the_reason_that_slurm_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str | None, reason: str, counts: int
 ) -> None:
-    answers(monkeypatch, sacct=f"1_[0-3]|1|{state}\n" if state else None)
+    answers(monkeypatch, sacct=f"1_2|1|{line}\n" if line else None)
     context = Context(results=tmp_path)
     for _ in range(3):
-        assert slurm._lost([BASE], {BASE.key: "1_2"}, context) == [(BASE, "failed")]
-    assert (given_up(BASE, context) is not None) is counts
+        assert slurm._lost([BASE], {BASE.key: "1_2"}, context, {}) == [(BASE, "failed")]
+    about = failure(BASE, context)
+    assert about is not None
+    assert reason in about["reason"]
+    assert (given_up(BASE, context) is not None) is bool(counts), "what the cluster did is no failure of the stage"
+
+
+def test_the_log_of_a_lost_job_is_where_slurm_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the results, else where the controller says: SBATCH_ERROR moves the script's part."""
+    elsewhere = tmp_path / "a folder" / "x.err"
+    about = f"JobId=1 JobState=FAILED StdErr={elsewhere} StdIn=/dev/null StdOut=/dev/null Power= \n"
+    answers(monkeypatch, scontrol=about)
+    end = End(state="FAILED", status=1, nodes="n1")
+    assert lost.explain("1", end, tmp_path).reason.endswith(f"; it wrote no log to {record.log_of(tmp_path, '1')}")
+    for path in (elsewhere, record.log_of(tmp_path, "1")):
+        path.parent.mkdir(parents=True)
+        path.write_text("srun: error\n")
+        assert lost.explain("1", end, tmp_path).reason.endswith(f"with exit status 1; see {path}")
 
 
 @pytest.mark.parametrize(("restarts", "tried"), [("0", 3), ("1", 2)])

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,14 +14,28 @@ from pathlib import Path
 import pytest
 import tiny_grid
 import torch
-from cluster import DEADLINE_S, OPTIONS, STARTED, Cluster, _tidy, asked, ended, job_of, slurm, state_of, submit, waiting
+from cluster import (
+    DEADLINE_S,
+    OPTIONS,
+    RESOURCES,
+    STARTED,
+    Cluster,
+    _tidy,
+    asked,
+    ended,
+    job_of,
+    slurm,
+    state_of,
+    submit,
+    waiting,
+)
 from safetensors.torch import load_file
 from test_launch import HEAD
 from tiny_grid import call, results, start, wait_for
 from torch.testing import assert_close
 
-from suite import grids, records
-from suite.launch import display, queue, record
+from suite import grids, lease, records
+from suite.launch import display, heartbeat, queue, record
 from suite.launch.__main__ import main
 from suite.progress import read
 from suite.run import Context, execute, failure, is_done
@@ -92,8 +107,10 @@ def test_what_fails_takes_only_its_dependents_along(tmp_path: Path) -> None:
     assert "Traceback" not in shown
     why = failure(lost, context)
     assert why is not None
-    assert why["reason"].startswith("its job ended as CANCELLED")
-    assert " and left no status; see " in why["reason"]
+    assert re.match(
+        r"its job \d+(_\d+)? ended as CANCELLED by 0 and left no status: on n\d by user root; ", why["reason"]
+    )
+    assert "; see " in why["reason"]
     done, statuses = [], {}
     for stage in found:
         row = records.read(context.results / "rows" / f"{stage.key}.json")
@@ -192,6 +209,35 @@ def test_preempted_more_often_than_submitit_allows_it_goes_on(tmp_path: Path) ->
     assert steps == sorted(set(steps)), "each start went on"
     assert any(step % 4 for step in steps), "it stopped in the middle of an epoch"
     assert ended(process) == 0, (tmp_path / "out.txt").read_text()
+    assert as_on_this_machine(found, context, tmp_path)
+    assert waiting() == ""
+
+
+def test_a_job_whose_processes_are_stopped_for_ever_is_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a suspension that a killed controller lost: SLURM counts the job as running, and nobody continues it."""
+    monkeypatch.setattr(heartbeat, "STALLED_S", lease.HEARTBEAT_S + 5)
+    grid, found, context = long_run(tmp_path, epochs=60)
+    stopped: list[str] = []
+
+    def stop() -> None:
+        wait_for(lambda: training(found[0], context), DEADLINE_S)
+        job = job_of(found[0], context)
+        for line in asked("scontrol", "listpids", job).splitlines()[1:]:
+            if (pid := int(line.split()[0])) > 0:
+                os.kill(pid, signal.SIGSTOP)
+        stopped.append(job)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    words = [word for option in RESOURCES for word in ("--slurm", option)]
+    code = call(main, "--grid", grid, "--results", context.results, *OPTIONS, *words)
+    thread.join()
+    text = capsys.readouterr().out
+    assert code == 0, text
+    assert f"job {stopped[0]} had no heartbeat for 2" in text
+    assert "s and is requeued" in text
     assert as_on_this_machine(found, context, tmp_path)
     assert waiting() == ""
 

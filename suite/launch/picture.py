@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from suite.launch import record
+from suite.launch import heartbeat, record
 from suite.launch.record import Launch
 from suite.launch.status import NAMES, State, counts, launcher_lives, stage_left_s, time_left_s
 from suite.launch.view import View
@@ -45,6 +45,12 @@ def brief(view: View) -> Iterator[RenderableType]:
         yield Text("SLURM does not answer squeue: it is unknown which jobs wait or run", style="yellow")
     for reason, count in view.held.most_common():
         yield Text(f"SLURM lets {count:,} jobs wait: {reason}", style="yellow")
+    if view.suspended:
+        jobs = " ".join(view.suspended[:9])
+        count = len(view.suspended)
+        yield Text(f"{count:,} jobs are suspended; `scontrol resume JOB` continues them: {jobs}", style="yellow")
+    for line in heartbeat.lines(view.running, view.context):
+        yield Text(line, style="yellow")
     yield _counted(view.states)
     if running := [state for state in view.states if state.name == "running"]:
         yield _running(running)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 TIMEOUT_S = 60
 CHECK_S = 10
@@ -49,21 +51,78 @@ def job_name(grid: str, *, timing: bool) -> str:
     return f"{grid}-{'timing' if timing else 'training'}"
 
 
-def ended(jobs: Iterable[str]) -> dict[str, str]:
-    """Return number -> last state of these jobs; empty without accounting.
+def started_s(job: str) -> float | None:
+    """Return the start of a running job in seconds since 1970.
 
-    Example: "12_3": "CANCELLED by 0".
+    None if SLURM names none.
+    """
+    text = _ask("squeue", "--noheader", f"--jobs={job}", "--format=%S") or ""
+    try:
+        return time.mktime(time.strptime(text.split()[0], "%Y-%m-%dT%H:%M:%S"))
+    except (IndexError, ValueError, OverflowError):
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """End of a job by SLURM's record.
+
+    state          its last state, such as "CANCELLED by 0"
+    status         exit status of its script
+    signal         signal that ended its script; 53: SLURM could not open the log
+    nodes          nodes that it ran on, "" if it never began
+    out_of_memory  True if the job or one of its steps had that state
+    """
+
+    state: str
+    status: int = 0
+    signal: int = 0
+    nodes: str = ""
+    out_of_memory: bool = False
+
+
+def ended(jobs: Iterable[str]) -> dict[str, End]:
+    """Return number -> end of these jobs; empty without accounting.
+
+    Example: "12_3": End(state="CANCELLED by 0").
     sacct joins tasks that never began in one line, "123_[4-9%2]", which is the state of tasks without a line.
     """
     jobs = list(jobs)
     arrays = sorted({job.partition("_")[0] for job in jobs})
     if not arrays:
         return {}
-    text = _ask("sacct", "-n", "-P", "-X", "-o", "JobID,JobIDRaw,State", "-j", ",".join(arrays))
-    lines = [line.split("|") for line in (text or "").splitlines() if line.count("|") >= 2]
-    rows = {number: state for job, raw, state, *_ in lines for number in (raw, job)}
-    rest = {job.partition("_")[0]: state for job, state in rows.items() if "_[" in job}
-    return {job: state for job in jobs if (state := rows.get(job) or rest.get(job.partition("_")[0]))}
+    text = _ask("sacct", "-n", "-P", "-o", "JobID,JobIDRaw,State,ExitCode,NodeList", "-j", ",".join(arrays))
+    lines = [line.split("|") for line in (text or "").splitlines() if line.count("|") >= 4]
+    no_room = {job.partition(".")[0] for job, _, state, *_ in lines if state.startswith("OUT_OF_ME")}
+    ends = {
+        number: _end(state, code, nodes, out_of_memory=job in no_room)
+        for job, raw, state, code, nodes, *_ in lines
+        if "." not in job
+        for number in (raw, job)
+    }
+    rest = {job.partition("_")[0]: end for job, end in ends.items() if "_[" in job}
+    return {job: end for job in jobs if (end := ends.get(job) or rest.get(job.partition("_")[0]))}
+
+
+def _end(state: str, code: str, nodes: str, *, out_of_memory: bool) -> End:
+    """Return the end in a line of sacct; its code is STATUS:SIGNAL."""
+    status, _, number = code.partition(":")
+    return End(
+        state=state,
+        status=int(status) if status.isdigit() else 0,
+        signal=int(number) if number.isdigit() else 0,
+        nodes="" if nodes == "None assigned" else nodes,
+        out_of_memory=out_of_memory,
+    )
+
+
+def log_of(job: str) -> str:
+    """Return the path of the job's stderr, from the controller.
+
+    "" if the controller has dropped the job.
+    """
+    match = re.search(r" StdErr=(.*?) StdIn=", _ask("scontrol", "--oneliner", "show", "job", job) or "")
+    return match[1] if match else ""
 
 
 def is_silent(text: str) -> bool:

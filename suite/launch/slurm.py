@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from suite.launch import queue, record
+from suite.launch import lost, queue
 from suite.launch.display import Display
+from suite.launch.heartbeat import Heartbeats
 from suite.launch.options import Options
 from suite.launch.record import Launch
 from suite.launch.status import State
@@ -30,9 +31,6 @@ QUEUE_S = 5.0
 LOST_AFTER_S = 20.0
 """A job without status file is lost after it was unknown to SLURM for so long. After a node failure SLURM may not know a job
 for some seconds before it requeues the job."""
-UNKNOWN = "unknown to SLURM"
-NO_FAULT = ("CANCELLED", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", UNKNOWN)
-"""First words of states that are no failure of the stage: a person or the cluster ended its job."""
 FORBIDDEN = "%\\\"':"
 """Characters that SLURM expands in names of log files, or that separate the folders of PYTHONPATH."""
 
@@ -90,7 +88,7 @@ def _wait(stages: Sequence[Stage], submitter: Submitter, context: Context, displ
     """Return the outcome of each stage, after all have ended."""
     outcomes: dict[str, Outcome] = {}
     keys = {stage.key for stage in stages}
-    queued_at = _Queued()
+    queued_at, heartbeats = _Queued(), Heartbeats(context)
     limit = ""
     while len(outcomes) < len(keys):
         submitter.submit()
@@ -98,17 +96,19 @@ def _wait(stages: Sequence[Stage], submitter: Submitter, context: Context, displ
             limit = submitter.limit
             display.note(_limited(submitter) if limit else "SLURM has taken all jobs")
         display.look()
+        for line in heartbeats.tend(display.view.running):
+            display.note(line)
         queued_at.update(display.view, submitter.jobs.values())
         open_keys = {key for key in submitter.jobs if key in keys and key not in outcomes}
-        lost = []
+        absent = []
         for state in (state for state in display.view.states if state.stage.key in open_keys):
             has_left = state.name != "queued" and queued_at.absent_s(submitter.jobs[state.stage.key]) >= LOST_AFTER_S
             if (outcome := _outcome(state, has_left=has_left)) is not None:
                 outcomes[state.stage.key] = outcome
                 display.ended(state.stage, outcome)
             elif has_left:
-                lost.append(state.stage)
-        for stage, outcome in _lost(lost, submitter.jobs, context):
+                absent.append(state.stage)
+        for stage, outcome in _lost(absent, submitter.jobs, context, heartbeats.cancelled):
             outcomes[stage.key] = outcome
             display.ended(stage, outcome)
         time.sleep(POLL_S)
@@ -155,18 +155,18 @@ def _limited(submitter: Submitter) -> str:
     )
 
 
-def _lost(stages: Sequence[Stage], jobs: Mapping[str, str], context: Context) -> list[tuple[Stage, Outcome]]:
+def _lost(
+    stages: Sequence[Stage], jobs: Mapping[str, str], context: Context, cancelled: Mapping[str, str]
+) -> list[tuple[Stage, Outcome]]:
     """Write a failure for stages whose jobs ended without a status file.
 
-    It counts as the stage's own unless a person or the cluster ended the job.
+    cancelled  number -> reason of jobs that this launcher has cancelled
     """
-    states = queue.ended(jobs[stage.key] for stage in stages)
+    ends = queue.ended(jobs[stage.key] for stage in stages)
     outcomes: list[tuple[Stage, Outcome]] = []
     for stage in stages:
         job = jobs[stage.key]
-        state, path = states.get(job, UNKNOWN), record.log_of(context.results, job)
-        no_log = state != UNKNOWN and not path.exists()
-        hint = f", which is not there: can the nodes write to {context.results}?" if no_log else ""
-        reason = f"its job ended as {state} and left no status; see {path}{hint}"
-        outcomes.append((stage, fail(stage, context, "failed", reason, counts=not state.startswith(NO_FAULT))))
+        loss = lost.explain(job, ends.get(job), context.results)
+        reason = cancelled.get(job, loss.reason)
+        outcomes.append((stage, fail(stage, context, "failed", reason, counts=loss.counts)))
     return outcomes

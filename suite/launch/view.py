@@ -40,6 +40,8 @@ class View:
         """Time of the last call of squeue, by the monotonic clock."""
         self.held: Counter[str] = Counter()
         """Reason to wait -> number of jobs, without the passing reasons."""
+        self.suspended: list[str] = []
+        """Jobs that a person or the cluster has suspended."""
         self.ended: dict[str, str] = {}
         """Number -> last state of lost stages' jobs, as far as sacct has it."""
         self.states: list[State] = []
@@ -66,6 +68,7 @@ class View:
         self.jobs = None if answer is None else {job: state for job, (state, _) in answer.items()}
         waiting = (reason for state, reason in (answer or {}).values() if state == "PENDING")
         self.held = Counter(reason for reason in waiting if reason not in PASSING)
+        self.suspended = [job for job, (state, _) in (answer or {}).items() if state in ("SUSPENDED", "STOPPED")]
 
     def _ask_accounting(self, now: float) -> None:
         lost = {state.job for state in self.states if state.name == "lost"} - {""}
@@ -73,8 +76,21 @@ class View:
         due = {job for job in lost - self.ended.keys() if now - self._accounted_at.get(job, -math.inf) > AGAIN_S}
         if due:
             self._accounted_at |= dict.fromkeys(due, now)
-            final = {job: state for job, state in queue.ended(due).items() if state not in (*RUNNING, "PENDING")}
+            states = {job: end.state for job, end in queue.ended(due).items()}
+            final = {job: state for job, state in states.items() if state not in (*RUNNING, "PENDING")}
             self.ended |= final
+
+    @property
+    def running(self) -> dict[str, list[Stage]]:
+        """Number of each running job -> its stages that have not ended.
+
+        Running by SLURM's count.
+        """
+        jobs: dict[str, list[Stage]] = {}
+        for state in self.states:
+            if state.name in ("running", "queued") and (self.jobs or {}).get(state.job) == "RUNNING":
+                jobs.setdefault(state.job, []).append(state.stage)
+        return jobs
 
     @property
     def exit_status(self) -> int:
