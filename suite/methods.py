@@ -120,20 +120,28 @@ def rivals(**attributes: object) -> tuple[str, ...]:
 class Note:
     """Source and deviations of a method, which stand under each table that names the method.
 
-    signed   words with which the method's authors would sign the implementation
+    signed    words with which the method's authors would sign the implementation
+    evidence  as `Pruner.evidence`
     """
 
     method: str
     source: str
     deviations: str
     signed: str
+    evidence: str = "paper"
 
 
 def notes(names: Iterable[str]) -> list[Note]:
     """Return the notes of usable methods, in the given order, each once."""
     kinds = {name: discover().get(name) for name in dict.fromkeys(names)}
     return [
-        Note(method=name, source=kind.source, deviations=_deviations(kind), signed=_signed(kind))
+        Note(
+            method=name,
+            source=kind.source,
+            deviations=_deviations(kind),
+            signed=_signed(kind),
+            evidence=kind.evidence,
+        )
         for name, kind in kinds.items()
         if kind is not None and not isinstance(kind, Broken)
     ]
@@ -150,6 +158,13 @@ def _signed(kind: type[Pruner]) -> str:
         "; ".join(f"with these words: {text}" if not place else text for place, text in enumerate(filter(None, words)))
         or "yes"
     )
+
+
+def shared_deviations(names: Iterable[str]) -> str:
+    """Return the deviations that all criteria share; "" if none of these methods is one."""
+    kinds = [discover().get(name) for name in names]
+    criteria = any(isinstance(kind, type) and issubclass(kind, Criterion) for kind in kinds)
+    return Criterion.shared_deviations if criteria else ""
 
 
 def step_cost(settings: Mapping[str, Any]) -> float:

@@ -103,7 +103,7 @@ def test_every_kind_of_figure_is_written_with_n_device_and_commit_in_its_caption
     kinds = {name.removesuffix("_digits_resnet8") for name in made}
     assert kinds >= {*(f"pareto_{over}" for over in pareto.AXES), "speed", "intervals", "ranks"}
     for picture in made.values():
-        assert "n = 3 runs" in picture.caption
+        assert "n = 3 base networks" in picture.caption
         device = "NVIDIA Example" if picture.name.startswith("speed") else "cpu: Example, 2 cores"
         assert device in picture.caption
         assert COMMIT[:8] in picture.caption
@@ -138,7 +138,7 @@ def test_numbers_that_are_no_numbers_are_left_out(drawn: Drawn) -> None:
     rows[0] = pruned_row(runs[0], 0, **nothing)
     rows[1] = timed_row(runs[0], (1.0, 1.0, 1.0), status="failed", reason="nan")
     rows[2] = pruned_row(runs[1], 80, params_cut_pct=None)
-    assert "n = 1 to 2 runs" in drawn(runs, rows)["pareto_macs_digits_resnet8"].caption
+    assert "n = 1 to 2 base networks" in drawn(runs, rows)["pareto_macs_digits_resnet8"].caption
 
 
 def test_a_hostile_name_is_drawn_as_it_is(drawn: Drawn, texts: dict[str, list[str]]) -> None:
@@ -367,7 +367,7 @@ def test_a_setting_is_drawn_over_its_values_with_all_else_equal(drawn: Drawn, te
     assert set(over) == {f"ablation_digits_resnet8_test_figures_{name}" for name in ("lam", "mode")}
     assert {"0.1", "1", "10"} <= set(texts["ablation_digits_resnet8_test_figures_lam"])
     assert {"a", "b"} <= set(texts["ablation_digits_resnet8_test_figures_mode"])
-    assert "n = 3 runs" in over["ablation_digits_resnet8_test_figures_lam"].caption
+    assert "n = 3 base networks" in over["ablation_digits_resnet8_test_figures_lam"].caption
 
 
 def test_settings_that_never_vary_alone_have_no_figure() -> None:

@@ -75,8 +75,8 @@ def two_methods(results: Path, **changes: Any) -> frames.Frames:
     ("changes", "level"),
     [
         ({}, 4),
-        ({"learning_epochs": 9}, 3),
-        ({"base_epochs": 9}, 3),
+        ({"learning_epochs": 9}, 1),
+        ({"base_epochs": 9}, 1),
         ({"finetune_epochs": 9}, 1),
         ({"weights": "others"}, 0),
         ({"made": {"base_sha256": ""}}, 0),

@@ -80,6 +80,7 @@ def runs(**top1: list[float | None]) -> pd.DataFrame:
                 **{"status": "missing" if value is None else "done", "pruned_top1_pct": value},
                 **dict.fromkeys(CONDITIONS, "same"),
                 "key": f"{settings}{seed}",
+                "base_key": seed,
             }
             for number, (settings, values) in enumerate(top1.items())
             for seed, value in enumerate(values)

@@ -8,6 +8,8 @@ fairness      what the methods of a comparison share
 inference     intervals, tests and the number of seeds that they need
 pairs         which methods the runs tell apart
 published     the numbers of others; `reproduction` puts them beside ours
+timings       speed-ups by device and batch
+notes         source and deviations of the methods, under each table
 content       all of that for one grid
 words         how numbers and conditions are written
 tables        CSV and Markdown; `latex` for papers; `documents` is all of them
@@ -16,7 +18,7 @@ pareto        accuracy over what was saved, beside what others published
 extent        how far its axes reach
 speed         measured speed-up over the theoretical one
 comparison    methods against each other: intervals and ranks
-ablation      accuracy over the value of one setting
+ablation      accuracy over the value of one setting; `dose` is that of a penalty
 structure     a pruned network as a picture, from its plan
 learning      what methods log while they learn and networks while they are fine-tuned, as curves
 runs          what there is to know of each run

@@ -140,6 +140,6 @@ def _caption(varied: Varied, spread: pareto.Spread) -> str:
     split = points["split"].iloc[0]
     where = "the validation part" if split == "tuning" else "the test set"
     return (
-        f"{words.who(points)}, {varied.method}: mean over {words.runs(points['n'])} on {where}; "
+        f"{words.who(points)}, {varied.method}: mean over {words.runs(points['n'], points['base_n'])} on {where}; "
         f"{pareto.SPREAD_WORDS[spread]}. All but {varied.setting} is equal along a line. T{words.trained(points)[1:]}."
     )

@@ -6,6 +6,8 @@ Definitions
     mean, sd      over the n runs of a line; sd is the sample standard deviation (n - 1), absent for n = 1
     base          over the different base networks among them: one public network has no spread
     drop          base minus pruned, paired run by run
+    control drop  dense control minus pruned, paired by base network and seed; of several controls that of the same
+                  fine-tuning schedule, else of the nearest plain-step equivalents
     speed-up      the median over the runs whose measurement is trusted (`measure.claim`), with the lowest lower and the highest
                   upper end of their own 95 % intervals. The range covers every measured network, not
                   seeds that were not run
@@ -20,8 +22,8 @@ import numpy as np
 import pandas as pd
 
 from suite.measure import claim
-from suite.report import fairness, inference
-from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES, TIMED_CONDITIONS, TIMING, Frames
+from suite.report import fairness, inference, words
+from suite.report.frames import CONDITIONS, EPOCHS, FACTS, SCHEDULES, TIMED_CONDITIONS, TIMING, Frames
 
 STATUSES = ["done", "diverged", "failed", "missing"]
 SERIES = [
@@ -33,12 +35,16 @@ SERIES = [
     "settings",
     "short",
     "start",
+    "evidence",
+    "removes",
     "series",
     "granularity",
     "groups",
     *SCHEDULES,
 ]
 _LINE = ["cell", *CONDITIONS]
+UNLEARNED = 0.99
+"""Share of ln G from which on a group entropy counts as unlearned."""
 
 
 def table(frames: Frames) -> pd.DataFrame:
@@ -54,6 +60,7 @@ def table(frames: Frames) -> pd.DataFrame:
     both = lines.merge(first, on="line", how="left", validate="one_to_many")
     text = [*TIMED_CONDITIONS, "precision", "layout", "protocol", "verdict", "deployed", "flags"]
     both[text] = both[text].astype("object").fillna("")
+    both["unlearned"] = is_unlearned(both)
     both["note"] = _notes(both)
     return both
 
@@ -62,7 +69,9 @@ def latency(frames: Frames) -> pd.DataFrame:
     """Return one line for each cell, set of conditions and timing."""
     lines = accuracy_lines(frames.runs)
     about = ["line", "data", "model", "settings", "budget", "budget_scope", *CONDITIONS]
-    return lines[about].merge(latency_lines(frames, lines), on="line", how="inner")
+    both = lines[about].merge(latency_lines(frames, lines), on="line", how="inner")
+    labels = [words.timing(line) for line in both.to_dict("records")]
+    return both.assign(timing_label=pd.Series(labels, index=both.index, dtype="object"))
 
 
 # ---- accuracy --------------------------------------------------------------------------------------------------------
@@ -92,6 +101,7 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
     coarse = done["coarse"].eq(True)
     result = (
         done.assign(drop_pp=drop, coarse=coarse)
+        .merge(_controls(done), on="key", how="left")
         .groupby(_LINE, sort=False)
         .agg(
             n=("key", "size"),
@@ -100,6 +110,11 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
             top1_median_pct=("pruned_top1_pct", "median"),
             drop_mean_pp=("drop_pp", "mean"),
             drop_sd_pp=("drop_pp", "std"),
+            control_drop_mean_pp=("control_drop_pp", "mean"),
+            control_drop_sd_pp=("control_drop_pp", "std"),
+            control_n=("control_drop_pp", "count"),
+            control_plain_epochs=("control_plain_epochs", "mean"),
+            plain_epochs=("plain_epochs", "mean"),
             macs_cut_pct=("macs_cut_pct", "mean"),
             prunable_macs_cut_pct=("prunable_macs_cut_pct", "mean"),
             params_cut_pct=("params_cut_pct", "mean"),
@@ -107,7 +122,7 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
             params=("params", "mean"),
             coarse=("coarse", "sum"),
             selection=("selection", "first"),
-            **{name: (name, "mean") for name in EPOCHS},
+            **{name: (name, "mean") for name in (*EPOCHS, *FACTS)},
             versions=("files", _versions),
             rows=("key", " ".join),
         )
@@ -116,6 +131,23 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
     result = result.join(base.agg(base_n="size", base_top1_mean_pct="mean", base_top1_sd_pp="std"))
     result["top1_t95_pp"] = inference.t_half_width(result["top1_sd_pp"], result["n"])
     return result.reset_index()
+
+
+def _controls(done: pd.DataFrame) -> pd.DataFrame:
+    """Return `key`, `control_drop_pp` and `control_plain_epochs` of the runs with a dense control."""
+    keys = ["data", "model", "split", "base_key", "seed", *CONDITIONS]
+    about = ["finetune_schedule", "plain_epochs", "pruned_top1_pct"]
+    removes = done["removes"].astype(bool)
+    beside = done.loc[removes, ["key", *keys, *about]].merge(
+        done.loc[~removes, [*keys, *about]], on=keys, suffixes=("", "_of_control")
+    )
+    beside = beside.assign(
+        other=beside["finetune_schedule"] != beside["finetune_schedule_of_control"],
+        away=(beside["plain_epochs"] - beside["plain_epochs_of_control"]).abs(),
+        control_drop_pp=beside["pruned_top1_pct_of_control"] - beside["pruned_top1_pct"],
+    ).rename(columns={"plain_epochs_of_control": "control_plain_epochs"})
+    nearest = beside.sort_values(["other", "away"], kind="stable").drop_duplicates("key")
+    return nearest[["key", "control_drop_pp", "control_plain_epochs"]]
 
 
 def _versions(files: pd.Series) -> str:
@@ -224,6 +256,12 @@ def _notes(lines: pd.DataFrame) -> pd.Series:
         _counted(lines["failed"], lines["runs"], "failed"),
         _counted(lines["diverged"], lines["runs"], "diverged"),
         _counted(lines["coarse"], lines["n"], "coarse"),
+        _when(is_unlearned(lines), "no groups learned"),
+        _control_epochs(lines),
+        _when(
+            lines["finetune_epochs"].gt(0) & lines["removes"].astype(bool) & lines["control_n"].eq(0),
+            "no dense control",
+        ),
         _when(lines["selection"] == "best_validation", "best epoch on validation"),
         _when(lines["selection"] == "best_test", "best epoch on test"),
         _when(lines["dirty"] == "yes", "dirty"),
@@ -236,6 +274,18 @@ def _notes(lines: pd.DataFrame) -> pd.Series:
         _when((lines["timed_dirty"] == "yes") & (lines["dirty"] != "yes"), "timed dirty"),
     ]
     return pd.concat(notes, axis=1).apply(lambda texts: "; ".join(text for text in texts if text), axis=1)
+
+
+def is_unlearned(lines: pd.DataFrame) -> pd.Series:
+    """Return True for lines whose mean group entropy is ln G: no group was learned."""
+    return (lines["groups"] > 1) & (lines["group_entropy_nats"] >= UNLEARNED * np.log(lines["groups"].clip(lower=2)))
+
+
+def _control_epochs(lines: pd.DataFrame) -> pd.Series:
+    """Return the training of a control that differs from that of the line; "" if they are equal."""
+    plain, control = lines["plain_epochs"], lines["control_plain_epochs"]
+    differs = (plain - control).abs() > fairness.EQUAL * plain
+    return _when(differs, "control: " + control.map(lambda value: words.number(value, 0)) + " plain epochs")
 
 
 def _when(condition: pd.Series, text: str) -> pd.Series:

@@ -26,9 +26,12 @@ NOTES = (
     "epochs that the test set has chosen do not count. Acceleration, for each GPU, batch and precision: "
     '"supported" if, at the same budget, the speed-up lies above the speed-up of every method that removes whole channels or '
     'filters, interval against interval; "contradicted" if it lies below all of them. Released rows: '
-    f'{words.REPRODUCTION}. A claim takes {FOR_A_CLAIM} runs: with fewer, or if lines disagree, the verdict is "open".'
+    f"{words.REPRODUCTION}. A claim takes {FOR_A_CLAIM} base networks, which n counts: with fewer, as with fine-tunings of one "
+    'public network, or if lines disagree, the verdict is "open". Methods that are known from an abstract alone are no evidence.'
 )
 _ABSTRACT = "abstract"
+Judged = tuple[str, int, str]
+"""Evidence, number of base networks, verdict."""
 WHOLE = ("filter", "channel")
 """Granularities that remove channels of the whole layer."""
 
@@ -50,6 +53,12 @@ def table(results: Path, *, smoke: bool = False) -> pd.DataFrame:
     return pd.DataFrame(claims, columns=COLUMNS)
 
 
+def claimed_methods() -> list[str]:
+    """Return the methods that the claims are about, by the suite's names."""
+    numbers = published.load()
+    return list(dict.fromkeys(numbers.loc[numbers["source"].str.startswith(_ABSTRACT), "ours"]))
+
+
 def _grids() -> Iterator[grids.Grid]:
     for name in grids.names():
         try:
@@ -69,7 +78,7 @@ def _no_loss(row: dict[Any, Any], every_grid: Sequence[frames.Frames], lines: Se
         "source": row["source"],
     }
     cut = reproduction.CUT[row["scope"]]
-    judged: list[tuple[str, int, str]] = []
+    judged: list[Judged] = []
     seen: set[str] = set()
     for each, of_grid in zip(every_grid, lines, strict=True):
         own = of_grid[of_grid[["data", "model", "method"]].eq([row["data"], row["model"], row["ours"]]).all(axis=1)]
@@ -83,7 +92,10 @@ def _no_loss(row: dict[Any, Any], every_grid: Sequence[frames.Frames], lines: Se
             drop = (part["base_top1_pct"] - part["pruned_top1_pct"]).tolist()
             interval = inference.t_interval(drop, alpha=2 * inference.ALPHA)
             text = f"{line['settings']}, {line[cut]:.2f} % cut: drop {line['drop_mean_pp']:.2f} points"
-            judged.append((_with(interval, text), len(drop), _loss(interval)))
+            bases = part["base_key"].nunique()
+            judged.append(
+                (f"{_with(interval, text)} (n = {words.counts_of(len(drop), bases)})", bases, _loss(interval))
+            )
     return {**about, **_summed(judged, "no run is done at this cut")}
 
 
@@ -134,12 +146,13 @@ def _speeds(every_grid: frames.Frames, method: str) -> pd.DataFrame:
     timed = lines.merge(cells.latency_lines(every_grid, lines), on="line")
     timed = timed[timed["speedup_x"].notna() & (timed["coarse"] == 0)]
     keys = ["data", "model", "split", "budget", "budget_scope", *CONDITIONS, *TIMING, *TIMED_CONDITIONS]
-    rivals = timed[timed["granularity"].isin(WHOLE) & (timed["method"] != method)]
+    rivals = timed[timed["granularity"].isin(WHOLE) & (timed["method"] != method) & (timed["evidence"] != "abstract")]
     both = timed[timed["method"] == method].merge(rivals, on=keys, suffixes=("", "_other"))
     outcome = pd.Series("no difference", index=both.index, dtype="object")
     outcome[both["speedup_low_x"] > both["speedup_high_x_other"]] = "faster"
     outcome[both["speedup_high_x"] < both["speedup_low_x_other"]] = "slower"
-    return both.assign(outcome=outcome, n=both[["speedup_n", "speedup_n_other"]].min(axis=1))[_SPEEDS]
+    counts = ["speedup_n", "speedup_n_other", "base_n", "base_n_other"]
+    return both.assign(outcome=outcome, n=both[counts].min(axis=1))[_SPEEDS]
 
 
 def _counted(part: pd.DataFrame, where: str) -> str:
@@ -174,8 +187,9 @@ def _released(
                 (line["ours_low"], line["ours_high"]),
                 f"{line['settings']}, {line['statistic']} {line['quantity'].removesuffix(' %').removesuffix(' pp')} "
                 f"{line['ours']:.2f} {'points' if line['quantity'].endswith('pp') else '%'}",
-            ),
-            int(line["n"]),
+            )
+            + f" (n = {words.counts_of(line['n'], line['base_n'])})",
+            int(line["base_n"]),
             line["verdict"],
         )
         for line in every[every["n"] > 0].to_dict("records")
@@ -191,15 +205,15 @@ def _with(interval: inference.Interval, text: str) -> str:
     return text if pd.isna(interval[0]) else f"{text} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-def _summed(judged: Sequence[tuple[str, int, str]], without: str) -> dict[str, Any]:
-    """Combine evidence, n and verdict of all lines, each (text, n, verdict).
+def _summed(judged: Sequence[Judged], without: str) -> dict[str, Any]:
+    """Combine evidence, base networks and verdict of all lines.
 
     Different verdicts give "open".
     """
     if not judged:
         return {"evidence": without, "n": 0, "verdict": NOT_RUN}
     verdicts = {verdict if n >= FOR_A_CLAIM else OPEN for _, n, verdict in judged}
-    evidence = "; ".join(f"{text} (n = {n})" for text, n, _ in judged)
+    evidence = "; ".join(text for text, _, _ in judged)
     return {
         "evidence": evidence,
         "n": min(n for _, n, _ in judged),

@@ -140,9 +140,26 @@ def interval(name: str, low: str, high: str, n: str = "") -> Show:
     return lambda line: words.interval(line[name], line[low], line[high], line[n] if n else None)
 
 
+def _counted(line: Line) -> str:
+    """Return what n counts: base networks, or fine-tunings of them."""
+    return words.counts_of(line["n"], line["base_n"])
+
+
 def _fairness(line: Line) -> str:
     level = line["fairness_level"]
     return str(line["fairness"]) if pd.isna(level) else f"{level:.0f}"
+
+
+def _commit(name: str, heading: str, dirty: str) -> tuple[Column, ...]:
+    """Return the column of a commit, marked if `dirty`, and that of `dirty` itself."""
+    shown = Column(
+        name=name,
+        heading=heading,
+        show=lambda line: words.commit(line[name], line[dirty]),
+        varying=True,
+        views=PAPER,
+    )
+    return shown, Column(name=dirty)
 
 
 BUDGET = Column(name="budget", heading="budget", show=_budget, number=True, views=EVERYWHERE)
@@ -182,7 +199,8 @@ TABLE = (
     BUDGET,
     *plain("budget_scope", "runs"),
     Column(name="n", heading="n", number=True, views=("page",), about="runs"),
-    *plain("missing", "failed", "diverged", "base_n"),
+    Column(name="base_n", heading="n counts", show=_counted, about="base networks, or fine-tunings of fewer ones"),
+    *plain("missing", "failed", "diverged"),
     Column(
         name="base_top1_mean_pct",
         heading="base top-1 %",
@@ -211,6 +229,14 @@ TABLE = (
         about="base minus pruned, points",
     ),
     *plain("drop_sd_pp"),
+    Column(
+        name="control_drop_mean_pp",
+        heading="drop to control pp",
+        show=mean("control_drop_mean_pp", "control_drop_sd_pp"),
+        number=True,
+        about="dense network after the same further training, minus pruned, points",
+    ),
+    *plain("control_drop_sd_pp", "control_n", "control_plain_epochs"),
     Column(name="macs_cut_pct", heading="FLOPs cut %", number=True, about="of the whole network"),
     Column(
         name="prunable_macs_cut_pct",
@@ -231,27 +257,37 @@ TABLE = (
     ),
     Column(name="threads", heading="threads", varying=True, views=PAPER),
     *plain("leg"),
-    Column(
-        name="timed_commit",
-        heading="timed commit",
-        show=lambda line: words.commit(line["timed_commit"], line["timed_dirty"]),
-        varying=True,
-        views=PAPER,
-    ),
-    *plain("timed_dirty"),
+    *_commit("timed_commit", "timed commit", "timed_dirty"),
     Column(name="reference", heading="dense runtimes", varying=True, views=PAPER),
     Column(name="fairness_level", heading="fairness", show=_fairness, about="shared by the methods at this budget"),
     *plain("fairness"),
     Column(name=EPOCHS[0], heading="epochs", show=words.epochs, about="base network + learning + fine-tuning"),
     *plain(*EPOCHS[1:]),
     Column(
-        name="commit",
-        heading="commit",
-        show=lambda line: words.commit(line["commit"], line["dirty"]),
-        varying=True,
-        views=PAPER,
+        name="plain_epochs",
+        heading="plain epochs",
+        show=lambda line: words.number(line["plain_epochs"], 0),
+        number=True,
+        about="all training in plain-step equivalents: a learning epoch counts as many as its steps cost",
     ),
-    *plain("dirty"),
+    Column(
+        name="dose",
+        heading="dose",
+        show=lambda line: words.significant(line["dose"]),
+        number=True,
+        optional=True,
+        about="summed penalty steps over channel norms; below about 1 no channel becomes small",
+    ),
+    Column(
+        name="group_entropy_nats",
+        heading="group entropy",
+        show=words.entropy,
+        number=True,
+        left=True,
+        optional=True,
+        about="of the learned groups, nats; ln G: nothing was learned",
+    ),
+    *_commit("commit", "commit", "dirty"),
     Column(name="device", heading="trained on", varying=True, views=PAPER),
     Column(name="tf32", heading="TF32", varying=True, views=PAPER),
     Column(name="data_sha256", heading="data", show=lambda line: line["data_sha256"][:8], varying=True, views=PAPER),
@@ -266,6 +302,15 @@ LATENCY = (
 )
 
 
+def by_timing(frame: pd.DataFrame) -> list[Column]:
+    """Return the columns of `timings.table`: method, budget, theoretical, then a column for each timing."""
+    fixed = [Column(name="settings", heading="method"), BUDGET]
+    theoretical = Column(name="theoretical_x", heading="theoretical x", number=True)
+    known = {"again", "line", "settings", "budget", "budget_scope", "theoretical_x"}
+    timings = [Column(name=str(name), heading=str(name), number=True, left=True) for name in frame if name not in known]
+    return [*fixed, theoretical, *timings]
+
+
 def table(*, median: bool) -> Sequence[Column]:
     """Return the columns of the table, with the median if it has to be shown."""
     return [column for column in TABLE if column is not MEDIAN or median]
@@ -273,8 +318,17 @@ def table(*, median: bool) -> Sequence[Column]:
 
 def page(*, median: bool) -> list[Column]:
     """Return the columns of the page's table, the most important ones first."""
-    accuracy = ("method", "network", "budget", "FLOPs cut %", "pruned top-1 %", "median %", "drop pp", "n", "note")
-    first = (*accuracy, "speed-up x", "theoretical x")
+    accuracy = (
+        "method",
+        "network",
+        "budget",
+        "FLOPs cut %",
+        "pruned top-1 %",
+        "median %",
+        "drop pp",
+        "drop to control pp",
+    )
+    first = (*accuracy, "n", "n counts", "note", "speed-up x", "theoretical x", "dose", "group entropy")
     places = {heading: place for place, heading in enumerate(first)}
     return sorted(table(median=median), key=lambda column: places.get(column.heading, len(first)))
 
@@ -288,9 +342,14 @@ def _p(line: Line) -> str:
 
 
 def _pairs_n(line: Line) -> str:
-    """Return runs to compare, followed by the number of base networks if runs share them."""
-    bases = f", {line['bases']} base network{'s' * (line['bases'] > 1)}" if line["bases"] < line["n"] else ""
-    return f"{line['n']}{' paired' if line['paired'] else ''}{bases}"
+    """Return the runs to compare and what they count."""
+    return f"{words.counts_of(line['n'], line['bases'])}{', paired' if line['paired'] else ''}"
+
+
+def _pair_fairness(line: Line) -> str:
+    """Return the level of the pair, and the training of both in plain-step equivalents."""
+    level = line["fairness_level"]
+    return str(line["fairness"]) if pd.isna(level) else f"{level:.0f} ({line['fairness']})"
 
 
 PAIRS = (
@@ -316,6 +375,8 @@ PAIRS = (
         show=lambda line: words.number(line["seeds_needed"], 0),
         number=True,
     ),
+    Column(name="fairness_level", heading="fairness", show=_pair_fairness),
+    *plain("fairness"),
     Column(name="verdict", heading="verdict"),
 )
 """One line for each pair of methods of a comparison set (`pairs`)."""
@@ -350,6 +411,7 @@ REPRODUCTION = (
     Column(name="published", heading="published", number=True),
     Column(name="ours", heading="ours", show=interval("ours", "ours_low", "ours_high", "n"), number=True),
     *plain("ours_low", "ours_high"),
+    Column(name="base_n", heading="n counts", show=_counted),
     Column(name="difference_pp", heading="difference pp", number=True),
     *plain("difference_low_pp", "difference_high_pp"),
     Column(name="verdict", heading="verdict"),
@@ -395,6 +457,7 @@ WINNERS = (
     Column(name="settings", heading="best settings"),
     Column(name="top1_mean_pct", heading="top-1 %", show=mean("top1_mean_pct", "top1_sd_pp", "n"), number=True),
     *plain("top1_sd_pp", "n"),
+    Column(name="base_n", heading="n counts", show=_counted),
     Column(name="first_top1_mean_pct", heading="defaults' top-1 %", number=True),
     Column(name="gain_pp", heading="gain pp", number=True),
     *plain("commit", "rows"),

@@ -123,9 +123,10 @@ def _far(axes: Axes, y: int, drop: float, colour: str) -> None:
 
 def _caption_intervals(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
     n = runs.groupby(["name", "at"]).size()
+    counted = words.runs(n, runs.groupby(["name", "at"])["base_key"].nunique())
     bars = "bars: t 95 % intervals of the mean" if n.min() >= 3 else "no interval is drawn for fewer than three runs"
     sentences = [
-        f"{words.who(runs)}: mean over {words.runs(n)} (mark) of base minus pruned accuracy; ticks: the runs; {bars}",
+        f"{words.who(runs)}: mean over {counted} (mark) of base minus pruned accuracy; ticks: the runs; {bars}",
         "Dotted line: no drop; grey line: the best mean; arrow: too far for the axis. Methods in the order of their mean rank",
         f"T{words.trained(runs)[1:]}",
         *([f"In the table, but without a panel: {', '.join(left_out)}"] if left_out else []),
@@ -218,9 +219,10 @@ def _caption_ranks(runs: pd.DataFrame) -> str:
         *([f"between seeds {np.mean(between_seeds):.2f}"] if between_seeds else []),
         *([f"between budgets {np.mean(taus):.2f}"] if (taus := _taus(by_budget.to_numpy().T)) else []),
     ]
+    cells = runs.groupby(["name", "at"])
     sentences = [
-        f"{words.who(runs)}: rank of the mean over {words.runs(runs.groupby(['name', 'at']).size())}; bars: the range of the "
-        "ranks by single seeds",
+        f"{words.who(runs)}: rank of the mean over {words.runs(cells.size(), cells['base_key'].nunique())}; bars: the range "
+        "of the ranks by single seeds",
         *([f"Agreement of two orders, Kendall's tau, on average: {', '.join(agreement)}"] if agreement else []),
         f"T{words.trained(runs)[1:]}",
     ]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from suite.grids import Grid
 from suite.report import cells, not_faster, pairs, published, reproduction
-from suite.report.frames import Frames
+from suite.report.frames import Frames, by_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class Content:
     """`pairs.table`."""
     reproduced: pd.DataFrame
     """`reproduction.table`; empty for smoke runs."""
+    undecidable: dict[tuple[str, str], str]
+    """(data, model) -> reason why the declared comparisons cannot be decided."""
     reference: pd.DataFrame
     """`cells.table` of the reference rows, done cells only; empty unless they were requested."""
 
@@ -55,6 +57,11 @@ def collect(grid: Grid, frames: Frames, *, smoke: bool, reference: Frames | None
         not_faster=slow,
         not_faster_counts=not_faster.counts(slow, frames),
         compared=pairs.table(frames.runs, grid.family),
+        undecidable={
+            (data, model): reason
+            for data, model, part in by_network(frames.runs)
+            if not smoke and (reason := pairs.undecidable(part, grid.family))
+        },
         reproduced=reproduction.table(frames.runs, lines.drop_duplicates("line"), numbers[:0] if smoke else numbers),
         reference=beside[beside["n"] > 0],
     )

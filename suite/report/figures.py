@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from suite.contract import Pruner
-from suite.report import ablation, comparison, pareto, published, speed
+from suite.report import ablation, comparison, dose, pareto, published, speed
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, Frames
 from suite.report.style import Picture
 
@@ -78,7 +78,8 @@ def _of_model(
     if len(ranked := comparison.ranked(compared)):
         yield comparison.draw_ranks(ranked, folder)
     for varied in ablation.find(lines, runs, settings):
-        yield ablation.draw(varied, folder)
+        if not dose.varies(varied.points):
+            yield ablation.draw(varied, folder)
 
 
 def _looks(lines: pd.DataFrame) -> pd.Series:
@@ -110,7 +111,9 @@ def _further(lines: pd.DataFrame, within: list[str], conditions: list[str]) -> p
 def _own(frame: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
     """Select done runs or latencies of these lines; add look and name."""
     if "line" in frame:
-        return frame.merge(lines.drop_duplicates("line")[["line", "short", "series", "look"]], on="line")
+        own = lines.drop_duplicates("line")[["line", "short", "series", "look", "base_n"]]
+        both = frame.merge(own, on="line")
+        return both.assign(bases=both[["base_n", "speedup_n"]].min(axis=1))
     keys = ["series", *CONDITIONS]
     done = frame[frame["status"] == "done"]
     return done.merge(lines.drop_duplicates(keys)[[*keys, "look"]], on=keys)

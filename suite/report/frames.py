@@ -17,6 +17,7 @@ import pandas as pd
 from suite import records
 from suite.grids import Grid, runs_of, stages_of
 from suite.measure import claim
+from suite.report import words
 from suite.schedule import Schedule
 from suite.stages import Pruned, Timed, describe
 
@@ -27,6 +28,10 @@ TIMED_CONDITIONS = ["timed_device", "threads", "leg", "timed_commit", "timed_dir
 TIMING = ["batch", "precision", "layout", "protocol"]
 SCHEDULES = ["base_schedule", "learning_schedule", "finetune_schedule"]
 EPOCHS = ["base_epochs", "learning_epochs", "finetune_epochs"]
+FACTS = ["dose", "group_entropy_nats"]
+"""Numbers of a learned state in provenance (`Pruner.facts`)."""
+FROM_ABSTRACT = " (from the abstract)"
+"""Mark behind the name of a method that is known from its paper's abstract alone."""
 
 _PRUNED = [
     "key",
@@ -64,7 +69,10 @@ _TIMED = [
     "deployed",
     "flags",
 ]
-_NUMBERS = [name for name in (*_PRUNED, *_TIMED) if name.endswith(("_pct", "_x", "_ms", "macs", "params", "_epochs"))]
+_NUMBERS = [
+    *(name for name in (*_PRUNED, *_TIMED) if name.endswith(("_pct", "_x", "_ms", "macs", "params", "_epochs"))),
+    *FACTS,
+]
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,9 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
     series = dict(zip(runs_frame["key"], runs_frame["series"], strict=True))
     pruned_rows = _marked(pruned_rows, [series[row.key] for row in pruned_rows])
     timed_rows = [row for row in rows if isinstance(row, records.TimedRow)]
+    joined = _joined(runs_frame, _pruned_rows(pruned_rows), ["base_top1_pct", "pruned_top1_pct", "macs_cut_pct"])
     return Frames(
-        runs=_joined(runs_frame, _pruned_rows(pruned_rows), ["base_top1_pct", "pruned_top1_pct", "macs_cut_pct"]),
+        runs=joined.assign(plain_epochs=_plain_epochs(joined)),
         timings=_with_claims(
             _joined(timed_frame, _timed_rows(timed_rows), ["speedup_x", "speedup_low_x", "speedup_high_x"])
         ),
@@ -158,23 +167,27 @@ def _about(run: Pruned) -> dict[str, Any]:
         "method": run.method,
         "granularity": run.settings.granularity,
         "start": run.settings.start,
+        "evidence": run.settings.evidence,
+        "removes": run.settings.removes,
+        "step_cost": run.settings.step_cost,
         "groups": run.settings.groups,
         "budget": run.budget.share,
         "budget_scope": run.budget.scope,
         "seed": run.seed,
         "base_key": base.key,
         **dict(zip(SCHEDULES, map(_schedule, _schedules(run)), strict=True)),
+        "finetune_recipe": _schedule(run.finetune, without=("epochs",)),
     }
 
 
-def _schedule(schedule: Schedule | None) -> str:
+def _schedule(schedule: Schedule | None, without: Sequence[str] = ()) -> str:
     """Format the schedule's settings that differ from its defaults; "" for None."""
     if schedule is None:
         return ""
     return ", ".join(
         f"{field.name}={getattr(schedule, field.name)}"
         for field in dataclasses.fields(schedule)
-        if getattr(schedule, field.name) != field.default
+        if getattr(schedule, field.name) != field.default and field.name not in without
     )
 
 
@@ -188,7 +201,7 @@ def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
     first = frame.drop_duplicates("series")
     names = first[["series", "data", "model", "method"]].copy()
     names["pruner"] = pd.Series({i: _settings(runs[i]) for i in first.index}, dtype="object")
-    names["settings"] = [runs[i].described for i in first.index]
+    names["settings"] = [words.rounded(runs[i].described) for i in first.index]
     names["short"] = ""
     for _, same in names.groupby(["data", "model", "method"], sort=False):
         names.loc[same.index, "short"] = _short(same["method"].iloc[0], list(same["pruner"]))
@@ -202,7 +215,9 @@ def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
         .where(distinct == size, " [schedule " + (twins.cumcount() + 1).astype(str) + "]")
     )
     rounded = ", widths rounded to " + names["round_to"].astype(str)
-    suffix = rounded.where(names["round_to"] > 1, "") + apart.where(size > 1, "")
+    abstract = pd.Series([runs[i].settings.evidence == "abstract" for i in first.index], index=names.index)
+    mark = abstract.map({True: FROM_ABSTRACT, False: ""})
+    suffix = rounded.where(names["round_to"] > 1, "") + apart.where(size > 1, "") + mark
     names["settings"] += suffix
     names["short"] += suffix
     return names.set_index("series")[["settings", "short"]]
@@ -218,7 +233,7 @@ def _short(method: str, pruners: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the method's name with the settings in which its variants differ."""
     fields = [name for name in pruners[0] if len({repr(pruner.get(name)) for pruner in pruners}) > 1]
     shown = [", ".join(f"{name}={pruner[name]}" for name in fields) for pruner in pruners]
-    return [f"{method}({text})" if text else method for text in shown]
+    return [words.rounded(f"{method}({text})") if text else method for text in shown]
 
 
 def _timings(timed: Sequence[Timed]) -> pd.DataFrame:
@@ -269,10 +284,14 @@ def _pruned_rows(rows: Sequence[records.PrunedRow]) -> pd.DataFrame:
     provenance = [*CONDITIONS, "base_sha256"]
     frame = pd.DataFrame(
         [
-            [*(getattr(row, name) for name in _PRUNED), *(row.provenance.get(name) for name in provenance)]
+            [
+                *(getattr(row, name) for name in _PRUNED),
+                *(row.provenance.get(name) for name in provenance),
+                *(row.provenance.get("learned", {}).get(name) for name in FACTS),
+            ]
             for row in rows
         ],
-        columns=[*_PRUNED, *provenance],
+        columns=[*_PRUNED, *provenance, *FACTS],
     )
     files = [tuple(sorted(row.provenance.get("files", {}).items())) for row in rows]
     return _with_conditions(frame, provenance).assign(files=pd.Series(files, index=frame.index, dtype="object"))
@@ -347,6 +366,16 @@ def _joined(requested: pd.DataFrame, rows: pd.DataFrame, needed: Sequence[str]) 
     both = requested.merge(rows, on="key", how="left", validate="one_to_one")
     both["status"] = both["status"].fillna("missing")
     return both
+
+
+def _plain_epochs(runs: pd.DataFrame) -> pd.Series:
+    """Return epochs of base, learning and fine-tuning in plain-step equivalents, from the rows.
+
+    A public base network counts nothing. Networks that start at the initial weights have no base network.
+    """
+    base = runs["base_epochs"].where(runs["start"] == "base").fillna(0)
+    total = base + runs["learning_epochs"].fillna(0) * runs["step_cost"] + runs["finetune_epochs"].fillna(0)
+    return total.where(runs["status"] == "done")
 
 
 def timed_without_run(frames: Frames) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from suite.report import columns, reproduction, words
+from suite.report import columns, notes, reproduction, words
 from suite.report.columns import Column, Text
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
@@ -34,15 +34,16 @@ def files(content: Content) -> dict[str, str]:
         shown = columns.text(part, columns.table(median=(data, model) in content.medians), "latex")
         shown.frame["speed-up x"] = shown.frame["speed-up x"].str.replace(", no difference", "*")
         shown, alike = _without_alike(shown)
-        notes = f"{_notes(part)} {alike}".strip()
-        texts[f"table_{name}.tex"] = table(
-            shown, title, f"tab:{name}", notes, once=[n for n in ONCE if n in shown.frame]
+        under = f"{_notes(part)} {alike} {content.undecidable.get((data, model), '')}".strip()
+        about = notes.latex(notes.of_methods(part["method"]))
+        texts[f"table_{name}.tex"] = (
+            table(shown, title, f"tab:{name}", under, once=[n for n in ONCE if n in shown.frame]) + about
         )
         if len(beside := of_network(content.reproduced, data, model)):
             shown = columns.text(reproduction.shown(beside), columns.REPRODUCTION, "latex")
             caption, label = f"{title}, published numbers beside ours", f"tab:reproduction_{name}"
-            texts[f"reproduction_{name}.tex"] = table(
-                shown, caption, label, f"Published numbers: {words.REPRODUCTION}."
+            texts[f"reproduction_{name}.tex"] = (
+                table(shown, caption, label, f"Published numbers: {words.REPRODUCTION}.") + about
             )
     return texts
 
@@ -70,11 +71,15 @@ def _notes(lines: pd.DataFrame) -> str:
         return "No run is done."
     measured = words.measured(done)
     return words.sentences(
-        "Top-1 of the last epoch: mean ± sample standard deviation (number of runs). The drop is base minus pruned",
+        "Top-1 of the last epoch: mean ± sample standard deviation (number of runs)",
+        words.DROPS,
+        words.COUNTS,
         words.FLOPS,
         words.trained(done),
         f"Speed-up [range of the 95 % intervals] (number of runs), * no difference, {measured}" if measured else "",
-        f"Fairness: {words.levels(LEVELS)}. Epochs: base + learning + fine-tuning",
+        f"Fairness: {words.levels(LEVELS)}. Epochs: base + learning + fine-tuning; plain epochs: all, in "
+        "plain-step equivalents",
+        words.DOSE if done["dose"].notna().any() else "",
     )
 
 

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from suite import grids, jsonfile
 from suite.methods import name_of
 from suite.report import style, words
+from suite.report.cells import UNLEARNED
 from suite.report.frames import CONDITIONS
 from suite.stages import Learned, Pruned
 
@@ -37,9 +38,7 @@ COMMON = ["loss", "train_top1_pct", "held_out_top1_pct"]
 """Metrics that the training loop logs for each method; `epoch` is the axis, and `lr` follows from the schedule."""
 UNITS = {"pct": "%", "pp": "points", "nats": "nats", "share": "share", "ms": "ms", "s": "s", "x": "x"}
 
-ENTROPY = "group_entropy_nats"
-UNLEARNED = 0.99
-"""Share of ln G from which on the final group entropy counts as unlearned."""
+ENTROPY, DOSE = "group_entropy_nats", "dose"
 _WHILE = {"learning": "while the method learns", "finetuning": "while the packed networks are fine-tuned"}
 
 
@@ -202,7 +201,7 @@ def _lines(learned: Sequence[Learned]) -> list[str]:
         shown = [
             f"{field}={own[field]}" for field in own if any(other[field] != own[field] for other in settings_of_twins)
         ]
-        name = ", ".join(shown) or name_of(stage.settings)
+        name = words.rounded(", ".join(shown)) or name_of(stage.settings)
         base = dataclasses.replace(stage.base, seed=0)
         same = twins.setdefault(f"{_figure(stage)} {name}", {})
         suffix = f" [schedule {len(same) + 1}]" if same else ""
@@ -310,15 +309,23 @@ def unlearned(logs: Logs) -> str:
     """
     if ENTROPY not in logs or logs[ENTROPY].isna().all():
         return ""
+    measured = logs.dropna(subset=[ENTROPY])
+    count, every = len(unlearned_runs(logs)), measured["run"].nunique()
+    about = f"Dotted line: ln G = {math.log(measured['groups'].max()):.2f} nats, the entropy of groups drawn uniformly."
+    if count:
+        about += f" Nothing was learned in {count} of {every} runs: their entropy ends at that line."
+    if DOSE in logs and logs[DOSE].notna().any():
+        dose = logs.dropna(subset=[DOSE]).sort_values("epoch").groupby("run")[DOSE].last()
+        ends = words.joined(dict.fromkeys(map(words.significant, (dose.min(), dose.max()))))
+        about += f" Dose at the end: {ends.replace(' and ', ' to ')}."
+    return about
+
+
+def unlearned_runs(logs: Logs) -> list[str]:
+    """Return the runs whose group entropy ends at ln G."""
     last = logs.dropna(subset=[ENTROPY]).sort_values("epoch").groupby("run").tail(1)
-    limit = last["groups"].map(math.log)
-    count = int(((last["groups"] > 1) & (last[ENTROPY] >= UNLEARNED * limit)).sum())
-    about = f"Dotted line: ln G = {limit.max():.2f} nats, the entropy of groups drawn uniformly."
-    return (
-        f"{about} Nothing was learned in {count} of {len(last)} runs: their entropy ends at that line."
-        if count
-        else about
-    )
+    flat = (last["groups"] > 1) & (last[ENTROPY] >= UNLEARNED * last["groups"].map(math.log))
+    return last.loc[flat, "run"].tolist()
 
 
 def _line(axes: Axes, logs: Logs, metric: str, index: int) -> None:
@@ -334,11 +341,16 @@ def _line(axes: Axes, logs: Logs, metric: str, index: int) -> None:
 
 def _label(axes: Axes, logs: Logs, metric: str, *, last_row: bool) -> None:
     values = logs[metric].dropna()
+    title = words_of(metric)
     if metric == ENTROPY:
-        axes.axhline(math.log(logs["groups"].max()), color=style.REFERENCE, linewidth=0.8, linestyle=(0, (1, 2)))
+        limit = math.log(logs["groups"].max())
+        axes.axhline(limit, color=style.REFERENCE, linewidth=0.8, linestyle=(0, (1, 2)))
+        if count := len(unlearned_runs(logs)):
+            axes.set_ylim(0, 1.15 * limit)
+            title += ": nothing learned" if count == logs["run"].nunique() else f": {count} runs learned nothing"
     if values.min() > 0 and values.max() > LOG_FROM_X * values.min():
         axes.set_yscale("log")
-    axes.set_title(words_of(metric), fontsize=8.5, loc="left")
+    axes.set_title(title, fontsize=8.5, loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.tick_params(labelsize=7.5, labelbottom=last_row)
     if last_row:

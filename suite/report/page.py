@@ -16,9 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from suite.files import write_text
-from suite.report import columns, not_faster, pairs, reproduction, words
+from suite.report import columns, not_faster, notes, pairs, reproduction, timings, words
 from suite.report.columns import Column
 from suite.report.content import Content
+from suite.report.fairness import LEVELS
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, by_network
 from suite.report.style import Picture
 
@@ -67,6 +68,15 @@ def write(
                 content.reproduced, lambda part: _frame(reproduction.shown(part), columns.REPRODUCTION)
             ),
             not_faster=_not_faster(content),
+            undecidable=[f"{data}, {model}. {reason}" for (data, model), reason in content.undecidable.items()],
+            by_timing=_by_timing(content),
+            about_timing=timings.TITLE,
+            notes=[(notes.marked(note), note) for note in notes.of_methods(lines["method"])],
+            about_notes=notes.TITLE,
+            drops=words.DROPS,
+            counted=words.COUNTS,
+            dose=words.DOSE,
+            levels=words.levels(LEVELS),
             claims=f"../{CLAIMS}" if claims.is_file() else "",
             sections=_sections(lines, pictures),
             problems=content.problems.to_dict("records"),
@@ -125,6 +135,16 @@ def _filters(shown: columns.Text) -> list[tuple[int, list[str]]]:
 def _each_network(frame: pd.DataFrame, view: Callable[[pd.DataFrame], dict[str, Any]]) -> list[dict[str, Any]]:
     """Return name and `view` of the lines of each network."""
     return [{"name": f"{data}, {model}", **view(part)} for data, model, part in by_network(frame)]
+
+
+def _by_timing(content: Content) -> list[dict[str, Any]]:
+    """Return the speed-ups of each network with several timings."""
+    networks = []
+    for data, model, part in by_network(content.latency):
+        table = timings.table(part)
+        if len(table):
+            networks.append({"name": f"{data}, {model}", **_frame(table, columns.by_timing(table))})
+    return networks
 
 
 def _not_faster(content: Content) -> dict[str, Any]:

@@ -8,6 +8,8 @@ Other     every other pair is secondary: runs that share seed and base weights a
 Interval  at the level of Holm's step, so that an interval leaves out 0 if the corrected p-value is below 0.05
 Verdict   the better method if the corrected p-value is below 0.05; else "not distinguishable"; "too few runs" below three
 n         runs of each method; `bases` counts the base networks among them
+Fairness  level of the pair (`fairness.LEVELS`), with the training of both methods in plain-step equivalents
+Abstract  methods that are known from an abstract alone are in `comparisons.csv`, and in no headline (`shown`, `warnings`)
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ import pandas as pd
 from suite import methods as registered
 from suite.methods import Broken
 from suite.report import columns, inference, words
-from suite.report.fairness import SET, comparable
-from suite.report.frames import CONDITIONS
+from suite.report.fairness import SET, Training, comparable, of_pair
+from suite.report.frames import CONDITIONS, FROM_ABSTRACT
 
 FEWEST, FOR_A_CLAIM = inference.FEWEST, 5
 """Runs of each method that a comparison and a claim take."""
@@ -46,6 +48,7 @@ class _Method:
     blocks: list[tuple[int, str]]
     """Seed and base weights of each run."""
     top1_N: np.ndarray
+    training: Training
 
     @property
     def mean(self) -> float:
@@ -99,6 +102,7 @@ def _methods(runs: pd.DataFrame) -> list[_Method]:
             str(part["method"].iloc[0]),
             list(zip(part["seed"].tolist(), part["base_sha256"].tolist(), strict=True)),
             part["pruned_top1_pct"].to_numpy(dtype=float),
+            Training.of_runs(part),
         )
         for name, part in runs.groupby("settings", sort=False)
     ]
@@ -170,6 +174,7 @@ def _corrected(tested: inference.Differences, design: inference.Design, *, metho
 
 
 def _about(pair: _Pair) -> dict[str, Any]:
+    level, fairness = of_pair(pair.a.training, pair.b.training)
     return {
         **dict(zip(SET, pair.key, strict=True)),
         "a": pair.a.name,
@@ -182,6 +187,8 @@ def _about(pair: _Pair) -> dict[str, Any]:
         "paired": pair.paired,
         "a_mean_pct": pair.a.mean,
         "b_mean_pct": pair.b.mean,
+        "fairness_level": level,
+        "fairness": fairness,
         "probability_of_improvement": inference.probability_of_improvement(pair.a.top1_N, pair.b.top1_N),
     }
 
@@ -198,7 +205,12 @@ def _verdict(line: dict[Any, Any]) -> str:
 
 
 def with_the_best(compared: pd.DataFrame) -> pd.DataFrame:
-    """Return the pairs whose first method has the highest mean of its set."""
+    """Return the pairs whose first method has the highest mean of its set.
+
+    Methods from abstracts are left out.
+    """
+    abstract = compared["a"].str.endswith(FROM_ABSTRACT) | compared["b"].str.endswith(FROM_ABSTRACT)
+    compared = compared[~abstract]
     first = compared.groupby(SET, sort=False)["a"].transform("first")
     return compared[compared["a"] == first]
 
@@ -228,10 +240,27 @@ def _few(compared: pd.DataFrame) -> Iterator[str]:
 def _one_base(compared: pd.DataFrame) -> Iterator[str]:
     shared = compared[(compared["n"] > 1) & (compared["bases"] < compared["n"])]
     if len(shared):
+        bases = int(shared["bases"].min())
         yield (
-            f"Sizing: in {len(shared)} of {len(compared)} pairs of methods n counts fine-tunings of {shared['bases'].min()} base "
-            "network(s), not base networks: the intervals hold for these networks only."
+            f"Sizing: in {len(shared)} of {len(compared)} pairs of methods n counts fine-tunings of {bases} base "
+            f"network{'s' * (bases > 1)}, not base networks: the intervals hold for these networks only."
         )
+
+
+def undecidable(runs: pd.DataFrame, main: str) -> str:
+    """Return why the declared comparisons of a network cannot be decided; "" if they can.
+
+    runs   `Frames.runs` of one network, done or not
+    main   the method of the declared family
+    """
+    bases = runs["base_key"].nunique()
+    if not main or bases >= FOR_A_CLAIM or main not in set(runs["method"]):
+        return ""
+    these = "this network" if bases == 1 else "these networks"
+    return (
+        f"The headline cannot be decided: the grid plans {bases} base network{'s' * (bases > 1)}, and a claim takes "
+        f"{FOR_A_CLAIM}. n counts fine-tunings, and a verdict below holds for {these} only."
+    )
 
 
 def _leaders(compared: pd.DataFrame) -> Iterator[str]:

@@ -21,7 +21,7 @@ from rich.text import Text
 from suite import grids
 from suite.files import replacing, write_text
 from suite.registry import pick
-from suite.report import claims, columns, frames, latex, structure, words
+from suite.report import claims, columns, frames, latex, notes, structure, words
 from suite.report.build import build
 
 TABLES = ("table.csv", "table_*.tex", "reproduction*", "comparisons.csv")
@@ -184,8 +184,15 @@ def _structures(entry: Entry, results: Path, smoke: bool, folder: Path) -> list[
 def _claims(_: Entry, results: Path, smoke: bool, folder: Path) -> list[str]:
     table = claims.table(results, smoke=smoke)
     title, text = "Claims under test", columns.text(table, columns.CLAIMS, "latex")
-    markdown = [f"# {title}", columns.markdown(table, columns.CLAIMS), words.markdown(claims.NOTES)]
+    named = notes.of_methods(claims.claimed_methods())
+    markdown = [
+        f"# {title}",
+        columns.markdown(table, columns.CLAIMS),
+        words.markdown(claims.NOTES),
+        *notes.markdown(named),
+    ]
     write_text(folder / "claims.csv", columns.csv(table, columns.CLAIMS))
     write_text(folder / "claims.md", "\n\n".join(markdown) + "\n")
-    write_text(folder / "claims.tex", latex.table(text, title, "tab:claims", claims.NOTES, wide=("claim", "evidence")))
+    drawn = latex.table(text, title, "tab:claims", claims.NOTES, wide=("claim", "evidence")) + notes.latex(named)
+    write_text(folder / "claims.tex", drawn)
     return []

@@ -259,7 +259,7 @@ def _caption(
 ) -> str:
     """Describe data, model, n, bars, device, commit, and pitfalls of reading."""
     axis = AXES[over]
-    about = [f"{words.who(points)}: mean over {words.runs(points['n'])}", SPREAD_WORDS[spread]]
+    about = [f"{words.who(points)}: mean over {words.runs(points['n'], points['base_n'])}", SPREAD_WORDS[spread]]
     if over == "speedup":
         about.append("horizontal bars: the range of the runs' 95 % intervals around the median speed-up")
     if axis.timed:

@@ -64,6 +64,7 @@ def _beside(row: dict[Any, Any], lines: pd.DataFrame, done: pd.DataFrame) -> Ite
     start = {
         **{name: row[name] for name in _ABOUT},
         "n": 0,
+        "base_n": 0,
         "quantity": "drop pp" if drop else "top-1 %",
         "statistic": "median" if row["runs"].startswith("median") else "mean",
         "published_runs": _median_of(row["runs"]),
@@ -127,7 +128,9 @@ def _compared(start: dict[str, Any], line: dict[Any, Any], runs: pd.DataFrame) -
         values, start["published"], median=median, of_runs=start["published_runs"]
     )
     return {
-        **{name: line[name] for name in ("settings", "budget", "n", "rows", *EPOCHS, *SCHEDULES, *CONDITIONS)},
+        **{
+            name: line[name] for name in ("settings", "budget", "n", "base_n", "rows", *EPOCHS, *SCHEDULES, *CONDITIONS)
+        },
         "our_selection": line["selection"],
         "our_cut_pct": line[CUT[start["scope"]]],
         "ours": ours,

@@ -122,7 +122,8 @@ def _title(points: pd.DataFrame) -> str:
 
 def _caption(points: pd.DataFrame, meanings: list[str]) -> str:
     sentences = [
-        f"{words.who(points)}: median over {words.runs(points['speedup_n'])}; bars: the range of the runs' 95 % intervals",
+        f"{words.who(points)}: median over {words.runs(points['speedup_n'], points['bases'])}; bars: the range of the "
+        "runs' 95 % intervals",
         "Hollow: the range contains 1. On the diagonal, measured and theoretical speed-up are equal",
         f"Measured {words.measured(points)}",
         *(["; ".join(meanings)] if meanings else []),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from suite.report import columns, not_faster, pairs, reproduction, words
+from suite.report import columns, not_faster, notes, pairs, reproduction, timings, words
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
 from suite.report.frames import by_network, of_network
@@ -25,6 +25,8 @@ def document(content: Content, pictures: Sequence[tuple[str, str, str]]) -> str:
         images = [file for d, m, file in pictures if (d, m) == (data, model)]
         sections += [
             _section(data, model, part, images, median=(data, model) in content.medians),
+            *_undecidable(content.undecidable, data, model),
+            *_by_timing(of_network(content.latency, data, model)),
             *_reference(of_network(content.reference, data, model)),
             *_comparisons(of_network(content.compared, data, model)),
             *_reproductions(of_network(content.reproduced, data, model)),
@@ -33,7 +35,21 @@ def document(content: Content, pictures: Sequence[tuple[str, str, str]]) -> str:
         table = columns.markdown(content.not_faster, columns.NOT_FASTER)
         sections += [f"## {not_faster.TITLE}", f"{content.not_faster_counts}: {not_faster.ABOUT}.", table]
     failures = ["## Runs without a result", "\n".join(_problem_lines(problems))] if len(problems) else []
-    return "\n\n".join([*head, *sections, *failures, "## How to read it", _legend(lines)]) + "\n"
+    about = notes.markdown(notes.of_methods(lines["method"]))
+    return "\n\n".join([*head, *sections, *failures, *about, "## How to read it", _legend(lines)]) + "\n"
+
+
+def _undecidable(reasons: Mapping[tuple[str, str], str], data: str, model: str) -> list[str]:
+    reason = reasons.get((data, model), "")
+    return [f"- **{words.markdown(reason)}**"] if reason else []
+
+
+def _by_timing(latency: pd.DataFrame) -> list[str]:
+    """Return the speed-ups of a network with several timings, a column for each."""
+    table = timings.table(latency)
+    if table.empty:
+        return []
+    return [f"### {timings.TITLE}", columns.markdown(table, columns.by_timing(table))]
 
 
 def _section(data: str, model: str, lines: pd.DataFrame, pictures: Sequence[str], median: bool) -> str:
@@ -86,7 +102,8 @@ def _legend(lines: pd.DataFrame) -> str:
     levels = words.levels(LEVELS)
     notes = [
         "Accuracies are top-1 of the last epoch: mean ± sample standard deviation (number of runs). One run has no spread. "
-        "Base is before pruning. The drop is base minus pruned, paired by run; positive is worse.",
+        f"Base is before pruning. {words.DROPS}.",
+        f"{words.COUNTS}.",
         f"{words.FLOPS}.",
         f"{words.SPEEDUP}.",
         "Theoretical is dense MACs / packed MACs; it is not a speed-up. Deployed is the execution that the suite would run: a "
@@ -94,8 +111,11 @@ def _legend(lines: pd.DataFrame) -> str:
         "network was not timed, it is the device of the training.",
         f"Fairness follows from the rows of a data set, model and budget: {levels}. Each level includes those below it. "
         "`alone`: there is no other method; `coarse`: not to be compared.",
-        "Epochs are those of base network + learning + fine-tuning; `public` base networks were downloaded trained.",
-        "`coarse`: the reached cut exceeds the budget by more than one point, so it is not compared as equal. `dirty`: made "
+        "Epochs are those of base network + learning + fine-tuning; `public` base networks were downloaded trained, `init`: "
+        "trained from initial weights. Plain epochs count a learning epoch as many times as its steps cost more than plain ones.",
+        f"{words.DOSE}.",
+        "`coarse`: the reached cut exceeds the budget by more than 2 % of the MACs that the budget leaves, so it is not compared "
+        "as equal. `dirty`: made "
         "from a checkout with uncommitted changes. An empty cell has its reason in the note.",
         "Rows of different commits, devices, numerical settings or data are on separate lines and never averaged.",
         f"Methods told apart: {words.PAIRS_METHOD}.",

@@ -12,7 +12,7 @@ import pandas as pd
 
 from suite import grids
 from suite.files import write_text
-from suite.report import columns, frames, words
+from suite.report import columns, frames, notes, words
 
 TRIAL = ["data", "model", "method"]
 
@@ -51,6 +51,7 @@ def winners(runs: pd.DataFrame) -> pd.DataFrame:
         top1_mean_pct=("pruned_top1_pct", "mean"),
         top1_sd_pp=("pruned_top1_pct", "std"),
         n=("pruned_top1_pct", "count"),
+        base_n=("base_key", "nunique"),
         commit=("commit", lambda values: " ".join(words.different(values))),
         rows=("key", " ".join),
     )
@@ -89,4 +90,7 @@ def _document(title: str, best: pd.DataFrame) -> str:
         f"## {data}, {model}\n\n{columns.markdown(part, columns.WINNERS)}"
         for data, model, part in frames.by_network(best)
     ]
-    return "\n\n".join([f"# {words.markdown(title)}: the best settings of each method", about, *sections]) + "\n"
+    under = notes.markdown(notes.of_methods(best["method"]))
+    return (
+        "\n\n".join([f"# {words.markdown(title)}: the best settings of each method", about, *sections, *under]) + "\n"
+    )

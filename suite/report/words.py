@@ -19,6 +19,18 @@ SPEEDUP = (
     'interval, else the verdict is "no difference". Runs are left out if the null test failed, if other processes used the '
     'device, or if CPU time shows the opposite. If all runs are left out, the cell is "not trusted"'
 )
+DROPS = (
+    "The drop is base minus pruned, paired by run; positive is worse. The drop to control is the dense network after the same "
+    "further training (base, learning and fine-tuning) minus pruned, paired by base network and seed"
+)
+COUNTS = (
+    "The n of a cell counts base networks if each run has its own, else fine-tunings of fewer base networks; then intervals and "
+    "verdicts hold for these networks only"
+)
+DOSE = (
+    "The dose is that of the group penalty: summed penalty steps over the mean norm of a channel in a group, median over layers. "
+    "A group entropy of ln G: no groups were learned"
+)
 REPRODUCTION = (
     "a drop is compared if the source states its base accuracy, else the accuracy. Our median stands beside a published median. "
     '"reproduced": the 95 % interval of ours minus published lies within half a point of 0. "below" or "above": all of the '
@@ -54,6 +66,7 @@ _LATEX = str.maketrans(
         "—": "---",
     }
 )
+_LONG = re.compile(r"(?<![\w.])\d+\.\d{6,}(?:e-?\d+)?")
 _EDGE_UNDERSCORE = re.compile(r"(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
 
 
@@ -99,6 +112,34 @@ def interval(value: float, low: float, high: float, n: float | None = None) -> s
     return "" if pd.isna(value) else f"{value:.2f}{ends}" + ("" if n is None else f" ({n:.0f})")
 
 
+def significant(value: float) -> str:
+    """Format with two significant digits, without an exponent; "" for nan."""
+    return "" if pd.isna(value) else f"{float(f'{value:.2g}'):.10f}".rstrip("0").rstrip(".")
+
+
+def entropy(line: Mapping[Hashable, Any] | pd.Series) -> str:
+    """Format a group entropy as "0.693 (ln G)" if no group was learned, else as "0.124"."""
+    text = number(line["group_entropy_nats"], 3)
+    return f"{text} (ln G)" if text and line["unlearned"] else text
+
+
+def counted(n: float, bases: float) -> str:
+    """Return what n runs count: "base networks", or "fine-tunings of 1 base network"."""
+    if not n or n == bases:
+        return ("base networks" if n > 1 else "base network") if n else ""
+    return f"fine-tunings of {bases:.0f} base network{'s' * int(bases > 1)}"
+
+
+def counts_of(n: float, bases: float) -> str:
+    """Format as "5 base networks" or "5 fine-tunings of 1 base network"; "" without a run."""
+    return f"{n:.0f} {counted(n, bases)}" if n else ""
+
+
+def rounded(text: str) -> str:
+    """Round the long decimal numbers of a method's settings to four digits."""
+    return _LONG.sub(lambda found: f"{float(found[0]):.4g}", text)
+
+
 def sentences(*texts: str) -> str:
     """Join texts to sentences with capital letter and full stop; skip empty texts."""
     return " ".join(f"{text[0].upper()}{text[1:].removesuffix('.')}." for text in texts if text)
@@ -117,10 +158,12 @@ def levels(names: Sequence[str]) -> str:
 def epochs(line: Mapping[Hashable, Any] | pd.Series) -> str:
     """Format epochs as "164 + 120 + 400": base network, learning, fine-tuning.
 
-    Without a run the text is "".
+    "init" stands for the base network of runs that start at initial weights. Without a run the text is "".
     """
     if not line["n"]:
         return ""
+    if line.get("start") == "init":
+        return f"init + {line['learning_epochs']:.0f} + {line['finetune_epochs']:.0f}"
     spent = (line["base_epochs"], line["learning_epochs"], line["finetune_epochs"])
     return " + ".join("public" if pd.isna(value) else f"{value:.0f}" for value in spent)
 
@@ -139,6 +182,18 @@ def speedup(line: Mapping[Hashable, Any] | pd.Series) -> str:
     )  # an end that is not 1 is not printed as 1
     text = f"{line['speedup_x']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] ({line['speedup_n']:.0f})"
     return f"{text}, no difference" if line["verdict"] == "no difference" else text
+
+
+def verdict(line: Mapping[Hashable, Any] | pd.Series) -> str:
+    """Return ", faster" or ", slower"; "" for the verdicts that `speedup` has already."""
+    return f", {line['verdict']}" if line["verdict"] in ("faster", "slower") else ""
+
+
+def timing(line: Mapping[Hashable, Any] | pd.Series) -> str:
+    """Name device and settings of a timing: "NVIDIA A100, batch 32, fp16, channels_last"."""
+    device = line["timed_device"] or line["asked_device"]
+    layout = "" if line["layout"] == "contiguous" else f", {line['layout']}"
+    return f"{device}, batch {line['batch']:.0f}, {line['precision']}{layout}"
 
 
 def short_speedup(line: Mapping[Hashable, Any] | pd.Series) -> str:
@@ -215,10 +270,19 @@ def who(lines: pd.DataFrame) -> str:
     return f"{lines['data'].iloc[0]}, {lines['model'].iloc[0]}"
 
 
-def runs(n: pd.Series) -> str:
-    """Format counts as "n = 3 runs" or "n = 2 to 5 runs"."""
-    few, many = n.min(), n.max()
-    return f"n = {few} run{'s' if many > 1 else ''}" if few == many else f"n = {few} to {many} runs"
+def runs(n: pd.Series, bases: pd.Series) -> str:
+    """Format counts as "n = 3 base networks" or "n = 2 to 5 fine-tunings of 1 base network".
+
+    n      runs of each point
+    bases  base networks among them
+    """
+    few, many = int(n.min()), int(n.max())
+    count = f"n = {few}" if few == many else f"n = {few} to {many}"
+    if (n == bases).all():
+        return f"{count} base network{'s' * (many > 1)}"
+    low, high = int(bases.min()), int(bases.max())
+    of = f"{low}" if low == high else f"{low} to {high}"
+    return f"{count} fine-tunings of {of} base network{'s' * (high > 1)}"
 
 
 def joined(values: Iterable[object]) -> str:

@@ -1,0 +1,191 @@
+"""Dose figures: accuracy, sparsity and group entropy over the dose of a penalty.
+
+Drawn for a setting that changes the dose of a learned state while all else is equal. The sparsity is that of the learned
+weights, read from the stage's folder; its panel is left out if the folder is gone. The rest comes from the rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from suite.report import ablation, cells, pareto, style, words
+from suite.report.ablation import Varied
+from suite.stages import Pruned
+
+SPARSE = 0.01
+"""Norm of a kernel as a share of the layer's mean kernel norm, below which the kernel counts as removed by learning."""
+APART = 1.5
+"""Ratio of two doses from which on a setting counts as changing the dose."""
+PANEL_IN = (2.5, 2.3)
+LEGEND_IN = 2.0
+
+
+def varies(points: pd.DataFrame) -> bool:
+    """Return True if the dose differs between the values of a setting."""
+    dose = points.get("dose", pd.Series(dtype=float))
+    return bool(dose.notna().all() and len(dose) and dose.min() > 0 and dose.max() > APART * dose.min())
+
+
+def draw_all(
+    planned: Sequence[Pruned], lines: pd.DataFrame, runs: pd.DataFrame, results: Path, folder: Path
+) -> list[style.Picture]:
+    """Draw a figure for each network and setting that changes the dose; delete other dose figures.
+
+    `lines` are those of `cells.table`, `runs` those of `frames`.
+    """
+    settings = {run.key: run.settings for run in planned}
+    learned = {run.key: results / "work" / run.learned.key for run in planned if run.learned}
+    pictures = []
+    for (data, model), part in lines.groupby(["data", "model"], sort=False):
+        own = runs[(runs["data"] == data) & (runs["model"] == model)]
+        for varied in ablation.find(part, own, settings):
+            if varies(varied.points):
+                control = part[~part["removes"].astype(bool) & (part["n"] > 0)]
+                pictures.append(draw(varied, control, learned, folder))
+    written = {path for picture in pictures for path in picture.paths}
+    for path in (*folder.glob("dose_*.png"), *folder.glob("dose_*.pdf")):
+        if path not in written:
+            path.unlink()
+    return pictures
+
+
+@functools.lru_cache(maxsize=256)
+def sparse_share(folder: Path) -> float:
+    """Return the share of sparse kernels w[o, i] of all convolutions but the first; nan without weights."""
+    try:
+        weights = load_file(folder / "final.safetensors")
+    except (OSError, SafetensorError):
+        return math.nan
+    norms = [w.float().flatten(2).norm(dim=2).flatten().numpy() for w in weights.values() if w.ndim == 4]
+    small = [norm < SPARSE * norm.mean() for norm in norms[1:]]
+    return float(np.concatenate(small).mean()) if small else math.nan
+
+
+def draw(varied: Varied, control: pd.DataFrame, learned: Mapping[str, Path], folder: Path) -> style.Picture:
+    """Write one figure: panels of accuracy, sparsity and group entropy over the factor of the dose."""
+    points = varied.points.assign(
+        factor=varied.points["dose"] / varied.points["dose"].min(),
+        sparse_pct=[_sparse_pct(str(rows), learned) for rows in varied.points["rows"]],
+    ).sort_values("factor", kind="stable")
+    data, model = points["data"].iloc[0], points["model"].iloc[0]
+    shown = [name for name in ("sparse_pct", "group_entropy_nats") if points[name].notna().any()]
+    with style.new_figure(entries=0) as figure:
+        figure.set_size_inches(PANEL_IN[0] * (1 + len(shown)) + LEGEND_IN, PANEL_IN[1])
+        panels = figure.subplots(1, 1 + len(shown), squeeze=False)[0]
+        _accuracy(panels[0], points, control)
+        for axes, name in zip(panels[1:], shown, strict=True):
+            _learned(axes, points, name)
+        _axes(figure, panels, points)
+        style.legend(figure)
+        return style.picture(
+            figure,
+            folder,
+            data=data,
+            model=model,
+            name=words.file_name("dose", str(data), str(model), varied.method, varied.setting),
+            title=f"{varied.method}: accuracy, sparsity and groups over the dose",
+            caption_text=_caption(varied, points, control),
+        )
+
+
+def _sparse_pct(rows: str, learned: Mapping[str, Path]) -> float:
+    shares = [100 * sparse_share(learned[key]) for key in rows.split() if key in learned]
+    return float(np.mean(shares)) if shares else math.nan
+
+
+def _accuracy(axes: Axes, points: pd.DataFrame, control: pd.DataFrame) -> None:
+    spread = pareto.spread_of(points)
+    for index, (name, line) in enumerate(points.groupby("line", sort=False)):
+        look = style.of_series(index)
+        if spread != "none":
+            half = line["top1_t95_pp"] if spread == "t95" else line["top1_sd_pp"]
+            axes.errorbar(line["factor"], line["top1_mean_pct"], half, fmt="none", ecolor=look["color"], capsize=2)
+        axes.plot(line["factor"], line["top1_mean_pct"], **look, markeredgecolor="white", label=style.label(str(name)))
+    dashes = (0, (1, 2))
+    axes.axhline(
+        points["base_top1_mean_pct"].mean(), color=style.REFERENCE, linewidth=0.9, linestyle=dashes, label="base"
+    )
+    if len(control):
+        axes.axhline(control["top1_mean_pct"].mean(), color=style.REFERENCE, linewidth=0.9, label="dense control")
+    axes.set_title("top-1 accuracy (%)", fontsize=8.5, loc="left")
+
+
+def _learned(axes: Axes, points: pd.DataFrame, name: str) -> None:
+    """Draw a number of the learned state; all budgets share it."""
+    once = points.groupby("factor", sort=True)[name].mean()
+    look = style.of_series(len(points["line"].unique()))
+    axes.plot(once.index, once, **look, markeredgecolor="white")
+    if name == "sparse_pct":
+        axes.set_title("sparse kernels (%)", fontsize=8.5, loc="left")
+        axes.set_ylim(0, max(1.0, 1.1 * once.max()))
+        return
+    limit = math.log(points["groups"].max())
+    axes.axhline(limit, color=style.REFERENCE, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.annotate(
+        "ln G: not learned",
+        (1, limit),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=7,
+        color=style.REFERENCE,
+    )
+    axes.set_title("group entropy (nats)", fontsize=8.5, loc="left")
+    axes.set_ylim(0, 1.15 * limit)
+
+
+def _axes(figure: Figure, panels: Sequence[Axes], points: pd.DataFrame) -> None:
+    """Label the factors, with the dose below each."""
+    ticks = points.groupby(points["factor"].map(lambda factor: f"{factor:.3g}"), sort=False)[["factor", "dose"]].first()
+    labels = [f"×{factor}\n{words.significant(dose)}" for factor, dose in zip(ticks.index, ticks["dose"], strict=True)]
+    for axes in panels:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(ticks["factor"].tolist()))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(ticks["factor"].tolist(), labels, fontsize=7)
+        axes.tick_params(axis="y", labelsize=7.5)
+    panels[len(panels) // 2].set_xlabel("factor, and dose below it", fontsize=8)
+
+
+def _caption(varied: Varied, points: pd.DataFrame, control: pd.DataFrame) -> str:
+    where = "the validation part" if points["split"].iloc[0] == "tuning" else "the test set"
+    sentences = [
+        f"{words.who(points)}, {varied.method}: mean over {words.runs(points['n'], points['base_n'])} on {where}; "
+        f"{pareto.SPREAD_WORDS[pareto.spread_of(points)]}",
+        f"The dose is changed by {varied.setting}; ×1 is a dose of {words.significant(points['dose'].min())}, and below "
+        "about 1 no channel becomes small",
+        *(
+            [f"Sparse: kernels below {SPARSE:.0%} of their layer's mean norm after learning"]
+            if points["sparse_pct"].notna().any()
+            else []
+        ),
+        *_learned_words(points),
+        *(["The dense control trained as long"] if len(control) else []),
+        f"T{words.trained(points)[1:]}",
+    ]
+    return ". ".join(sentences) + "."
+
+
+def _learned_words(points: pd.DataFrame) -> list[str]:
+    """Return which factors learned no groups."""
+    if points["group_entropy_nats"].isna().all():
+        return []
+    without = points[cells.is_unlearned(points)]["factor"].map(lambda factor: f"×{factor:.3g}").unique()
+    every = points["factor"].map(lambda factor: f"×{factor:.3g}").nunique()
+    if not len(without):
+        return ["Groups were learned at every dose"]
+    at = "any dose" if len(without) == every else ", ".join(without)
+    return [f"No groups were learned at {at}: the entropy stays at ln G"]

@@ -1,0 +1,26 @@
+"""Speed-ups of a grid with several timings, by device and batch."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from suite.report import words
+
+TITLE = "Speed-up by device and batch"
+
+
+def table(latency: pd.DataFrame) -> pd.DataFrame:
+    """Return a line for each method and budget with its speed-ups, a column for each timing.
+
+    The table is empty if there are fewer than two timings. Timing conditions that differ give lines of their own.
+
+    latency   lines of `cells.latency` of one network
+    """
+    timed = latency[latency["verdict"] != ""]
+    if timed["timing_label"].nunique() < 2:
+        return latency.iloc[:0]
+    keys = ["line", "settings", "budget", "budget_scope", "theoretical_x"]
+    texts = timed.assign(text=[words.speedup(line) + words.verdict(line) for line in timed.to_dict("records")])
+    texts["again"] = texts.groupby(["line", "timing_label"]).cumcount()
+    wide = texts.pivot_table(index=["again", *keys], columns="timing_label", values="text", aggfunc="first", sort=False)
+    return wide.fillna("").reset_index().sort_values(["line", "again"], kind="stable")

@@ -1,0 +1,244 @@
+"""Reports that an author would sign: control, equal training, doses, notes, and what n counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_figures import not_rendered
+from test_report import CPU, SCHEDULE, pruned_row, timed_row
+
+from suite import methods, records
+from suite.contract import Budget, Pruner
+from suite.grids import Grid
+from suite.report import cells, content, documents, dose, fairness, frames, learning, pairs, style, timings, words
+from suite.schedule import Schedule
+from suite.stages import Base, Pruned, Timing
+
+LONGER = dataclasses.replace(SCHEDULE, epochs=9)
+LEARN = Schedule(epochs=10, lr=0.1, weight_decay=0.0)
+
+
+def run_of(method: str, seed: int = 0, budget: float = 0.5, finetune: Schedule = SCHEDULE, **changes: Any) -> Pruned:
+    """A run of a method of the suite; its base network has the same seed."""
+    settings: Pruner = methods.get(method)(**changes)
+    base = Base(data="digits", model="resnet8", schedule=SCHEDULE, seed=seed)
+    return Pruned(
+        base=base,
+        settings=settings,
+        learning=LEARN if settings.learns else None,
+        budget=Budget(share=budget if settings.removes else 0.0),
+        finetune=finetune,
+        seed=seed,
+    )
+
+
+def row_of(run: Pruned, top1: float, **changes: Any) -> records.PrunedRow:
+    """A row with the epochs of its run and the base weights of its seed."""
+    spent = {
+        "base_epochs": SCHEDULE.epochs,
+        "learning_epochs": run.learning.epochs if run.learned and run.learning else 0,
+        "finetune_epochs": run.finetune.epochs,
+    }
+    made = {"base_sha256": f"seed {run.seed}", **changes.pop("made", {})}
+    return pruned_row(run, top1, **{**spent, "made": made, **changes})
+
+
+def grid_of(runs: list[Pruned], **changes: Any) -> Grid:
+    return Grid(**{"title": "Example", "about": "About.", "runs": lambda: runs, "timings": (), **changes})
+
+
+def load(results: Path, rows: dict[Pruned, float], more: list[records.Row] | None = None, **changes: Any) -> Any:
+    """The grid of these runs, with their accuracies, and its frames."""
+    for row in [*(row_of(run, top1) for run, top1 in rows.items()), *(more or [])]:
+        records.write(row, results)
+    grid = grid_of(list(rows), **changes)
+    return grid, frames.load(grid, results, smoke=False)
+
+
+def test_the_drop_to_the_control_is_paired_by_base_network(tmp_path: Path) -> None:
+    rows = {run_of("dense_control", seed): 91.0 + seed for seed in range(3)}
+    rows |= {run_of("l1_filter", seed): top1 for seed, top1 in enumerate((88.0, 90.0, 89.5))}
+    _, found = load(tmp_path, rows)
+    line = cells.table(found).set_index("method").loc["l1_filter"]
+    assert line["control_drop_mean_pp"] == pytest.approx((3 + 2 + 3.5) / 3)
+    assert line["control_drop_sd_pp"] == pytest.approx(pd.Series([3, 2, 3.5]).std())
+    assert line["drop_mean_pp"] == pytest.approx(90 - (88 + 90 + 89.5) / 3)
+    assert "control: 14 plain epochs" in line["note"], "the control trained longer than the method"
+
+
+def test_of_several_controls_that_of_the_same_schedule_counts(tmp_path: Path) -> None:
+    rows = {run_of("dense_control"): 91.0, run_of("dense_control", finetune=LONGER): 95.0}
+    rows |= {run_of("l1_filter", finetune=LONGER): 90.0, run_of("l1_filter"): 90.0}
+    _, found = load(tmp_path, rows)
+    lines = cells.table(found)
+    drops = lines[lines["method"] == "l1_filter"].set_index("finetune_epochs")["control_drop_mean_pp"]
+    assert drops.to_dict() == {9: 5.0, 2: 1.0}
+
+
+def test_a_missing_control_is_said_and_runs_without_fine_tuning_need_none(tmp_path: Path) -> None:
+    once = dataclasses.replace(SCHEDULE, epochs=0)
+    _, found = load(tmp_path, {run_of("l1_filter"): 90.0, run_of("l2_filter", finetune=once): 89.0})
+    notes = cells.table(found).set_index("method")["note"]
+    assert "no dense control" in notes["l1_filter"]
+    assert "no dense control" not in notes["l2_filter"]
+
+
+def test_a_pair_has_a_level_of_its_own_in_plain_step_equivalents(tmp_path: Path) -> None:
+    """A learning epoch of DSP counts 2.1 plain ones, so 10 of them and 2 more are as much as 23."""
+    equal = dataclasses.replace(SCHEDULE, epochs=23)
+    rows = {run_of("dsp", seed): 90.0 + seed for seed in range(3)}
+    rows |= {run_of("l1_filter", seed, finetune=equal): 89.0 + 2 * seed for seed in range(3)}
+    rows |= {run_of("l2_filter", seed): 88.0 - seed for seed in range(3)}
+    _, found = load(tmp_path, rows)
+    assert found.runs.set_index("method")["plain_epochs"].to_dict() == {
+        "dsp": 25.0,
+        "l1_filter": 25.0,
+        "l2_filter": 4.0,
+    }
+    compared = pairs.table(found.runs, "dsp")
+    levels = {
+        frozenset(pair): (level, text)
+        for *pair, level, text in compared[["a", "b", "fairness_level", "fairness"]].values
+    }
+    assert levels[frozenset(("dsp", "l1_filter"))] == (3, "25 against 25 plain epochs")
+    assert levels[frozenset(("dsp", "l2_filter"))][0] == 1
+    assert set(cells.table(found)["fairness"]) == {fairness.LEVELS[1]}, "the set has what all pairs share"
+
+
+def test_a_method_from_an_abstract_is_marked_and_in_no_headline(tmp_path: Path) -> None:
+    rows = {run_of("lapp", seed): 99.0 + 0.1 * seed for seed in range(3)}
+    rows |= {run_of("dsp", seed): 90.0 + seed for seed in range(3)}
+    rows |= {run_of("l1_filter", seed): 80.0 + seed for seed in range(3)}
+    grid, found = load(tmp_path, rows, family="dsp")
+    collected = content.collect(grid, found, smoke=False)
+    texts = documents.texts(collected, [])
+    for name in ("table.csv", "table.md", "table_digits_resnet8.tex"):
+        assert "lapp (from the abstract)" in texts[name], name
+    assert "lapp" in set(collected.compared["a"].str.split().str[0])
+    assert not pairs.shown(collected.compared)[["a", "b"]].stack().str.contains("lapp").any()
+    assert not any("lapp" in text for text in pairs.warnings(collected.compared))
+
+
+def test_sources_and_deviations_stand_under_the_tables(tmp_path: Path) -> None:
+    grid, found = load(tmp_path, {run_of("dsp"): 90.0, run_of("l1_filter"): 89.0})
+    texts = documents.texts(content.collect(grid, found, smoke=False), [])
+    for name, escape in (("table.md", words.markdown), ("table_digits_resnet8.tex", words.latex)):
+        for note in methods.notes(["dsp", "l1_filter"]):
+            assert escape(note.source) in texts[name]
+            assert escape(note.deviations) in texts[name]
+        assert escape(methods.shared_deviations(["l1_filter"])) in texts[name]
+    assert methods.shared_deviations(["dsp"]) == ""
+
+
+def test_fewer_than_five_base_networks_decide_no_headline(tmp_path: Path) -> None:
+    rows = {run_of("dsp", seed): 90.0 + seed for seed in range(4)} | {
+        run_of("l1_filter", seed): 89.0 for seed in range(4)
+    }
+    grid, found = load(tmp_path, rows, family="dsp")
+    texts = documents.texts(content.collect(grid, found, smoke=False), [])
+    for name in ("table.md", "table_digits_resnet8.tex"):
+        assert "The headline cannot be decided: the grid plans 4 base networks, and a claim takes 5" in texts[name]
+    assert pairs.undecidable(found.runs, "") == ""
+    five = {run_of("dsp", seed): 90.0 for seed in range(5)}
+    assert pairs.undecidable(load(tmp_path, five)[1].runs, "dsp") == ""
+
+
+@pytest.mark.parametrize(
+    ("n", "bases", "text"),
+    [(5, 5, "5 base networks"), (1, 1, "1 base network"), (5, 1, "5 fine-tunings of 1 base network"), (0, 0, "")],
+)
+def test_n_says_what_it_counts(n: int, bases: int, text: str) -> None:
+    assert words.counts_of(n, bases) == text
+
+
+def test_speedups_have_a_column_for_each_device_and_batch(tmp_path: Path) -> None:
+    run = run_of("l1_filter")
+    kinds = (Timing(batch=1), Timing(batch=32))
+    more: list[records.Row] = [
+        timed_row(run, (1.5, 1.4, 1.6), kinds[0]),
+        timed_row(run, (0.8, 0.7, 0.9), kinds[1]),
+    ]
+    grid, found = load(tmp_path, {run: 90.0}, more, timings=kinds)
+    table = timings.table(cells.latency(found))
+    (line,) = table.to_dict("records")
+    assert line[f"{CPU}, batch 1, fp32"] == "1.50 [1.40, 1.60] (1), faster"
+    assert line[f"{CPU}, batch 32, fp32"] == "0.80 [0.70, 0.90] (1), slower"
+    assert timings.TITLE in documents.texts(content.collect(grid, found, smoke=False), [])["table.md"]
+    assert timings.table(cells.latency(load(tmp_path, {run: 90.0}, timings=kinds[:1])[1])).empty
+
+
+# ---- dose ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> style.Picture:
+    """The figure of three doses: groups are learned at the last; half of its kernels are sparse."""
+    monkeypatch.setattr(style, "save", not_rendered)
+    doses = {
+        run_of("dsp", lam=lam): facts
+        for lam, facts in ((0.1, (0.3, math.log(2))), (1.0, (3.0, 0.69)), (10.0, (30.0, 0.2)))
+    }
+    rows: list[records.Row] = []
+    for run, (each, entropy) in doses.items():
+        made = {"learned": {"dose": each, "group_entropy_nats": entropy}}
+        rows.append(row_of(run, 80.0 + each, made=made))
+        assert run.learned is not None
+        folder = tmp_path / "work" / run.learned.key
+        folder.mkdir(parents=True)
+        weight = torch.ones(2, 2, 3, 3)
+        weight[0] = 0.0 if each == 30 else 1.0
+        save_file(
+            {"stem": torch.ones(2, 3, 3, 3), "conv": weight, "fc": torch.ones(2, 2)}, folder / "final.safetensors"
+        )
+    for row in [*rows, row_of(run_of("dense_control"), 91.0)]:
+        records.write(row, tmp_path)
+    runs = [*doses, run_of("dense_control")]
+    found = frames.load(grid_of(runs), tmp_path, smoke=False)
+    (picture,) = dose.draw_all(runs, cells.table(found), found.runs, tmp_path, tmp_path / "out")
+    return picture
+
+
+def test_the_dose_figure_says_where_groups_were_learned(scanned: style.Picture) -> None:
+    assert scanned.name == "dose_digits_resnet8_dsp_lam"
+    assert "No groups were learned at ×1, ×10: the entropy stays at ln G" in scanned.caption
+    assert "×1 is a dose of 0.3" in scanned.caption
+    assert "Sparse: kernels below 1%" in scanned.caption
+
+
+def test_sparse_kernels_are_counted_in_all_convolutions_but_the_first(scanned: style.Picture, tmp_path: Path) -> None:
+    shares = sorted(dose.sparse_share(folder) for folder in (tmp_path / "work").iterdir())
+    assert shares == [0, 0, 0.5]
+    assert math.isnan(dose.sparse_share(tmp_path / "absent"))
+
+
+def test_dose_and_entropy_are_columns_and_unlearned_groups_a_note(scanned: style.Picture, tmp_path: Path) -> None:
+    runs = [run_of("dsp", lam=lam) for lam in (0.1, 10.0)]
+    lines = cells.table(frames.load(grid_of(runs), tmp_path, smoke=False))
+    assert lines["dose"].tolist() == [0.3, 30]
+    assert [words.entropy(line) for line in lines.to_dict("records")] == ["0.693 (ln G)", "0.200"]
+    assert ["no groups learned" in note for note in lines["note"]] == [True, False]
+
+
+def test_the_learning_figure_says_that_nothing_was_learned(tmp_path: Path) -> None:
+    for name, last in (("flat", math.log(2)), ("falling", 0.1)):
+        log = [{"epoch": 1, "loss": 1.0, "group_entropy_nats": math.log(2), "dose": 0.1}]
+        log += [{"epoch": 2, "loss": 0.9, "group_entropy_nats": last, "dose": 0.25}]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "history.jsonl").write_text("\n".join(map(json.dumps, log)))
+    about = {"data": "d", "model": "m", "method": "x", "line": "x", "groups": 2}
+    logs = {name: learning._log(tmp_path / name).assign(**about, run=name) for name in ("flat", "falling")}
+    with style.new_figure(entries=0) as figure:
+        learning.draw(figure, logs["flat"])
+        titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert "group entropy (nats): nothing learned" in titles
+    assert "Nothing was learned in 1 of 1 runs" in learning.unlearned(logs["flat"])
+    assert "Dose at the end: 0.25" in learning.unlearned(logs["flat"])
+    assert "Nothing was learned" not in learning.unlearned(logs["falling"])
