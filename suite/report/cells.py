@@ -282,7 +282,7 @@ def is_unlearned(lines: pd.DataFrame) -> pd.Series:
 
 
 def _control_epochs(lines: pd.DataFrame) -> pd.Series:
-    """Return the training of a control that differs from that of the line; "" if they are equal."""
+    """Return the control's training if it differs from that of the line, else ""."""
     plain, control = lines["plain_epochs"], lines["control_plain_epochs"]
     differs = (plain - control).abs() > fairness.EQUAL * plain
     return _when(differs, "control: " + control.map(lambda value: words.number(value, 0)) + " plain epochs")

@@ -306,8 +306,8 @@ def by_timing(frame: pd.DataFrame) -> list[Column]:
     """Return the columns of `timings.table`: method, budget, theoretical, then a column for each timing."""
     fixed = [Column(name="settings", heading="method"), BUDGET]
     theoretical = Column(name="theoretical_x", heading="theoretical x", number=True)
-    known = {"again", "line", "settings", "budget", "budget_scope", "theoretical_x"}
-    timings = [Column(name=str(name), heading=str(name), number=True, left=True) for name in frame if name not in known]
+    about = {"again", "line", "settings", "budget", "budget_scope", "theoretical_x"}
+    timings = [Column(name=str(name), heading=str(name), number=True, left=True) for name in frame if name not in about]
     return [*fixed, theoretical, *timings]
 
 

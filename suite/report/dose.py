@@ -40,7 +40,9 @@ def varies(points: pd.DataFrame) -> bool:
 def draw_all(
     planned: Sequence[Pruned], lines: pd.DataFrame, runs: pd.DataFrame, results: Path, folder: Path
 ) -> list[style.Picture]:
-    """Draw a figure for each network and setting that changes the dose; delete other dose figures.
+    """Draw a figure for each network and setting that changes the dose.
+
+    Other dose figures are deleted.
 
     `lines` are those of `cells.table`, `runs` those of `frames`.
     """
@@ -62,18 +64,18 @@ def draw_all(
 
 @functools.lru_cache(maxsize=256)
 def sparse_share(folder: Path) -> float:
-    """Return the share of sparse kernels w[o, i] of all convolutions but the first; nan without weights."""
+    """Return the share of sparse kernels w[o, i] of all convolutions; nan without weights."""
     try:
         weights = load_file(folder / "final.safetensors")
     except (OSError, SafetensorError):
         return math.nan
     norms = [w.float().flatten(2).norm(dim=2).flatten().numpy() for w in weights.values() if w.ndim == 4]
-    small = [norm < SPARSE * norm.mean() for norm in norms[1:]]
+    small = [norm < SPARSE * norm.mean() for norm in norms]
     return float(np.concatenate(small).mean()) if small else math.nan
 
 
 def draw(varied: Varied, control: pd.DataFrame, learned: Mapping[str, Path], folder: Path) -> style.Picture:
-    """Write one figure: panels of accuracy, sparsity and group entropy over the factor of the dose."""
+    """Write one figure: accuracy, sparsity and group entropy over the dose's factor."""
     points = varied.points.assign(
         factor=varied.points["dose"] / varied.points["dose"].min(),
         sparse_pct=[_sparse_pct(str(rows), learned) for rows in varied.points["rows"]],

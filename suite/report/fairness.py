@@ -86,7 +86,7 @@ def level(members: Sequence[Training]) -> int:
 
 
 def _same_base(members: Sequence[Training]) -> bool:
-    """Return True if each seed has one base network and each method shares a seed with another one."""
+    """Return True if each seed has one base network and methods share seeds."""
     of_seed: dict[int, set[str]] = {}
     users: dict[int, int] = {}
     for member in members:
@@ -100,7 +100,7 @@ def _same_base(members: Sequence[Training]) -> bool:
 
 
 def of_pair(a: Training, b: Training) -> tuple[float, str]:
-    """Return the level of a pair, absent for own starts, and its plain-step equivalents in words."""
+    """Return level (nan for own starts) and plain-step equivalents of a pair."""
     epochs = f"{a.mean_plain:.0f} against {b.mean_plain:.0f} plain epochs"
     if a.own_start or b.own_start:
         return np.nan, f"{OWN_START}, {epochs}"
