@@ -233,7 +233,7 @@ def test_the_learning_figure_says_that_nothing_was_learned(tmp_path: Path) -> No
         log += [{"epoch": 2, "loss": 0.9, "group_entropy_nats": last, "dose": 0.25}]
         (tmp_path / name).mkdir()
         (tmp_path / name / "history.jsonl").write_text("\n".join(map(json.dumps, log)))
-    about = {"data": "d", "model": "m", "method": "x", "line": "x", "groups": 2}
+    about: dict[str, Any] = {"data": "d", "model": "m", "method": "x", "line": "x", "groups": 2}
     logs = {name: learning._log(tmp_path / name).assign(**about, run=name) for name in ("flat", "falling")}
     with style.new_figure(entries=0) as figure:
         learning.draw(figure, logs["flat"])

@@ -285,7 +285,7 @@ def _control_epochs(lines: pd.DataFrame) -> pd.Series:
     """Return the control's training if it differs from that of the line, else ""."""
     plain, control = lines["plain_epochs"], lines["control_plain_epochs"]
     differs = (plain - control).abs() > fairness.EQUAL * plain
-    return _when(differs, "control: " + control.map(lambda value: words.number(value, 0)) + " plain epochs")
+    return ("control: " + control.map(lambda value: words.number(value, 0)) + " plain epochs").where(differs, "")
 
 
 def _when(condition: pd.Series, text: str) -> pd.Series:

@@ -13,7 +13,7 @@ TITLE = "Methods: source and deviations"
 
 
 def of_methods(names: Iterable[str]) -> list[Note]:
-    """Return the notes of these methods in order; a last one has what all criteria share."""
+    """Return the notes of these methods; the last note is shared by all criteria."""
     every = list(dict.fromkeys(names))
     shared = methods.shared_deviations(every)
     common = [Note(method="every criterion", source="", deviations=shared, signed="")] if shared else []

@@ -10,7 +10,7 @@ TITLE = "Speed-up by device and batch"
 
 
 def table(latency: pd.DataFrame) -> pd.DataFrame:
-    """Return a line for each method and budget with its speed-ups, a column for each timing.
+    """Return speed-ups: a line for each method and budget, a column for each timing.
 
     The table is empty if there are fewer than two timings. Timing conditions that differ give lines of their own.
 

@@ -118,7 +118,7 @@ def significant(value: float) -> str:
 
 
 def entropy(line: Mapping[Hashable, Any] | pd.Series) -> str:
-    """Format a group entropy as "0.693 (ln G)" if no group was learned, else as "0.124"."""
+    """Format a group entropy as "0.124"; "0.693 (ln G)" if nothing was learned."""
     text = number(line["group_entropy_nats"], 3)
     return f"{text} (ln G)" if text and line["unlearned"] else text
 
@@ -131,13 +131,13 @@ def counted(n: float, bases: float) -> str:
 
 
 def counts_of(n: float, bases: float) -> str:
-    """Format as "5 base networks" or "5 fine-tunings of 1 base network"; "" without a run."""
+    """Format as "5 base networks" or "5 fine-tunings of 1 base network"."""
     return f"{n:.0f} {counted(n, bases)}" if n else ""
 
 
 def rounded(text: str) -> str:
     """Round the long decimal numbers of a method's settings to four digits."""
-    return _LONG.sub(lambda found: f"{float(found[0]):.4g}", text)
+    return _LONG.sub(lambda match: f"{float(match[0]):.4g}", text)
 
 
 def sentences(*texts: str) -> str:
@@ -271,7 +271,7 @@ def who(lines: pd.DataFrame) -> str:
 
 
 def runs(n: pd.Series, bases: pd.Series) -> str:
-    """Format counts as "n = 3 base networks" or "n = 2 to 5 fine-tunings of 1 base network".
+    """Format as "n = 3 base networks" or "n = 5 fine-tunings of 1 base network".
 
     n      runs of each point
     bases  base networks among them
@@ -281,8 +281,8 @@ def runs(n: pd.Series, bases: pd.Series) -> str:
     if (n == bases).all():
         return f"{count} base network{'s' * (many > 1)}"
     low, high = int(bases.min()), int(bases.max())
-    of = f"{low}" if low == high else f"{low} to {high}"
-    return f"{count} fine-tunings of {of} base network{'s' * (high > 1)}"
+    shared = f"{low}" if low == high else f"{low} to {high}"
+    return f"{count} fine-tunings of {shared} base network{'s' * (high > 1)}"
 
 
 def joined(values: Iterable[object]) -> str:
