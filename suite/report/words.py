@@ -271,7 +271,7 @@ def who(lines: pd.DataFrame) -> str:
 
 
 def runs(n: pd.Series, bases: pd.Series) -> str:
-    """Format as "n = 3 base networks" or "n = 5 fine-tunings of 1 base network".
+    """Format n and what it counts, such as "n = 3 base networks".
 
     n      runs of each point
     bases  base networks among them
