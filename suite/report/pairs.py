@@ -257,9 +257,10 @@ def undecidable(runs: pd.DataFrame, main: str) -> str:
     if not main or bases >= FOR_A_CLAIM or main not in set(runs["method"]):
         return ""
     these = "this network" if bases == 1 else "these networks"
+    counted = f"n counts fine-tunings of {these}: a" if runs["seed"].nunique() > bases else "A"
     return (
         f"The headline cannot be decided: the grid plans {bases} base network{'s' * (bases > 1)}, and a claim takes "
-        f"{FOR_A_CLAIM}. n counts fine-tunings, and a verdict below holds for {these} only."
+        f"{FOR_A_CLAIM}. {counted} verdict below holds for {these} only."
     )
 
 
