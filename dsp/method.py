@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from dsp.fixed import cluster_filters, shuffle_filters
 from dsp.groups import PenaltyScale, SecondOrder
 from dsp.layers import learned_groups, prunable_convs
 from dsp.learner import GroupLearner, Settings
 from dsp.recipes import RECIPES
-from dsp.selection import energy_planner
+from dsp.selection import coupled_thresholds, energy_planner
 from suite.contract import Granularity, OptOut, Planner, Pruner, Recipe, State, Task
 from suite.graph import Graph
+from suite.select import sets_of_scope
 
 Grouping = Literal["learned", "random", "kmeans"]
-FilterPruned = Literal["closing", "none", "all"]
+FilterPruned = Literal["closing", "none", "all", "coupled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,8 @@ class DSP(Pruner):
                    authors' code, "none" needs no second forward and backward pass
     grouping       "learned"; "random" and "kmeans" (of the base filters) fix the groups, all else equal
     filter_pruned  the layers that lose whole filters too: the last convolution of every residual branch ("closing"),
-                   no or all prunable ones, or these names
+                   no or all prunable ones, or these names; "coupled": the layers that write to a residual stream lose the
+                   same filters, so that the stream gets narrower (an ablation, not the paper's rule)
     """
 
     granularity: ClassVar[Granularity] = "intra_channel"
@@ -108,13 +110,25 @@ class DSP(Pruner):
         Raises ValueError if the state does not fit the network.
         """
         filter_group = learned_groups(state, graph, self.groups)
-        weights = {name: model.get_parameter(f"{name}.weight") for name in filter_group}
-        return energy_planner(weights, filter_group, self.groups, self._filter_pruned_layers(graph))
+        stream = self._stream(graph) if self.filter_pruned == "coupled" else {}
+        weights = {name: model.get_parameter(f"{name}.weight") for name in {**filter_group, **stream}}
+        coupled = coupled_thresholds(weights, stream) if stream else {}
+        return energy_planner(weights, filter_group, self.groups, self._filter_pruned_layers(graph), coupled)
+
+    def _stream(self, graph: Graph) -> dict[str, Tensor]:
+        """Return layer -> filter sets of the layers that write to residual streams."""
+        everything = sets_of_scope(graph, "coupled")
+        if not any(conv.role == "closing" for conv in graph.convs.values()):
+            raise ValueError(
+                "filter_pruned = 'coupled' narrows residual streams, and this network has none; take 'none' or 'all'"
+            )
+        inner = sets_of_scope(graph, "inner")
+        return {name: ids for name, ids in everything.items() if name not in inner}
 
     def _filter_pruned_layers(self, graph: Graph) -> frozenset[str]:
         prunable = {name: conv for name, conv in graph.convs.items() if conv.prunable}
         if isinstance(self.filter_pruned, str):
-            roles = {"closing": ("closing",), "none": (), "all": ("inner", "closing")}[self.filter_pruned]
+            roles = {"closing": ("closing",), "all": ("inner", "closing")}.get(self.filter_pruned, ())
             return frozenset(name for name, conv in prunable.items() if conv.role in roles)
         if unknown := [name for name in self.filter_pruned if name not in prunable]:
             raise ValueError(f"filter_pruned names {unknown[0]!r}; the prunable layers are {', '.join(prunable)}")

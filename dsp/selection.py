@@ -16,22 +16,38 @@ import torch
 from torch import Tensor
 
 from suite.contract import ConvPlan, Planner, PruningPlan
+from suite.select import coupled_sets
 
 
 def energy_planner(
-    weights: Mapping[str, Tensor], filter_group: Mapping[str, Tensor], groups: int, filter_pruned: Collection[str]
+    weights: Mapping[str, Tensor],
+    filter_group: Mapping[str, Tensor],
+    groups: int,
+    filter_pruned: Collection[str],
+    coupled: Mapping[str, Tensor] | None = None,
 ) -> Planner:
     """Return beta -> plan; beta 0 removes nothing.
 
     weights        layer name -> [O, I, k, k], for every layer to prune
-    filter_group   layer name -> int64 [O]
+    filter_group   layer name -> int64 [O]; a layer without groups keeps all its channels
     filter_pruned  the layers that lose whole filters too; their energies are those before any channel is cut
+    coupled        layer name -> [O], thresholds of filters that go together (`coupled_thresholds`)
     """
+    coupled = coupled or {}
     layers = {}
     for name, weight in weights.items():
-        energy_OI, group_O = kernel_energies(weight), filter_group[name]
-        filters_O = filter_thresholds(energy_OI) if name in filter_pruned else torch.full((len(group_O),), torch.inf)
-        layers[name] = group_O, channel_thresholds(energy_OI, group_O, groups), filters_O
+        energy_OI, group_O = kernel_energies(weight), filter_group.get(name)
+        filters_O = (
+            filter_thresholds(energy_OI) if name in filter_pruned else torch.full(energy_OI.shape[:1], torch.inf)
+        )
+        if group_O is None:
+            group_O, channels_GI = (
+                torch.zeros_like(filters_O, dtype=torch.int64),
+                torch.full_like(energy_OI[:1], torch.inf),
+            )
+        else:
+            channels_GI = channel_thresholds(energy_OI, group_O, groups)
+        layers[name] = group_O, channels_GI, coupled.get(name, filters_O)
 
     def plan(beta: float) -> PruningPlan:
         return PruningPlan(
@@ -42,6 +58,33 @@ def energy_planner(
         )
 
     return plan
+
+
+def coupled_thresholds(weights: Mapping[str, Tensor], sets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return layer name -> [O], the thresholds of a residual stream's filters.
+
+    weights  layer name -> [O, I, k, k]
+    sets     layer name -> int64 [O], the filter set of each filter; the filters of a set are removed together
+
+    The energy of a set is the mean over its layers of the filter's energy, relative to the layer's mean. Shares are those of
+    the stream's sets. The best set of every layer stays.
+    """
+    relative = {}
+    for name in sets:
+        energy_O = kernel_energies(weights[name]).sum(1)
+        relative[name] = energy_O / energy_O.mean().clamp(min=torch.finfo(torch.float64).tiny)
+    count = 1 + max(int(ids.max()) for ids in sets.values())
+    total_S, members_S = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    for name, ids in sets.items():
+        total_S.index_add_(0, ids, relative[name])
+        members_S.index_add_(0, ids, torch.ones_like(relative[name]))
+    energy_S = total_S / members_S.clamp(min=1)
+    threshold_S = torch.full((count,), torch.inf, dtype=torch.float64)
+    for stream in coupled_sets(sets):
+        threshold_S[stream] = _running_share(energy_S[stream].numpy())
+    for ids in sets.values():
+        threshold_S[ids[energy_S[ids].argmax()]] = torch.inf
+    return {name: threshold_S[ids] for name, ids in sets.items()}
 
 
 def kernel_energies(weight: Tensor) -> Tensor:

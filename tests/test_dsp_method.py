@@ -11,9 +11,10 @@ from torch import nn
 from dsp import DSP
 from dsp.method import Grouping
 from dsp.recipes import LAM_TIMES_WEIGHTS
-from suite.contract import Recipe, Task
+from suite.contract import Budget, Planner, Recipe, Task
 from suite.graph import Graph
 from suite.models import build
+from suite.select import meet
 
 TASK = Task(train_epoch=lambda epoch: iter(()), samples=lambda n: (torch.empty(0), torch.empty(0)), seed=0)
 
@@ -150,3 +151,26 @@ def test_published_recipes() -> None:
     assert DSP.for_task("cifar10", "resnet20") == DSP(lam=2e-3)
     assert DSP.for_task("cifar10", "resnet56") == DSP(lam=5e-4)
     assert DSP.for_task("digits", "something", groups=3) == DSP(lam=5e-4, groups=3)
+
+
+def coupled_planner(name: str) -> tuple[Graph, Planner]:
+    model, graph = made(name)
+    state = {"logits": {conv.name: torch.randn(2, conv.filters) for conv in graph.convs.values() if conv.prunable}}
+    return graph, DSP(filter_pruned="coupled").planner(model, graph, state, TASK)
+
+
+def test_coupled_dsp_narrows_residual_streams_alike() -> None:
+    graph, planner = coupled_planner("resnet8")
+    plan = meet(planner, graph, Budget(share=0.6, refill=True)).plan
+    kept: dict[int, set[bool]] = {}
+    for name in (name for name, conv in graph.convs.items() if conv.role in ("stem", "closing", "shortcut")):
+        kept_O = plan[name].kept_O if name in plan else torch.ones(graph.convs[name].filters, dtype=torch.bool)
+        for number, is_kept in zip(graph.filter_sets[name].tolist(), kept_O.tolist(), strict=True):
+            kept.setdefault(number, set()).add(is_kept)
+    assert all(len(values) == 1 for values in kept.values())
+    assert {False} in kept.values()
+
+
+def test_coupled_dsp_needs_a_residual_stream() -> None:
+    with pytest.raises(ValueError, match="narrows residual streams, and this network has none"):
+        coupled_planner("vgg6")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsp.selection import channel_thresholds, energy_planner, filter_thresholds, kernel_energies
+from dsp.selection import channel_thresholds, coupled_thresholds, energy_planner, filter_thresholds, kernel_energies
 from suite.graph import Graph
 from suite.models import build
 
@@ -32,6 +32,19 @@ def test_by_hand() -> None:
     assert plan.kept_GI.tolist() == [[False, True, True, True], [False, False, False, True]]
     assert plan.kept_O.tolist() == [True, True, False]
     assert energy_planner({"a": weight_of(ENERGY_OI)}, {"a": GROUP_O}, 2, ())(0.25)["a"].kept_O.all()
+
+
+def test_coupled_filters_by_hand() -> None:
+    """Relative energies 0.5 1.5 and 1 1 have the means 0.75 and 1.25 over both layers."""
+    weights = {"a": weight_of(torch.tensor([[1.0], [3.0]])), "b": weight_of(torch.tensor([[2.0], [2.0]]))}
+    sets = {name: torch.tensor([0, 1]) for name in weights}
+    thresholds = coupled_thresholds(weights, sets)
+    expected = torch.tensor([0.375, torch.inf], dtype=torch.float64)  # 0.75 of 2; the best set stays
+    torch.testing.assert_close(thresholds["a"], expected)
+    torch.testing.assert_close(thresholds["b"], expected)
+    plan = energy_planner(weights, {"a": torch.zeros(2, dtype=torch.long)}, 1, (), thresholds)(0.4)
+    assert plan["a"].kept_O.tolist() == plan["b"].kept_O.tolist() == [False, True]
+    assert bool(plan["b"].kept_GI.all())
 
 
 def test_a_beta_below_every_share_removes_nothing() -> None:
