@@ -1,8 +1,8 @@
 """A rehearsal of an ImageNet comparison, on twenty classes of Tiny-ImageNet at 64x64.
 
 Base networks, learning and fine-tuning are trained as on ImageNet: bf16 and channels_last, accumulation, label smoothing,
-warm-up, no decay of biases and batch norm. Schedules are ours and far too short for accuracies to mean anything. With so few
-steps DSP's groups lose no channel at the lambdas of its recipes; here lambda gives a dose of 1.5 (`dsp.dose`).
+warm-up, no decay of biases and batch norm. Schedules are ours, and short: accuracies lie above chance (5 %), and support no
+claim. With so few steps DSP's groups lose no channel at the lambdas of its recipes; here lambda gives a dose of 1 (`dsp.dose`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from suite.stages import Base, Pruned, Timing
 
 BUDGETS = (0.3, 0.6)
 BASE = Schedule(
-    epochs=3,
-    lr=0.05,
+    epochs=6,
+    lr=0.02,
     weight_decay=1e-4,
-    batch=64,
+    batch=32,
     warmup_epochs=1,
     accumulate=2,
     label_smoothing=0.1,
@@ -27,12 +27,12 @@ BASE = Schedule(
     compute=Compute(precision="bf16", layout="channels_last"),
 )
 LEARN = dataclasses.replace(BASE, epochs=2, warmup_epochs=0)
-FINETUNE = dataclasses.replace(BASE, epochs=1, lr=0.01, warmup_epochs=0)
-LAM = {"resnet18": 0.4, "resnet50": 0.6}
-"""Lambda of a dose of 1.5 on LEARN's 56 steps, by `dsp.dose.lam_for` at initial weights; the row states the dose of the run.
+FINETUNE = LEARN
+LAM = {"resnet18": 0.34, "resnet50": 0.51}
+"""Lambda of a dose of 1 on LEARN's 112 steps, by `dsp.dose.lam_for` at initial weights; the row states the dose of the run.
 
-In ResNet-18, 57 % of the groups' channels then fall below 5 % of their base norm, near the larger budget; at a dose of 4, 91 %.
-The entropy of the groups stays at ln 2: so few steps learn no groups. ResNet-50's lambda has not been run."""
+At a dose of 1.5, 57 % of the channels of ResNet-18's groups fell below 5 % of their base norm, near the larger budget, and 28
+steps of fine-tuning ended at chance. FINETUNE has a third of BASE's steps: enough to leave chance even from initial weights."""
 RIVALS = ("l1_filter", "fpgm_once", "taylor_once")
 
 
