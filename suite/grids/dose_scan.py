@@ -7,36 +7,15 @@ validation part, which no network is trained on.
 
 from __future__ import annotations
 
-from suite import methods
-from suite.grids import Grid, _released, cross, dense_control
+from suite.grids import Grid, _released
+from suite.grids._dose import scan
 from suite.grids.cifar10_fair import FINETUNE, LEARN
-from suite.stages import Base, Pruned
-
-SEEDS = (0, 1, 2)
-BUDGETS = (0.5, 0.65)
-FACTORS = (1.0, 10.0, 30.0, 100.0)
-GROUPS = 2
-NETWORKS = (("cifar10", "vgg16"), ("tinyimagenet20", "resnet18"))
+from suite.stages import Pruned
 
 
 def runs() -> list[Pruned]:
     """Return DSP at each factor, and the dense control, on both networks."""
-    planned: list[Pruned] = []
-    for data, model in NETWORKS:
-        bases = [Base(data=data, model=model, schedule=_released.BASE, seed=seed, split="tuning") for seed in SEEDS]
-        lam = methods.get("dsp").for_task(data, model).lam  # type: ignore[attr-defined]
-        for factor in FACTORS:
-            planned += cross(
-                bases=bases,
-                method="dsp",
-                budgets=BUDGETS,
-                finetune=FINETUNE,
-                learning=LEARN,
-                groups=GROUPS,
-                lam=lam * factor,
-            )
-        planned += dense_control(bases=bases, finetune=FINETUNE, learning=LEARN)
-    return planned
+    return scan(base=_released.BASE, learning=LEARN, finetune=FINETUNE, seeds=(0, 1, 2), budgets=(0.5, 0.65))
 
 
 GRID = Grid(title="Dose of DSP's penalty", about=__doc__ or "", runs=runs, timings=())

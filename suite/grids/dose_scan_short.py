@@ -6,12 +6,11 @@ the grid shows the dose at which groups become sparse, and supports no claim on 
 
 from __future__ import annotations
 
-from suite import methods
-from suite.grids import Grid, cross, dense_control
+from suite.grids import Grid
+from suite.grids._dose import scan
 from suite.grids.cifar10_fair import LEARN
-from suite.grids.dose_scan import FACTORS, GROUPS, NETWORKS
 from suite.schedule import Compute, Schedule
-from suite.stages import Base, Pruned
+from suite.stages import Pruned
 
 SEEDS = (0,)
 BUDGETS = (0.65,)
@@ -31,25 +30,15 @@ def summed_rate(schedule: Schedule, images: int) -> float:
     return sum(schedule.lr_at(step, steps) * (step + 1) / total for step in range(total))
 
 
+def _same_dose(lam: float, data: str) -> float:
+    """Return the lambda that gives the dose of `lam` under the schedule of `dose_scan`."""
+    images = TRAIN_IMAGES[data]
+    return lam * summed_rate(LEARN, images) / summed_rate(SHORT_LEARN, min(IMAGES, images))
+
+
 def runs() -> list[Pruned]:
     """Return DSP at each factor, and the dense control, on both networks."""
-    planned: list[Pruned] = []
-    for data, model in NETWORKS:
-        bases = [Base(data=data, model=model, schedule=BASE, seed=seed, split="tuning") for seed in SEEDS]
-        full, short = summed_rate(LEARN, TRAIN_IMAGES[data]), summed_rate(SHORT_LEARN, min(IMAGES, TRAIN_IMAGES[data]))
-        lam = methods.get("dsp").for_task(data, model).lam * full / short  # type: ignore[attr-defined]
-        for factor in FACTORS:
-            planned += cross(
-                bases=bases,
-                method="dsp",
-                budgets=BUDGETS,
-                finetune=FINETUNE,
-                learning=SHORT_LEARN,
-                groups=GROUPS,
-                lam=lam * factor,
-            )
-        planned += dense_control(bases=bases, finetune=FINETUNE, learning=SHORT_LEARN)
-    return planned
+    return scan(base=BASE, learning=SHORT_LEARN, finetune=FINETUNE, seeds=SEEDS, budgets=BUDGETS, lam_of=_same_dose)
 
 
 GRID = Grid(title="Dose of DSP's penalty, short schedules", about=__doc__ or "", runs=runs, timings=())

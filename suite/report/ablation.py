@@ -76,7 +76,6 @@ def draw(varied: Varied, folder: Path) -> style.Picture:
     """Write one figure: a line for each budget and combination of the other settings."""
     points = varied.points
     spread = pareto.spread_of(points)
-    data, model = points["data"].iloc[0], points["model"].iloc[0]
     numeric = all(isinstance(value, numbers.Real) and not isinstance(value, bool) for value in points["value"])
     places = _places(points["value"], numeric)
     with style.new_figure(entries=1 + points["line"].nunique()) as figure:
@@ -96,9 +95,9 @@ def draw(varied: Varied, folder: Path) -> style.Picture:
         return style.picture(
             figure,
             folder,
-            data=data,
-            model=model,
-            name=words.file_name("ablation", str(data), str(model), varied.method, varied.setting),
+            points,
+            kind="ablation",
+            further=(varied.method, varied.setting),
             title=f"{varied.method}: accuracy over {varied.setting}",
             caption_text=_caption(varied, spread),
         )

@@ -63,7 +63,6 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
     runs = runs[runs["at"].isin(budgets)]
     mean_rank = runs.groupby(["at", "name"])["drop_pp"].mean().groupby("at").rank().groupby("name").mean()
     names = mean_rank.sort_values(kind="stable").index.tolist()
-    data, model = runs["data"].iloc[0], runs["model"].iloc[0]
     with style.new_figure(entries=0) as figure:
         rows = sum(1 + style.label(name).count("\n") * 0.6 for name in names)
         figure.set_size_inches(2.0 + max(1.35 * len(budgets), 3.5), 1.15 + 0.21 * rows)
@@ -78,9 +77,8 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
         return style.picture(
             figure,
             folder,
-            data=data,
-            model=model,
-            name=words.file_name("intervals", str(data), str(model)),
+            runs,
+            kind="intervals",
             title="Accuracy drop of the methods, budget by budget",
             caption_text=_caption_intervals(runs, [budget for budget in every if budget not in budgets]),
             arrange=lambda: style.fit(figure, panels[0], 0.21 * rows),
@@ -166,7 +164,6 @@ def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
     """
     budgets = _chosen(list(dict.fromkeys(runs["at"])), 2 * PANELS)
     names = runs[runs["at"] == budgets[-1]].groupby("name")["rank"].first().sort_values(kind="stable").index
-    data, model = runs["data"].iloc[0], runs["model"].iloc[0]
     with style.new_figure(entries=0) as figure:
         figure.set_size_inches(2.6 + min(0.6 + 1.1 * len(budgets), 5.2), 3.0)
         axes = figure.add_subplot()
@@ -186,9 +183,8 @@ def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
         return style.picture(
             figure,
             folder,
-            data=data,
-            model=model,
-            name=words.file_name("ranks", str(data), str(model)),
+            runs,
+            kind="ranks",
             title="Does the order of the methods hold?",
             caption_text=_caption_ranks(runs),
             arrange=lambda: style.name_ends(figure, axes, ends, max(1.9, 0.24 * len(names))),

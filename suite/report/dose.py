@@ -80,7 +80,6 @@ def draw(varied: Varied, control: pd.DataFrame, learned: Mapping[str, Path], fol
         factor=varied.points["dose"] / varied.points["dose"].min(),
         sparse_pct=[_sparse_pct(str(rows), learned) for rows in varied.points["rows"]],
     ).sort_values("factor", kind="stable")
-    data, model = points["data"].iloc[0], points["model"].iloc[0]
     shown = [name for name in ("sparse_pct", "group_entropy_nats") if points[name].notna().any()]
     with style.new_figure(entries=0) as figure:
         figure.set_size_inches(PANEL_IN[0] * (1 + len(shown)) + LEGEND_IN, PANEL_IN[1])
@@ -93,9 +92,9 @@ def draw(varied: Varied, control: pd.DataFrame, learned: Mapping[str, Path], fol
         return style.picture(
             figure,
             folder,
-            data=data,
-            model=model,
-            name=words.file_name("dose", str(data), str(model), varied.method, varied.setting),
+            points,
+            kind="dose",
+            further=(varied.method, varied.setting),
             title=f"{varied.method}: accuracy, sparsity and groups over the dose",
             caption_text=_caption(varied, points, control),
         )

@@ -238,13 +238,13 @@ def draw_all(planned: Sequence[Pruned], runs: pd.DataFrame, results: Path, folde
     ):
         if logs.empty:
             continue
-        for (data, model, method), part in logs.groupby(["data", "model", "method"], sort=False):
+        for (_, _, method), part in logs.groupby(["data", "model", "method"], sort=False):
             if part["epoch"].nunique() > 1:
                 rows = done.loc[[of_stage.get(key, key) for key in part["run"]]].set_index(part.index)
                 letters, meanings = words.told_apart(rows, CONDITIONS)
                 part = part.assign(line=part["line"] + letters)
                 at = str(method).removeprefix("fine-tuning at ")
-                name = words.file_name(kind, str(data), str(model), at).rstrip("_")
+                further = (words.file_name(at).rstrip("_"),)
                 caption = " ".join(
                     [
                         _caption(part, kind),
@@ -256,7 +256,7 @@ def draw_all(planned: Sequence[Pruned], runs: pd.DataFrame, results: Path, folde
                     draw(figure, part)
                     pictures.append(
                         style.picture(
-                            figure, folder, data=data, model=model, name=name, title=title, caption_text=caption
+                            figure, folder, part, kind=kind, further=further, title=title, caption_text=caption
                         )
                     )
     return pictures

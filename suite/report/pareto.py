@@ -105,7 +105,6 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
     points = points.assign(name=points["short"] + letters)
     numbers = published.dropna(subset=[axis.published]) if axis.published else published.iloc[:0]
     keys = ["series", *axis.conditions]
-    data, model = str(points["data"].iloc[0]), str(points["model"].iloc[0])
     count = points.groupby(keys).ngroups
     with style.new_figure(entries=0) as figure:
         axes = figure.add_subplot()
@@ -135,9 +134,8 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
         return style.picture(
             figure,
             folder,
-            data=data,
-            model=model,
-            name=words.file_name("pareto", over, data, model),
+            points,
+            kind=f"pareto_{over}",
             title=axis.title,
             caption_text=text,
             arrange=lambda: style.name_ends(figure, axes, ends, AXES_IN),
@@ -194,10 +192,11 @@ def _reference(axes: Axes, points: pd.DataFrame, axis: Axis, spread: Spread, cut
 def _front(points: pd.DataFrame, axis: Axis) -> pd.DataFrame:
     """Return the corners of the front as `x`, `y` and `cell`.
 
-    The unpruned network is cell -1, first if it is on the front.
+    The unpruned network is cell -1, first if it is on the front. Methods from abstracts are on no front.
     """
     dense = {"x": axis.dense(points), "y": points["base_top1_mean_pct"].mean(), "cell": -1}
-    own = points[[axis.column, "top1_mean_pct", "cell"]].set_axis(["x", "y", "cell"], axis=1)
+    signed = points[points["evidence"] != "abstract"]
+    own = signed[[axis.column, "top1_mean_pct", "cell"]].set_axis(["x", "y", "cell"], axis=1)
     every = pd.concat([pd.DataFrame([dense]), own], ignore_index=True)
     best_first = every.sort_values(["x", "y"], ascending=[axis.less_is_better, False], kind="stable")
     above = best_first["y"] > best_first["y"].cummax().shift(fill_value=-np.inf)

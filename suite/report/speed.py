@@ -36,7 +36,6 @@ def draw(points: pd.DataFrame, folder: Path) -> style.Picture:
     panels = list(points.groupby("timing", sort=True))
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    data, model = points["data"].iloc[0], points["model"].iloc[0]
     with style.new_figure(entries=points["name"].nunique() if len(panels) > 1 else 0) as figure:
         figure.set_size_inches(PANEL_IN * columns + 1.9, max(PANEL_IN * rows + 0.6, figure.get_figheight()))
         if len(panels) == 1:
@@ -57,9 +56,8 @@ def draw(points: pd.DataFrame, folder: Path) -> style.Picture:
         return style.picture(
             figure,
             folder,
-            data=data,
-            model=model,
-            name=words.file_name("speed", str(data), str(model)),
+            points,
+            kind="speed",
             title=TITLE,
             caption_text=_caption(points, meanings),
             arrange=functools.partial(style.legend, figure) if len(panels) > 1 else named,

@@ -206,13 +206,10 @@ def draw_all(runs: pd.DataFrame, results: Path, folder: Path) -> list[style.Pict
 def _of_run(run: dict[Hashable, Any], plan: PruningPlan, graph: Graph, folder: Path) -> style.Picture:
     about = _caption(plan, graph, f"{run['label']}, {run['key']}")
     text = f"{about} n = 1 run. T{words.trained(pd.DataFrame([run]))[1:]}."
-    name = words.file_name("structure", run["data"], run["model"])
     title = f"What is left of the network: {run['short']}, {words.budget(run['budget'], run['budget_scope'])}"
     with style.new_figure(entries=0) as figure:
         draw(figure, plan, graph)
-        return style.picture(
-            figure, folder, data=run["data"], model=run["model"], name=name, title=title, caption_text=text
-        )
+        return style.picture(figure, folder, pd.DataFrame([run]), kind="structure", title=title, caption_text=text)
 
 
 def read(path: Path) -> tuple[PruningPlan, Graph]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,6 +24,7 @@ from PIL import Image
 from scipy.optimize import isotonic_regression
 
 from suite.files import replacing
+from suite.report import words
 
 DPI = 200
 SIZE_IN = (6.8, 4.3)
@@ -220,17 +222,23 @@ def finish(figure: Figure, path: Path, text: str, arrange: Callable[[], None] = 
 def picture(
     figure: Figure,
     folder: Path,
+    points: pd.DataFrame,
     *,
-    data: object,
-    model: object,
-    name: str,
+    kind: str,
+    further: Sequence[str] = (),
     title: str,
     caption_text: str,
     arrange: Callable[[], None] = lambda: None,
 ) -> Picture:
-    """Finish a figure in `folder` and describe it for the page."""
+    """Finish the figure of one network in `folder` and describe it for the page.
+
+    points   lines of the network, with `data` and `model`
+    kind     first part of the file's name; `further` are its last parts, after data and model
+    """
+    data, model = (str(points[name].iloc[0]) for name in ("data", "model"))
+    name = words.file_name(kind, data, model, *further)
     paths = finish(figure, folder / name, caption_text, arrange)
-    return Picture(data=str(data), model=str(model), name=name, title=title, caption=caption_text, paths=paths)
+    return Picture(data=data, model=model, name=name, title=title, caption=caption_text, paths=paths)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
