@@ -18,7 +18,20 @@ from test_report import CPU, SCHEDULE, pruned_row, timed_row
 from suite import methods, records
 from suite.contract import Budget, Pruner
 from suite.grids import Grid
-from suite.report import cells, content, documents, dose, fairness, frames, learning, pairs, style, timings, words
+from suite.report import (
+    cells,
+    content,
+    documents,
+    dose,
+    fairness,
+    frames,
+    learning,
+    pairs,
+    pareto,
+    style,
+    timings,
+    words,
+)
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timing
 
@@ -125,6 +138,9 @@ def test_a_method_from_an_abstract_is_marked_and_in_no_headline(tmp_path: Path) 
     assert "lapp" in set(collected.compared["a"].str.split().str[0])
     assert not pairs.shown(collected.compared)[["a", "b"]].stack().str.contains("lapp").any()
     assert not any("lapp" in text for text in pairs.warnings(collected.compared))
+    lines = collected.lines
+    front = pareto._front(pareto.points_of(lines, "macs"), pareto.AXES["macs"])
+    assert not set(front["cell"]) & set(lines.loc[lines["method"] == "lapp", "cell"])
 
 
 def test_sources_and_deviations_stand_under_the_tables(tmp_path: Path) -> None:
@@ -195,6 +211,10 @@ def scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> style.Picture:
         folder.mkdir(parents=True)
         weight = torch.ones(2, 2, 3, 3)
         weight[0] = 0.0 if each == 30 else 1.0
+        base = tmp_path / "work" / run.base.key
+        base.mkdir(exist_ok=True)
+        dense = {"stem": torch.ones(2, 2, 3, 3), "conv": torch.ones(2, 2, 3, 3)}
+        save_file(dense, base / "final.safetensors")
         save_file(
             {"stem": torch.ones(2, 2, 3, 3), "conv": weight, "fc": torch.ones(2, 2)}, folder / "final.safetensors"
         )
@@ -210,13 +230,14 @@ def test_the_dose_figure_says_where_groups_were_learned(scanned: style.Picture) 
     assert scanned.name == "dose_digits_resnet8_dsp_lam"
     assert "No groups were learned at ×1, ×10: the entropy stays at ln G" in scanned.caption
     assert "×1 is a dose of 0.3" in scanned.caption
-    assert "Sparse: kernels below 1%" in scanned.caption
+    assert "Sparse: kernels that learning brings below 1%" in scanned.caption
 
 
 def test_sparse_kernels_are_counted_in_all_convolutions(scanned: style.Picture, tmp_path: Path) -> None:
-    shares = sorted(dose.sparse_share(folder) for folder in (tmp_path / "work").iterdir())
+    (base,) = (tmp_path / "work").glob("base-*/final.safetensors")
+    shares = sorted(dose.sparse_share(path, base) for path in (tmp_path / "work").glob("learned-*/final.safetensors"))
     assert shares == [0, 0, 0.25]
-    assert math.isnan(dose.sparse_share(tmp_path / "absent"))
+    assert math.isnan(dose.sparse_share(tmp_path / "absent", base))
 
 
 def test_dose_and_entropy_are_columns_and_unlearned_groups_a_note(scanned: style.Picture, tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ TABLE = (
         heading="drop to control pp",
         show=mean("control_drop_mean_pp", "control_drop_sd_pp"),
         number=True,
-        about="dense network after the same further training, minus pruned, points",
+        about="dense network after the same epochs, minus pruned, points",
     ),
     *plain("control_drop_sd_pp", "control_n", "control_plain_epochs"),
     Column(name="macs_cut_pct", heading="FLOPs cut %", number=True, about="of the whole network"),

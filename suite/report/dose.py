@@ -18,13 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from suite.report import ablation, cells, pareto, style, words
 from suite.report.ablation import Varied
 from suite.stages import Pruned
 
 SPARSE = 0.01
-"""Norm of a kernel as a share of the layer's mean kernel norm, below which the kernel counts as removed by learning."""
+"""Norm of a kernel as a share of its layer's mean norm before learning, below which learning has removed the kernel."""
 APART = 1.5
 """Ratio of two doses from which on a setting counts as changing the dose."""
 PANEL_IN = (2.5, 2.3)
@@ -47,7 +48,7 @@ def draw_all(
     `lines` are those of `cells.table`, `runs` those of `frames`.
     """
     settings = {run.key: run.settings for run in planned}
-    learned = {run.key: results / "work" / run.learned.key for run in planned if run.learned}
+    learned = {run.key: _weights(run, results / "work") for run in planned if run.learned}
     pictures = []
     for (data, model), part in lines.groupby(["data", "model"], sort=False):
         own = runs[(runs["data"] == data) & (runs["model"] == model)]
@@ -63,18 +64,31 @@ def draw_all(
 
 
 @functools.lru_cache(maxsize=256)
-def sparse_share(folder: Path) -> float:
-    """Return the share of sparse kernels w[o, i] of all convolutions; nan without weights."""
+def sparse_share(learned: Path, before: Path) -> float:
+    """Return the share of sparse kernels w[o, i] of all convolutions; nan without weights.
+
+    learned, before   files of weights after and before learning
+    """
     try:
-        weights = load_file(folder / "final.safetensors")
+        after_by_name, before_by_name = load_file(learned), load_file(before)
     except (OSError, SafetensorError):
         return math.nan
-    norms = [w.float().flatten(2).norm(dim=2).flatten().numpy() for w in weights.values() if w.ndim == 4]
-    small = [norm < SPARSE * norm.mean() for norm in norms]
+    small = [
+        _norms(weight) < SPARSE * _norms(before_by_name[name]).mean()
+        for name, weight in after_by_name.items()
+        if weight.ndim == 4 and name in before_by_name
+    ]
     return float(np.concatenate(small).mean()) if small else math.nan
 
 
-def draw(varied: Varied, control: pd.DataFrame, learned: Mapping[str, Path], folder: Path) -> style.Picture:
+def _norms(weight_OIkk: Tensor) -> np.ndarray:
+    """Return the norm of each kernel [O * I]."""
+    return np.asarray(weight_OIkk.float().flatten(2).norm(dim=2).flatten().numpy())
+
+
+def draw(
+    varied: Varied, control: pd.DataFrame, learned: Mapping[str, tuple[Path, Path]], folder: Path
+) -> style.Picture:
     """Write one figure: accuracy, sparsity and group entropy over the dose's factor."""
     points = varied.points.assign(
         factor=varied.points["dose"] / varied.points["dose"].min(),
@@ -100,8 +114,15 @@ def draw(varied: Varied, control: pd.DataFrame, learned: Mapping[str, Path], fol
         )
 
 
-def _sparse_pct(rows: str, learned: Mapping[str, Path]) -> float:
-    shares = [100 * sparse_share(learned[key]) for key in rows.split() if key in learned]
+def _weights(run: Pruned, work: Path) -> tuple[Path, Path]:
+    """Return the files of weights after and before the learning of a run."""
+    first = "final" if run.settings.start == "base" else "init"
+    assert run.learned is not None
+    return work / run.learned.key / "final.safetensors", work / run.base.key / f"{first}.safetensors"
+
+
+def _sparse_pct(rows: str, learned: Mapping[str, tuple[Path, Path]]) -> float:
+    shares = [100 * sparse_share(*learned[key]) for key in rows.split() if key in learned]
     return float(np.mean(shares)) if shares else math.nan
 
 
@@ -169,12 +190,12 @@ def _caption(varied: Varied, points: pd.DataFrame, control: pd.DataFrame) -> str
         f"The dose is changed by {varied.setting}; ×1 is a dose of {words.significant(points['dose'].min())}, and below "
         "about 1 no channel becomes small",
         *(
-            [f"Sparse: kernels below {SPARSE:.0%} of their layer's mean norm after learning"]
+            [f"Sparse: kernels that learning brings below {SPARSE:.0%} of their layer's mean norm before"]
             if points["sparse_pct"].notna().any()
             else []
         ),
         *_learned_words(points),
-        *(["The dense control trained as long"] if len(control) else []),
+        *(["The dense control trained for the same epochs"] if len(control) else []),
         f"T{words.trained(points)[1:]}",
     ]
     return ". ".join(sentences) + "."

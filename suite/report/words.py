@@ -21,7 +21,8 @@ SPEEDUP = (
 )
 DROPS = (
     "The drop is base minus pruned, paired by run; positive is worse. The drop to control is the dense network after the same "
-    "further training (base, learning and fine-tuning) minus pruned, paired by base network and seed"
+    "epochs (base, learning and fine-tuning) minus pruned, paired by base network and seed; a note gives the control's plain "
+    "epochs if they differ"
 )
 COUNTS = (
     "The n of a cell counts base networks if each run has its own, else fine-tunings of fewer base networks; then intervals and "
