@@ -187,7 +187,9 @@ def test_speedups_have_a_column_for_each_device_and_batch(tmp_path: Path) -> Non
     (line,) = table.to_dict("records")
     assert line[f"{CPU}, batch 1, fp32"] == "1.50 [1.40, 1.60] (1), faster"
     assert line[f"{CPU}, batch 32, fp32"] == "0.80 [0.70, 0.90] (1), slower"
-    assert timings.TITLE in documents.texts(content.collect(grid, found, smoke=False), [])["table.md"]
+    texts = documents.texts(content.collect(grid, found, smoke=False), [])
+    assert timings.TITLE in texts["table.md"]
+    assert "batch 32, fp32" in texts["timings_digits_resnet8.tex"].replace("\\\\", " ").replace("\n", " ")
     assert timings.table(cells.latency(load(tmp_path, {run: 90.0}, timings=kinds[:1])[1])).empty
 
 

@@ -81,6 +81,7 @@ def runs(**top1: list[float | None]) -> pd.DataFrame:
                 **dict.fromkeys(CONDITIONS, "same"),
                 "key": f"{settings}{seed}",
                 "base_key": seed,
+                "finetune_schedule": "",
             }
             for number, (settings, values) in enumerate(top1.items())
             for seed, value in enumerate(values)

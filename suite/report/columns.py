@@ -455,6 +455,7 @@ WINNERS = (
     Column(name="trials", heading="trials", show=lambda line: f"{line['complete']} of {line['trials']}"),
     *plain("complete"),
     Column(name="settings", heading="best settings"),
+    Column(name="finetune_schedule", heading="fine-tuning"),
     Column(name="top1_mean_pct", heading="top-1 %", show=mean("top1_mean_pct", "top1_sd_pp", "n"), number=True),
     *plain("top1_sd_pp", "n"),
     Column(name="base_n", heading="n counts", show=_counted),

@@ -9,7 +9,7 @@ from suite.files import write_text
 from suite.report import columns, latex, tables
 from suite.report.content import Content
 
-OPTIONAL = ("table_*.tex", "reproduction_*.tex", "reproduction.csv", "not_faster.csv", "reference.csv")
+OPTIONAL = ("table_*.tex", "timings_*.tex", "reproduction_*.tex", "reproduction.csv", "not_faster.csv", "reference.csv")
 
 
 def texts(content: Content, pictures: Sequence[tuple[str, str, str]]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from suite.report import columns, notes, reproduction, words
+from suite.report import columns, notes, reproduction, timings, words
 from suite.report.columns import Column, Text
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
@@ -25,7 +25,10 @@ ONCE = ("method", "granularity", "groups")
 
 
 def files(content: Content) -> dict[str, str]:
-    """Return file name -> LaTeX: `table_DATA_MODEL.tex` and, with published numbers, `reproduction_DATA_MODEL.tex`."""
+    """Return file name -> LaTeX: `table_DATA_MODEL.tex`, and others if there is content.
+
+    `timings_DATA_MODEL.tex` needs several timings, `reproduction_DATA_MODEL.tex` published numbers.
+    """
     texts = {}
     smoke = "Smoke runs, whose numbers are no results: " if content.smoke else ""
     for data, model, part in by_network(content.lines):
@@ -39,6 +42,11 @@ def files(content: Content) -> dict[str, str]:
         texts[f"table_{name}.tex"] = (
             table(shown, title, f"tab:{name}", under, once=[n for n in ONCE if n in shown.frame]) + about
         )
+        by_timing = timings.table(of_network(content.latency, data, model))
+        if len(by_timing):
+            speed = columns.text(by_timing, columns.by_timing(by_timing), "latex")
+            caption, label = f"{title}, {timings.TITLE[0].lower()}{timings.TITLE[1:]}", f"tab:timings_{name}"
+            texts[f"timings_{name}.tex"] = table(speed, caption, label, f"{words.SPEEDUP}.", once=["method"]) + about
         if len(beside := of_network(content.reproduced, data, model)):
             shown = columns.text(reproduction.shown(beside), columns.REPRODUCTION, "latex")
             caption, label = f"{title}, published numbers beside ours", f"tab:reproduction_{name}"

@@ -52,6 +52,7 @@ def winners(runs: pd.DataFrame) -> pd.DataFrame:
         top1_sd_pp=("pruned_top1_pct", "std"),
         n=("pruned_top1_pct", "count"),
         base_n=("base_key", "nunique"),
+        finetune_schedule=("finetune_schedule", "first"),
         commit=("commit", lambda values: " ".join(words.different(values))),
         rows=("key", " ".join),
     )
