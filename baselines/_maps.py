@@ -21,7 +21,7 @@ class _Sums(fx.Interpreter):
     def __init__(
         self, model: nn.Module, graph: Graph, nodes: set[fx.Node], statistic: Callable[[Tensor], Tensor]
     ) -> None:
-        super().__init__(fx.GraphModule(model, graph.fx_graph))
+        super().__init__(graph.bound(model))
         self.nodes = nodes
         self.statistic = statistic
         self.total: dict[fx.Node, Tensor] = {}

@@ -91,7 +91,7 @@ def walk(model: nn.Module, graph: Graph, pictures: Tensor) -> Iterator[tuple[str
 
     A convolution runs after its yield, with the weights that it then has.
     """
-    runner = fx.Interpreter(model, graph=graph.fx_graph)
+    runner = fx.Interpreter(graph.bound(model))
     runner.args_iter = iter([pictures])
     for node in graph.nodes:
         if graph.kinds[node] == "conv":

@@ -20,7 +20,7 @@ class _Ranks(fx.Interpreter):
     """Runs the traced network; sums the ranks of the feature maps of some nodes."""
 
     def __init__(self, model: nn.Module, graph: Graph, nodes: set[fx.Node]) -> None:
-        super().__init__(fx.GraphModule(model, graph.fx_graph))
+        super().__init__(graph.bound(model))
         self.nodes = nodes
         self.total: dict[fx.Node, Tensor] = {}
 

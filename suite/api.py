@@ -113,6 +113,7 @@ def prune(
     ignored = [layer if isinstance(layer, str) else names.get(id(layer), repr(layer)) for layer in ignored_layers]
     model, shape = copy.deepcopy(model), (example.shape[1], example.shape[2], example.shape[3])
     graph, goal = Graph(model, shape), budget if isinstance(budget, Budget) else Budget(share=budget, refill=True)
+    packing.check_dense(model, graph)
     batches = None if train is None or isinstance(train, Task) else Batches(train, next(model.parameters()).device)
     task = train if isinstance(train, Task) else _task(batches, method, seed, goal if kind.needs_budget else None)
     if kind.needs_reference and task.reference is None:

@@ -5,6 +5,7 @@ Shapes: O filters, I input channels, G filter groups, S filter sets (the filters
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -276,7 +277,8 @@ def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
         return Selection(plan=PruningPlan({}), knob=0.0, cut=0.0, coarse=False)
     if budget.round_to > 1:
         planner = rounded(planner, graph, budget.round_to)
-    best, cut = _at(planner, graph, budget, 1.0)
+    cuts: dict[bytes, float] = {}
+    best, cut = _at(planner, graph, budget, 1.0, cuts)
     if cut < budget.share:
         raise ValueError(
             f"a budget of {budget.share:.2%} cannot be met: this method removes at most {cut:.2%} of the {budget.scope} MACs here"
@@ -284,7 +286,7 @@ def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
     low, high = _bits(0.0), _bits(1.0)
     for _ in range(HALVINGS):
         middle = (low + high) // 2
-        plan, middle_cut = _at(planner, graph, budget, _from_bits(middle))
+        plan, middle_cut = _at(planner, graph, budget, _from_bits(middle), cuts)
         if middle_cut >= budget.share:
             high, best, cut = middle, plan, middle_cut
         else:
@@ -354,8 +356,19 @@ def _from_bits(bits: int) -> float:
     return float(struct.unpack(">d", bits.to_bytes(8, "big"))[0])
 
 
-def _at(planner: Planner, graph: Graph, budget: Budget, knob: float) -> tuple[PruningPlan, float]:
+def _at(
+    planner: Planner, graph: Graph, budget: Budget, knob: float, cuts: dict[bytes, float]
+) -> tuple[PruningPlan, float]:
+    """Return the plan at a knob, and the plan's cut.
+
+    cuts  content of each plan so far -> cut: most halvings of a bisection end at one of two plans
+    """
     plan = planner(knob)
     if not isinstance(plan, PruningPlan):
         raise ValueError(f"a planner returns a PruningPlan, not {type(plan).__name__}")
-    return plan, graph.cut(plan, budget.scope)
+    digest = hashlib.sha256()
+    for name, tensor in plan.to_tensors().items():
+        digest.update(f"{name}{list(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    if (content := digest.digest()) not in cuts:
+        cuts[content] = graph.cut(plan, budget.scope)
+    return plan, cuts[content]

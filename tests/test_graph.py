@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -326,9 +327,20 @@ class Applied(nn.Module):
         super().__init__()
         self.how = how
         self.conv, self.pool = nn.Conv2d(3, 3, 3, padding=1), nn.AdaptiveAvgPool2d(1)
-        self.attention = nn.MultiheadAttention(3, 1, batch_first=True)
-        self.up, self.spare = nn.ConvTranspose2d(3, 3, 1), nn.Parameter(torch.ones(3, 1, 1))
         self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(3, 2)
+        self.bn, self.constant = nn.BatchNorm2d(3), torch.ones(3, 1, 1)
+        if "attention" in how:
+            self.attention = nn.MultiheadAttention(3, 1, batch_first=True)
+        elif how == "deconvolution":
+            self.up = nn.ConvTranspose2d(3, 3, 1)
+        elif how == "parameter twice":
+            self.spare = nn.Parameter(torch.ones(3, 1, 1))
+        elif how == "never":
+            self.aux = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Linear(3, 3))
+        elif how == "never read":
+            self.spare = nn.Parameter(torch.ones(3))
+        elif how == "dead":
+            self.side = nn.Conv2d(3, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.how == "image decides" and x.sum() > 0:
@@ -346,19 +358,31 @@ class Applied(nn.Module):
         elif self.how == "deconvolution":
             x = self.up(x)
         elif self.how == "flat rows":
-            return self.head(x.flatten(1, 2)[:, :3, :3])
+            return self.head(nn.functional.interpolate(x, (3, 3)).flatten(1, 2))
         elif self.how == "parameter twice":
             x = x * self.spare + self.spare
         elif self.how == "view":
             view = x[:, :2]
             x = torch.cat([self.relu(x), view], 1)[:, :3]
-        return self.head(torch.flatten(self.pool(x), 1))
+        elif self.how == "part":
+            x[:, 0] = 0
+        elif self.how == "made tensor":
+            x = x + torch.ones(3, 1, 1)
+        elif self.how == "attribute":
+            x = x + self.constant
+        elif self.how == "parameters alone":
+            return x.mean((2, 3)) @ self.head.weight.t()
+        elif self.how == "functional norm":
+            x = nn.functional.batch_norm(x, self.bn.running_mean, self.bn.running_var, training=self.training)
+        elif self.how == "dead":
+            self.side(x)
+        return self.head(torch.flatten(self.pool(self.bn(x)), 1))
 
 
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("image decides", "Applied cannot be traced"),
+        ("image decides", r"Applied cannot be traced by torch.fx: .* with torch.where \(.*test_graph.py:\d+\)"),
         ("twice", "Applied uses conv 2 times"),
         ("attention", r"Applied is a transformer \(attention computes attention\)"),
         ("fused attention", "Applied is a transformer"),
@@ -367,6 +391,14 @@ class Applied(nn.Module):
         ("flat rows", "'head'.*channels in the last dimension"),
         ("parameter twice", "'spare'.*several times"),
         ("view", r"'relu' \(ReLU.* changes in place what 'cat.*' reads later; set inplace=False"),
+        ("part", r"Applied assigns to a part of a tensor; write it with torch.cat, .*test_graph.py:\d+"),
+        ("made tensor", "Applied reads a tensor that is neither parameter nor buffer; register it"),
+        ("attribute", "Applied reads a tensor that is neither parameter nor buffer; register it"),
+        ("parameters alone", "'t'.*it computes on parameters and buffers alone"),
+        ("functional norm", "Applied calls batch_norm with self.training; write it as a module"),
+        ("never", "Applied computes nothing with aux in eval mode, so its 24 parameters .* delete it"),
+        ("never read", "Applied computes nothing with the parameter spare"),
+        ("dead", "Applied computes nothing with side"),
     ],
 )
 def test_a_network_that_cannot_be_followed_is_refused(how: str, words: str) -> None:
@@ -376,15 +408,24 @@ def test_a_network_that_cannot_be_followed_is_refused(how: str, words: str) -> N
 
 
 def left_over(how: str) -> nn.Module:
-    model = nn.Sequential(
-        nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Flatten(1), nn.Linear(192, 2)
+    model: Any = nn.Sequential(
+        nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
     )
     if how == "mask":
         torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
     elif how == "parametrization":
-        torch.nn.utils.parametrizations.weight_norm(model[1])
+        torch.nn.utils.parametrizations.weight_norm(model[2])
+    elif how == "weight norm":
+        with pytest.warns(FutureWarning):
+            torch.nn.utils.weight_norm(model[2])
     elif how == "one parameter":
-        model[1].weight = model[0].weight
+        model[2].weight = model[0].weight
+    elif how == "one storage":
+        model[2].weight = nn.Parameter(model[0].weight.data)
+    elif how == "one buffer":
+        model[3].running_mean = model[1].running_mean
+    elif how == "wrapped":
+        return nn.DataParallel(model)
     return model
 
 
@@ -392,8 +433,12 @@ def left_over(how: str) -> nn.Module:
     ("how", "words"),
     [
         ("mask", "0 of Sequential has a mask of torch.nn.utils.prune: torch.nn.utils.prune.remove first"),
-        ("parametrization", "1 of Sequential is parametrized"),
-        ("one parameter", "0.weight and 1.weight of Sequential are one parameter"),
+        ("parametrization", "2 of Sequential is parametrized"),
+        ("weight norm", "2 of Sequential has WeightNorm: torch.nn.utils.remove_weight_norm first"),
+        ("one parameter", "0.weight and 2.weight of Sequential are one parameter"),
+        ("one storage", "0.weight and 2.weight of Sequential are one parameter"),
+        ("one buffer", "1.running_mean and 3.running_mean of Sequential are one tensor"),
+        ("wrapped", r"DataParallel is no network of its own; give the network inside, .module"),
     ],
 )
 def test_weights_that_are_no_plain_parameters_are_refused(how: str, words: str) -> None:

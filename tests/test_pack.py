@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import draw_weights, masked, random_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -30,50 +31,17 @@ LARGE = ("resnet20_a", "resnet18", "resnet50", "vgg16_bn")
 @functools.cache
 def prepared(name: str) -> tuple[nn.Module, Graph]:
     """A network in float64 with random weights and batch-norm statistics. Tests work on copies of it."""
-    generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
         model = build(name, 10)
         if name == "vgg16_bn":  # its own classifier has a gigabyte of weights
             model.classifier = nn.Sequential(nn.Linear(25_088, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 10))
-    model.to_empty(device="cpu").double().eval()
-    for key, tensor in model.state_dict().items():
-        if not tensor.is_floating_point():
-            tensor.zero_()
-        elif tensor.ndim > 1:
-            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
-        elif key.endswith(("running_var", "weight")):
-            tensor.uniform_(0.5, 1.5, generator=generator)
-        else:
-            tensor.normal_(0, 0.3, generator=generator)
+    draw_weights(model.to_empty(device="cpu"))
     return model, Graph(model, (3, 32, 32))
 
 
 @functools.cache
 def images(count: int) -> Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
-
-
-def random_plan(graph: Graph, granularity: str, groups: int, removed: float, seed: int) -> PruningPlan:
-    """A plan of the granularity; one layer in five is untouched."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def kept(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator) >= removed
-
-    layers = {}
-    for name, conv in graph.convs.items():
-        if float(torch.rand(1, generator=generator)) < 0.2:
-            continue
-        plan = ConvPlan.full(conv.filters, conv.channels)
-        if granularity == "filter":
-            plan = ConvPlan(plan.filter_group_O, plan.kept_GI, kept(conv.filters))
-        elif granularity == "channel":
-            plan = ConvPlan(plan.filter_group_O, kept(1, conv.channels), plan.kept_O)
-        else:
-            group_O = torch.randint(groups, (conv.filters,), generator=generator)
-            plan = ConvPlan(group_O, kept(groups, conv.channels), kept(conv.filters))
-        layers[name] = plan
-    return PruningPlan(layers)
 
 
 def without(graph: Graph, *endings: str) -> PruningPlan:
@@ -85,19 +53,6 @@ def without(graph: Graph, *endings: str) -> PruningPlan:
             if name.endswith(endings)
         }
     )
-
-
-def masked(model: nn.Module, graph: Graph, plan: PruningPlan) -> nn.Module:
-    """The masked network, written without the package under test."""
-    result = copy.deepcopy(model)
-    state = result.state_dict()
-    for name, layer in graph.settle(plan).items():
-        state[f"{name}.weight"].mul_(layer.mask_OI[:, :, None, None])
-        of_filters = [f"{name}.bias", f"{graph.convs[name].bn}.weight", f"{graph.convs[name].bn}.bias"]
-        for key in of_filters:
-            if key in state:
-                state[key].mul_(layer.kept_O)
-    return result
 
 
 @torch.no_grad()

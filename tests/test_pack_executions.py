@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_pack import SMALL, images, prepared, random_plan, without
+from families import random_plan
+from test_pack import SMALL, images, prepared, without
 from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional

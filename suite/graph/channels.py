@@ -9,10 +9,11 @@ ValueError with its name.
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, fx, nn
 from suite.graph import table
 from suite.graph.operators import Kind, Operator
 from suite.graph.table import Reader
-from suite.graph.tracing import described, trace
+from suite.graph.tracing import check_used, described, trace
 from suite.plan import Budget, ConvPlan, PruningPlan
 
 Role = Literal["stem", "inner", "closing", "shortcut"]
@@ -97,9 +98,9 @@ class Graph:
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
         title = type(model).__name__
         self.input_shape = tuple(input_shape)
-        skeleton, self.fx_graph = trace(model, input_shape)
-        self.modules = dict(skeleton.named_modules())
-        self.nodes = list(self.fx_graph.nodes)
+        self.trace = trace(model, input_shape)
+        self.modules = dict(self.trace.skeleton.named_modules())
+        self.nodes = list(self.trace.graph.nodes)
         self.operators: dict[fx.Node, Operator] = {}
         reader = Reader(title, self.modules, self.operators, {})
         for node in self.nodes:
@@ -112,8 +113,10 @@ class Graph:
         if not self.conv_nodes:
             raise ValueError(f"{title} has no convolution to prune")
         self._check_rules(title)
+        check_used(self.trace.graph, self.modules, title)
         roles = self._roles()
         self.convs = {name: self._conv(node, roles[node]) for name, node in self.conv_nodes.items()}
+        self._full = {name: ConvPlan.full(conv.filters, conv.channels) for name, conv in self.convs.items()}
         self.filter_sets, self.input_sets = self._channel_sets()
         self.dense_macs = self.macs(PruningPlan({}))
 
@@ -130,6 +133,18 @@ class Graph:
         if missing := [name for name, conv in self.convs.items() if conv.bn is None]:
             raise ValueError(f"{method} needs a batch norm behind every convolution; {missing[0]} has none")
         return {name: conv.bn for name, conv in self.convs.items() if conv.bn is not None}
+
+    def bound(self, model: nn.Module) -> fx.GraphModule:
+        """Return the traced network with the modules, parameters and buffers of `model`, which it shares."""
+        own = dict(model.named_modules())
+        targets: dict[str, Any] = {}
+        for node in self.nodes:
+            name = str(node.target)
+            if node.op == "call_module":
+                targets[name] = own[name] if name in own else self.modules[name]
+            elif node.op == "get_attr":
+                targets[name] = operator.attrgetter(name)(model)
+        return fx.GraphModule(targets, self.trace.graph)
 
     # ---- reading the trace -------------------------------------------------------------------------------------------
 
@@ -179,9 +194,9 @@ class Graph:
         for node in self.nodes:
             if self.kinds[node] == "sum":
                 chains = [self._chain(operand) for operand in self._sources(node)]
-                common = set(chains[0]) & set(chains[1])
+                common = set.intersection(*map(set, chains))
                 branches = [[n for n in chain[: _first(chain, common)] if n in roles] for chain in chains]
-                longer, shorter = sorted(branches, key=len, reverse=True)
+                longer, *_, shorter = sorted(branches, key=len, reverse=True)
                 if longer:
                     roles[longer[0]] = "closing"
                 if len(shorter) == 1 and len(longer) > 1:
@@ -244,9 +259,7 @@ class Graph:
         the backward pass has no readers, so that no other tensor becomes zero.
         """
         self.check(plan)
-        layers = {
-            name: plan[name] if name in plan else ConvPlan.full(c.filters, c.channels) for name, c in self.convs.items()
-        }
+        layers = {name: plan.get(name, full) for name, full in self._full.items()}
         nonzero: dict[fx.Node, Tensor] = {}
         for node, rule in self.operators.items():
             operands = [nonzero[source] for source in rule.sources]

@@ -209,32 +209,41 @@ class Grouped(Operator):
         return int(self.by_group(live).sum()) * inputs * filters * self.macs_per_weight
 
 
-class Sum(Operator):
+class Tied(Operator):
+    """An operator of several tensors with the same channels, whose filters are tied."""
+
+    def ids(self, ids: list[np.ndarray], tie: Tie) -> np.ndarray:
+        result = ids[0]
+        for other in ids[1:]:
+            both = (result >= 0) & (other >= 0)
+            tie(result[both], other[both])
+            result = np.maximum(result, other)
+        return result
+
+
+class Sum(Tied):
     """A residual sum, or another operator of two tensors that maps two zeros to zero."""
 
     kind: ClassVar[Kind] = "sum"
-
-    def ids(self, ids: list[np.ndarray], tie: Tie) -> np.ndarray:
-        both = (ids[0] >= 0) & (ids[1] >= 0)
-        tie(ids[0][both], ids[1][both])
-        return np.maximum(ids[0], ids[1])
 
     def nonzero(self, operands: list[Tensor]) -> Tensor:
         return operands[0] | operands[1]
 
 
-class Product(Operator):
+class Where(Sum):
+    """A choice between tensors by a condition, the first operand."""
+
+    def nonzero(self, operands: list[Tensor]) -> Tensor:
+        return torch.stack(operands[1:]).any(0)
+
+
+class Product(Tied):
     """A product of two tensors with the same channels.
 
     A channel is zero if one operand is.
     """
 
     kind: ClassVar[Kind] = "product"
-
-    def ids(self, ids: list[np.ndarray], tie: Tie) -> np.ndarray:
-        both = (ids[0] >= 0) & (ids[1] >= 0)
-        tie(ids[0][both], ids[1][both])
-        return np.maximum(ids[0], ids[1])
 
     def nonzero(self, operands: list[Tensor]) -> Tensor:
         return operands[0] & operands[1]

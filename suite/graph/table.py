@@ -35,7 +35,7 @@ ZERO = _names(
 """Channel-wise operators that map zero to zero, in training too."""
 ONE = _names(
     "sigmoid hardsigmoid softplus logsigmoid exp cos threshold clamp clampmin clampmax clip alphadropout "
-    "featurealphadropout rsqrt reciprocal"
+    "featurealphadropout rsqrt reciprocal gt ge lt le eq ne isnan isfinite logicalnot"
 )
 """Channel-wise operators that map zero to another number, or may do so."""
 POOLS = _names(
@@ -86,6 +86,8 @@ class Reader:
             return ops.Constant(sources=[], width=1)
         name = named(node, self.modules)
         module = self.module(node)
+        if all(self.operators[source].kind == "constant" for source in node.all_input_nodes):
+            raise self.refusal(node, "it computes on parameters and buffers alone; register its result as a buffer")
         if name in MOVES and (move := _move(self, node)) is not None:
             return move
         for source in node.all_input_nodes:
@@ -325,6 +327,28 @@ def _pad(reader: Reader, node: fx.Node) -> Operator | None:
     return ops.Take(sources=[source], axis=reader.axis(node), width=len(index), index=index)
 
 
+def _where(reader: Reader, node: fx.Node) -> Operator | None:
+    """Return the rule of a choice between two tensors, or between a tensor and zero."""
+    if len(node.args) != 3 or not all(isinstance(a, fx.Node) or a == 0 for a in node.args[1:]):
+        return None
+    tensors: list[Any] = [argument for argument in node.args if isinstance(argument, fx.Node)]
+    rules = [reader.operators[source] for source in tensors]
+    if any(rule.kind == "constant" for rule in rules) or len({shape(source) for source in (node, *tensors)}) != 1:
+        return None
+    if len({rule.axis for rule in rules}) != 1:
+        return None
+    return ops.Where(sources=tensors, axis=rules[0].axis, width=rules[0].width)
+
+
+def _zeros(reader: Reader, node: fx.Node) -> Operator | None:
+    """Return the rule of a tensor of zeros: channels without a filter."""
+    axis = reader.axis(node)
+    if len(shape(node)) != len(shape(reader.first(node))):
+        return None
+    index = torch.full((shape(node)[axis],), -1)
+    return ops.Take(sources=[reader.first(node)], axis=axis, width=len(index), index=index)
+
+
 RULES: Mapping[str, Callable[[Reader, fx.Node], Operator | None]] = {
     "add": _sum,
     "sub": _sum,
@@ -337,6 +361,9 @@ RULES: Mapping[str, Callable[[Reader, fx.Node], Operator | None]] = {
     "concat": _concat,
     "concatenate": _concat,
     "pad": _pad,
+    "where": _where,
+    "zeroslike": _zeros,
+    "newzeros": _zeros,
 }
 
 

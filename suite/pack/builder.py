@@ -63,6 +63,7 @@ class Builder:
         self.graph = graph
         self.live = graph.live(plan)
         self.plan = PruningPlan(self.live.layers)
+        self.added = graph.modules.keys() - dict(model.named_modules(remove_duplicate=False)).keys()
         self.modules: dict[str, Any] = {}
         self.slots: list[Slot] = []
         self.out = fx.Graph()
@@ -178,10 +179,15 @@ class Builder:
         make = self.out.call_method if node.op == "call_method" else self.out.call_function
         return make(node.target, args, kwargs)  # type: ignore[arg-type]
 
+    def _module(self, node: fx.Node) -> nn.Module:
+        """Return the module that a node calls, or the replacement of a dropout function."""
+        name = str(node.target)
+        return self.graph.modules[name] if name in self.added else self.model.get_submodule(name)
+
     def _copied(self, node: fx.Node, channels: Tensor | None = None) -> nn.Module:
         """Return a copy of the module, with its tensors of one number a channel cut."""
         name = str(node.target)
-        module: Any = copy.deepcopy(self.model.get_submodule(name))
+        module: Any = copy.deepcopy(self._module(node))
         if hasattr(module, "inplace"):
             # Without its residual branch a sum is the shortcut itself, which must not change in place.
             module.inplace = False
@@ -275,7 +281,7 @@ class Builder:
         (source,) = self.graph.operators[node].sources
         value, order = self.value[source], self.order[source]
         constants = [operand for operand in node.all_input_nodes if operand is not source]
-        owned = node.op == "call_module" and any(True for _ in self.model.get_submodule(str(node.target)).parameters())
+        owned = node.op == "call_module" and any(True for _ in self._module(node).parameters())
         if self.graph.kinds[node] == "shift" or owned or constants:
             order = self._live_order(node)
             value = self._aligned(source, order, node.name)

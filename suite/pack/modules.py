@@ -53,7 +53,7 @@ class Take(nn.Module):
         if self.everything:
             return x
         channels_last = self.axis == 1 and is_channels_last(x)
-        if self.training and channels_last:
+        if self.training and channels_last and x.is_floating_point():
             return F.conv2d(x, one_hot(self.positions, x.shape[1], x))
         if self.contiguous:
             return x.narrow(self.axis, self.start, self.length)

@@ -128,6 +128,8 @@ def _in_class(packed: PackedNetwork, body: fx.GraphModule, model: nn.Module) -> 
     for node in body.graph.nodes:
         if node.op == "call_module":
             layer = body.get_submodule(str(node.target))
+            if isinstance(layer, nn.modules.dropout._DropoutNd):  # the class may call a function instead
+                continue
             if str(node.target) not in own or isinstance(layer, Constant):
                 return None
             result.set_submodule(str(node.target), copy.deepcopy(layer))

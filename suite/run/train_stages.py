@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from suite import distributed, models, records, weights
+from suite import pack as packing
 from suite.files import sha256
 from suite.graph import Graph
 from suite.measure.counting import count_params
@@ -24,6 +25,7 @@ def do_base(work: Workspace[Base]) -> None:
         model.to(device)
     else:
         batches = work.batches(stage.schedule, BASE)
+        packing.check_dense(model, Graph(model, work.dataset.input_shape))
         model.to(device)
         trainer = make_trainer(model, batches, stage.schedule, judge=work.judge(stage.schedule, model))
         work.save_history(fit(trainer, folder / "train.pt", work.watch, seed=stage.seed, doing="base"))
@@ -50,7 +52,9 @@ def do_learned(work: Workspace[Learned]) -> None:
     stage, folder = work.stage, work.folder
     model = work.model("final" if stage.settings.start == "base" else "init")
     seed_everything(stage.seed)
-    learner = stage.settings.learner(model, Graph(model, work.dataset.input_shape), work.task())
+    graph = Graph(model, work.dataset.input_shape)
+    packing.check_dense(model, graph)
+    learner = stage.settings.learner(model, graph, work.task())
     batches = work.batches(stage.schedule, LEARNED)
     trainer = make_trainer(model, batches, stage.schedule, learner=learner, judge=work.judge(stage.schedule, model))
     work.save_history(fit(trainer, folder / "train.pt", work.watch, seed=stage.seed, doing="learning"))
