@@ -6,9 +6,12 @@ Shapes: O filters, I input channels, k kernel size.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from suite.contract import Criterion, Ranking, State, Task
 from suite.graph import Graph
 
 
@@ -25,3 +28,20 @@ def l1_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def l2_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return layer -> Euclidean norm of each filter [O]."""
     return {name: w.detach().flatten(1).norm(dim=1) for name, w in weights.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormFilter(Criterion):
+    """Removes the same share of each layer, filters of the smallest norms first."""
+
+    granularity = "filter"
+    power: ClassVar[int]
+    """Of the norm: 1 or 2."""
+    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"ranking": ("layer", "global")}
+    implied: ClassVar[Mapping[str, Any]] = {"scope": "coupled", "ranking": "global"}
+
+    ranking: Ranking = "layer"
+
+    def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
+        """Return layer -> norm of each filter [O]."""
+        return (l1_norms if self.power == 1 else l2_norms)(filter_weights(model, graph))

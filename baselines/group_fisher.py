@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from baselines.lapp import MaskedMacs
+from baselines._macs import MaskedMacs
 from suite.contract import Criterion, Learner, Ranking, State, Step, Task
 from suite.graph import Graph
 

@@ -7,29 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from baselines._maps import mean_over_images
 from suite.contract import Criterion, OptOut, Ranking, Recipe, Scope, State, Task
 from suite.graph import Graph
-
-CHUNK = 32
-"""Images that pass through the network at once; at 224x224 their largest maps take 0.1 GB in a ResNet-50."""
-
-
-class _Ranks(fx.Interpreter):
-    """Runs the traced network; sums the ranks of the feature maps of some nodes."""
-
-    def __init__(self, model: nn.Module, graph: Graph, nodes: set[fx.Node]) -> None:
-        super().__init__(graph.bound(model))
-        self.nodes = nodes
-        self.total: dict[fx.Node, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node, and add the ranks of its maps to `total`."""
-        value = super().run_node(n)
-        if n in self.nodes:
-            self.total[n] = self.total.get(n, 0) + torch.linalg.matrix_rank(value).sum(0)
-        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +47,4 @@ class HRank(Criterion):
         Costs a forward pass and the singular values of each image's maps: for a ResNet-50 at 224x224, 0.8 s an image on one
         CPU core.
         """
-        maps = {name: _map_of(graph, node) for name, node in graph.conv_nodes.items()}
-        ranks = _Ranks(model, graph, set(maps.values()))
-        with torch.no_grad():
-            images = task.samples(self.images)[0]
-            for x in images.split(CHUNK):
-                ranks.run(x)
-        return {name: ranks.total[node].double() / len(images) for name, node in maps.items()}
-
-
-def _map_of(graph: Graph, conv: fx.Node) -> fx.Node:
-    """Return the activation after a convolution, batch norm and sum, or the last node."""
-    node = conv
-    while graph.kinds[node] != "pass" and graph.kinds[user := next(iter(node.users))] in ("bn", "sum", "pass"):
-        node = user
-    return node
+        return mean_over_images(model, graph, task, self.images, torch.linalg.matrix_rank)

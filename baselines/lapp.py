@@ -12,47 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from baselines._macs import MaskedMacs
 from suite.contract import Budget, Criterion, Learner, Ranking, State, Step, Task
 from suite.graph import Graph
 
 KEPT_LAST = 1e3
 """Added to the score of an unmasked filter, so that masked filters go first."""
-
-
 LINEAR = 0.02
 """Linear part of the penalty on excess MACs: a square alone has no slope at the constraint and stops just above it."""
-
-
-class MaskedMacs:
-    """Share of dense MACs as a function of the sets' mask, and its slope.
-
-    A layer costs its kernels' MACs times the filters that it makes times the channels that it reads.
-    """
-
-    def __init__(self, model: nn.Module, graph: Graph, budget: Budget, device: torch.device) -> None:
-        layers, sets = list(graph.input_sets), graph.set_count
-        self.made_LS, self.read_LS = torch.zeros(2, len(layers), sets)
-        self.made_L, self.read_L, self.cost_L = torch.zeros(3, len(layers))
-        for number, name in enumerate(layers):
-            source_I, conv = graph.input_sets[name], graph.convs.get(name)
-            self.read_LS[number] = torch.bincount(source_I[source_I >= 0], minlength=sets)
-            self.read_L[number] = (source_I < 0).sum()
-            if conv is None:
-                self.made_L[number] = len(model.get_parameter(f"{name}.weight"))
-                self.cost_L[number] = budget.scope == "network"
-            else:
-                self.made_LS[number] = torch.bincount(graph.filter_sets[name], minlength=sets)
-                self.cost_L[number] = conv.macs_per_kernel * (budget.scope == "network" or conv.prunable)
-        for name, tensor in list(vars(self).items()):
-            setattr(self, name, tensor.to(device))
-        self.cost_L /= self(torch.ones(sets, device=device))[0]
-
-    def __call__(self, mask_S: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the share of MACs that is left, and its derivative by the mask [S]."""
-        made_L = self.made_L + self.made_LS @ mask_S
-        read_L = self.read_L + self.read_LS @ mask_S
-        slope_S = (self.cost_L * read_L) @ self.made_LS + (self.cost_L * made_L) @ self.read_LS
-        return self.cost_L @ (made_L * read_L), slope_S
 
 
 class _Thresholds(Learner):
@@ -66,6 +33,7 @@ class _Thresholds(Learner):
         self.settings = settings
         self.budget = budget
         self.weights = [model.get_parameter(f"{name}.weight") for name in graph.convs]
+        self.bypassed = _bypassed(model, graph)
         device = self.weights[0].device
         norms = graph.batch_norms("lapp").values()
         self.gates: list[Tensor] = [model.get_parameter(f"{bn}.{kind}") for kind in ("weight", "bias") for bn in norms]
@@ -83,7 +51,10 @@ class _Thresholds(Learner):
 
     @torch.no_grad()
     def before_step(self, step: Step) -> None:
-        """Move the thresholds by straight-through gradients of the loss and of excess MACs."""
+        """Train the bypass, and move the thresholds by gradients of the loss and of excess MACs."""
+        for weight in self.bypassed:
+            if weight.grad is not None:
+                centre(weight.grad).mul_(2)
         if self.fixed:
             return
         slopes = torch.cat([_gradient(gate) for gate in self.gates]) * self.unmasked
@@ -156,7 +127,8 @@ class LAPP(Criterion):
     granularity = "filter"
     source = "Zhai et al., LAPP: Layer Adaptive Progressive Pruning for Compressing CNNs from Scratch, arXiv 2309.14157 (2023)"
     deviations = (
-        "written from the paper's abstract, without its equations or code, and without the bypass of pruned layers; ours are "
+        "written from the paper's abstract, without its equations or code; ours are the bypass (1x1, from zero weights, beside "
+        "every layer with a larger odd kernel, merged into the kernel's centre, so it costs no MACs), "
         "the importance (L2 norm of a filter over its layer's mean), the straight-through gradient of the thresholds, the "
         "constraint (square and small linear penalty on the excess over linearly falling MACs), the rates, and that the mask "
         "acts on scale and shift of the batch norm and is fixed when the budget is first met after prune_share; residual "
@@ -166,7 +138,7 @@ class LAPP(Criterion):
     learns = True
     needs_budget = True
     start = "init"
-    version = 2
+    version = 3
     evidence = "abstract"
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "prune_share": (0.25, 0.5, 0.75),
@@ -199,6 +171,27 @@ class LAPP(Criterion):
             name: _importance(model.get_parameter(f"{name}.weight")).cpu() - threshold + KEPT_LAST * mask_S[ids]
             for (name, ids), threshold in zip(graph.filter_sets.items(), state["threshold_L"].cpu(), strict=True)
         }
+
+
+def _bypassed(model: nn.Module, graph: Graph) -> list[nn.Parameter]:
+    """Return the weights [O, I, k, k] of layers with a bypass: odd kernels above 1, padded to keep the centre."""
+    weights = []
+    for name in graph.convs:
+        conv = model.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)
+        taps = zip(conv.kernel_size, conv.padding, conv.dilation, strict=False)
+        if all(k > 1 and k % 2 and p == d * (k // 2) for k, p, d in taps):
+            weights.append(conv.weight)
+    return weights
+
+
+def centre(w_OIkk: Tensor) -> Tensor:
+    """Return the view [O, I] of the kernels' centres, into which a 1x1 bypass V merges.
+
+    V starts at zero and gets the same gradient as the centre. The sum of both then moves as under a doubled gradient of the
+    loss, for SGD with any momentum and weight decay.
+    """
+    return w_OIkk[:, :, w_OIkk.shape[2] // 2, w_OIkk.shape[3] // 2]
 
 
 def _importance(w_OIkk: Tensor) -> Tensor:

@@ -1,57 +1,142 @@
-"""Network slimming: an L1 penalty on the batch-norm scales while training from scratch."""
+"""Network slimming: an L1 penalty on channel scales while training from scratch.
+
+Shapes: O filters, I input channels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from suite.contract import Criterion, Learner, OptOut, Ranking, Recipe, Scope, State, Step, Task
+from baselines._ranks import filter_and_channel_planner
+from suite.contract import Learner, OptOut, Planner, Pruner, Recipe, State, Step, Task
 from suite.graph import Graph
+from suite.select import sets_of_scope
 
 INITIAL_SCALE = 0.5
-"""Of the batch norms, as the authors set it."""
+"""Of batch norms and readers' scales, as the authors set it."""
 
 
 class _ScalePenalty(Learner):
-    """Adds the subgradient of lam * sum |scale|, and takes weight decay off the scales."""
+    """Adds the subgradient of lam * sum |scale| and takes weight decay off the scales.
 
-    capturable = True
+    A filter that no residual sum reads has the scale of its batch norm. A layer that reads a residual stream has a scale for each
+    channel that it reads, which belongs to the learner: a forward hook applies it, and `finish` folds it into the weights.
+    """
 
-    def __init__(self, lam: float, scales: list[nn.Parameter]) -> None:
+    def __init__(self, lam: float, model: nn.Module, graph: Graph) -> None:
         self.lam = lam
-        self.scales = scales
+        norms = {name: model.get_parameter(f"{bn}.weight") for name, bn in graph.batch_norms("slimming").items()}
+        for scale in norms.values():
+            nn.init.constant_(scale, INITIAL_SCALE)
+        inner, readers = selectors(graph)
+        self.free = [scale for name, scale in norms.items() if name not in inner]
+        """Scales of batch norms that select nothing."""
+        self.scales = [norms[name] for name in inner]
+        device = next(model.parameters()).device
+        self.read = {
+            name: torch.full((graph.convs[name].channels,), INITIAL_SCALE, device=device, requires_grad=True)
+            for name in readers
+        }
+        self.momentum = {name: torch.zeros_like(scale) for name, scale in self.read.items()}
+        self.handles = [
+            model.get_submodule(name).register_forward_pre_hook(_scaled(scale)) for name, scale in self.read.items()
+        ]
 
+    @torch.no_grad()
     def before_step(self, step: Step) -> None:
         """Add the penalty's subgradient to the loss's gradient."""
-        decay = step.optimizer.param_groups[0]["weight_decay"]
-        for scale in self.scales:
-            if scale.grad is not None:
-                scale.grad.add_(scale.detach().sign(), alpha=self.lam).sub_(scale.detach(), alpha=decay)
+        decay = {id(p): group["weight_decay"] for group in step.optimizer.param_groups for p in group["params"]}
+        for lam, scales in ((self.lam, self.scales), (0.0, self.free)):
+            for scale in scales:
+                if scale.grad is not None:
+                    scale.grad.add_(scale.sign(), alpha=lam).sub_(scale, alpha=decay[id(scale)])
 
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        """Move the readers' scales by the same SGD, without decay."""
+        gradients = {name: scale.grad for name, scale in self.read.items() if scale.grad is not None}
+        step.average(list(gradients.values()))
+        for name, gradient in gradients.items():
+            scale = self.read[name]
+            gradient = (gradient / step.loss_scale).nan_to_num(0.0, 0.0, 0.0)
+            velocity = self.momentum[name].mul_(step.optimizer.param_groups[0]["momentum"])
+            velocity.add_(gradient + self.lam * scale.sign())
+            scale.sub_(velocity * step.lr)
+            scale.grad = None
+
+    @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """Return the penalty and the share of scales below 0.01."""
-        flat = torch.cat([scale.detach().abs() for scale in self.scales])
+        """Return the penalty and the share of selecting scales below 0.01."""
+        flat = torch.cat([scale.abs() for scale in (*self.scales, *self.read.values())])
         return {"penalty": float(flat.sum()) * self.lam, "scales_below_0.01": float((flat < 0.01).float().mean())}
+
+    @torch.no_grad()
+    def finish(self, model: nn.Module) -> None:
+        """Fold the readers' scales into their weights; the network computes the same function."""
+        for handle in self.handles:
+            handle.remove()
+        for name, scale_I in self.read.items():
+            model.get_parameter(f"{name}.weight").mul_(scale_I[:, None, None])
+
+    def state_dict(self) -> State:
+        """Return the readers' scales and their momenta [I]."""
+        parts = {"read": self.read, "momentum": self.momentum}
+        return {key: {name: tensor.detach().clone() for name, tensor in part.items()} for key, part in parts.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: State) -> None:
+        """Restore the output of `state_dict` in place, since the hooks hold the scales."""
+        for key in ("read", "momentum"):
+            for name, tensor in getattr(self, key).items():
+                tensor.copy_(state[key][name])
+
+
+def _scaled(scale_I: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """Return a forward hook that multiplies the channels of a layer's input."""
+    return lambda module, inputs: (inputs[0] * scale_I.to(inputs[0].dtype)[:, None, None],)
+
+
+def selectors(graph: Graph) -> tuple[list[str], list[str]]:
+    """Return the layers whose filters no residual sum reads, and the layers that read a residual stream.
+
+    Shortcut convolutions read the whole stream, as in the authors' networks.
+    """
+    inner = list(sets_of_scope(graph, "inner"))
+    own = torch.cat([graph.filter_sets[name] for name in inner])
+    readers = [
+        name
+        for name, conv in graph.convs.items()
+        if conv.role not in ("stem", "shortcut") and not bool(torch.isin(graph.input_sets[name], own).any())
+    ]
+    return inner, readers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slimming(Criterion):
-    """Removes channels of smallest batch-norm scales, after penalised training from scratch."""
+class Slimming(Pruner):
+    """Removes channels of smallest scales, after penalised training from scratch.
+
+    lam      weight of the penalty on the scales
+    ranking  "raw": one order of all scales; "global": after division by the layer's mean
+    """
 
     granularity = "channel"
-    source = "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017, equation 1"
+    source = (
+        "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017, equation 1; in residual "
+        "networks each reader of a stream selects its channels by its own scales, and the stream keeps its width"
+    )
     deviations = (
-        "in the authors' pre-activation networks each reader of a residual stream selects its channels by its own scales; here "
-        "the batch norm follows the convolution, so a scale selects what its convolution adds to the stream, and the stream "
-        "keeps its width (scope untied); batches are those of the grid, not of 64"
+        "the authors' residual networks are pre-activation, so the scales of a reader are its batch norm's; here a reader of a "
+        "residual stream gets scales of its own on its input, trained as the others and folded into its weights; batches are "
+        "those of the grid, not of 64, and epochs those of the base network, not 160"
     )
     learns = True
     start: ClassVar[Literal["base", "init"]] = "init"
-    version = 2
+    version = 3
     training: ClassVar[Mapping[str, Any]] = {"lr": 0.1, "weight_decay": 1e-4, "shape": "steps"}
     search: ClassVar = {"lam": (1e-4, 3e-4, 1e-3), "ranking": ("raw", "global")}
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
@@ -61,20 +146,22 @@ class Slimming(Criterion):
     lowest: ClassVar = {"lam": 0}
 
     lam: float = 1e-4
-    """Weight of the penalty on the scales."""
-    ranking: Ranking = "raw"
-    scope: Scope = "untied"
+    ranking: Literal["raw", "global"] = "raw"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ranking not in ("raw", "global"):
+            raise ValueError(f"slimming's ranking {self.ranking!r} is unknown; choose raw, global")
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
-        """Return the penalty on the batch-norm scales behind convolutions; set them to 0.5."""
-        scales = [model.get_parameter(f"{bn}.weight") for bn in graph.batch_norms("slimming").values()]
-        for scale in scales:
-            nn.init.constant_(scale, INITIAL_SCALE)
-        return _ScalePenalty(self.lam, scales)
+        """Return the penalty on all scales; set them to 0.5."""
+        return _ScalePenalty(self.lam, model, graph)
 
-    def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Return layer -> |scale| of the batch norm after it [O]."""
-        return {
-            name: model.get_parameter(f"{bn}.weight").detach().abs()
-            for name, bn in graph.batch_norms("slimming").items()
-        }
+    def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
+        """Remove filters by the scales of their batch norms, and readers' channels by their own scales."""
+        norms = graph.batch_norms("slimming")
+        scales = {name: model.get_parameter(f"{bn}.weight").abs() for name, bn in norms.items()}
+        channels = {name: scale_I.abs() for name, scale_I in state["read"].items()}
+        return filter_and_channel_planner(
+            graph, scales, channels, normalise=self.ranking == "global", scope="inner"
+        )  # fmt: skip

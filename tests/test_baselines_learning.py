@@ -14,11 +14,12 @@ import torch_pruning as tp
 from test_methods import images, network_of, one_layer, order_of_removal, task_of
 from torch import Tensor, nn
 
+from baselines._macs import MaskedMacs
 from baselines.depgraph import DepGraph, coupled_weights, group_energies
 from baselines.fpgm import FPGM
 from baselines.greg import GReg
 from baselines.group_sparse import GroupSparse
-from baselines.lapp import LAPP, LINEAR, MaskedMacs
+from baselines.lapp import LAPP, LINEAR, centre
 from baselines.sfp import SFP
 from baselines.slimming import Slimming
 from baselines.ssl import SSL
@@ -362,6 +363,29 @@ def test_slimming_starts_from_half_scales_without_decay() -> None:
     torch.testing.assert_close(scale.detach(), torch.tensor([0.49, 0.49]))
 
 
+def test_slimming_selects_the_channels_of_a_stream_at_their_readers() -> None:
+    """Folded scales leave the outputs as they are; a channel that one reader drops stays for the others."""
+    trainer, settings = trainer_of("slimming"), Slimming(lam=0.01)
+    train(trainer, until=trainer.steps_per_epoch)
+    model, learner = trainer.model.eval(), trainer.learner
+    x = images().samples(4, split="all", device="cpu")[0]
+    with torch.no_grad():
+        before = model(x)
+        learner.finish(model)
+        torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+    graph, state = Graph(model, images().input_shape), learner.state_dict()
+    assert {graph.convs[name].role for name in state["read"]} == {"inner"}
+    assert all(bool((scale_I < 0.5).any()) for scale_I in state["read"].values())
+    plan = meet(settings.planner(model, graph, state, task_of(0)), graph, Budget(share=0.3)).plan
+    for name, layer in plan.items():
+        if not bool(layer.kept_O.all()):
+            assert graph.convs[name].role == "inner"
+        if not bool(layer.kept_GI.all()) and name in state["read"]:
+            gone = ~layer.kept_GI[0]
+            assert float(state["read"][name][gone].abs().max()) <= float(state["read"][name][~gone].abs().min())
+    assert any(not bool(layer.kept_GI.all()) for name, layer in plan.items() if name in state["read"])
+
+
 # ---- soft FPGM -------------------------------------------------------------------------------------------------------
 
 
@@ -525,6 +549,27 @@ def test_lapp_meets_the_constraint_step_by_step_with_rates_of_its_own_for_each_l
         assert bool((trainer.model.get_parameter(f"{graph.convs[name].bn}.weight")[~layer.kept_O] == 0).all())
     rates = {round(float((~layer.kept_O).float().mean()), 2) for layer in plan.values()}
     assert len(rates) >= 3
+
+
+def test_lapp_trains_a_bypass_that_is_merged_into_the_centre_of_the_kernel() -> None:
+    """SGD with momentum and decay on kernel and bypass moves their sum as a doubled gradient of the centre does."""
+    model = network_of("resnet8")
+    graph = Graph(model, images().input_shape)
+    learner = LAPP().learner(model, graph, task_of(0, Budget(share=0.5)))
+    weight = model.get_parameter("stage_1.0.conv_a.weight")
+    kernel, bypass = (nn.Parameter(tensor) for tensor in (weight.detach().clone(), torch.zeros(weight.shape[:2])))
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    merged, apart = torch.optim.SGD([weight], **settings), torch.optim.SGD([kernel, bypass], **settings)
+    for index in range(3):
+        zero_gradients(model)
+        weight.grad = torch.randn_like(weight)
+        kernel.grad, bypass.grad = weight.grad.clone(), centre(weight.grad).clone()
+        learner.before_step(dataclasses.replace(one_step(model, index, 10), optimizer=merged))
+        merged.step()
+        apart.step()
+    with torch.no_grad():
+        centre(kernel).add_(bypass)
+    torch.testing.assert_close(weight, kernel)
 
 
 # ---- dynamic structured pruning --------------------------------------------------------------------------------------

@@ -437,7 +437,8 @@ def test_slimming_drives_the_scale_of_a_useless_channel_to_zero() -> None:
     useful, useless = scale.detach().abs().tolist()
     assert useless <= lr * settings.lam + 1e-6
     assert useful > 0.5
-    assert order_of_removal(settings, model, graph) == [1, 0]
+    planner = settings.planner(model, graph, learner.state_dict(), task_of(0))
+    assert planner(1.0)["0"].kept_O.tolist() == [True, False]
     assert learner.metrics()["scales_below_0.01"] == 0.5
 
 
@@ -615,7 +616,7 @@ def test_an_unknown_method_is_refused_with_the_choices() -> None:
 # ---- scopes and notes ------------------------------------------------------------------------------------------------
 
 SCOPES = {
-    **dict.fromkeys(("chip", "fpgm", "fpgm_once", "hrank", "l2_filter", "random_filter", "sfp", "slimming"), "untied"),
+    **dict.fromkeys(("chip", "fpgm", "fpgm_once", "hrank", "l2_filter", "random_filter", "sfp"), "untied"),
     **dict.fromkeys(("centrality", "greg", "l1_filter", "resrep", "similarity", "taylor", "taylor_once"), "inner"),
     **dict.fromkeys(("depgraph", "group_fisher", "group_sparse", "hspg", "lapp", "uniform_width"), "coupled"),
 }

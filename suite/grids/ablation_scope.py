@@ -1,4 +1,4 @@
-"""Scope of pruning: untied, inner and coupled filters for each criterion, and DSP.
+"""Scope of pruning: untied, inner and coupled filters for each criterion, SSL and DSP.
 
 DSP as published never narrows a residual stream; with `filter_pruned="coupled"` it does. Accuracies are on the validation part,
 which no network is trained on; schedules are those of `cifar10_fair`.
@@ -6,10 +6,10 @@ which no network is trained on; schedules are those of `cifar10_fair`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from suite import methods
-from suite.contract import Criterion
+from suite.contract import Criterion, Scope
 from suite.grids import Grid, _released, cross, dense_control
 from suite.grids.cifar10_fair import FINETUNE, LEARN, TOTAL
 from suite.stages import Base, Pruned
@@ -25,11 +25,11 @@ DSP_VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def runs() -> list[Pruned]:
-    """Return every criterion in each of its scopes, DSP, and the dense control."""
+    """Return every criterion and SSL in each of their scopes, DSP, and the dense control."""
     kinds = {name: methods.get(name) for name in methods.rivals()}
-    variants = DSP_VARIANTS + tuple(
-        (name, {"scope": scope}) for name, kind in kinds.items() if issubclass(kind, Criterion) for scope in kind.scopes
-    )
+    scopes = {name: kind.scopes for name, kind in kinds.items() if issubclass(kind, Criterion)}
+    scopes["ssl"] = get_args(Scope)
+    variants = DSP_VARIANTS + tuple((name, {"scope": scope}) for name, each in scopes.items() for scope in each)
     bases = [
         Base(data="cifar10", model=model, schedule=_released.BASE, seed=seed, split="tuning")
         for model in MODELS
