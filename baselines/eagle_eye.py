@@ -37,7 +37,8 @@ class EagleEye(Pruner):
     )
     deviations = (
         "a vector is scaled until it meets the budget instead of drawn until one does; statistics are the plain mean over the "
-        "batches instead of a running one; the images that judge come from the training part, as the authors' do"
+        "batches instead of a running one; filters tied by residual sums go together (scope coupled); "
+        "the images that judge come from the training part, as the authors' do"
     )
     needs_budget = True
     lowest: ClassVar[Mapping[str, float]] = {"candidates": 1, "batches": 1, "images": 1}

@@ -51,7 +51,7 @@ class _Thresholds(Learner):
 
     @torch.no_grad()
     def before_step(self, step: Step) -> None:
-        """Train the bypass, and move the thresholds by gradients of the loss and of excess MACs."""
+        """Train the bypass; move the thresholds by straight-through gradients of loss and MACs."""
         for weight in self.bypassed:
             if weight.grad is not None:
                 centre(weight.grad).mul_(2)
@@ -174,7 +174,7 @@ class LAPP(Criterion):
 
 
 def _bypassed(model: nn.Module, graph: Graph) -> list[nn.Parameter]:
-    """Return the weights [O, I, k, k] of layers with a bypass: odd kernels above 1, padded to keep the centre."""
+    """Return weights [O, I, k, k] of odd kernels above 1 whose padding keeps the centre."""
     weights = []
     for name in graph.convs:
         conv = model.get_submodule(name)
@@ -186,7 +186,7 @@ def _bypassed(model: nn.Module, graph: Graph) -> list[nn.Parameter]:
 
 
 def centre(w_OIkk: Tensor) -> Tensor:
-    """Return the view [O, I] of the kernels' centres, into which a 1x1 bypass V merges.
+    """Return the kernels' centres [O, I], into which a 1x1 bypass V merges.
 
     V starts at zero and gets the same gradient as the centre. The sum of both then moves as under a doubled gradient of the
     loss, for SGD with any momentum and weight decay.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,11 @@ class SSL(Pruner):
     lam_filters: float = 5e-4
     lam_channels: float = 5e-4
     scope: Scope = "coupled"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"ssl has no scope {self.scope!r}; choose {', '.join(get_args(Scope))}")
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Learner:
         """Return the group lasso on every convolution."""

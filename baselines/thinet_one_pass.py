@@ -28,6 +28,7 @@ class ThiNetOnePass(Pruner):
     )
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
         ("imagenet", "*"): Recipe(settings={"images": 10000}, source="ten images a class, as published"),
+        ("tinyimagenet20", "*"): Recipe(settings={"images": 200}, source="ten images a class, as published"),
     }
 
     search: ClassVar[Mapping[str, tuple[int, ...]]] = {"images": (50, 100, 200), "positions": (5, 10)}

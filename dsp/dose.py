@@ -13,6 +13,7 @@ Shapes: O filters, I input channels, G filter groups.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from statistics import median
 
 from torch import Tensor, nn
@@ -50,9 +51,13 @@ def lam_for(
 ) -> float:
     """Return lambda for a dose, given network, learning rates and number of groups.
 
-    Raises ValueError if the dose is negative, or if the schedule has no step with a learning rate above 0.
+    Raises ValueError if the dose is negative or infinite, if the schedule has no step with a learning rate above 0, or if most
+    layers have no weights but zero.
     """
     rate = summed_rate(lrs)
-    if not (dose >= 0 and rate > 0):
+    if not (0 <= dose < inf and rate > 0):
         raise ValueError(f"a dose of {dose} cannot be reached with learning rates that sum to {rate:g} after the ramp")
-    return dose / (rate * median(doses_per_rate(model, graph, groups, scale).values()))
+    per_rate = median(doses_per_rate(model, graph, groups, scale).values())
+    if per_rate == inf:
+        raise ValueError(f"a dose of {dose} cannot be reached: the channel norms of most layers are 0")
+    return dose / (rate * per_rate)

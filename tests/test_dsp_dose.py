@@ -73,8 +73,14 @@ def test_a_dose_that_cannot_be_reached_is_refused() -> None:
     graph = Graph(model, images().input_shape)
     with pytest.raises(ValueError, match="a dose of 2 cannot be reached with learning rates that sum to 0"):
         lam_for(2, model, graph, [0.0, 0.0], groups=2)
-    with pytest.raises(ValueError, match="a dose of -1 cannot be reached"):
-        lam_for(-1, model, graph, rates(), groups=2)
+    for dose in (-1, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"a dose of {dose} cannot be reached"):
+            lam_for(dose, model, graph, rates(), groups=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    with pytest.raises(ValueError, match="a dose of 2 cannot be reached: the channel norms of most layers are 0"):
+        lam_for(2, model, graph, rates(), groups=2)
 
 
 def test_dose_grows_with_lambda_and_falls_with_the_weights() -> None:
