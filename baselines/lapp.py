@@ -174,7 +174,7 @@ class LAPP(Criterion):
 
 
 def _bypassed(model: nn.Module, graph: Graph) -> list[nn.Parameter]:
-    """Return weights [O, I, k, k] of odd kernels above 1 whose padding keeps the centre."""
+    """Return the weights of odd kernels above 1 whose padding keeps the centre."""
     weights = []
     for name in graph.convs:
         conv = model.get_submodule(name)
