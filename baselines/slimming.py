@@ -102,8 +102,9 @@ def _scaled(scale_I: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[
 
 
 def selectors(graph: Graph) -> tuple[list[str], list[str]]:
-    """Return the layers whose filters no residual sum reads, and the layers that read a residual stream.
+    """Return the layers that select filters, and the layers that select channels.
 
+    No residual sum reads the filters of the first; the second read a residual stream.
     Shortcut convolutions read the whole stream, as in the authors' networks.
     """
     inner = list(sets_of_scope(graph, "inner"))
@@ -158,7 +159,7 @@ class Slimming(Pruner):
         return _ScalePenalty(self.lam, model, graph)
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Remove filters by the scales of their batch norms, and readers' channels by their own scales."""
+        """Remove filters by the scales of batch norms, readers' channels by scales of their own."""
         norms = graph.batch_norms("slimming")
         scales = {name: model.get_parameter(f"{bn}.weight").abs() for name, bn in norms.items()}
         channels = {name: scale_I.abs() for name, scale_I in state["read"].items()}
