@@ -52,9 +52,9 @@ class _Thresholds(Learner):
     @torch.no_grad()
     def before_step(self, step: Step) -> None:
         """Train the bypass; move the thresholds by straight-through gradients of loss and MACs."""
-        for weight in self.bypassed:
-            if weight.grad is not None:
-                centre(weight.grad).mul_(2)
+        for kernel in self.bypassed:
+            if kernel.grad is not None:
+                centre(kernel.grad).mul_(2)
         if self.fixed:
             return
         slopes = torch.cat([_gradient(gate) for gate in self.gates]) * self.unmasked
@@ -181,7 +181,7 @@ def _bypassed(model: nn.Module, graph: Graph) -> list[nn.Parameter]:
         assert isinstance(conv, nn.Conv2d)
         taps = zip(conv.kernel_size, conv.padding, conv.dilation, strict=False)
         if all(k > 1 and k % 2 and p == d * (k // 2) for k, p, d in taps):
-            weights.append(conv.weight)
+            weights.append(model.get_parameter(f"{name}.weight"))
     return weights
 
 

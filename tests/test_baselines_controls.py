@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from test_methods import NETWORKS, images, network_of, task_of
+from method_cases import NETWORKS, images, network_of, task_of
 from torch import nn
 
 from baselines.l1_filter import L1Filter

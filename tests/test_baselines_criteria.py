@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_methods import network_of, one_layer, order_of_removal, task_of
+from method_cases import network_of, one_layer, order_of_removal, task_of
 from torch import Tensor, nn
 
 from baselines._directions import directions

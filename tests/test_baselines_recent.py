@@ -7,11 +7,10 @@ import dataclasses
 import itertools
 
 import pytest
-import test_baselines_learning
 import torch
+from learning_cases import continued, one_step, train, trainer_of, two_layers, zero_gradients
+from method_cases import network_of, one_layer, task_of
 from test_baselines_criteria import task_with
-from test_baselines_learning import one_step, train, trainer_of, two_layers, zero_gradients
-from test_methods import network_of, one_layer, task_of
 from torch import nn
 
 from baselines.chip import independence
@@ -331,4 +330,4 @@ def test_settings_that_make_no_sense_are_refused(make: object, message: str) -> 
 
 @pytest.mark.parametrize("method", ["resrep", "group_fisher", "hspg", "tmi_gkp"])
 def test_learning_goes_on_with_the_same_bits(method: str) -> None:
-    test_baselines_learning.test_learning_goes_on_with_the_same_bits(method)
+    continued(method)

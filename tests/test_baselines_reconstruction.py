@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_methods import images, network_of, task_of
+from method_cases import images, network_of, task_of
 from torch import Tensor, nn
 
 from baselines._samples import channel_products, read, sampled_products, walk

@@ -7,7 +7,7 @@ from statistics import median
 
 import pytest
 import torch
-from test_methods import images, network_of, task_of
+from method_cases import images, network_of, task_of
 
 from dsp import DSP
 from dsp.dose import doses_per_rate, lam_for, summed_rate

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch_pruning as tp
-from test_methods import network_of, task_of
+from method_cases import network_of, task_of
 from torch import Tensor, nn
 
 from baselines.fpgm_once import FPGMOnce
@@ -16,7 +16,7 @@ from baselines.l1_filter import L1Filter
 from baselines.l2_filter import L2Filter
 from baselines.slimming import Slimming
 from baselines.taylor_once import TaylorOnce
-from suite.contract import Criterion
+from suite.contract import Pruner
 from suite.graph import Graph
 
 SHAPE = (3, 32, 32)
@@ -32,7 +32,7 @@ class Case:
     all of it, so only scores of like size are compared raw.
     """
 
-    ours: Criterion
+    ours: Pruner
     theirs: Callable[[], tp.importance.Importance]
     global_pruning: bool
     prepare: Callable[[nn.Module], None] = lambda model: None
@@ -74,7 +74,6 @@ CASES = {
     "l2-layer": Case(L2Filter(ranking="layer"), lambda: magnitude(2, None), False),
     "fpgm-layer": Case(FPGMOnce(ranking="layer"), lambda: fpgm(None), False, positive),
     "fpgm-global": Case(FPGMOnce(ranking="global"), lambda: fpgm("mean"), True, positive),
-    "slimming-layer": Case(Slimming(ranking="layer"), lambda: tp.importance.BNScaleImportance(normalizer=None), False),
     "slimming-raw": Case(Slimming(), lambda: tp.importance.BNScaleImportance(normalizer=None), True),
     "taylor-layer": Case(dataclasses.replace(TAYLOR, ranking="layer"), taylor, False, unshifted),
     "taylor-raw": Case(TAYLOR, taylor, True, unshifted),
@@ -108,7 +107,7 @@ def test_both_keep_the_same_filters(name: str, share: float) -> None:
     theirs = their_removals(model, case, share)
     count = sum(len(filters) for filters in theirs.values())
     graph = Graph(model, SHAPE)
-    planner = case.ours.planner(model, graph, {}, task_of(0))
+    planner = case.ours.planner(model, graph, {"read": {}}, task_of(0))
     for step in range(1001):
         plan = planner(step / 1000)
         ours = {layer: set((~plan[layer].kept_O).nonzero()[:, 0].tolist()) for layer in plan}
