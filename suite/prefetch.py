@@ -17,15 +17,20 @@ from suite.files import sha256
 from suite.stages import Base, Stage
 
 
-def fetch(stages: Iterable[Stage], folder: Path | None) -> None:
+def fetch(stages: Iterable[Stage], folder: Path | None) -> list[str]:
     """Download the missing data and weights of these stages into `folder`.
 
-    Raises ValueError or FileNotFoundError naming the expected path and how to get the file.
+    Return a line for each that cannot be fetched, with the expected path and the way to get it.
     """
+    problems = []
     for base in _bases(stages):
-        data.fetch(base.data, folder)
-        if base.weights:
-            weights.fetch(base.weights, folder)
+        try:
+            data.fetch(base.data, folder)
+            if base.weights:
+                weights.fetch(base.weights, folder)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    return list(dict.fromkeys(problems))
 
 
 def _bases(stages: Iterable[Stage]) -> list[Base]:

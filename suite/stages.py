@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+from suite import weights
 from suite.contract import Budget, Pruner
 from suite.measure import Timing as Timing
 from suite.methods import name_of
@@ -54,7 +55,11 @@ class _Named:
 
 @dataclass(frozen=True, kw_only=True)
 class Base(_Named):
-    """A trained network: `schedule` from scratch, or public weights by name (then `schedule` is None)."""
+    """A trained network: `schedule` from scratch, or `weights` (then `schedule` is None).
+
+    weights  public weights by name, or the path of a checkpoint of one's own (`suite.weights`); the identity has the SHA-256
+             of such a file instead of its path
+    """
 
     kind: ClassVar[str] = "base"
     data: str
@@ -67,12 +72,21 @@ class Base(_Named):
     def __post_init__(self) -> None:
         check_choices(self)
         if (self.schedule is None) == (not self.weights):
-            raise ValueError("a base network has either a schedule or the name of public weights")
+            raise ValueError("a base network has either a schedule or weights: public ones by name, others by path")
+        if (own := weights.own_file(self.weights)) is not None:
+            object.__setattr__(self, "weights", str(own.absolute()))  # jobs may have another working folder
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """Content of the hash. Raises ValueError if a checkpoint of one's own cannot be read."""
+        own = weights.own_file(self.weights)
+        return {**_fields(self), **({"weights": weights.digest(self.weights)} if own else {})}
 
     @property
     def label(self) -> str:
         """Description for people."""
-        return f"{self.data}/{self.model} {self.weights or f'seed {self.seed}'}"
+        own = weights.own_file(self.weights)
+        return f"{self.data}/{self.model} {own.name if own else self.weights or f'seed {self.seed}'}"
 
     @property
     def needs(self) -> tuple[Stage, ...]:

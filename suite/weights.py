@@ -1,42 +1,58 @@
-"""Public base networks by name, as a start for pruning without training.
+"""Base networks' weights, as a start for pruning without training: public ones by name, others by path.
 
-Files are read from the weights folder (SUITE_WEIGHTS, else `weights` in the data folder). `fetch` alone downloads missing files
-of torchvision into this folder. Each entry has the normalisation that its network was trained with.
+Public files are read from the weights folder (SUITE_WEIGHTS, else `weights` in the data folder). `fetch` alone downloads
+missing files into this folder. Each entry has the normalisation that its network was trained with.
+
+    cifar10_resnet20_a                       an entry of PUBLIC
+    torchvision/mobilenet_v2.IMAGENET1K_V1   weights of torchvision
+    timm/resnet50.a1_in1k                    pretrained weights of timm
+    nets/mine.safetensors                    a checkpoint of one's own (.safetensors, .pt, .pth, .th)
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
 
 from suite.data import data_folder
-from suite.files import sha256
+from suite.files import sha256, write_bytes
+from suite.models import _zoo
 from suite.registry import pick
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
+"""Endings of the path of a checkpoint of one's own."""
+AUXILIARY = ("aux", "AuxLogits")
+"""Beginnings of the tensor names of auxiliary classifiers, which the networks of this suite do not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublicWeights:
-    """A file of weights: source, model of this suite, normalisation, and names of its tensors."""
+    """A file of weights: source, address, normalisation, and names of its tensors.
+
+    sha256  first digits of the file's digest; "" if its publisher names none
+    url     address of the file; "" if timm fetches it
+    """
 
     file: str
-    model: str
     source: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    sha256: str
-    """First digits of the file's digest, which its publisher has put into the file name."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sha256: str = ""
     rename: Callable[[str], str] = str
-    in_torchvision: bool = False
-    """True if torchvision has the file's URL."""
+    url: str = ""
 
 
 def _option_a(name: str) -> str:
@@ -50,43 +66,111 @@ def _option_a(name: str) -> str:
     return name
 
 
-def _torchvision(model: str, file: str) -> PublicWeights:
+@functools.lru_cache(maxsize=64)
+def _torchvision(name: str) -> PublicWeights:
+    """Return the entry MODEL.WEIGHTS of torchvision. Raises ValueError with the weights of the model."""
+    from torchvision import models as zoo  # 90 MB of memory, loaded only if needed
+
+    model, _, wanted = name.partition(".")
+    _zoo.builder(f"torchvision/{model}")
+    weights = pick(f"torchvision/{model}.", wanted, {entry.name: entry for entry in zoo.get_model_weights(model)})
+    file = PurePosixPath(weights.url).name
+    crop: Any = weights.transforms()
+    half = model in _zoo.WITH_AUXILIARY  # torchvision's `transform_input` for these weights, which were trained so
     return PublicWeights(
         file=file,
-        model=model,
-        source=f"torchvision {model}, IMAGENET1K_V1",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        source=f"torchvision {model}, {wanted}",
+        mean=(0.5,) * 3 if half else tuple(crop.mean),
+        std=(0.5,) * 3 if half else tuple(crop.std),
         sha256=Path(file).stem.rpartition("-")[2],
-        in_torchvision=True,
+        url=weights.url,
+    )
+
+
+def _timm(name: str) -> PublicWeights:
+    """Return the entry of timm. Raises ValueError if timm is not installed or has no pretrained weights of this name."""
+    config: Any = _zoo.timm().get_pretrained_cfg(name)
+    if config is None:
+        raise ValueError(f"timm has no pretrained weights {name!r}")
+    return PublicWeights(
+        file=f"timm_{name}.safetensors", source=f"timm {name}", mean=tuple(config.mean), std=tuple(config.std)
     )
 
 
 def _akamaster(depth: int, sha256: str) -> PublicWeights:
     return PublicWeights(
         file=f"cifar10_resnet{depth}_optionA.th",
-        model=f"resnet{depth}_a",
         source="Yerlan Idelbayev, Proper ResNet Implementation for CIFAR10/CIFAR100 in PyTorch (BSD-2)",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         sha256=sha256,
         rename=_option_a,
+        url=f"https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/resnet{depth}-{sha256}.th",
+    )
+
+
+def _imagenet(file: str) -> PublicWeights:
+    model, _, sha256 = Path(file).stem.rpartition("-")
+    return PublicWeights(
+        file=file,
+        source=f"torchvision {model}, IMAGENET1K_V1",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        sha256=sha256,
+        url=f"https://download.pytorch.org/models/{file}",
     )
 
 
 PUBLIC = {
     "cifar10_resnet20_a": _akamaster(20, "12fca82f"),
     "cifar10_resnet56_a": _akamaster(56, "4bfd9763"),
-    "imagenet_resnet18": _torchvision("resnet18", "resnet18-f37072fd.pth"),
-    "imagenet_resnet34": _torchvision("resnet34", "resnet34-b627a593.pth"),
-    "imagenet_resnet50": _torchvision("resnet50", "resnet50-0676ba61.pth"),
-    "imagenet_vgg16_bn": _torchvision("vgg16_bn", "vgg16_bn-6c64b313.pth"),
+    "imagenet_resnet18": _imagenet("resnet18-f37072fd.pth"),
+    "imagenet_resnet34": _imagenet("resnet34-b627a593.pth"),
+    "imagenet_resnet50": _imagenet("resnet50-0676ba61.pth"),
+    "imagenet_vgg16_bn": _imagenet("vgg16_bn-6c64b313.pth"),
 }
+
+
+def own_file(name: str) -> Path | None:
+    """Return the path of a checkpoint of one's own; None for public weights."""
+    return Path(name).expanduser() if name.endswith(SUFFIXES) else None
 
 
 def public(name: str) -> PublicWeights:
     """Return the entry `name`. Raises ValueError with the valid names."""
+    zoo, _, rest = name.partition("/")
+    if _zoo.is_name(name):
+        return _timm(rest) if zoo == "timm" else _torchvision(rest)
+    if name not in PUBLIC and "/" in name:
+        raise ValueError(f"{name} is no file of weights: its name must end in {', '.join(SUFFIXES)}")
     return pick("public weights", name, PUBLIC)
+
+
+def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and std of the weights' training; None for those of the data set."""
+    return None if own_file(name) else (public(name).mean, public(name).std)
+
+
+def check(name: str) -> None:
+    """Raise ValueError if there are no such weights."""
+    if own_file(name) is None:
+        public(name)
+
+
+def digest(name: str) -> str:
+    """Return the SHA-256 of a checkpoint of one's own. Raises ValueError if there is no such file."""
+    path = own_file(name)
+    assert path is not None
+    try:
+        about = path.stat()
+        return _digest(path.absolute(), about.st_mtime_ns, about.st_size)
+    except OSError as error:
+        raise ValueError(f"weights {path.absolute()} cannot be read ({error.strerror})") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, changed: int, size: int) -> str:
+    return sha256(path)
 
 
 def folder(data: Path | None) -> Path:
@@ -95,64 +179,99 @@ def folder(data: Path | None) -> Path:
 
 
 def find(name: str, data: Path | None) -> Path:
-    """Return the file of public weights.
+    """Return the file of weights.
 
     Raises FileNotFoundError with the path and the way to get the file.
     """
+    if (own := own_file(name)) is not None:
+        digest(name)
+        return own
     entry = public(name)
     path = folder(data) / entry.file
     if not path.is_file():
-        how = (
-            "`python -m suite.prefetch --grid NAME` fetches it where there is a network"
-            if entry.in_torchvision
-            else f"get it from: {entry.source}"
+        source = f"from {entry.url}" if entry.url else "by timm"
+        raise FileNotFoundError(
+            f"{path} is missing ({entry.source}); `python -m suite.prefetch --grid NAME` fetches it {source} where there is a "
+            f"network; or put the file there yourself, as {entry.file}; SUITE_WEIGHTS names another folder"
         )
-        raise FileNotFoundError(f"{path} is missing; {how}; SUITE_WEIGHTS may name another folder")
     return path
 
 
 def fetch(name: str, data: Path | None) -> Path:
-    """Return the file of public weights after comparing its digest.
+    """Return the file of weights after comparing its digest; a missing public file is downloaded.
 
-    A missing file of torchvision is downloaded.
     Raises FileNotFoundError as `find` does, ValueError if the digest differs.
     """
-    entry, where = public(name), folder(data)
-    if entry.in_torchvision and not (where / entry.file).is_file():
-        _download(entry, where)
+    if own_file(name) is not None:
+        return find(name, data)
+    entry = public(name)
+    path = folder(data) / entry.file
+    if not path.is_file():
+        try:
+            _download(name, entry, path)
+        except (OSError, RuntimeError) as error:  # RuntimeError: the download has another digest than its name
+            source = entry.url or "timm's source"
+            raise FileNotFoundError(f"{path} is missing and {source} cannot be fetched ({error})") from error
     return _checked(find(name, data), entry)
+
+
+def _download(name: str, entry: PublicWeights, path: Path) -> None:
+    if entry.url:
+        torch.hub.load_state_dict_from_url(
+            entry.url, str(path.parent), map_location="cpu", check_hash=True, file_name=path.name, weights_only=True
+        )
+    else:
+        model: nn.Module = _zoo.timm().create_model(name.partition("/")[2], pretrained=True)
+        write_bytes(path, serialise({key: tensor.contiguous() for key, tensor in model.state_dict().items()}))
 
 
 def _checked(path: Path, entry: PublicWeights) -> Path:
     """Return the path after comparing the file's digest. Raises ValueError if the digest differs."""
-    digest = sha256(path)
-    if not digest.startswith(entry.sha256):
+    found = sha256(path)
+    if not found.startswith(entry.sha256):
         raise ValueError(
-            f"{path} is damaged, or another file: its sha256 begins with {digest[:8]} instead of {entry.sha256}; delete it and "
+            f"{path} is damaged, or another file: its sha256 begins with {found[:8]} instead of {entry.sha256}; delete it and "
             "fetch it again"
         )
     return path
 
 
-def _download(entry: PublicWeights, where: Path) -> None:
-    from torchvision import models as zoo
-
-    url = zoo.get_model_weights(entry.model)["IMAGENET1K_V1"].url
-    where.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.load_state_dict_from_url(url, str(where), map_location="cpu", check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the download has another digest than its name
-        raise FileNotFoundError(f"{where / entry.file} is missing and {url} cannot be fetched ({error})") from error
-
-
-def load(name: str, data: Path | None) -> dict[str, Tensor]:
-    """Return the state dict of public weights, under the names of this suite."""
-    return _read(find(name, data), name)
+def load_into(model: nn.Module, name: str, data: Path | None) -> None:
+    """Copy weights into a network. Raises ValueError if they are not those of the network."""
+    own, expected = own_file(name), model.state_dict()
+    state = _read(find(name, data)) if own else _public(name, find(name, data))
+    state = {key: tensor for key, tensor in state.items() if key in expected or not key.startswith(AUXILIARY)}
+    wrong = {
+        "lacks": [key for key in expected if key not in state],
+        "has also": [key for key in state if key not in expected],
+        "has another shape of": [key for key in state if key in expected and state[key].shape != expected[key].shape],
+    }
+    if faults := [f"{verb} {names[0]} and {len(names) - 1} more" for verb, names in wrong.items() if names]:
+        raise ValueError(f"{own or name} is no checkpoint of this network: it {'; it '.join(faults)}")
+    model.load_state_dict(state)
 
 
 @functools.lru_cache(maxsize=2)
-def _read(path: Path, name: str) -> dict[str, Tensor]:
+def _public(name: str, path: Path) -> dict[str, Tensor]:
+    """Return the state dict of public weights, under the names of this suite."""
     entry = public(name)
-    state = torch.load(_checked(path, entry), weights_only=True, map_location="cpu")
-    state = state.get("state_dict", state)
-    return {entry.rename(key): tensor for key, tensor in state.items()}
+    return {entry.rename(key): tensor for key, tensor in _read(_checked(path, entry)).items()}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, without the wrappers of common training scripts.
+
+    Raises ValueError if the file holds no tensors by name, or would execute code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{path} is no file of weights, or holds objects besides tensors ({reason})") from error
+    for key in ("state_dict", "model"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no tensors by name; save the network's state_dict()")
+    return {key.removeprefix("module."): tensor for key, tensor in state.items()}

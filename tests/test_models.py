@@ -92,7 +92,7 @@ def test_an_unknown_model_is_refused_with_the_choices() -> None:
 def test_missing_weights_are_named_with_their_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SUITE_WEIGHTS", raising=False)
     with pytest.raises(
-        FileNotFoundError, match=r"weights/cifar10_resnet20_optionA\.th is missing; get it from: Yerlan"
+        FileNotFoundError, match=r"weights/cifar10_resnet20_optionA\.th is missing \(Yerlan Idelbayev.*fetches it from https://"
     ):
         weights.find("cifar10_resnet20_a", tmp_path)
     monkeypatch.setenv("SUITE_WEIGHTS", str(tmp_path / "elsewhere"))
@@ -109,15 +109,14 @@ def test_unknown_weights_are_refused_with_the_choices() -> None:
 
 @pytest.mark.parametrize("name", ["cifar10_resnet20_a", "cifar10_resnet56_a"])
 def test_public_weights_fit_their_model(name: str, weights_folder: Path) -> None:
-    model = models.build(weights.public(name).model, 10)
-    model.load_state_dict(weights.load(name, None))
+    weights.load_into(models.build(name.removeprefix("cifar10_"), 10), name, None)
 
 
 def evaluated(name: str, folder: Path, images: int) -> float:
     """Accuracy on the first test images."""
     entry = weights.public(name)
-    model = models.build(entry.model, 10)
-    model.load_state_dict(weights.load(name, None))
+    model = models.build(name.removeprefix("cifar10_"), 10)
+    weights.load_into(model, name, None)
     batches = data.load("cifar10", folder).with_normalization(entry.mean, entry.std).test(500, "cpu")
     return top1_pct(model, itertools.islice(batches, images // 500))
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tiny_grid import FILE, run_of, stages
 
-from suite import lease, progress, records, weights
+from suite import lease, models, progress, records, weights
 from suite.data.cifar10 import read_npz
 from suite.grids import Grid, runs_of
 from suite.launch import record
@@ -234,7 +234,7 @@ def test_public_weights_are_compared_with_their_digest(tmp_path: Path, monkeypat
     monkeypatch.setenv("SUITE_WEIGHTS", str(tmp_path))
     (tmp_path / weights.public("cifar10_resnet20_a").file).write_bytes(b"other weights")
     with pytest.raises(ValueError, match="is damaged, or another file: its sha256 begins with"):
-        weights.load("cifar10_resnet20_a", None)
+        weights.load_into(models.build("resnet20_a", 10), "cifar10_resnet20_a", None)
 
 
 def test_arrays_of_an_impossible_size_are_one_line(tmp_path: Path) -> None:

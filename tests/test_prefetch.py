@@ -50,6 +50,10 @@ class FakeOfficial:
         self.targets = [number % 10 for number in range(20)]
 
 
+def no_network(*arguments: object, **options: object) -> None:
+    raise URLError("no network")
+
+
 @pytest.fixture
 def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*arguments: object, **options: object) -> None:
@@ -68,7 +72,7 @@ def test_a_dry_run_says_what_is_missing_and_how_to_get_it(
     shown = capsys.readouterr().out
     assert "4 stages, 0 done, 4 to do" in shown
     assert f"missing: CIFAR-10 is not at {tmp_path / 'data' / 'cifar10.npz'}" in shown
-    assert f"missing: {tmp_path / 'weights' / 'cifar10_resnet20_optionA.th'} is missing; get it from: Yerlan" in shown
+    assert f"missing: {tmp_path / 'weights' / 'cifar10_resnet20_optionA.th'} is missing (Yerlan" in shown
     assert f"to fetch: python -m suite.prefetch --grid {grid} --data {tmp_path / 'data'}" in shown
     assert "PetaMACs of training" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py"]
@@ -82,7 +86,7 @@ def test_a_stage_whose_data_are_missing_says_run_prefetch(tmp_path: Path) -> Non
     assert "`python -m suite.prefetch --grid NAME` fetches it" in (failure(base, context) or {})["reason"]
     public = Base(data="digits", model="resnet18", schedule=None, seed=0, weights="imagenet_resnet18")
     assert execute(public, context) == "failed"
-    assert "`python -m suite.prefetch --grid NAME` fetches it" in (failure(public, context) or {})["reason"]
+    assert "`python -m suite.prefetch --grid NAME` fetches it from https" in (failure(public, context) or {})["reason"]
 
 
 @pytest.mark.parametrize("error", [URLError("no network"), RuntimeError('invalid hash value (expected "f37072fd")')])
@@ -101,12 +105,13 @@ def test_prefetch_fetches_what_can_be_had_and_names_the_rest(
     grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeOfficial)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", no_network)
     options = ("--grid", grid, "--data", tmp_path / "data")
     assert call(prefetch.main, *options) == 1
     shown = capsys.readouterr()
     assert shown.out.startswith("cifar10: 20 + 20 images, sha256 ")
     assert shown.err.startswith("suite.prefetch: cifar10_resnet20_a: ")
-    assert "is missing; get it from: Yerlan" in shown.err
+    assert "cifar10_resnet20_optionA.th is missing and https://github.com/" in shown.err
     assert shown.err.count("\n") == 1
 
     (tmp_path / "weights").mkdir()

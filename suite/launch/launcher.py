@@ -47,9 +47,12 @@ class Launcher:
     def launch(self, todo: Work) -> int:
         """Do the work and build the report; return the exit status."""
         if todo.todo:
-            prefetch.fetch(todo.stages, self.context.data)
-            for message in work.missing_data(todo.stages, self.context):
-                raise ValueError(message)
+            folder = self.context.data
+            absent = folder is not None and not folder.is_dir()  # a mistyped folder is not made and filled
+            problems = [] if absent else prefetch.fetch(todo.stages, folder)
+            if problems := problems or work.missing_data(todo.stages, self.context):
+                start = [f"--data {folder}: there is no such folder"] if absent else []
+                raise ValueError("; ".join([*start, *problems]))
         with work.alone(self.context.results, self.name):
             outcomes = self._run(todo)
         return self._summary(todo, outcomes)

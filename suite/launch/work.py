@@ -121,10 +121,10 @@ def _missing(
 def check_names(stages: Sequence[Stage]) -> None:
     """Raise ValueError if a model, a data set or public weights are unknown."""
     for base in (stage for stage in stages if isinstance(stage, Base)):
-        pick("model", base.model, models.available())
+        models.builder(base.model)
         pick("data set", base.data, data.available())
         if base.weights:
-            weights.public(base.weights)
+            weights.check(base.weights)
 
 
 def missing_data(stages: Sequence[Stage], context: Context) -> list[str]:

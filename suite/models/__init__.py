@@ -1,7 +1,8 @@
 """Networks by name.
 
 A file in this folder with `MODELS` (name -> builder) adds its models, without a further edit. A builder takes the number of
-classes and returns a freshly initialised `nn.Module` that torch.fx can trace.
+classes and returns a freshly initialised `nn.Module` that torch.fx can trace. `torchvision/NAME` and `timm/NAME` are the
+classifiers of these packages.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from suite.registry import broken, collect, pick
+from suite.models import _zoo
+from suite.registry import broken, collect, module_of, pick
 
 Builder = Callable[[int], nn.Module]
 
@@ -20,6 +22,18 @@ def available() -> dict[str, Builder]:
     return collect("models", "MODELS")
 
 
+def builder(name: str) -> Builder:
+    """Return the builder of a model. Raises ValueError with the valid names."""
+    if _zoo.is_name(name):
+        return _zoo.builder(name)
+    return pick("model", name, available(), broken("models", "MODELS"))
+
+
 def build(name: str, classes: int) -> nn.Module:
     """Build a model for a number of classes. Raises ValueError with the valid names."""
-    return pick("model", name, available(), broken("models", "MODELS"))(classes)
+    return builder(name)(classes)
+
+
+def module(name: str) -> str:
+    """Return the module that defines a model; "" if none does."""
+    return _zoo.__name__ if _zoo.is_name(name) else module_of("models", "MODELS", name)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from suite import registry
+from suite import models, registry
 from suite.records.origin import plugin_files
 from suite.stages import Base, Pruned, Stage, Timed
 
@@ -30,8 +30,7 @@ def modules(stage: Stage) -> tuple[str, ...]:
     if isinstance(stage, Timed):
         return modules(stage.pruned)
     if isinstance(stage, Base):
-        model = registry.module_of("models", "MODELS", stage.model)
-        return (model, registry.module_of("data", "DATASETS", stage.data))
+        return (models.module(stage.model), registry.module_of("data", "DATASETS", stage.data))
     reference = stage.reference if isinstance(stage, Pruned) else None
     return (*modules(stage.base), type(stage.settings).__module__, *(modules(reference) if reference else ()))
 

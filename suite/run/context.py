@@ -37,7 +37,5 @@ class Context:
 @functools.lru_cache(maxsize=4)
 def _dataset(name: str, public: str, folder: Path | None) -> datasets.Dataset:
     dataset = datasets.load(name, folder)
-    if not public:
-        return dataset
-    entry = weights.public(public)
-    return dataset.with_normalization(entry.mean, entry.std)
+    normalization = weights.normalization(public) if public else None
+    return dataset.with_normalization(*normalization) if normalization else dataset

@@ -21,7 +21,9 @@ def do_base(work: Workspace[Base]) -> None:
     work.save_weights(model, "init.safetensors")
     seconds = 0.0
     if stage.schedule is None:
-        model.load_state_dict(weights.load(stage.weights, work.context.data))
+        if weights.own_file(stage.weights) and weights.digest(stage.weights) != stage.identity["weights"]:
+            raise ValueError(f"{stage.weights} has changed since this stage was planned; launch the grid again")
+        weights.load_into(model, stage.weights, work.context.data)
         model.to(device)
     else:
         batches = work.batches(stage.schedule, BASE)
