@@ -1,13 +1,13 @@
-"""Parts that all methods share, and pruning from Python: `prune`, `compare`, `count`."""
+"""Parts that all methods share, and pruning from Python: `prune`, `load`, `compare`, `count`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from suite.api import Report, Result, compare, count, prune
+    from suite.api import Report, Result, compare, count, load, prune
 
-__all__ = ["Report", "Result", "compare", "count", "prune"]
+__all__ = ["Report", "Result", "compare", "count", "load", "prune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Pruning from Python: `suite.prune`, `suite.compare` and `suite.count`.
+"""Pruning from Python: `suite.prune`, `suite.load`, `suite.compare` and `suite.count`.
 
 The same planners, packing, training loop and counting as in a grid, on a network and a loader of one's own.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from suite.graph import Graph
 from suite.measure import Comparison, Timing
 from suite.measure import compare as compare_files
 from suite.measure.counting import Count, count_macs, count_params
-from suite.pack.export import write_torchscript
+from suite.pack.checkpoint import OWN_CLASS
+from suite.pack.export import export, write_torchscript
 from suite.plan import Budget, PruningPlan
 from suite.progress import Watch
 from suite.schedule import Schedule
@@ -81,6 +83,37 @@ class Result:
     network: packing.PackedNetwork
     plan: PruningPlan
     report: Report
+    dense: str
+    """Class of the network before pruning."""
+
+    def save(self, path: str | os.PathLike[str], **about: Any) -> None:
+        """Write plan and weights; `suite.load` reads the file.
+
+        about  entries of the header, such as mean, std and labels
+        """
+        shape = self.network.input_shape
+        packing.save(
+            self.network,
+            Path(path),
+            model=OWN_CLASS + self.dense,
+            classes=self._classes,
+            input_shape=shape,
+            about=about,
+        )
+
+    def export(self, path: str | os.PathLike[str], to: str = "onnx", **about: Any) -> None:
+        """Write the network as "onnx", "pt2" or "torchscript".
+
+        about  mean and std of a channel, and labels: metadata of an ONNX file
+        Raises ValueError if the exported network disagrees.
+        """
+        export(self.network, self.network.input_shape, to, Path(path), about)
+
+    @property
+    def _classes(self) -> int:
+        parameter = next(self.network.parameters())
+        with torch.no_grad():
+            return self.network(parameter.new_zeros(1, *self.network.input_shape)).shape[-1]
 
 
 def prune(
@@ -129,7 +162,19 @@ def prune(
             raise ValueError("finetune needs train: batches of training images and labels, such as a DataLoader")
         _fit(Trainer(packed, cast(Loader, batches), finetune), seed)
     report = _report(pruner, model, graph, packed, coarse=selection.coarse)
-    return Result(network=packed.eval(), plan=packed.plan, report=report)
+    return Result(network=packed.eval(), plan=packed.plan, report=report, dense=type(model).__name__)
+
+
+def load(
+    path: str | os.PathLike[str], model: nn.Module | None = None, device: str | torch.device = "cpu"
+) -> packing.PackedNetwork:
+    """Load a packed network: of a grid's run, or of `Result.save`.
+
+    model  a network of the class that was pruned, made with the same arguments; its weights are not read. A model of the suite
+           needs none.
+    Raises FileNotFoundError, or ValueError if the file does not fit.
+    """
+    return packing.load(path, device, model)
 
 
 def compare(dense: nn.Module, other: nn.Module, images: Tensor, *, protocol: str = "quick") -> Comparison:

@@ -111,11 +111,13 @@ def without_sets(graph: Graph, sets: Mapping[str, Tensor], kept_S: Tensor) -> Pr
 def ignoring(planner: Planner, graph: Graph, layers: Iterable[str]) -> Planner:
     """Return the planner without cuts in these layers.
 
-    Filters of other layers that are tied to a filter of these stay, too. Raises ValueError if there is no such convolution.
+    A module's name stands for all convolutions in it; layers that have no filters to remove, such as the head, may be named, too.
+    Filters of other layers that are tied to a filter of these stay, too. Raises ValueError if there is no such layer.
     """
-    ignored = set(layers)
-    if unknown := sorted(ignored - graph.convs.keys()):
-        raise ValueError(f"there is no convolution {unknown[0]!r} to ignore; choose from: {', '.join(graph.convs)}")
+    names = {*layers}
+    ignored = {conv for conv in graph.convs if any(f"{conv}.".startswith(f"{name}.") for name in names)}
+    if unknown := sorted(names - graph.modules.keys()):
+        raise ValueError(f"there is no layer {unknown[0]!r} to ignore; choose from: {', '.join(graph.convs)}")
     if not ignored:
         return planner
     kept_sets = torch.cat([graph.filter_sets[name] for name in sorted(ignored)]).unique()

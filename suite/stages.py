@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -123,6 +123,7 @@ class Pruned(_Named):
 
     learning   None if the method does not learn
     reference  run whose plan the method follows; None if the method follows none
+    ignored_layers  layers, or modules with layers, whose filters and channels all stay
     """
 
     kind: ClassVar[str] = "pruned"
@@ -134,6 +135,7 @@ class Pruned(_Named):
     seed: int
     smoke: bool = False
     reference: Pruned | None = None
+    ignored_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.settings.needs_reference != (self.reference is not None):
@@ -174,7 +176,7 @@ class Pruned(_Named):
     @property
     def described(self) -> str:
         """The method with its settings and the method that it follows: `scratch(like=dsp(groups=3), groups=3)`."""
-        return describe(self.settings, self.reference.settings if self.reference else None)
+        return describe(self.settings, self.reference.settings if self.reference else None, self.ignored_layers)
 
     @functools.cached_property
     def learned(self) -> Learned | None:
@@ -229,9 +231,10 @@ class Timed(_Named):
 Stage = Base | Learned | Pruned | Timed
 
 
-def describe(settings: Pruner, reference: Pruner | None = None) -> str:
+def describe(settings: Pruner, reference: Pruner | None = None, ignored_layers: Sequence[str] = ()) -> str:
     """Return the method's name with the settings that differ from its defaults: `dsp(groups=3)`."""
     changed = [f"like={describe(reference)}"] if reference else []
+    changed += [f"without={'+'.join(ignored_layers)}"] if ignored_layers else []
     changed += [
         f"{field.name}={getattr(settings, field.name)}"
         for field in dataclasses.fields(settings)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,13 +98,13 @@ def test_a_training_loop_of_ones_own_is_called_with_the_hooks(model: nn.Module) 
 
 
 def test_ignored_layers_keep_their_filters_and_channels(model: nn.Module) -> None:
-    for ignored in (["inner", "stem"], [model.get_submodule("inner"), model.get_submodule("stem")]):
+    for ignored in (["inner", "stem", "head"], [model.get_submodule("inner"), model.get_submodule("stem")]):
         result = suite.prune(model, EXAMPLE, method="l1_filter", budget=0.01, ignored_layers=ignored)
         assert result.report.layers["inner"] == (32, 32, 8, 8, 1)
         assert result.report.layers["branch"][0] == 8, "tied to the stem by the sum"
         assert result.report.layers["last"][0] < 16
     with pytest.raises(
-        ValueError, match="there is no convolution 'brunch' to ignore; choose from: stem, inner, branch, last"
+        ValueError, match="there is no layer 'brunch' to ignore; choose from: stem, inner, branch, last"
     ):
         suite.prune(model, EXAMPLE, method="l1_filter", ignored_layers=["brunch"])
 
@@ -133,3 +135,25 @@ def test_importing_the_suite_is_light(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'prone'"):
         suite.prone  # noqa: B018
+
+
+def test_a_packed_network_of_any_class_is_saved_loaded_and_exported(model: nn.Module, tmp_path: Path) -> None:
+    result = suite.prune(model, EXAMPLE, method="dsp", train=loader(), learning=SHORT, groups=2)
+    file = tmp_path / "own.safetensors"
+    result.save(file, mean=[0.5] * 3, std=[0.25] * 3, labels=["a", "b", "c", "d"])
+    images = torch.randn(2, 3, 8, 8)
+    loaded = suite.load(file, model=Own())
+    assert torch.equal(loaded(images), result.network(images))
+    assert loaded.plan == result.plan
+    with pytest.raises(ValueError, match=r"is a pruned Own: load it by suite\.load\(.*, model=Own\(\.\.\.\)\)"):
+        suite.load(file)
+    with pytest.raises(ValueError, match="does not fit Sequential"):
+        suite.load(file, model=nn.Sequential(nn.Conv2d(3, 4, 3)))
+    for to in ("pt2", "torchscript"):
+        result.export(tmp_path / f"own.{to}", to=to)
+    result.export(tmp_path / "own.onnx", mean=[0.5] * 3, std=[0.25] * 3, labels=["a", "b", "c", "d"])
+    network = onnx.load(tmp_path / "own.onnx")
+    metadata = {entry.key: json.loads(entry.value) for entry in network.metadata_props}
+    assert metadata == {"mean": [0.5] * 3, "std": [0.25] * 3, "labels": ["a", "b", "c", "d"]}
+    (images_in,), (logits,) = network.graph.input, network.graph.output
+    assert [value.type.tensor_type.shape.dim[0].dim_param for value in (images_in, logits)] == ["batch", "batch"]

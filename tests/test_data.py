@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, Normalize, RandomResizedCrop, Resize, ToTensor
 
 from suite import data
@@ -605,3 +607,35 @@ def test_missing_images_of_imagenet_are_counted_and_named() -> None:
     train, test = imagenet.check(listings(OFFICIAL, train=1000, test=49))
     assert train == "train has 1000000 images, not 1281167"
     assert test == "test has 49000 images, not 50000; n01440764 and 999 more classes have not 50 to 50 each"
+
+
+def test_data_folders_are_read_as_people_have_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part in ("train", "val"):
+        write_images(
+            tmp_path / "mine" / part,
+            {"cat": 1, "cat/white": 2, "dog": 3} if part == "val" else {"dog": 2, "cat/a/b": 2},
+        )
+        root = tmp_path / "mine" / part
+        (root / ".ipynb_checkpoints").mkdir()
+        (root / "dog" / ".ipynb_checkpoints").mkdir()
+        (root / "dog" / ".ipynb_checkpoints" / "0.png").write_bytes(b"no image")
+        for name in (".DS_Store", "._0.png"):
+            (root / "dog" / name).write_bytes(b"no image")
+    dataset = data.image_folder(tmp_path, "mine", size_px=16, resize_px=20, mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert "val: 4 hidden files and folders are left out" in caplog.text
+    assert data.class_names(dataset) == ["cat", "dog"]
+    assert (dataset.size("train"), dataset.size("test"), dataset.mean) == (4, 6, (0.5,) * 3)
+    listing = imagefolder.Listing.read(tmp_path / "mine" / "val")
+    shutil.rmtree(tmp_path / "mine" / "val" / ".ipynb_checkpoints")
+    expected = ImageFolder(str(tmp_path / "mine" / "val"), is_valid_file=lambda path: "/." not in path)
+    assert [str(listing.path(index)) for index in range(6)] == [path for path, _ in expected.samples]
+    assert listing.labels_N.tolist() == expected.targets
+
+
+def test_grey_pixels_of_16_bits_are_scaled(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / "mine" / part / "a").mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 300 * 100, np.uint16)).save(tmp_path / "mine" / part / "a" / "0.png")
+    dataset = data.image_folder(tmp_path, "mine", size_px=8, resize_px=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    ((images, _),) = dataset.test(1, "cpu")
+    assert (images * 255).round().unique().tolist() == [300 * 100 // 256]

@@ -92,7 +92,8 @@ def test_an_unknown_model_is_refused_with_the_choices() -> None:
 def test_missing_weights_are_named_with_their_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SUITE_WEIGHTS", raising=False)
     with pytest.raises(
-        FileNotFoundError, match=r"weights/cifar10_resnet20_optionA\.th is missing \(Yerlan Idelbayev.*fetches it from https://"
+        FileNotFoundError,
+        match=r"weights/cifar10_resnet20_optionA\.th is missing \(Yerlan Idelbayev.*fetches it from https://",
     ):
         weights.find("cifar10_resnet20_a", tmp_path)
     monkeypatch.setenv("SUITE_WEIGHTS", str(tmp_path / "elsewhere"))

@@ -908,3 +908,22 @@ def test_refused_threads_do_not_stick_to_the_stage(tmp_path: Path) -> None:
 def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(main, "--help") == 0
     assert "--max-minutes" in capsys.readouterr().out
+
+
+def test_ignored_layers_of_a_grid_keep_all_filters_and_have_a_name(tmp_path: Path) -> None:
+    runs = [
+        *grids.cross(bases=[tiny_grid.base()], method="l1_filter", budgets=[0.4], finetune=tiny_grid.SHORT),
+        *grids.cross(
+            bases=[tiny_grid.base()],
+            method="l1_filter",
+            budgets=[0.4],
+            finetune=tiny_grid.SHORT,
+            ignored_layers=["features.1"],
+        ),
+    ]
+    assert runs[0].key != runs[1].key
+    assert runs[1].described == "l1_filter(without=features.1)"
+    context = Context(results=tmp_path, threads=1)
+    assert do_all(in_order(runs), context) == ["done"] * 3
+    plans = [pack.load(context.folder(run) / "packed.safetensors").plan for run in runs]
+    assert ["features.1" in plan for plan in plans] == [True, False]

@@ -81,7 +81,10 @@ def test_a_file_that_changes_after_planning_fails_the_stage(network: nn.Module, 
     save_file({"other": torch.zeros(1)}, tmp_path / "mine.safetensors")
     context = Context(results=tmp_path / "results", threads=1)
     assert execute(stage, context) == "failed"
-    assert "has changed since this stage was planned" in (tmp_path / "results/work" / stage.key / "failed.json").read_text()
+    assert (
+        "has changed since this stage was planned"
+        in (tmp_path / "results/work" / stage.key / "failed.json").read_text()
+    )
 
 
 def test_networks_of_torchvision_are_found_by_name() -> None:
@@ -93,7 +96,7 @@ def test_networks_of_torchvision_are_found_by_name() -> None:
     assert entry.url.endswith(entry.file)
     assert entry.mean == weights.IMAGENET_MEAN
     assert weights.public("torchvision/inception_v3.IMAGENET1K_V1").mean == (0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match="unknown torchvision/mobilenet_v2. 'V3'.*IMAGENET1K_V1, IMAGENET1K_V2"):
+    with pytest.raises(ValueError, match=r"unknown torchvision/mobilenet_v2\. 'V3'.*IMAGENET1K_V1, IMAGENET1K_V2"):
         weights.public("torchvision/mobilenet_v2.V3")
     for name, other in weights.PUBLIC.items():
         if name.startswith("imagenet_"):
@@ -127,7 +130,7 @@ def test_networks_of_timm_are_found_by_name_where_it_is_installed(
     monkeypatch.setitem(sys.modules, "timm", package)
     with pytest.raises(ValueError, match="timm has no model 'tinny'; did you mean tiny"):
         models.build("timm/tinny", 10)
-    with pytest.raises(ValueError, match="timm has no pretrained weights 'tiny.a9'"):
+    with pytest.raises(ValueError, match=r"timm has no pretrained weights 'tiny\.a9'"):
         weights.check("timm/tiny.a9")
     stage = Base(data="digits", model="timm/tiny.a1", schedule=None, seed=0, weights="timm/tiny.a1")
     context = Context(results=tmp_path, data=tmp_path, threads=1)

@@ -4,7 +4,7 @@ A file in this folder with `DATASETS` (name -> builder) adds its own; nothing el
 
 A builder takes the data folder and returns a `Dataset`; it never downloads. If the files can be downloaded, `FETCHERS` (name ->
 function of the data folder) gets those that are missing. CIFAR-size images are a `resident.Resident`, folders of image
-files a `_imagefolder.ImageFolder`. `SIZES` (name -> function that returns a `Size`) gives the size of data that may be missing.
+files an `image_folder`. `SIZES` (name -> function that returns a `Size`) gives the size of data that may be missing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ __all__ = [
     "Size",
     "Split",
     "available",
+    "class_names",
     "data_folder",
     "fetch",
+    "image_folder",
     "load",
     "present",
     "size",
@@ -79,6 +81,36 @@ def fetch(name: str, folder: Path | None = None) -> None:
     fetchers: dict[str, Callable[[Path], None]] = collect("data", "FETCHERS")
     if name in fetchers:
         fetchers[name](data_folder(folder))
+
+
+def image_folder(
+    folder: Path,
+    name: str,
+    *,
+    size_px: int = 224,
+    resize_px: int = 256,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Dataset:
+    """Return the images in `folder`/`name`/train/CLASS and `folder`/`name`/val/CLASS.
+
+    size_px    side of a network's input
+    resize_px  shorter side before the central crop of evaluation
+    mean, std  of a channel of pixels in [0, 1]; None takes ImageNet's
+    Raises ValueError if the folders are missing or have different classes.
+    """
+    from suite.data import _imagefolder  # torchvision takes 90 MB, which other data sets need not pay
+
+    dataset = _imagefolder.image_folder(folder, name=name, size_px=size_px, resize_px=resize_px)
+    return dataset.with_normalization(mean or dataset.mean, std or dataset.std)
+
+
+def class_names(dataset: Dataset) -> list[str]:
+    """Return the name of each class; its number if the data set has no names."""
+    return list(getattr(dataset, "labels", ()) or NAMES.get(dataset.name) or map(str, range(dataset.classes)))
+
+
+NAMES = {"cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")}
 
 
 def data_folder(folder: Path | None = None) -> Path:

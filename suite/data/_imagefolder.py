@@ -10,7 +10,9 @@ workers nor the step at which a run resumes changes a batch.
 
 An image that cannot be decoded stops the stage. With SUITE_BAD_IMAGES=skip it is named and counted in the log instead: for
 training the next readable file takes its place, so that batches keep their size, and evaluation leaves it out. Images in other
-colour modes (CMYK, grey) are converted to RGB by Pillow.
+colour modes (CMYK, grey) are converted to RGB by Pillow. Of 16-bit grey pixels the upper byte is taken, as Pillow does for
+16-bit RGB. Class folders may be nested. Files and folders whose name begins with a dot are left out, and
+counted in the log.
 """
 
 from __future__ import annotations
@@ -63,15 +65,20 @@ class Listing:
 
         Raises ValueError if a class has no images, or if there is no class.
         """
-        classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+        entries = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+        classes = tuple(sorted(name for name in entries if not name.startswith(".")))
+        hidden = len(entries) - len(classes)
         paths: list[bytes] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            files = sorted(e.name for e in os.scandir(root / name) if e.name.lower().endswith(IMG_EXTENSIONS))
+            files, left_out = _images(root, name)
+            hidden += left_out
             if not files:
                 raise ValueError(f"{root / name} has no image files; remove the folder or fill it")
-            paths += [os.fsencode(f"{name}/{file}") for file in files]
+            paths += files
             labels += [label] * len(files)
+        if hidden:
+            log.warning("%s: %d hidden files and folders are left out", root, hidden)
         if not classes:
             raise ValueError(f"{root} has no class folders; it should hold CLASS/*.JPEG")
         return Listing(root, classes, np.array(paths), np.array(labels, np.int64))
@@ -91,6 +98,11 @@ class ImageFolder(Dataset):
     parts: dict[Part, Listing]
     size_px: int
     resize_px: int
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the class folders."""
+        return self.parts["train"].classes
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -164,6 +176,20 @@ class ImageFolder(Dataset):
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix(_PREFIX)) from None
 
 
+def _images(root: Path, name: str) -> tuple[list[bytes], int]:
+    """Return the images of a class, in torchvision's order, as paths below `root`, and the number of hidden entries."""
+    images: list[bytes] = []
+    hidden = 0
+    for folder, folders, files in sorted(os.walk(root / name, followlinks=True)):
+        below = Path(folder).relative_to(root)
+        if any(part.startswith(".") for part in below.parts):
+            continue
+        hidden += sum(entry.startswith(".") for entry in (*folders, *files))
+        shown = (file for file in sorted(files) if not file.startswith("."))
+        images += [os.fsencode(f"{below}/{file}") for file in shown if file.lower().endswith(IMG_EXTENSIONS)]
+    return images, hidden
+
+
 class UnreadableImage(ValueError):
     """An image file that cannot be decoded."""
 
@@ -204,9 +230,16 @@ class Files(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
         path = self.listing.path(index)
         try:
             with Image.open(path) as file:
-                return file.convert("RGB")
+                return _eight_bits(file).convert("RGB")
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise UnreadableImage(f"{path} is not a readable image ({error}); fetch it again") from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return the upper byte of 16-bit grey pixels; other images unchanged."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
 
 
 def central(image: Image.Image, index: int, *, size: int, resize: int) -> Image.Image:

@@ -193,6 +193,7 @@ def cross(
     scratch: Schedule | None = None,
     total: float | None = None,
     seeds: Iterable[int] | None = None,
+    ignored_layers: Iterable[str] = (),
     **changes: object,
 ) -> list[Pruned]:
     """Return runs of one method on every base at every budget, with its recipe.
@@ -203,11 +204,12 @@ def cross(
     scratch   of methods that learn from the initial weights; None takes the schedule of the base network
     total     epochs of learning and fine-tuning in plain-step equivalents: fine-tuning gets what learning leaves, so that all
               methods train equally; None takes the epochs of `finetune`
+    ignored_layers  layers, or modules with layers, whose filters and channels all stay
     The seed of a run is that of its base, or each of `seeds`. A base for which the method opts out is left out.
     Raises ValueError if a method that learns from initial weights has no schedule.
     """
     kind = methods.get(method)
-    runs = []
+    runs, ignored = [], tuple(ignored_layers)
     for base in bases:
         if isinstance(kind.recipe(base.data, base.model), OptOut):
             continue
@@ -223,6 +225,7 @@ def cross(
                         budget=budget if isinstance(budget, Budget) else Budget(share=budget, refill=True),
                         finetune=finetune if total is None else _rest(finetune, total, settings, base, taught),
                         seed=seed,
+                        ignored_layers=ignored,
                     )
                 )
     return runs
@@ -291,6 +294,7 @@ def follow(
             finetune=finetune(run) if finetune else run.finetune,
             seed=run.seed,
             reference=run,
+            ignored_layers=run.ignored_layers,
         )
         for run in references
         if not isinstance(kind.recipe(run.base.data, run.base.model), OptOut)

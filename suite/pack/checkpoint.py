@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 from collections.abc import Iterator
@@ -13,13 +14,16 @@ import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
-from torch import Tensor
+from torch import Tensor, nn
 
 from suite import jsonfile, models
 from suite.files import write_bytes
 from suite.graph import Graph
 from suite.pack.network import PackedNetwork, pack
 from suite.plan import PruningPlan
+
+OWN_CLASS = "class "
+"""Beginning of `model` in the header of a network whose class no model file of the suite has."""
 
 
 def save(
@@ -44,6 +48,7 @@ class Header(TypedDict):
     input_shape: tuple[Size, Size, Size]
     mean: NotRequired[list[float]]
     std: NotRequired[list[float]]
+    labels: NotRequired[list[str]]
 
 
 def header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -91,8 +96,12 @@ def _tensors(path: str | os.PathLike[str], prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> PackedNetwork:
+def load(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", model: nn.Module | None = None
+) -> PackedNetwork:
     """Load a packed network, an ordinary module in eval mode.
+
+    model  a network of the dense network's class with its arguments, needed if no model file of the suite has the class
 
     Raises FileNotFoundError, or ValueError if the file is no packed network or does not fit its model.
     """
@@ -104,11 +113,15 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Pa
     precision = next((tensor.dtype for tensor in weights.values() if tensor.is_floating_point()), None)
     if precision is None:
         raise ValueError(f"{path} has no weights")
+    name = about["model"]
+    if model is None and name.startswith(OWN_CLASS):
+        name = name.removeprefix(OWN_CLASS)
+        raise ValueError(f"{path} is a pruned {name}: load it by suite.load({str(path)!r}, model={name}(...))")
     try:
-        model = models.build(about["model"], about["classes"]).to(precision)
-        packed = pack(model, Graph(model, tuple(about["input_shape"])), plan)
+        dense = (models.build(name, about["classes"]) if model is None else copy.deepcopy(model).cpu()).to(precision)
+        packed = pack(dense, Graph(dense, tuple(about["input_shape"])), plan)
         packed.body.load_state_dict(weights)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} does not fit {about['model']}: {reason}") from error
+        raise ValueError(f"{path} does not fit {name if model is None else type(model).__name__}: {reason}") from error
     return packed.to(device).eval()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +27,9 @@ TOLERANCE = 1e-4
 """Largest error of the logits, as a share of the largest logit."""
 CHECKED_BATCH = 3
 """Differs from the traced batch, so that the check fails for an export with a constant batch."""
+
+METADATA = ("mean", "std", "labels")
+"""Entries of a packed network's header that an ONNX file carries."""
 
 Runner = Callable[[Tensor], Tensor]
 
@@ -51,18 +57,23 @@ class OnnxModule(nn.Module):
         return torch.from_numpy(self.session.run(None, {self.input.name: values})[0])
 
 
-def export(packed: PackedNetwork, shape: tuple[int, ...], to: str, path: Path) -> float:
+def export(
+    packed: PackedNetwork, shape: tuple[int, ...], to: str, path: Path, about: Mapping[str, Any] = MappingProxyType({})
+) -> float:
     """Write the network for batches of images [C, H, W]; return its largest error.
 
     The error is a share of the largest logit of the eager network on random images. Batch norm is folded.
+    about  mean and std of a channel of pixels in [0, 1], and labels: metadata of an ONNX file, as JSON
     Raises ValueError, and writes nothing, if the export disagrees or does not run, or if a package is missing.
     """
     network = per_group(packed).cpu()
     images = torch.randn(CHECKED_BATCH, *shape, generator=torch.Generator().manual_seed(0))
     try:
         with replacing(path) as part, torch.no_grad():
-            run = WRITERS[to](network, images[:2], part)
-            return _check(run, network, images, to)
+            if to == "onnx":
+                metadata = {name: json.dumps(about[name]) for name in METADATA if name in about}
+                return _check(write_onnx(network, images[:2], part, metadata), network, images, to)
+            return _check(WRITERS[to](network, images[:2], part), network, images, to)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--to {to} cannot write this network ({reason}); try another format") from error
@@ -96,13 +107,21 @@ def write_pt2(network: nn.Module, images: Tensor, path: Path) -> Runner:
         return torch.export.load(file).module()
 
 
-def write_onnx(network: nn.Module, images: Tensor, path: Path) -> Runner:
-    """Write an ONNX network with its weights; return it in ONNX Runtime."""
+def write_onnx(
+    network: nn.Module, images: Tensor, path: Path, metadata: Mapping[str, str] = MappingProxyType({})
+) -> Runner:
+    """Write an ONNX network with its weights and metadata; return it in ONNX Runtime."""
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # a warning per constant that is not folded
     program = torch.onnx.export(
-        _program(network, images), dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
+        _program(network, images),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: "batch"},),
+        verbose=False,
     )
     assert program is not None
+    program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
     return OnnxModule(path)
 
@@ -145,8 +164,8 @@ def main() -> int:
     cli.configure_logging()
     out = arguments.out or arguments.packed.with_suffix(SUFFIX[arguments.to])
     try:
-        packed = load(arguments.packed)
-        error = export(packed, tuple(header(arguments.packed)["input_shape"]), arguments.to, out)
+        packed, about = load(arguments.packed), header(arguments.packed)
+        error = export(packed, tuple(about["input_shape"]), arguments.to, out, about)
     except (ValueError, OSError) as problem:
         sys.stderr.write(f"suite.export: {problem}\n")
         return 2

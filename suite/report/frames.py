@@ -224,9 +224,9 @@ def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _settings(run: Pruned) -> dict[str, Any]:
-    """Return the settings of the method, and of the method that the run follows."""
+    """Return the settings of the method, of the method that the run follows, and the ignored layers."""
     like = {"like": describe(run.reference.settings)} if run.reference else {}
-    return {**like, **vars(run.settings)}
+    return {**like, **vars(run.settings), "without": "+".join(run.ignored_layers) or "nothing"}
 
 
 def _short(method: str, pruners: Sequence[Mapping[str, Any]]) -> list[str]:

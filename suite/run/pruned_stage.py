@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
+from suite import data as datasets
 from suite import distributed
 from suite import pack as packing
 from suite.contract import Budget, Planner, PruningPlan, State, Task
@@ -25,7 +26,7 @@ from suite.graph import Graph
 from suite.measure.counting import count_macs, count_params
 from suite.run.folder import base_result
 from suite.run.workspace import FINETUNE, Workspace
-from suite.select import Selection, meet
+from suite.select import Selection, ignoring, meet
 from suite.stages import Pruned
 from suite.train import fit, load_checkpoint, seed_everything
 from suite.trainer import History, make_trainer
@@ -83,7 +84,13 @@ def do_pruned(work: Workspace[Pruned]) -> None:
             model=stage.base.model,
             classes=data.classes,
             input_shape=data.input_shape,
-            about={"data": stage.base.data, "label": stage.label, "mean": data.mean, "std": data.std},
+            about={
+                "data": stage.base.data,
+                "label": stage.label,
+                "mean": data.mean,
+                "std": data.std,
+                "labels": datasets.class_names(data),
+            },
         )
     columns = _measure(work, packed, graph, selection)
     row = work.row("done", seconds=seconds, **columns)
@@ -115,8 +122,8 @@ def _select(
 ) -> Selection:
     """Return the plan of a fine-tuning cycle. All that `before` removed stays removed."""
     seed_everything(stage.seed)
-    planner = _within(stage.settings.planner(model, graph, state, task), before)
-    return meet(planner, graph, _cycle_budget(stage, cycle))
+    planner = ignoring(stage.settings.planner(model, graph, state, task), graph, stage.ignored_layers)
+    return meet(_within(planner, before), graph, _cycle_budget(stage, cycle))
 
 
 def _selected(path: Path, select: Callable[[], Selection]) -> Selection:
