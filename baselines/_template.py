@@ -1,6 +1,7 @@
 """TEMPLATE: what the method removes, and why that should be good.
 
-Copy this file to baselines/NAME.py; its presence registers NAME, and `pytest -k NAME` runs the common checks on it.
+`pruning-suite new method NAME --plugins DIR` copies this file. Its presence registers NAME; in baselines/, `pytest -k NAME` runs
+the common checks on it.
 """
 
 from __future__ import annotations

@@ -15,10 +15,9 @@ VERBS = {
     "export": "write a packed network as ONNX, exported program or TorchScript",
     "prefetch": "download and check the data and weights of a grid",
     "records": "merge results folders",
+    "new": "write the file of a new method from a template",
     "zoo": "list the networks of the record, add to them, check one",
 }
-FILES = {"methods", "export", "prefetch", "zoo"}
-"""Verbs whose module is a file; the others are packages."""
 
 
 def main() -> int:
@@ -32,7 +31,9 @@ def main() -> int:
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help=", ".join(VERBS))
     verb = parser.parse_args(sys.argv[1:2]).verb
     sys.argv = [f"pruning-suite {verb}", *sys.argv[2:]]
-    module = importlib.import_module(f"suite.{verb}" if verb in FILES else f"suite.{verb}.__main__")
+    module = importlib.import_module(f"suite.{verb}")
+    if not hasattr(module, "main"):  # a package
+        module = importlib.import_module(f"suite.{verb}.__main__")
     return int(module.main())
 
 

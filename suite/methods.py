@@ -187,8 +187,8 @@ def main() -> int:
     """List the methods, or describe one; exit status 1: broken file, 2: unknown name."""
     parser = argparse.ArgumentParser(
         prog="python -m suite.methods",
-        description="List the pruning methods: granularity, training needed, paper, deviations. Copy "
-        "baselines/_template.py to baselines/NAME.py to add one; its presence registers it.",
+        description="List the pruning methods: granularity, training needed, paper, deviations. "
+        "`pruning-suite new method NAME --plugins DIR` writes the file of a new one.",
     )
     cli.add_plugins_option(parser)
     parser.add_argument("method", nargs="?", help="describe this one: its settings, what tuning tries, its recipes")

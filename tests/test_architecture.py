@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.measure",),
     ("suite.stages",),
     ("suite.run", "suite.grids", "suite.api"),
-    ("suite.run.__main__", "suite.report", "suite.prefetch"),
+    ("suite.run.__main__", "suite.report", "suite.prefetch", "suite.new"),
     ("suite.zoo",),
     ("suite.launch",),
     ("suite.command",),
@@ -52,7 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 METHOD_MAY_IMPORT = {"suite.contract", "suite.graph", "suite.select", "torch", "numpy", "scipy", "sklearn"}
 LIBRARIES = (
     "torch torchvision numpy scipy statsmodels sklearn pandas matplotlib PIL fvcore safetensors rich filelock submitit "
-    "tabulate jinja2 torch_tensorrt psutil pynvml onnx onnxruntime openvino triton msgspec"
+    "tabulate jinja2 timm torch_tensorrt psutil pynvml onnx onnxruntime openvino triton msgspec"
 )
 
 
