@@ -58,7 +58,7 @@ class Importance(Learner):
 
 @dataclass(frozen=True, kw_only=True)
 class Template(Criterion):
-    """Keeps the filters that the loss depends on most, averaged over a training with a penalty.
+    """Keeps the filters that the loss of a penalised training depends on most.
 
     The fields of this class are its hyperparameters: a grid sets them by `cross(..., lam=1e-3)`, and they are part of a run's
     identity.
