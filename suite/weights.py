@@ -1,4 +1,4 @@
-"""Base networks' weights, as a start for pruning without training: public ones by name, others by path.
+"""Weights of base networks: public ones by name, others by path.
 
 Public files are read from the weights folder (SUITE_WEIGHTS, else `weights` in the data folder). `fetch` alone downloads
 missing files into this folder. Each entry has the normalisation that its network was trained with.
@@ -69,15 +69,15 @@ def _torchvision(name: str) -> PublicWeights:
     """Return the entry MODEL.WEIGHTS of torchvision. Raises ValueError with the weights of the model."""
     from torchvision import models as zoo  # 90 MB of memory, loaded only if needed
 
-    model, _, wanted = name.partition(".")
+    model, _, version = name.partition(".")
     _zoo.builder(f"torchvision/{model}")
-    weights = pick(f"torchvision/{model}.", wanted, {entry.name: entry for entry in zoo.get_model_weights(model)})
+    weights = pick(f"torchvision/{model}.", version, {entry.name: entry for entry in zoo.get_model_weights(model)})
     file = PurePosixPath(weights.url).name
     crop: Any = weights.transforms()
     half = model in _zoo.WITH_AUXILIARY  # torchvision's `transform_input` for these weights, which were trained so
     return PublicWeights(
         file=file,
-        source=f"torchvision {model}, {wanted}",
+        source=f"torchvision {model}, {version}",
         mean=(0.5,) * 3 if half else tuple(crop.mean),
         std=(0.5,) * 3 if half else tuple(crop.std),
         sha256=Path(file).stem.rpartition("-")[2],
@@ -86,7 +86,10 @@ def _torchvision(name: str) -> PublicWeights:
 
 
 def _timm(name: str) -> PublicWeights:
-    """Return the entry of timm. Raises ValueError if timm is not installed or has no pretrained weights of this name."""
+    """Return the entry of timm.
+
+    Raises ValueError if timm is not installed or has no pretrained weights of this name.
+    """
     config: Any = _zoo.timm().get_pretrained_cfg(name)
     if config is None:
         raise ValueError(f"timm has no pretrained weights {name!r}")
@@ -156,7 +159,10 @@ def check(name: str) -> None:
 
 
 def digest(name: str) -> str:
-    """Return the SHA-256 of a checkpoint of one's own. Raises ValueError if there is no such file."""
+    """Return the SHA-256 of a checkpoint of one's own.
+
+    Raises ValueError if there is no such file.
+    """
     path = own_file(name)
     assert path is not None
     try:
@@ -225,10 +231,10 @@ def _download(name: str, entry: PublicWeights, path: Path) -> None:
 
 def _checked(path: Path, entry: PublicWeights) -> Path:
     """Return the path after comparing the file's digest. Raises ValueError if the digest differs."""
-    found = sha256(path)
-    if not found.startswith(entry.sha256):
+    actual = sha256(path)
+    if not actual.startswith(entry.sha256):
         raise ValueError(
-            f"{path} is damaged, or another file: its sha256 begins with {found[:8]} instead of {entry.sha256}; delete it and "
+            f"{path} is damaged, or another file: its sha256 begins with {actual[:8]} instead of {entry.sha256}; delete it and "
             "fetch it again"
         )
     return path

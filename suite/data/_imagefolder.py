@@ -177,7 +177,10 @@ class ImageFolder(Dataset):
 
 
 def _images(root: Path, name: str) -> tuple[list[bytes], int]:
-    """Return the images of a class, in torchvision's order, as paths below `root`, and the number of hidden entries."""
+    """Return the paths below `root` of a class, and the number of hidden entries.
+
+    The order is torchvision's.
+    """
     images: list[bytes] = []
     hidden = 0
     for folder, folders, files in sorted(os.walk(root / name, followlinks=True)):

@@ -224,7 +224,7 @@ def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _settings(run: Pruned) -> dict[str, Any]:
-    """Return the settings of the method, of the method that the run follows, and the ignored layers."""
+    """Return the settings of method and followed method, and the ignored layers."""
     like = {"like": describe(run.reference.settings)} if run.reference else {}
     return {**like, **vars(run.settings), "without": "+".join(run.ignored_layers) or "nothing"}
 
