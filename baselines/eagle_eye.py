@@ -37,8 +37,8 @@ class EagleEye(Pruner):
     )
     deviations = (
         "a vector is scaled until it meets the budget instead of drawn until one does; statistics are the plain mean over the "
-        "batches instead of a running one; filters tied by residual sums go together (scope coupled); "
-        "the images that judge come from the training part, as the authors' do"
+        "batches instead of a running one; filters tied by residual sums go together (scope coupled), by the mean of their "
+        "normalised norms instead of the first layer's; the images that judge come from the training part, as the authors' do"
     )
     needs_budget = True
     lowest: ClassVar[Mapping[str, float]] = {"candidates": 1, "batches": 1, "images": 1}
@@ -117,14 +117,20 @@ class EagleEye(Pruner):
         return float(torch.stack(correct).sum()) / len(labels)
 
     def _batches(self, task: Task) -> Iterator[Tensor]:
-        """Yield images of training batches, from as many epochs as it takes."""
+        """Yield images of training batches, from as many epochs as it takes.
+
+        Raises ValueError if an epoch has no batch.
+        """
         left, epoch = self.batches, 0
         while left:
+            before = left
             for images, _ in task.train_epoch(epoch):
                 yield images
                 left -= 1
                 if not left:
                     return
+            if left == before:
+                raise ValueError("eagle_eye re-estimates batch norms on training batches, and an epoch has none")
             epoch += 1
 
     @torch.no_grad()

@@ -162,7 +162,9 @@ class HSPG(Criterion):
     )
     deviations = (
         "redundant groups are picked at the MACs budget instead of at a share of all groups; what is still above zero at the "
-        "end is removed; pick and projection start at shares of the stage"
+        "end is removed; pick and projection start at shares of the stage; weights are raised from the pick on, and the penalty "
+        "acts on all redundant groups to the end, where the authors raise them from half of the steps before projection and stop "
+        "at the target sparsity"
     )
     learns = True
     needs_budget = True

@@ -30,7 +30,9 @@ class OneByN(Pruner):
     )
     deviations = (
         "no rearrangement of the next layer's channels is needed, since packing keeps filters in place; stem and shortcut "
-        "convolutions are left; layers lose their n-th blocks one after the other; the largest block of each layer stays"
+        "convolutions are left; the last "
+        "convolution of a bottleneck is rearranged, too; layers lose their n-th blocks one after the other; the largest block "
+        "of each layer stays"
     )
     lowest: ClassVar[Mapping[str, float]] = {"n": 1}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"n": (2, 4, 8, 16)}
@@ -43,10 +45,15 @@ class OneByN(Pruner):
         return -(-MOST_FILTERS // self.n)
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
-        """Return a planner; its knob is the share of 1xN blocks that each layer loses."""
+        """Return a planner; its knob is the share of 1xN blocks that each layer loses.
+
+        Raises ValueError if a layer has more than `MOST_FILTERS` filters.
+        """
         weights = {
             name: model.get_parameter(f"{name}.weight").detach() for name, c in graph.convs.items() if c.prunable
         }
+        if wide := [name for name, w in weights.items() if len(w) > MOST_FILTERS]:
+            raise ValueError(f"one_by_n takes layers of at most {MOST_FILTERS} filters; {wide[0]} has more")
         groups = {name: blocks(w, self.n) for name, w in weights.items()}
         ranks = {}
         for place, (name, w) in enumerate(weights.items()):

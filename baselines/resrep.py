@@ -214,6 +214,8 @@ class ResRep(Criterion):
     )
     deviations = (
         "the number of reset rows grows linearly to the budget instead of by four a choice, so that short schedules reach it; "
+        "rows go in the order of their norms until the budget is met, where the authors remove all below 1e-5; biases have the "
+        "schedule's rate and decay instead of twice the rate and none; "
         "a folded layer keeps a batch norm, which computes the same function in eval mode, where the authors deploy a bias"
     )
     learns = True

@@ -77,8 +77,9 @@ class TMIGKP(Pruner):
     )
     deviations = (
         "of three clusterings, kernel PCA and spectral are compared, and the authors' same-size DBSCAN is left out; clusters are "
-        "made equal by an optimal assignment of filters to k-means centres; the first kernel of a group is chosen at the run's "
-        "budget, all others follow greedily; layers lose their n-th channels one after the other; stem and shortcut "
+        "made equal by an optimal assignment of filters to k-means centres; the spectral graph joins neighbours of either "
+        "filter, weighted by their cosine, instead of mutual neighbours alone; the first kernel of a group is chosen at the "
+        "run's budget, all others follow greedily; layers lose their n-th channels one after the other; stem and shortcut "
         "convolutions are left; packing keeps filters in place, so no permutation is needed"
     )
     learns = True

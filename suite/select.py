@@ -240,7 +240,8 @@ def isomorphic_classes(graph: Graph, sets: Mapping[str, Tensor]) -> list[Tensor]
 
     Two sets are of one class if as many convolutions with and without batch norm make them, and as many convolutions and
     linear layers read them: the module types of their sub-graphs. Source: Fang et al., Isomorphic Pruning for Vision Models,
-    ECCV 2024, section 3.2, whose released code compares the module types in the order of execution.
+    ECCV 2024, section 3.2, whose released code compares the module types in the order of execution, activations and pooling
+    included.
     """
     count = 1 + max(int(ids.max()) for ids in sets.values())
     topology_SK = torch.zeros(count, 4, dtype=torch.int64)

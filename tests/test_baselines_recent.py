@@ -14,7 +14,7 @@ from test_baselines_criteria import task_with
 from torch import nn
 
 from baselines.chip import independence
-from baselines.eagle_eye import EagleEye
+from baselines.eagle_eye import EagleEye, re_estimate
 from baselines.group_fisher import Fisher, GroupFisher, fisher_per_mac
 from baselines.hspg import HSPG, ZeroInvariantGroups
 from baselines.one_by_n import OneByN, blocks
@@ -65,6 +65,26 @@ def test_one_by_n_removes_the_block_with_the_smallest_norm_for_all_its_filters()
     smallest = [plan(knob)["3"].mask_OI.tolist() for knob in (0.2, 0.45)]
     assert smallest[0] == [[True, False], [True, False], [True, True], [True, True]]
     assert smallest[1] == [[True, False], [True, False], [False, True], [False, True]]
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.5])
+def test_one_by_n_masks_the_smallest_sums_of_n_filters_over_each_channel(rate: float) -> None:
+    """Filters in the order of their norms, as the authors' code has them after the rearrangement."""
+    w = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(8, 0, -1)[:, None]
+    model, graph = two_layers(torch.eye(6), w)
+    order = w.sum(1).argsort(descending=True)
+    sums = w[order].T.reshape(6, 4, 2).sum(2).flatten()  # channels times blocks
+    gone = torch.zeros(24, dtype=torch.bool).scatter_(0, sums.topk(int(24 * rate), largest=False).indices, True)
+    expected = torch.empty(8, 6, dtype=torch.bool)
+    expected[order] = ~gone.view(6, 4, 1).expand(-1, -1, 2).reshape(6, 8).T
+    assert torch.equal(OneByN(n=2).planner(model.eval(), graph, {}, task_of(0))(rate)["3"].mask_OI, expected)
+
+
+def test_one_by_n_refuses_a_layer_that_is_too_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baselines.one_by_n.MOST_FILTERS", 3)
+    model, graph = two_layers(torch.eye(2), torch.ones(4, 2))
+    with pytest.raises(ValueError, match=r"one_by_n takes layers of at most 3 filters; 3 has more"):
+        OneByN(n=2).planner(model.eval(), graph, {}, task_of(0))
 
 
 # ---- TMI-GKP ---------------------------------------------------------------------------------------------------------
@@ -131,6 +151,30 @@ def test_eagle_eye_needs_re_estimated_statistics_to_tell_a_broken_network() -> N
     assert seen[False] == [0.5, 0.5], "without new statistics both are at chance"
 
 
+def test_eagle_eye_re_estimates_mean_and_variance_of_the_batches() -> None:
+    model, _ = two_layers(torch.eye(2), torch.eye(2))
+    batches = torch.randn(3, 8, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        re_estimate(model, iter(batches))
+    norm = model.get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    torch.testing.assert_close(norm.running_mean, batches.mean((0, 1, 3, 4)))
+    torch.testing.assert_close(norm.running_var, batches.transpose(1, 2).flatten(2).var(2).mean(0))
+    assert norm.momentum == 0.1
+
+
+def test_eagle_eye_refuses_networks_without_batch_norm_and_epochs_without_batches() -> None:
+    bare = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten(1), nn.Linear(32, 2))
+    with pytest.raises(ValueError, match="eagle_eye needs a batch norm behind every convolution; 0 has none"):
+        EagleEye().planner(bare, Graph(bare, (2, 4, 4)), {}, task_of(0, HALF))
+    model, graph = two_layers(torch.rand(4, 2), torch.rand(4, 4))
+    none = dataclasses.replace(
+        task_with(torch.rand(4, 2, 4, 4), torch.zeros(4).long()), train_epoch=lambda epoch: iter(())
+    )
+    with pytest.raises(ValueError, match="re-estimates batch norms on training batches, and an epoch has none"):
+        EagleEye(candidates=1).accuracy(model, graph, PruningPlan({}), none)
+
+
 def test_eagle_eye_refuses_a_budget_out_of_reach() -> None:
     model, graph = one_layer([[1.0, 1.0], [2.0, 1.0]])
     with pytest.raises(ValueError, match="random rate vectors reaches a budget of 99"):
@@ -184,6 +228,41 @@ def test_resrep_folds_its_compactors_into_the_same_function() -> None:
         assert torch.allclose(
             zero(torch.zeros(1, len(zero.weight), 1, 1).double())[0, 0], torch.tensor(0.0).double(), atol=1e-9
         )
+
+
+def test_resrep_moves_a_compactor_as_sgd_on_the_reset_gradient_and_the_lasso() -> None:
+    model, graph = two_layers(torch.randn(4, 2), torch.randn(4, 4))
+    learner = ResRep(lam=0.3, momentum=0.99).learner(model, graph, task_of(0, HALF))
+    matrix = learner.matrix["0"]
+    learner.kept_O["0"].copy_(torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    twin = nn.Parameter(matrix.detach().clone())
+    sgd = torch.optim.SGD([twin], lr=0.1, momentum=0.99)
+    generator = torch.Generator().manual_seed(0)
+    for index in range(1, 4):
+        task_gradient = torch.randn(4, 4, generator=generator)
+        matrix.grad = task_gradient.clone()
+        learner.after_step(one_step(model, index, 100))
+        twin.grad = (
+            task_gradient * learner.kept_O["0"][:, None] + 0.3 * twin.detach() / twin.detach().norm(dim=1)[:, None]
+        )
+        sgd.step()
+    torch.testing.assert_close(matrix.detach(), twin.detach())
+
+
+def test_resrep_refuses_a_network_whose_sums_read_every_convolution() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+            self.head = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head((self.a(x) + self.b(x)).mean((2, 3)))
+
+    model = nn.Sequential(Sum())
+    graph = Graph(model, (2, 4, 4))
+    with pytest.raises(ValueError, match="resrep puts compactors behind convolutions outside of residual sums"):
+        ResRep().learner(model, graph, task_of(0, HALF))
 
 
 def test_resrep_leaves_residual_sums_alone() -> None:
@@ -291,6 +370,34 @@ def test_hspg_projects_a_planted_redundant_group_to_exactly_zero() -> None:
     assert not bool(model.get_parameter("1.weight")[1].any())
     kept = ~state["redundant_S"][graph.filter_sets["0"]]
     assert bool((model.get_parameter("0.weight")[kept].flatten(1).norm(dim=1) > 1).all())
+
+
+def test_hspg_takes_the_step_of_the_published_algorithm() -> None:
+    """A group as one vector x: a step of x - lr * (g + lam * x / |x|), then 0 if its product with x is negative."""
+    model, graph = two_layers(torch.rand(4, 2) + 0.5, torch.rand(4, 4))
+    learner = HSPG(lam=0.5, pick_share=0.0, project_share=0.0).learner(model, graph, task_of(0, HALF))
+    ids = graph.filter_sets["0"]
+    learner.redundant_S[ids[:2]] = True
+    parts = [model.get_parameter(name) for name in ("0.weight", "1.weight", "1.bias")]
+
+    def vectors() -> torch.Tensor:
+        return torch.cat([part.detach().reshape(4, -1) for part in parts], 1).clone()
+
+    x = vectors()
+    zero_gradients(model)
+    for part in parts:
+        part.grad = torch.cat([0.1 * part.detach()[:1], 20 * part.detach()[1:2], 0.1 * part.detach()[2:]])
+    gradient = torch.cat([part.grad.reshape(4, -1) for part in parts if part.grad is not None], 1)
+    step = one_step(model, 50, 100)
+    learner.before_step(step)
+    step.optimizer.step()
+    learner.after_step(step)
+    expected = x - 0.1 * gradient
+    expected[:2] -= 0.1 * 0.5 * x[:2] / x[:2].norm(dim=1, keepdim=True)
+    expected[:2] *= ((expected[:2] * x[:2]).sum(1) >= 0)[:, None]
+    assert not bool(expected[1].any())
+    assert bool(expected[0].any())
+    torch.testing.assert_close(vectors(), expected)
 
 
 def test_hspg_raises_the_penalty_only_where_a_group_would_grow() -> None:

@@ -70,6 +70,7 @@ CIFAR10 = (
         source="300 to 400 epochs in the authors' README; the rate is ours",
         finetune=Schedule(epochs=400, lr=0.01, weight_decay=5e-4),
     ),
+    Point(method="eagle_eye", cuts={"resnet56": (0.504,)}, source="ours", finetune=FINETUNE),
     Point(
         method="resrep",
         cuts={"resnet56": (0.528,)},
@@ -145,6 +146,8 @@ IMAGENET = (
     ),
     Point(method="chip", cuts={"resnet50": (0.487,)}, source="ours", finetune=IMAGENET_FINETUNE),
     Point(method="eagle_eye", cuts={"resnet50": (0.497,)}, source="ours", finetune=IMAGENET_FINETUNE),
+    Point(method="one_by_n", cuts={"resnet50": (0.5,)}, source="ours", finetune=IMAGENET_FINETUNE),
+    Point(method="one_by_n", cuts={"resnet50": (0.5,)}, source="ours", finetune=IMAGENET_FINETUNE, changes={"n": 4}),
     Point(
         method="resrep",
         cuts={"resnet50": (0.545,)},
