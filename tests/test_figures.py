@@ -200,7 +200,7 @@ def front_of(x: list[float], y: list[float], *, less: bool) -> list[tuple[float,
     over: pareto.Over = "latency" if less else "macs"
     column = pareto.AXES[over].column
     points = pd.DataFrame({column: x, "top1_mean_pct": y, "cell": range(len(x)), "base_top1_mean_pct": 90.0})
-    points["dense_ms"] = 10.0
+    points = points.assign(dense_ms=10.0, evidence="paper")
     return list(pareto._front(points, pareto.AXES[over])[["x", "y"]].itertuples(index=False, name=None))
 
 

@@ -140,5 +140,6 @@ def _short_table(lines: pd.DataFrame, title: str) -> Table:
             column.justify, column.no_wrap = "right", True
     for values in texts.to_numpy().tolist():
         table.add_row(*map(Text, values))
-    table.caption, table.caption_justify = Text("\n".join(meanings)), "left"
+    counted = dict.fromkeys(words.counts_of(n, bases) for n, bases in zip(lines["n"], lines["base_n"], strict=True))
+    table.caption, table.caption_justify = Text("\n".join([f"n: {', '.join(counted)}", *meanings])), "left"
     return table
