@@ -69,7 +69,7 @@ class Compactors(Learner):
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         """Move the compactors by the task's gradient, unless reset, and the lasso's."""
-        gradients = {name: matrix.grad for name, matrix in self.matrix.items() if matrix.grad is not None}
+        gradients = {name: step.unscaled(m.grad) for name, m in self.matrix.items() if m.grad is not None}
         step.average(list(gradients.values()))
         for name, gradient in gradients.items():
             matrix = self.matrix[name]

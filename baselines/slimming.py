@@ -59,11 +59,10 @@ class _ScalePenalty(Learner):
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         """Move the readers' scales by the same SGD, without decay."""
-        gradients = {name: scale.grad for name, scale in self.read.items() if scale.grad is not None}
+        gradients = {name: step.unscaled(scale.grad) for name, scale in self.read.items() if scale.grad is not None}
         step.average(list(gradients.values()))
         for name, gradient in gradients.items():
             scale = self.read[name]
-            gradient = (gradient / step.loss_scale).nan_to_num(0.0, 0.0, 0.0)
             velocity = self.momentum[name].mul_(step.optimizer.param_groups[0]["momentum"])
             velocity.add_(gradient + self.lam * scale.sign())
             scale.sub_(velocity * step.lr)

@@ -102,6 +102,10 @@ class Step:
     parts: int = 1
     loss_scale: float = 1.0
 
+    def unscaled(self, gradient: Tensor) -> Tensor:
+        """Return a gradient of the scaled loss without `loss_scale`; an overflow is 0."""
+        return gradient if self.loss_scale == 1 else (gradient / self.loss_scale).nan_to_num(0.0, 0.0, 0.0)
+
     def gradients(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients of the batch's loss by `weights`.
 
@@ -119,8 +123,7 @@ class Step:
                 loss = self.loss(network, images, labels) * (self.loss_scale / self.parts)
                 gradients = torch.autograd.grad(loss, leaves)
                 sums = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else list(gradients)
-        if self.loss_scale != 1:
-            sums = [(gradient / self.loss_scale).nan_to_num(0.0, 0.0, 0.0) for gradient in sums]
+        sums = [self.unscaled(gradient) for gradient in sums]
         self.average(sums)
         return dict(zip(weights, sums, strict=True))
 

@@ -204,6 +204,17 @@ def test_resrep_resets_the_task_for_the_least_row_alone() -> None:
     assert bool((norms[[0, 1, 3]] > 1).all()), "without the reset the task wins over the lasso"
 
 
+def test_resrep_takes_the_scale_of_the_loss_off_its_gradients() -> None:
+    moved = []
+    for scale in (1.0, 8.0):
+        model, graph = one_layer([[1.0, 0.0], [0.0, 1.0]])
+        learner = ResRep().learner(model, graph, task_of(0, HALF))
+        learner.matrix["0"].grad = scale * torch.ones(2, 2)
+        learner.after_step(dataclasses.replace(one_step(model), loss_scale=scale))
+        moved.append(learner.state_dict()["matrix"]["0"])
+    assert torch.equal(*moved)
+
+
 def test_resrep_folds_its_compactors_into_the_same_function() -> None:
     model = network_of("resnet8").double()
     graph = Graph(model, (3, 32, 32))
