@@ -5,6 +5,7 @@ Shapes: O filters, I input channels, G filter groups, T snapshots.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,13 +78,13 @@ class TMIGKP(Pruner):
     )
     deviations = (
         "of three clusterings, kernel PCA and spectral are compared, and the authors' same-size DBSCAN is left out; clusters are "
-        "made equal by an optimal assignment of filters to k-means centres; the spectral graph joins neighbours of either "
-        "filter, weighted by their cosine, instead of mutual neighbours alone; the first kernel of a group is chosen at the "
-        "run's budget, all others follow greedily; layers lose their n-th channels one after the other; stem and shortcut "
+        "made equal by an optimal assignment of filters to k-means centres; the first kernel of a group is chosen at the run's "
+        "budget, all others follow greedily; layers lose their n-th channels one after the other; stem and shortcut "
         "convolutions are left; packing keeps filters in place, so no permutation is needed"
     )
     learns = True
     start = "init"
+    version = 2
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
         ("imagenet", "*"): OptOut(reason="snapshots of a ResNet-50 take a gigabyte"),
     }
@@ -149,18 +150,24 @@ def _kernel_pca(w_OK: Tensor) -> Tensor:
 
 
 def _spectral(w_OK: Tensor) -> Tensor:
-    """Return the spectral embedding of the filters' nearest-neighbour graph, by cosine."""
+    """Return the spectral embedding of the graph of mutual nearest neighbours, by cosine."""
     from sklearn.manifold import SpectralEmbedding  # takes seconds to import
 
     near = min(NEIGHBOURS, len(w_OK) - 1)
     if near < 2:
         return w_OK
-    closeness = np.exp(-cdist(w_OK.numpy(), w_OK.numpy(), "cosine"))
-    nearest = np.argsort(-closeness, axis=1)[:, : near + 1]
-    graph = np.zeros_like(closeness)
-    np.put_along_axis(graph, nearest, np.take_along_axis(closeness, nearest, 1), 1)
     embedding = SpectralEmbedding(min(8, near), affinity="precomputed", random_state=0)
-    return torch.from_numpy(embedding.fit_transform(np.maximum(graph, graph.T)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Graph is not fully connected", UserWarning)  # its parts are embedded apart
+        return torch.from_numpy(embedding.fit_transform(mutual_neighbours(w_OK.numpy(), near)))
+
+
+def mutual_neighbours(w_OK: np.ndarray, near: int) -> np.ndarray:
+    """Return [O, O]: 1 if both filters are among each other's nearest by cosine."""
+    apart = cdist(w_OK, w_OK, "cosine")
+    graph = np.zeros_like(apart)
+    np.put_along_axis(graph, np.argsort(apart, axis=1)[:, : near + 1], 1, 1)
+    return graph * graph.T
 
 
 CLUSTERINGS: Sequence[Callable[[Tensor], Tensor]] = (_kernel_pca, _spectral)

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from learning_cases import continued, one_step, train, trainer_of, two_layers, zero_gradients
@@ -19,7 +20,7 @@ from baselines.group_fisher import Fisher, GroupFisher, fisher_per_mac
 from baselines.hspg import HSPG, ZeroInvariantGroups
 from baselines.one_by_n import OneByN, blocks
 from baselines.resrep import ResRep, inner_layers
-from baselines.tmi_gkp import TMIGKP, _chain, _cost, preferred
+from baselines.tmi_gkp import TMIGKP, _chain, _cost, mutual_neighbours, preferred
 from suite.contract import Budget, ConvPlan, PruningPlan
 from suite.graph import Graph
 from suite.select import meet
@@ -95,6 +96,15 @@ def test_tmi_gkp_prefers_the_clustering_whose_clusters_grew_alike() -> None:
     together, mixed = torch.tensor([0, 1, 0, 1, 2, 2]), torch.tensor([0, 0, 1, 1, 2, 2])
     assert preferred([together, mixed], growth) == 1
     assert preferred([mixed, together], growth) == 0
+
+
+def test_tmi_gkp_joins_mutual_neighbours_alone() -> None:
+    """At 0, 10, 30 and 90 degrees the third filter's nearest is the second, whose nearest is the first."""
+    angles = np.deg2rad([0.0, 10.0, 30.0, 90.0])
+    graph = mutual_neighbours(np.stack([np.cos(angles), np.sin(angles)], axis=1), near=1)
+    expected = np.eye(4)
+    expected[0, 1] = expected[1, 0] = 1
+    assert (graph == expected).all()
 
 
 def test_tmi_gkp_takes_the_kernel_that_is_least_like_those_taken() -> None:
