@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -521,10 +522,67 @@ def test_unreadable_images_are_skipped_named_and_counted_by_option(
     [(images, _)] = small.train("all", batch=13, seed=0, device=CPU).epoch(0)
     assert len(images) == 13
     warnings = [record.getMessage() for record in caplog.records]
-    assert warnings == [f"{path} is not a readable image; 1 skipped so far" for path in bad]
+    assert warnings == [f"{path} is not a readable image; {1 + i} skipped so far" for i, path in enumerate(bad)]
     monkeypatch.setenv("SUITE_BAD_IMAGES", "never")
     with pytest.raises(ValueError, match="SUITE_BAD_IMAGES is 'never'; choose from: fatal, skip"):
         next(small.test(2, CPU))
+
+
+def test_no_held_out_image_stands_for_an_unreadable_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All training images but one are unreadable, and so is the file that follows each in the folder."""
+    monkeypatch.setenv("SUITE_WORKERS", "0")
+    monkeypatch.setenv("SUITE_BAD_IMAGES", "skip")
+    write_images(tmp_path / "small" / "train", {"a": 10, "b": 10})
+    write_images(tmp_path / "small" / "val", {"a": 1, "b": 1})
+    small = imagefolder.image_folder(tmp_path, name="small", size_px=32, resize_px=36)
+    listing = small.parts["train"]
+    trained = small.train_indices("held_out")
+    for index in trained[1:]:
+        listing.path(index).write_bytes(b"")
+    [(_, labels)] = small.train("held_out", batch=len(trained), seed=0, device=CPU).epoch(0)
+    assert labels.tolist() == [listing.labels_N[trained[0]]] * len(trained)
+    assert small.notes == {"skipped_images": len(trained) - 1}
+
+
+def test_samples_are_as_many_as_asked_though_some_are_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUITE_WORKERS", "0")
+    small = small_folder(tmp_path)
+    whole, _ = small.samples(6, split="all", device=CPU)
+    small.parts["train"].path(small.train_indices("all")[2]).write_bytes(b"")
+    monkeypatch.setenv("SUITE_BAD_IMAGES", "skip")
+    images, labels = small.samples(5, split="all", device=CPU)
+    assert torch.equal(images, whole[[0, 1, 3, 4, 5]])
+    assert len(labels) == 5
+
+
+def test_a_decoder_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = small_folder(tmp_path)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    monkeypatch.setenv("SUITE_DECODER", "torchcodec")
+    with pytest.raises(ValueError, match=r"SUITE_DECODER is 'torchcodec', which does not work here \(.*'pil'$"):
+        next(small.test(2, CPU))
+    monkeypatch.setenv("SUITE_DECODER", "ours")
+    with pytest.raises(ValueError, match="SUITE_DECODER is 'ours'; choose from: pil, torchcodec"):
+        next(small.test(2, CPU))
+
+
+def test_decoders_give_equal_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a grey and a CMYK file; a truncated file is named alike."""
+    pytest.importorskip("torchcodec.decoders")
+    monkeypatch.setenv("SUITE_WORKERS", "0")
+    small = small_folder(tmp_path)
+    folder = tmp_path / "small" / "val" / "b"
+    Image.new("L", (50, 40), 90).save(folder / "0.jpeg")
+    Image.new("RGB", (50, 50), (200, 30, 90)).convert("CMYK").save(folder / "1.jpeg", quality=95)
+    expected = torch.cat([images for images, _ in small.test(2, CPU)])
+    monkeypatch.setenv("SUITE_DECODER", "torchcodec")
+    assert torch.equal(torch.cat([images for images, _ in small.test(2, CPU)]), expected)
+    assert small.notes == {"decoder": "torchcodec"}
+    (folder / "2.jpeg").write_bytes((folder / "2.jpeg").read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"^/.*/2\.jpeg is not a readable image \(.*\); fetch it again$"):
+        list(small.test(2, CPU))
 
 
 def test_cmyk_images_are_read_as_rgb(tmp_path: Path) -> None:

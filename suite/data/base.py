@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Self, TypeAlias, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -116,6 +116,11 @@ class Dataset(ABC):
         Of each batch the images `share`, bit for bit as they are in the whole one.
         """
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Facts about reading the images that belong into a row's provenance."""
+        return {}
+
     # ---- what follows from it ----------------------------------------------------------------------------------------
 
     @cached_property
@@ -201,7 +206,11 @@ class Dataset(ABC):
         check_positive("number of samples", n)
         if n > self.train_size(split):
             raise ValueError(f"{n} samples asked of {self.name}, whose split {split!r} has {self.train_size(split)}")
-        parts = list(self.plain("train", self.train_indices(split)[:n], batch=min(n, 256), device=torch.device(device)))
+        order_N, parts, first, count = self.train_indices(split), list[Batch](), 0, 0
+        while count < n and first < len(order_N):  # more than once only if unreadable images are skipped
+            missing_N = order_N[first : first + n - count]
+            parts += self.plain("train", missing_N, batch=min(len(missing_N), 256), device=torch.device(device))
+            first, count = first + len(missing_N), sum(len(labels) for _, labels in parts)
         return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from suite.data.base import Dataset, Part, Size
 
 if TYPE_CHECKING:
-    from suite.data._imagefolder import ImageFolder, Listing
+    from suite.data._files import Listing
+    from suite.data._imagefolder import ImageFolder
 
 
 log = logging.getLogger(__name__)

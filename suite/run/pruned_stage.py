@@ -94,8 +94,9 @@ def do_pruned(work: Workspace[Pruned]) -> None:
         )
     columns = _measure(work, packed, graph, selection)
     row = work.row("done", seconds=seconds, **columns)
-    if facts := stage.settings.facts(state):
-        row = dataclasses.replace(row, provenance={**row.provenance, "learned": facts})
+    facts = stage.settings.facts(state)
+    learned = {"learned": facts} if facts else {}
+    row = dataclasses.replace(row, provenance={**row.provenance, **learned, **data.notes})
     work.finish(("packed.safetensors",), row=row)
 
 
