@@ -24,7 +24,7 @@ from tiny_grid import call, members, results, stages, start, wait_for
 
 from suite import grids, methods, records
 from suite.launch import local, options, slurm, work
-from suite.launch.__main__ import main
+from suite.launch.__main__ import _context, main, parser
 from suite.progress import read
 from suite.report import __main__ as report
 from suite.run import Context, execute, failure, is_done
@@ -405,6 +405,35 @@ def launch(folder: Path, *more: object, grid: Path = tiny_grid.FILE) -> int:
     """The launcher in this process, one stage after the other."""
     options = ("--device", "cpu", "--threads", 1, "--cluster", "debug")
     return call(main, "--grid", grid, "--results", folder, *options, *more)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), (4, 1)),
+        (("--jobs", "2"), (2, 2)),
+        (("--jobs", "1"), (1, 0)),
+        (("--threads", "3"), (1, 3)),
+        (("--cluster", "slurm"), (1, 0)),
+    ],
+)
+def test_a_cpu_gets_one_stage_per_core_by_default(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], expected: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("suite.cli.cores", lambda: 4)
+    arguments = parser().parse_args(["--grid", "quickstart", "--device", "cpu", *options])
+    context = _context(arguments)
+    assert (arguments.jobs, context.threads) == expected
+
+
+def test_little_memory_means_fewer_stages_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suite.cli.cores", lambda: 64)
+    arguments = parser().parse_args(["--grid", "quickstart", "--device", "cpu"])
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**50))
+    assert (_context(arguments).threads, arguments.jobs) == (8, 8)
+    arguments.jobs = None
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=5 * 2**30))
+    assert (_context(arguments).threads, arguments.jobs) == (32, 2)
 
 
 def test_a_dry_run_lists_everything_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

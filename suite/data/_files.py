@@ -114,12 +114,11 @@ def _pil(path: Path) -> Image.Image:
 
 def _torchcodec(path: Path) -> Image.Image:
     """Decode a JPEG file of three components by torchcodec, any other file by Pillow."""
-    from torchcodec.decoders import decode_jpeg
-
     with Image.open(path) as file:  # reads the header only
         if file.format != "JPEG" or file.mode != "RGB":
             return _eight_bits(file).convert("RGB")
-    return Image.fromarray(decode_jpeg(path, mode="RGB").permute(1, 2, 0).numpy())
+    decoders = importlib.import_module("torchcodec.decoders")
+    return Image.fromarray(decoders.decode_jpeg(path, mode="RGB").permute(1, 2, 0).numpy())
 
 
 DECODERS: dict[str, Callable[[Path], Image.Image]] = {"pil": _pil, "torchcodec": _torchcodec}
