@@ -21,7 +21,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -92,7 +92,7 @@ class ImageFolder(Dataset):
     def plain(self, part: Part, order_N: Indices, *, batch: int, device: torch.device) -> Iterator[Batch]:
         """Return these images in this order, as evaluated, with the last partial batch."""
         crop = partial(central, size=self.size_px, resize=self.resize_px)
-        chunks = [range(first, min(first + batch, len(order_N))) for first in range(0, len(order_N), batch)]
+        chunks = [[*range(first, min(first + batch, len(order_N)))] for first in range(0, len(order_N), batch)]
         return self._batches(self._files(part, order_N, crop), chunks, device, replace=False)
 
     def augmented(
@@ -111,7 +111,8 @@ class ImageFolder(Dataset):
         The last partial batch is included."""
         crop = partial(augmented, size=self.size_px, seed=seed, epoch=epoch)
         chunks = [
-            range(first, min(first + batch, len(order_N)))[share] for first in range(start * batch, len(order_N), batch)
+            [*range(first, min(first + batch, len(order_N)))[share]]
+            for first in range(start * batch, len(order_N), batch)
         ]
         return self._batches(self._files("train", order_N, crop), chunks, device, replace=True)
 
@@ -119,7 +120,7 @@ class ImageFolder(Dataset):
         return Files(self.parts[part], order_N, crop, DECODERS[decoder()], skip=skips_bad_images())
 
     def _batches(
-        self, files: Files, chunks: Sequence[Sequence[int]], device: torch.device, *, replace: bool
+        self, files: Files, chunks: list[list[int]], device: torch.device, *, replace: bool
     ) -> Iterator[Batch]:
         """Return the images at these positions, batch by batch.
 
