@@ -68,6 +68,7 @@ def test_an_edited_method_is_repeated_with_all_that_follows(
     before = (done.results / "rows" / f"{found.todo[0].key}.json").read_text()
     assert tiny_grid.call(launch.main, *arguments) == 0
     after = (done.results / "rows" / f"{found.todo[0].key}.json").read_text()
+    assert (done.results / "rows" / f"{found.todo[0].key}.json.replaced").read_text() == before
     plans = [json.loads(text)["plan_sha256"] for text in (before, after)]
     assert plans[0] != plans[1], "the opposite score keeps other filters"
     assert not todo(done).todo

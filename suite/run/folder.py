@@ -6,6 +6,7 @@ if a stage is done.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -160,14 +161,15 @@ def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
 
 
 def forget(stage: Stage, context: Context) -> None:
-    """Delete the stage's row, mark of completion and checkpoints, so that it runs again."""
+    """Set the stage's row and mark of completion aside as NAME.replaced, and delete its checkpoints.
+
+    The stage then runs again. Until it ends, the row of the earlier result can be read and put back.
+    """
     folder = context.folder(stage)
-    for path in (
-        records.rows_folder(context.results) / f"{stage.key}.json",
-        folder / "done.json",
-        *folder.glob("train*.pt"),
-        *folder.glob("plan*.safetensors"),
-    ):
+    for path in (records.rows_folder(context.results) / f"{stage.key}.json", folder / "done.json"):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, path.with_name(f"{path.name}.replaced"))
+    for path in (*folder.glob("train*.pt"), *folder.glob("plan*.safetensors")):
         path.unlink(missing_ok=True)
 
 
