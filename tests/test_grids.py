@@ -14,7 +14,7 @@ from suite.schedule import Schedule
 from suite.stages import Base, Learned, Pruned, Timed, describe
 
 SEEDS = {
-    "quickstart": 2,
+    "quickstart": 3,
     "cifar10_short": 3,
     "cifar10_oneshot": 3,
     "controls": 5,

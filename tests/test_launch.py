@@ -584,7 +584,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
     assert launch(folder, "--only", "l1_filter") == 1
     shown = capsys.readouterr()
     assert shown.out.count("RuntimeError: [/tmp/x] [red] {0} second line") >= 2
-    assert "res[/bold]ults [red] \u00fc/tiny_grid/table.md" in shown.out
+    assert "res[/bold]ults [red] \u00fc/tiny_grid/index.html" in shown.out
     assert "2 failed, 0 not reached; run the same command again to do just these" in shown.out
     assert "Traceback" not in shown.out + shown.err
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import suite
 
 NOTEBOOK = Path(suite.__file__).parent / "examples" / "prune_your_own.ipynb"
@@ -18,6 +20,7 @@ def cells(kind: str) -> list[str]:
     return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == kind]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_the_first_cell_to_the_last(tmp_path: Path) -> None:
     script = tmp_path / "notebook.py"
     script.write_text("\n\n".join(cells("code")))

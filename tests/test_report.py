@@ -492,14 +492,15 @@ def test_the_same_rows_give_the_same_bytes(report: Reporter) -> None:
     assert {path: path.read_bytes() for path in report(runs, [], draw=True).paths} == first
 
 
-def test_show_prints_the_cells_and_every_path(report: Reporter) -> None:
+def test_show_prints_the_cells_and_the_page_to_open(report: Reporter) -> None:
     run = run_of()
     made = report([run], [pruned_row(run, 80), timed_row(run, (1.2, 1.1, 1.3))])
     out = io.StringIO()
     show(made, Console(file=out, width=80))
     assert "80.00 (1)" in out.getvalue()
     assert "1.20 x" in out.getvalue()
-    assert all(str(path) in out.getvalue() for path in made.paths)
+    assert out.getvalue().splitlines()[-1].startswith(f"open {made.paths[0]} (")
+    assert made.paths[0].name == "index.html"
 
 
 def test_bad_arguments_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -179,7 +179,12 @@ def test_the_time_left_comes_from_stages_alike(context: Context) -> None:
     assert time_left_s([done, running, waiting]) == pytest.approx(10 + 40)
     assert time_left_s([running, running]) == pytest.approx((10 + 10) / 2), "from what it has done itself"
     other = State(stage=BASE, name="to do")
-    assert time_left_s([done, running, other]) is None, "no base network was trained yet"
+    epoch_s = (40 + 30) / (1.75 * (1 + PRUNED[0].finetune.epochs))
+    expected = 10 + epoch_s * (1 + BASE.schedule.epochs)
+    assert time_left_s([done, running, other]) == pytest.approx(expected), "from the epochs of other stages"
+    assert time_left_s([other, dataclasses.replace(running, about={})]) is None, "nothing was reported yet"
+    assert time_left_s([done, other]) is None
+    assert time_left_s([done, other], at_least=1) is not None
 
 
 def test_the_log_of_a_lost_job_is_what_it_wrote_to_stderr(context: Context) -> None:

@@ -6,11 +6,11 @@ from suite.grids import Grid, cross, dense_control
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timing
 
-SEEDS = (0, 1)
-BUDGETS = (0.3, 0.5, 0.7)
-BASE = Schedule(epochs=5, lr=0.1, weight_decay=5e-4, batch=64)
+SEEDS = (0, 1, 2)
+BUDGETS = (0.5, 0.9)
+BASE = Schedule(epochs=6, lr=0.1, weight_decay=5e-4, batch=64)
 LEARN = Schedule(epochs=3, lr=0.05, weight_decay=5e-4, batch=64)
-FINETUNE = Schedule(epochs=1, lr=0.05, weight_decay=5e-4, batch=64)
+FINETUNE = Schedule(epochs=4, lr=0.05, weight_decay=5e-4, batch=64)
 
 
 def runs() -> list[Pruned]:
@@ -20,15 +20,15 @@ def runs() -> list[Pruned]:
     ]
     return dense_control(bases=bases, finetune=FINETUNE, learning=LEARN) + [
         run
-        for method in ("dsp", "l1_filter", "fpgm", "random_filter", "slimming")
+        for method in ("dsp", "l1_filter", "fpgm_once", "random_filter", "slimming")
         for run in cross(bases=bases, method=method, budgets=BUDGETS, finetune=FINETUNE, learning=LEARN)
     ]
 
 
 GRID = Grid(
     title="Quickstart",
-    about="A small ResNet and a small VGG on scikit-learn's digits. Schedules are ours and short: the table shows that all "
-    "works, not which method is best.",
+    about="A small ResNet and a small VGG on scikit-learn's digits. Schedules are ours and short. Half of the MACs can go "
+    "almost without loss, nine tenths cannot; methods that lie within each other's spread over three seeds have no order.",
     runs=runs,
     timings=(Timing(batch=32, protocol="quick"),),
     family="dsp",

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from suite.launch import picture
 from suite.launch.picture import STYLES
-from suite.launch.status import state_of
+from suite.launch.status import state_of, time_left_s
 from suite.launch.view import View
 from suite.run import Outcome
 from suite.stages import Stage
@@ -42,6 +42,7 @@ class Display:
         self.console = console
         self.outcomes: Counter[Outcome] = Counter()
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._left_at = 0.0
         self._due_at = 0.0 if self.live else time.monotonic() + LINE_S
 
     def __enter__(self) -> Self:
@@ -61,12 +62,25 @@ class Display:
         state = state_of(stage, self.view.context)
         spent = f"  {state.seconds:.1f} s" if state and state.seconds is not None else ""
         number = f"[{self.outcomes.total()}/{self.count}]"
+        left_s = None if self.live else self._left_s()
+        left = f"; about {picture.minutes(left_s)} left" if left_s else ""
         line = Text.assemble(
-            f"{number:>9} ", (f"{outcome:11}", STYLES[outcome]), f" {stage.kind:8} {stage.label}{spent}"
+            f"{number:>9} ", (f"{outcome:11}", STYLES[outcome]), f" {stage.kind:8} {stage.label}{spent}{left}"
         )
         if state and outcome in ("failed", "diverged"):
             line.append(f"\n          {picture.printable(str(state.about.get('reason', '')))}", "red")
         (self.live.console if self.live else self.console).print(line, soft_wrap=True)
+
+    def _left_s(self) -> float | None:
+        """Return the estimated seconds of the remaining stages.
+
+        None if the time is unknown, or was given less than `LINE_S` ago.
+        """
+        if time.monotonic() < self._left_at:
+            return None
+        self._left_at = time.monotonic() + LINE_S
+        self.view.look()
+        return time_left_s(self.view.states, at_least=1)
 
     def note(self, line: str) -> None:
         """Print a line that stays."""

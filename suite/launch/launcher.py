@@ -106,8 +106,7 @@ class Launcher:
             if why := todo.left_alone.get(stage.key):
                 reason = picture.printable(why)
                 self.console.print(Text.assemble(("left alone", "red"), f": {stage.label}: {reason}"))
-        for path in built.paths:
-            self._print(f"wrote {picture.relative(path)}")
+        report.show(built, self.console)
         if todo.waiting:
             self._print(f"{todo.waiting} networks are not done yet, so their latency was not measured")
         if bad or undone:

@@ -26,7 +26,7 @@ from suite.launch import record
 from suite.launch.record import Launch
 from suite.run import Context, failure
 from suite.run.folder import DamagedError, output
-from suite.stages import Base, Pruned, Stage, Timed
+from suite.stages import Base, Learned, Pruned, Stage, Timed
 
 Name = Literal["done", "running", "queued", "failed", "interrupted", "lost", "to do"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -192,19 +192,20 @@ def stage_left_s(state: State) -> float | None:
     return float(seconds) * (1 - share) / share if share and seconds is not None else None
 
 
-def time_left_s(states: Sequence[State]) -> float | None:
+def time_left_s(states: Sequence[State], at_least: int = 0) -> float | None:
     """Estimate the seconds that the grid still takes.
 
-    As many stages run at a time as now.
-    Each stage takes the mean time of the finished stages of its kind and model. None if nothing runs, or if no stage of some
-    remaining kind has finished.
+    As many stages run at a time as now, and `at_least` so many.
+    Each stage takes the mean time of the finished stages of its kind and model; if there is none, that of its epochs in finished
+    and running stages. None if nothing runs, or if no stage has finished or reported.
     """
-    running = sum(state.name == "running" for state in states)
+    running = max(at_least, sum(state.name == "running" for state in states))
     seconds_by_kind: dict[tuple[str, ...], list[float]] = {}
     for state in states:
         if state.seconds is not None:
             seconds_by_kind.setdefault(_alike(state.stage), []).append(state.seconds)
     means = {kind: statistics.mean(seconds) for kind, seconds in seconds_by_kind.items()}
+    epoch_s = _epoch_s(states)
     total = 0.0
     for state in states:
         if state.name in ("done", "failed"):
@@ -212,10 +213,33 @@ def time_left_s(states: Sequence[State]) -> float | None:
         stage, share = state.stage, state.about.get("share") or 0.0
         whole = TIMED_S[stage.timing.protocol] if isinstance(stage, Timed) else means.get(_alike(stage))
         left = stage_left_s(state) if whole is None else whole * (1 - share)
+        if left is None and epoch_s is not None:
+            left = epoch_s * _epochs(stage)
         if left is None:
             return None
         total += left
     return total / running if running else None
+
+
+def _epoch_s(states: Iterable[State]) -> float | None:
+    """Return the seconds of a plain epoch in finished and running stages; None without one."""
+    seconds = epochs = 0.0
+    for state in states:
+        spent = state.seconds if state.seconds is not None else state.about.get("seconds")
+        share = 1.0 if state.seconds is not None else state.about.get("share") or 0.0
+        if spent is not None and share and not isinstance(state.stage, Timed):
+            seconds += float(spent)
+            epochs += share * _epochs(state.stage)
+    return seconds / epochs if epochs else None
+
+
+def _epochs(stage: Stage) -> float:
+    """Return the epochs of a stage in plain-step equivalents, and one for everything else."""
+    if isinstance(stage, Timed):
+        return 1.0
+    schedule = stage.finetune if isinstance(stage, Pruned) else stage.schedule
+    cost = stage.settings.step_cost if isinstance(stage, Learned) else 1.0
+    return 1.0 + (schedule.epochs * cost if schedule else 0.0)
 
 
 def _alike(stage: Stage) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def _remarks(grid_name: str, loaded: frames.Frames, results: Path, smoke: bool) 
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the table in short, what is missing, and what was written."""
+    """Print the table in short, counts and remarks, and the page to open."""
     done = report.lines[report.lines["n"] > 0]
     for (data, model), part in done.groupby(["data", "model"], sort=False):
         base = words.mean_sd(part["base_top1_mean_pct"].mean(), float("nan"))
@@ -124,8 +125,13 @@ def show(report: Report, console: Console) -> None:
     console.print(words.counts(report.lines), **plain)
     for remark in report.remarks:
         console.print(remark, **plain, style="yellow")
-    for path in report.paths:
-        console.print(str(path), **plain)
+    page, *files = report.paths
+    console.print(f"open {shortest(page)} ({len(files)} tables and figures are beside it)", **plain)
+
+
+def shortest(path: Path) -> str:
+    """Return the path from the working folder, if it is below."""
+    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
 
 
 def _short_table(lines: pd.DataFrame, title: str) -> Table:
