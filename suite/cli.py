@@ -61,7 +61,9 @@ def add_choice_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a file in suite/grids/ such as quickstart, or the path of one of your own",
     )
-    parser.add_argument("--only", default="", metavar="TEXT", help="just the runs whose label contains TEXT")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="just the runs whose label contains TEXT, or the runs of a key"
+    )
     parser.add_argument(
         "--smoke",
         action="store_true",

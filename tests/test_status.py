@@ -35,7 +35,7 @@ from suite.launch.view import PASSING, View
 from suite.progress import Watch, began
 from suite.run import Context, execute, fail, given_up
 from suite.run.workspace import Workspace
-from suite.stages import Stage
+from suite.stages import Base, Pruned, Stage
 
 BASE = next(stage for stage in stages() if stage.kind == "base")
 PRUNED = [stage for stage in stages() if stage.kind == "pruned"]
@@ -179,7 +179,10 @@ def test_the_time_left_comes_from_stages_alike(context: Context) -> None:
     assert time_left_s([done, running, waiting]) == pytest.approx(10 + 40)
     assert time_left_s([running, running]) == pytest.approx((10 + 10) / 2), "from what it has done itself"
     other = State(stage=BASE, name="to do")
+    assert isinstance(PRUNED[0], Pruned)
     epoch_s = (40 + 30) / (1.75 * (1 + PRUNED[0].finetune.epochs))
+    assert isinstance(BASE, Base)
+    assert BASE.schedule is not None
     expected = 10 + epoch_s * (1 + BASE.schedule.epochs)
     assert time_left_s([done, running, other]) == pytest.approx(expected), "from the epochs of other stages"
     assert time_left_s([other, dataclasses.replace(running, about={})]) is None, "nothing was reported yet"

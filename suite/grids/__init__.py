@@ -84,7 +84,9 @@ def folder_name(name: str) -> str:
 
 
 def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
-    """Return the grid's runs whose label contains `only`, small ones with `smoke`.
+    """Return the grid's runs whose label contains `only`; small ones with `smoke`.
+
+    `only` may be the key of a run or of a stage that it needs, or the beginning of a key.
 
     Raises ValueError when none is left, or with what is wrong with the grid.
     """
@@ -104,10 +106,16 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
             f"grid {grid.title!r} has no dense control on {', '.join(bare)}, so its drops include the effect of longer training: "
             "add suite.grids.dense_control"
         )
-    chosen = [run for run in runs if only.lower() in run.label.lower()]
+    chosen = [run for run in runs if only.lower() in run.label.lower() or _has_key(run, only)]
     if not chosen:
         raise ValueError(f"--only {only!r} fits none of the {len(runs)} runs; the first is called {runs[0].label!r}")
     return chosen
+
+
+def _has_key(run: Pruned, start: str) -> bool:
+    """Return True if a key of the run or of its needs begins with `start`."""
+    looks_like_key = start.partition("-")[0] in ("base", "learned", "pruned") and "-" in start
+    return looks_like_key and any(stage.key.startswith(start) for stage in in_order([run]))
 
 
 def check_classes(runs: Iterable[Pruned]) -> None:

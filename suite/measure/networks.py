@@ -7,6 +7,7 @@ confines the process that runs the network.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,9 @@ def _packed(path: Path) -> Network:
 def _torchscript(path: Path, *, trust: bool) -> Network:
     if not trust:
         archive.check_script(path)
-    module = torch.jit.load(str(path), map_location="cpu").eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, and its files are still read
+        module = torch.jit.load(str(path), map_location="cpu").eval()
     params = _numbers(module.parameters()) or _frozen_numbers(module)
     return Network(name=str(path), kind="torchscript", module=module, params=params)
 

@@ -98,11 +98,11 @@ def write(name: str, results: Path, *, smoke: bool = False) -> tuple[list[Path],
         write_text(new / "about.md", _about(name, entry, missing, new))
         shutil.rmtree(folder, ignore_errors=True)
         new.replace(folder)
-    return sorted(folder.iterdir()), [*(f"missing in {line}" for line in missing), *remarks]
+    return sorted(folder.iterdir()), [*missing, *remarks]
 
 
 def missing_of(grid_name: str, results: Path, *, smoke: bool = False) -> str:
-    """Return text such as "paper_table1: 255 of 255 runs"; "" if nothing is missing."""
+    """Return text such as "paper_table1: 3 of 255 runs not done"; "" if all are done."""
     try:
         loaded = frames.load(grids.load(grid_name), results, smoke)
     except ValueError as error:
@@ -111,17 +111,21 @@ def missing_of(grid_name: str, results: Path, *, smoke: bool = False) -> str:
     for what, frame in (("runs", loaded.runs), ("timings", loaded.timings)):
         without = int((frame["status"] != "done").sum())
         if without:
-            parts.append(f"{without} of {len(frame)} {what}")
+            parts.append(
+                f"{without} of {len(frame)} {what} not done"
+                if without < len(frame)
+                else f"no {what[:-1]} of {without} done"
+            )
     return f"{grid_name}: {', '.join(parts)}" if parts else ""
 
 
 def show_list(results: Path, console: Console, *, smoke: bool = False) -> None:
-    """Print each counterpart with its content, grids and missing runs."""
-    table = Table("name", "shows", "grid: what is missing so far", box=box.SIMPLE, pad_edge=False)
+    """Print each counterpart with its content, grids and their state."""
+    table = Table("name", "shows", "grid: state", box=box.SIMPLE, pad_edge=False)
     missing_by_grid: dict[str, str] = {}
     for name, entry in entries().items():
         for grid in entry.grids:
-            missing_by_grid.setdefault(grid, missing_of(grid, results, smoke=smoke) or f"{grid}: nothing")
+            missing_by_grid.setdefault(grid, missing_of(grid, results, smoke=smoke) or f"{grid}: all done")
         table.add_row(
             *(Text(text) for text in (name, entry.shows, "\n".join(missing_by_grid[grid] for grid in entry.grids)))
         )
@@ -134,7 +138,7 @@ def _about(name: str, entry: Entry, missing: Sequence[str], folder: Path) -> str
         f"# {name}",
         f"{entry.shows}. Made from the rows of {' and '.join(f'`{grid}`' for grid in entry.grids)} by "
         f"`python -m suite.report --paper {name}`.",
-        "Missing so far: " + (words.markdown("; ".join(missing)) + "." if missing else "nothing."),
+        (words.markdown("; ".join(missing)) if missing else "All runs are done") + ".",
         *(f"![{words.markdown(file)}]({file})" for file in files if file.endswith(".png")),
         "\n".join(f"- [{words.markdown(file)}]({file})" for file in files if not file.endswith(".png")),
     ]
@@ -145,12 +149,14 @@ def _about(name: str, entry: Entry, missing: Sequence[str], folder: Path) -> str
 
 
 def _chosen(entry: Entry, results: Path, smoke: bool, folder: Path) -> list[str]:
-    """Copy the files of fresh reports of the grids.
+    """Copy the files of fresh reports of the grids that have rows.
 
     If there are several grids, file names begin with the grid's name.
     """
     remarks: list[str] = []
     for grid in entry.grids:
+        if not frames.load(grids.load(grid), results, smoke).rows:
+            continue
         report = build(grid, results, smoke)
         prefix = f"{grids.folder_name(grid)}_" if len(entry.grids) > 1 else ""
         for path in report.paths:
