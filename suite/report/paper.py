@@ -102,7 +102,7 @@ def write(name: str, results: Path, *, smoke: bool = False) -> tuple[list[Path],
 
 
 def missing_of(grid_name: str, results: Path, *, smoke: bool = False) -> str:
-    """Return text such as "paper_table1: 3 of 255 runs not done"; "" if all are done."""
+    """Return the number of runs and timings that are not done; "" if all are."""
     try:
         loaded = frames.load(grids.load(grid_name), results, smoke)
     except ValueError as error:
