@@ -376,7 +376,38 @@ def test_the_command_measures_accuracy_beside_a_named_network(
     captured = capsys.readouterr()
     assert status == 0, captured.err
     assert "of the test images" in captured.out
+    assert "from the data set digits" in " ".join(captured.out.split())
     assert "Executions: torchscript beside dense groups" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("options", "mean", "std", "source"),
+    [
+        ((), None, None, "the data set digits"),
+        (("--normalize", "imagenet"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "--normalize imagenet"),
+        (("--normalize", "half"), (0.5,) * 3, (0.5,) * 3, "--normalize half"),
+        (("--mean", 0.1, 0.2, 0.3, "--std", 0.4), (0.1, 0.2, 0.3), (0.4,) * 3, "--mean --std"),
+    ],
+)
+def test_images_are_normalised_as_the_network_was_trained(
+    options: tuple[object, ...],
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    source: str,
+    packed_file: Path,
+) -> None:
+    arguments = command.parser().parse_args([str(packed_file), "--dataset", "digits", *map(str, options)])
+    network = networks.load(str(packed_file))
+    header = dict(network.header or {})
+    header.pop("mean", None)
+    dataset, origin = command._dataset(arguments, dataclasses.replace(network, header=header))
+    assert dataset is not None
+    assert origin == source
+    assert (dataset.mean, dataset.std) == (mean or dataset.mean, std or dataset.std)
+    header |= {"mean": [0.5, 0.5, 0.5], "std": [1.0, 1.0, 1.0]}
+    dataset, origin = command._dataset(arguments, dataclasses.replace(network, header=header))
+    assert dataset is not None
+    assert (dataset.mean, origin) == (mean or (0.5,) * 3, source if options else "the network's file")
 
 
 @pytest.mark.parametrize(
@@ -401,6 +432,9 @@ def test_the_command_measures_accuracy_beside_a_named_network(
             ("--dense", "resnet8", "--batch", 2, "--also", "tensorrt"),
             "TensorRT runs on NVIDIA GPUs only: add --device cuda, or drop tensorrt",
         ),
+        ("script", "scripted", ("--mean", 0.5), "--mean and --std belong together"),
+        ("script", "scripted", ("--normalize", "half"), "a normalisation is of the images of --dataset NAME"),
+        ("script", "scripted", ("--dataset", "digits", "--mean", 0, 0, "--std", 1), "take 1 or 3 numbers"),
         ("script", "scripted", ("--threads", -1), "--threads -1: it takes 0 (all cores) or more"),
     ],
 )

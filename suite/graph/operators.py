@@ -91,19 +91,20 @@ class Shift(Operator):
         return self.every()
 
 
-class Whole(Operator):
-    """An operator that mixes channels: layer norm, softmax.
-
-    All channels are read, and the result is never zero.
-    """
-
-    kind: ClassVar[Kind] = "whole"
+class _Untied(Operator):
+    """An operator whose channels have no filter and are never zero."""
 
     def ids(self, ids: list[np.ndarray], tie: Tie) -> np.ndarray:
         return np.full(self.width, -1)
 
     def nonzero(self, operands: list[Tensor]) -> Tensor:
         return self.every()
+
+
+class Whole(_Untied):
+    """An operator that mixes channels: layer norm, softmax. All channels are read."""
+
+    kind: ClassVar[Kind] = "whole"
 
     def read(self, result: Tensor, operands: list[Tensor]) -> list[Tensor]:
         return [torch.ones_like(operand) for operand in operands]
@@ -146,7 +147,7 @@ class Conv(Operator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(Operator):
+class Linear(_Untied):
     """A linear layer, or a convolution that is never scored.
 
     Such a convolution makes logits or a gate. Outputs without a reader are dropped.
@@ -155,12 +156,6 @@ class Linear(Operator):
 
     kind: ClassVar[Kind] = "linear"
     macs_per_weight: int = 1
-
-    def ids(self, ids: list[np.ndarray], tie: Tie) -> np.ndarray:
-        return np.full(self.width, -1)
-
-    def nonzero(self, operands: list[Tensor]) -> Tensor:
-        return self.every()
 
     def read(self, result: Tensor, operands: list[Tensor]) -> list[Tensor]:
         return [torch.full_like(operands[0], bool(result.any()))]

@@ -24,8 +24,17 @@ from suite.measure.protocol import DTYPES
 from suite.progress import Watch
 from suite.train import top1_pct
 from suite.trainer import Diverged
+from suite.weights import IMAGENET_MEAN, IMAGENET_STD
 
 EVAL_BATCH = 250
+
+
+NORMALIZATIONS = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "half": ((0.5,), (0.5,)),
+    "none": ((0.0,), (1.0,)),
+}
+"""Name -> mean and standard deviation of pixels in [0, 1]; one number stands for every channel."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,61 +47,52 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_plugins_option(result)
     result.add_argument("file", metavar="FILE", help="the network")
-    result.add_argument(
-        "--data", type=Path, metavar="DIR", help="data folder (default: SUITE_DATA, else the user's cache)"
-    )
-    result.add_argument(
-        "--dataset", metavar="NAME", help="measure top-1 on its test images: cifar10, imagenet, digits, ..."
-    )
-    result.add_argument(
-        "--shape",
-        type=int,
-        nargs=3,
-        metavar=("C", "H", "W"),
-        help="shape of an image, if neither the file nor --dataset has it",
-    )
-    result.add_argument(
-        "--dense",
-        metavar="MODEL",
-        help="the dense network to time beside: a model of the suite such as resnet50, or a file",
-    )
-    result.add_argument(
-        "--batch", type=int, nargs="*", default=[32], metavar="N", help="batches to time; none: no timing"
-    )
-    result.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where latency is measured (default: cpu)"
-    )
-    result.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
-    result.add_argument("--layout", choices=("contiguous", "channels_last"), default="contiguous")
-    result.add_argument("--protocol", choices=("quick", "full"), default="full", help="full: three processes (default)")
-    result.add_argument(
-        "--also",
-        nargs="*",
-        choices=executions.COMPILERS,
-        help="runtimes to try for both networks beside torch (default: with --protocol full all that are installed)",
-    )
-    result.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all cores)")
-    result.add_argument(
-        "--layers", action="store_true", help="the least time of each layer on this machine (packed networks)"
-    )
     result.add_argument("--json", action="store_true", help="print JSON")
-    result.add_argument(
-        "--trust",
-        action="store_true",
-        help="run a network without confinement, and load its pickled objects: for authors that you trust",
-    )
-    result.add_argument(
-        "--timeout",
-        type=float,
-        default=120.0,
-        metavar="S",
-        help="seconds until a network of other people must have ended its first pass (default: 120)",
-    )
-    result.add_argument(
-        "--max-minutes", type=float, default=60.0, metavar="M", help="minutes of its whole measurement (default: 60)"
-    )
-    result.add_argument("--report-to", type=int, metavar="FD", help=argparse.SUPPRESS)  # in the confined process
+    _add_image_options(result)
+    _add_latency_options(result)
+    _add_process_options(result)
     return result
+
+
+def _add_image_options(result: argparse.ArgumentParser) -> None:
+    """Add --data, --dataset, --shape and the options of normalisation."""
+    cli.add_data_option(result)
+    add = result.add_argument
+    add("--dataset", metavar="NAME", help="measure top-1 on its test images: cifar10, imagenet, digits, ...")
+    shape_help = "shape of an image, if neither the file nor --dataset has it"
+    add("--shape", type=int, nargs=3, metavar=("C", "H", "W"), help=shape_help)
+    names = f"the constants of other people's training: {', '.join(NORMALIZATIONS)} (default: the file's, else the data set's)"
+    add("--normalize", choices=tuple(NORMALIZATIONS), help=names)
+    add("--mean", type=float, nargs="+", metavar="M", help="mean of each channel, of pixels in [0, 1]; with --std")
+    add("--std", type=float, nargs="+", metavar="S", help="standard deviation of each channel; with --mean")
+
+
+def _add_latency_options(result: argparse.ArgumentParser) -> None:
+    """Add the conditions of the measurement."""
+    add = result.add_argument
+    dense = "the dense network to time beside: a model of the suite such as resnet50, or a file"
+    add("--dense", metavar="MODEL", help=dense)
+    add("--batch", type=int, nargs="*", default=[32], metavar="N", help="batches to time; none: no timing")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where latency is measured (default: cpu)")
+    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
+    add("--layout", choices=("contiguous", "channels_last"), default="contiguous")
+    add("--protocol", choices=("quick", "full"), default="full", help="full: three processes (default)")
+    also = "runtimes to try for both networks beside torch (default: with --protocol full all that are installed)"
+    add("--also", nargs="*", choices=executions.COMPILERS, help=also)
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all cores)")
+    add("--layers", action="store_true", help="the least time of each layer on this machine (packed networks)")
+
+
+def _add_process_options(result: argparse.ArgumentParser) -> None:
+    """Add --trust and the limits of the confined process."""
+    add = result.add_argument
+    trust = "run a network without confinement, and load its pickled objects: for authors that you trust"
+    add("--trust", action="store_true", help=trust)
+    first = "seconds until a network of other people must have ended its first pass (default: 120)"
+    add("--timeout", type=float, default=120.0, metavar="S", help=first)
+    whole = "minutes of its whole measurement (default: 60)"
+    add("--max-minutes", type=float, default=60.0, metavar="M", help=whole)
+    add("--report-to", type=int, metavar="FD", help=argparse.SUPPRESS)  # in the confined process
 
 
 def main() -> int:
@@ -138,11 +138,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     Raises ValueError if the network cannot be measured.
     """
     network = networks.load(arguments.file, trust=arguments.trust)
-    dataset = None
-    if arguments.dataset is not None:
-        dataset = data.load(arguments.dataset, arguments.data)
-        if network.header and "mean" in network.header:
-            dataset = dataset.with_normalization(tuple(network.header["mean"]), tuple(network.header["std"]))
+    dataset, source = _dataset(arguments, network)
     shape = _shape(arguments, network, dataset)
     classes = networks.check_fits(network, shape)
     if dataset is not None and dataset.classes != classes:
@@ -156,11 +152,40 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         padded = networks.PaddedModule(network.module, network.batch) if network.batch else network.module
         with torch.inference_mode():
             values["top1_pct"] = top1_pct(padded, dataset.test(network.batch or EVAL_BATCH, "cpu"))
+        values["normalization"] = {"mean": list(dataset.mean), "std": list(dataset.std), "source": source}
     if dense is not None:
         values["latency"] = [_latency(arguments, network, dense, shape, batch) for batch in arguments.batch]
     if arguments.layers:
         values["layers"] = _layers(arguments, network)
     return {**values, "provenance": records.provenance(arguments.device)}
+
+
+def _dataset(arguments: argparse.Namespace, network: Network) -> tuple[data.Dataset | None, str]:
+    """Return the data set with its normalisation, and the source of the latter.
+
+    Raises ValueError if --mean and --std do not fit.
+    """
+    mean, std = arguments.mean, arguments.std
+    if (mean is None) != (std is None) or (mean is not None and arguments.normalize):
+        raise ValueError("--mean and --std belong together, and replace --normalize")
+    if arguments.dataset is None:
+        if mean is not None or arguments.normalize:
+            raise ValueError("a normalisation is of the images of --dataset NAME: give one")
+        return None, ""
+    dataset, header = data.load(arguments.dataset, arguments.data), network.header or {}
+    if mean is not None:
+        source = "--mean --std"
+    elif arguments.normalize:
+        (mean, std), source = NORMALIZATIONS[arguments.normalize], f"--normalize {arguments.normalize}"
+    elif "mean" in header:
+        mean, std, source = header["mean"], header["std"], "the network's file"
+    else:
+        return dataset, f"the data set {arguments.dataset}"
+    channels = dataset.input_shape[0]
+    if {len(mean), len(std)} - {1, channels} or min(std) <= 0:
+        raise ValueError(f"--mean and --std take 1 or {channels} numbers, and --std positive ones")
+    mean, std = ([*values] * (channels if len(values) == 1 else 1) for values in (mean, std))
+    return dataset.with_normalization(tuple(mean), tuple(std)), source
 
 
 class _Shown(Watch):
@@ -277,6 +302,9 @@ def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
     facts.append(("parameters", f"{values['params']:,}{cut('params_cut_pct')}"))
     if "top1_pct" in values:
         facts.append(("top-1", f"{values['top1_pct']:.2f} % of the test images"))
+        constants = values["normalization"]
+        numbers = ", ".join(f"{name} {' '.join(f'{v:g}' for v in constants[name])}" for name in ("mean", "std"))
+        facts.append(("normalised by", f"{numbers}, from {constants['source']}"))
     if "latency" not in values:
         facts.append(("latency", "not measured: name the dense network with --dense"))
     return facts
