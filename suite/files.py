@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,18 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading; a FIFO does not block.
+
+    Raises OSError, and ValueError if the path is a FIFO, a folder or a device.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return open(handle, "rb")
+    os.close(handle)
+    raise ValueError(f"{path} is no regular file")
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -65,7 +79,7 @@ def plain_name(name: str) -> str:
 
 def sha256(path: Path) -> str:
     """Return the hex digest of the file's bytes."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+
+from suite.files import open_regular
 
 T = TypeVar("T")
 DEEPEST = 50
@@ -57,13 +58,10 @@ def read_bytes(path: Path) -> bytes:
 
     Raises OSError, and ValueError if it is no regular file or too large.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError(f"{path} is no regular file")
-        if about.st_size > LARGEST_BYTES:
-            raise ValueError(f"{path} has {about.st_size:,} bytes; a file of this kind has {LARGEST_BYTES:,} at most")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST_BYTES:
+            raise ValueError(f"{path} has {size:,} bytes; a file of this kind has {LARGEST_BYTES:,} at most")
         return file.read()
 
 

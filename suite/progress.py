@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -87,8 +88,9 @@ class Watch:
             **numbers,
         }
         part = self.path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(state))
-        os.replace(part, self.path)
+        with contextlib.suppress(OSError):  # a folder that cannot be written for a while costs reports
+            part.write_text(json.dumps(state))
+            os.replace(part, self.path)
 
 
 def read(path: Path) -> dict[str, Any]:

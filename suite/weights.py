@@ -192,6 +192,10 @@ def find(name: str, data: Path | None) -> Path:
         return own
     entry = public(name)
     path = folder(data) / entry.file
+    if path.exists() and not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is no regular file; put the weights there, or name another folder by SUITE_WEIGHTS"
+        )
     if not path.is_file():
         source = f"from {entry.url}" if entry.url else "by timm"
         raise FileNotFoundError(

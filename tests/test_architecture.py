@@ -21,9 +21,9 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for home in HOMES for path in (
 SUITE = [file for file in FILES if file.startswith("suite/")]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("suite.jsonfile", "suite.sandbox"),
+    ("suite.files", "suite.sandbox"),
+    ("suite.jsonfile",),
     (
-        "suite.files",
         "suite.private_api",
         "suite.lease",
         "suite.registry",

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -503,6 +504,20 @@ def test_an_unreadable_image_is_named_in_one_line(tmp_path: Path, monkeypatch: p
     with pytest.raises(ValueError, match=r"^/.*/1\.jpeg is not a readable image \(.*\); fetch it again$") as caught:
         list(small.test(2, CPU))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", ["0", "2"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 50)])
+def test_what_is_no_image_is_named_and_blocks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str, make: Callable[[Path], object]
+) -> None:
+    monkeypatch.setenv("SUITE_WORKERS", count)
+    small = small_folder(tmp_path)
+    path = tmp_path / "small" / "val" / "b" / "1.jpeg"
+    path.unlink()
+    make(path)
+    with pytest.raises(ValueError, match=r"^/.*/1\.jpeg is not a readable image \(.*\); fetch it again$"):
+        list(small.test(2, CPU))
 
 
 @pytest.mark.parametrize("count", ["0", "2"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import unittest.mock
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,17 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tiny_grid import FILE, run_of, stages
 
 from suite import lease, models, progress, records, weights
 from suite.data.cifar10 import read_npz
 from suite.grids import Grid, runs_of
-from suite.launch import record
+from suite.launch import carry, record
+from suite.measure import layer_times
 from suite.pack.choice import load_choices
+from suite.plan import PruningPlan
 from suite.records.merge import merge
-from suite.report import learning, runs
+from suite.report import learning, runs, staircase
 from suite.run import Context, folder
 from suite.run.execute import _pin_threads
+from suite.run.pruned_stage import _selected
+from suite.select import Selection
 
 ROWS = sorted((FILE.parent.parent / "results" / "reference" / "rows").glob("*.json"))
 FAST, ALL = 300, 2000
@@ -135,6 +142,31 @@ def one_line(text: str) -> str:
     return text
 
 
+def read_staircase(path: Path) -> object:
+    path.with_suffix(".csv").write_text("layout,precision,channels,ms\ncontiguous,fp32,8,1.5\n")
+    with unittest.mock.patch.object(
+        staircase, "draw", lambda times, layer, device, path: [f"{layer['channels']:d}" + device]
+    ):
+        return refusal(staircase.draw_all, path.parent)
+
+
+def read_plan(path: Path) -> object:
+    """A header that is no selection is that of a damaged file: the plan is made again."""
+    header = path.read_bytes().decode(errors="replace")
+    save_file({"c.kept_O": torch.ones(2).bool()}, path, {"selection": header})
+    made = Selection(plan=PruningPlan({}), knob=0.0, cut=0.0, coarse=False)
+    return _selected(path, lambda: made)
+
+
+STAIRCASE = {
+    "layer": {"filters": 8, "channels": 8, "kernel": 3, "size": 4, "batch": 2, "stride": 1},
+    "provenance": {"device": "cpu"},
+}
+TABLE = {
+    **{"timing": {"device": "cpu", "precision": "fp32", "batch": 2, "layout": "contiguous", "protocol": "quick"}},
+    **{"threads": 1, "layers": {"conv": "g"}, "dense_ms": 2.0, "provenance": {"device": "x"}},
+    "sweeps": {"g": {"filters": [1, 2], "channels": [1, 2], "ms_FC": [[1.0, 2.0], [1.0, 3.0]], "gather_ms": 0.1}},
+}
 KINDS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "done.json": (json.dumps(DONE), read_done),
     "failures.json": (json.dumps({"failed: x": {"times": 1, "reason": "x"}}), read_failures),
@@ -145,6 +177,13 @@ KINDS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "executions.json": (json.dumps([CHOICE]), lambda path: refusal(load_choices, path)),
     "x.json": (json.dumps(LAUNCH), lambda path: record.read(path.parents[1], "x")),
     ".lease": (json.dumps({"pid": 1, "hostname": "h"}), lease.owner),
+    "staircase.json": (json.dumps(STAIRCASE), read_staircase),
+    "times.json": (json.dumps(TABLE), lambda path: refusal(layer_times.load, path)),
+    "plan0.safetensors": (json.dumps({"knob": 0.5, "cut": 0.5, "coarse": False}), read_plan),
+    "carry.json": (
+        json.dumps({"pieces": {}}),
+        lambda path: refusal(lambda folder: carry.load(Context(results=path.parents[2]), folder), path.parent),
+    ),
 }
 
 
@@ -222,7 +261,9 @@ def test_good_rows_beside_bad_ones_stay_as_they_are(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
-@pytest.mark.parametrize("name", ["row", *(name for name in KINDS if name != "history.jsonl")])
+@pytest.mark.parametrize(
+    "name", ["row", *(name for name in KINDS if name not in ("history.jsonl", "plan0.safetensors"))]
+)
 def test_a_fifo_blocks_no_reader(name: str, tmp_path: Path) -> None:
     path = records.rows_folder(tmp_path) / "pruned-000000000001.json" if name == "row" else path_of(name, tmp_path)
     path.parent.mkdir(exist_ok=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from suite.data.base import Indices
+from suite.files import open_regular
 
 log = logging.getLogger(__name__)
 BAD_IMAGES = ("fatal", "skip")
@@ -108,13 +109,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _pil(path: Path) -> Image.Image:
-    with Image.open(path) as file:
+    with open_regular(path) as content, Image.open(content) as file:
         return _eight_bits(file).convert("RGB")
 
 
 def _torchcodec(path: Path) -> Image.Image:
     """Decode a JPEG file of three components by torchcodec, any other file by Pillow."""
-    with Image.open(path) as file:  # reads the header only
+    with open_regular(path) as content, Image.open(content) as file:  # reads the header only
         if file.format != "JPEG" or file.mode != "RGB":
             return _eight_bits(file).convert("RGB")
     decoders = importlib.import_module("torchcodec.decoders")
@@ -178,8 +179,8 @@ class Files(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
         path = self.listing.path(index)
         try:
             return self.decode(path)
-        except (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # decoders raise errors of any class on damaged files
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise UnreadableImage(f"{path} is not a readable image ({reason}); fetch it again") from None
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypedDict
 
+from suite import jsonfile
 from suite.files import write_bytes, write_json
 from suite.run import Context
 from suite.run.folder import is_done
@@ -27,6 +28,12 @@ PIECE = re.compile(r"carry-[0-9a-f]{12}-\d+\.tar")
 MEMBER = re.compile(r"(?:base|learned|pruned|timed)-[0-9a-f]{12}/[\w-][\w.-]*")
 NOT_CARRIED = {"progress.json"}
 BLOCK = tarfile.BLOCKSIZE
+
+
+class Manifest(TypedDict):
+    """Content of `carry.json`: name -> sha256 of each piece, in order."""
+
+    pieces: dict[str, str]
 
 
 def check(files: int, mb: float) -> None:
@@ -72,14 +79,13 @@ def load(context: Context, folder: Path) -> int:
     A no-op if `folder` has no archive. Raises ValueError naming a piece that is missing or damaged.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        pieces = [(str(name), str(digest)) for name, digest in manifest["pieces"].items()]
+        pieces = jsonfile.read(folder / MANIFEST, Manifest)["pieces"]
     except FileNotFoundError:
         return 0
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except ValueError:
         raise ValueError(f"{folder / MANIFEST} is damaged; delete {MANIFEST} to start the grid anew") from None
     contents = []
-    for name, digest in pieces:
+    for name, digest in pieces.items():
         content = (folder / name).read_bytes() if PIECE.fullmatch(name) and (folder / name).is_file() else b""
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError(
@@ -87,8 +93,11 @@ def load(context: Context, folder: Path) -> int:
                 f"{MANIFEST} to start the grid anew"
             )
         contents.append(content)
-    with tarfile.open(fileobj=io.BytesIO(b"".join(contents))) as tar:
-        return sum(_restore(tar, member, context.results / "work") for member in _in_order(tar))
+    try:
+        with tarfile.open(fileobj=io.BytesIO(b"".join(contents)), mode="r:") as tar:
+            return sum(_restore(tar, member, context.results / "work") for member in _in_order(tar))
+    except tarfile.TarError as error:
+        raise ValueError(f"the pieces in {folder} are no archive ({error}); delete {MANIFEST} to start anew") from error
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from suite import records
+from suite import jsonfile, records
 from suite.files import write_json
 from suite.graph import Graph
 from suite.measure.protocol import DTYPES, Timing
@@ -180,18 +178,8 @@ def save(table: LayerTable, path: Path) -> None:
 def load(path: Path) -> LayerTable:
     """Read a table. Raises FileNotFoundError, or ValueError if `save` did not write the file."""
     try:
-        fields = json.loads(path.read_text())
-        sweeps = {
-            name: Sweep(**{key: _tuples(value) for key, value in one.items()}) for name, one in fields["sweeps"].items()
-        }
-        return LayerTable(**{**fields, "timing": Timing(**fields["timing"]), "sweeps": sweeps})
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        return jsonfile.read(path, LayerTable)
+    except ValueError as error:
         raise ValueError(
             f"{path} holds no table of layer times ({error}); delete it to have it measured again"
         ) from error
-
-
-def _tuples(value: Any) -> Any:
-    return (
-        tuple(_tuples(item) for item in value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-    )

@@ -106,7 +106,7 @@ def _take(row: Row, source: Path, target: Path, merged: Merged) -> bool:
         return False
     if present is None or (present.status != "done" and row.status == "done"):
         merged.counts["rows taken" if present is None else "failures replaced by results"] += 1
-        write_json(path, json.loads(origin.read_bytes()))
+        write_json(path, jsonfile.loads(jsonfile.read_bytes(origin)))
         return True
     if row.status != "done":
         merged.counts["failures beside a result" if present.status == "done" else "equal rows"] += 1
@@ -116,7 +116,7 @@ def _take(row: Row, source: Path, target: Path, merged: Merged) -> bool:
         return True
     digest = hashlib.sha256(json.dumps(_result(row), sort_keys=True).encode()).hexdigest()[:8]
     beside = path.with_name(f"{path.name}.conflict-{digest}")
-    write_json(beside, json.loads(origin.read_bytes()))
+    write_json(beside, jsonfile.loads(jsonfile.read_bytes(origin)))
     values = ", ".join(f"{name} {_result(present)[name]!r} and {_result(row)[name]!r}" for name in differing[:3])
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     merged.conflicts.append(f"{row.key} ({row.label}): {values}{more}; {path} stays, {origin} is kept as {beside.name}")

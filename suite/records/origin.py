@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import json
 import os
 import platform
 import re
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from suite import methods, registry
+from suite import jsonfile, methods, registry
 from suite.files import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +103,7 @@ def source() -> dict[str, Any]:
     snapshot  name of the snapshot, if the source is one
     """
     if (ROOT / SNAPSHOT).is_file():
-        return json.loads((ROOT / SNAPSHOT).read_text())
+        return jsonfile.read(ROOT / SNAPSHOT, dict[str, Any])
     try:
         _git("ls-files", "--error-unmatch", "suite/records/__init__.py")  # not installed inside another repository
         status = _git("status", "--porcelain", "-z", "--no-renames", "-uall", "--", *PACKAGES, ":(exclude)suite/grids")

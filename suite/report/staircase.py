@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pandas as pd
 from rich.console import Console
 
+from suite import jsonfile
 from suite.report import style
 
 
-def draw(times: pd.DataFrame, layer: dict[str, Any], device: str, path: Path) -> list[Path]:
+class Geometry(TypedDict):
+    """Fields of `suite.measure.staircase.Layer` that the caption names."""
+
+    filters: int
+    channels: int
+    kernel: int
+    size: int
+    batch: int
+    stride: int
+
+
+class Device(TypedDict):
+    """Part of a provenance."""
+
+    device: str
+
+
+class Conditions(TypedDict):
+    """Content of a staircase's JSON file."""
+
+    layer: Geometry
+    provenance: Device
+
+
+COLUMNS = {"layout": str, "precision": str, "channels": float, "ms": float}
+"""Columns of a staircase's CSV file."""
+
+
+def draw(times: pd.DataFrame, layer: Geometry, device: str, path: Path) -> list[Path]:
     """Draw time over kept channels, a line for each layout and precision; return the files.
 
     times   columns layout, precision, channels, ms
@@ -44,9 +73,14 @@ def draw_all(folder: Path) -> list[Path]:
     """
     paths = []
     for conditions in sorted(folder.glob("*.json")):
-        about = json.loads(conditions.read_text())
         path = conditions.with_suffix("")
-        paths += draw(pd.read_csv(f"{path}.csv"), about["layer"], about["provenance"]["device"], path)
+        try:
+            about = jsonfile.read(conditions, Conditions)
+            times = pd.read_csv(io.BytesIO(jsonfile.read_bytes(path.with_suffix(".csv"))), dtype=COLUMNS)
+            times = times[list(COLUMNS)]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path} holds no staircase ({' '.join(str(error).split())}); measure it again") from error
+        paths += draw(times, about["layer"], about["provenance"]["device"], path)
     if not paths:
         raise ValueError(f"{folder} has no staircase: measure one by python -m suite.measure.staircase")
     return paths

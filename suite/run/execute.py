@@ -32,6 +32,8 @@ Outcome = Literal["done", "diverged", "failed", "interrupted"]
 Decision = Literal["wait", "begin", "done", "interrupted"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 """Decisions that rank 0 broadcasts before the stage begins, by their index."""
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors of a file system that is read-only, cut off or changed by a person."""
 WAIT_LOG_S = 60.0
 """Interval of log lines about a lease that another process holds."""
 
@@ -78,7 +80,7 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
     except Interrupted:  # while another process holds the lease
         return "interrupted"
     except Exception as error:  # outside the attempt: no room for the log, no such device, another task has ended
-        return fail(stage, context, "failed", _reason(error), counts=not _is_full_disk(error))
+        return fail(stage, context, "failed", _reason(error), counts=not _is_of_storage(error, context))
 
 
 def _follow(work: Workspace[Stage]) -> Outcome:
@@ -146,7 +148,7 @@ def _attempt(work: Workspace[Stage]) -> Outcome:
         own.error("%s\n%s", stage.label, traceback.format_exc())
         status: Literal["diverged", "failed"] = "diverged" if isinstance(error, Diverged) else "failed"
         reason = _reason(error)
-        counts = not _is_full_disk(error) and all(is_done(needed, context) for needed in stage.needs)
+        counts = not _is_of_storage(error, context) and all(is_done(needed, context) for needed in stage.needs)
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
@@ -176,6 +178,17 @@ def _reason(error: Exception) -> str:
 
 def _is_full_disk(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _is_of_storage(error: Exception, context: Context) -> bool:
+    """Return True if the storage is the cause, not the stage.
+
+    The disk is full, or the results folder cannot be written or read.
+    """
+    if _is_full_disk(error):
+        return True
+    name = str(getattr(error, "filename", None) or "")
+    return isinstance(error, OSError) and error.errno in UNWRITABLE and Path(name).is_relative_to(context.results)
 
 
 def fail(

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -18,7 +18,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from suite import data as datasets
-from suite import distributed
+from suite import distributed, jsonfile
 from suite import pack as packing
 from suite.contract import Budget, Planner, PruningPlan, State, Task
 from suite.files import write_bytes
@@ -30,6 +30,14 @@ from suite.select import Selection, ignoring, meet
 from suite.stages import Pruned
 from suite.train import fit, load_checkpoint, seed_everything
 from suite.trainer import History, make_trainer
+
+
+class Numbers(TypedDict):
+    """Numbers of a selection that are stored beside its plan."""
+
+    knob: float
+    cut: float
+    coarse: bool
 
 
 def do_pruned(work: Workspace[Pruned]) -> None:
@@ -136,13 +144,13 @@ def _selected(path: Path, select: Callable[[], Selection]) -> Selection:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            about = json.loads(file.metadata()["selection"])
+            about = jsonfile.parse((file.metadata() or {}).get("selection", ""), Numbers)
         return Selection(plan=PruningPlan.from_tensors(tensors), **about)
-    except (OSError, SafetensorError):  # missing or damaged
+    except (OSError, ValueError, SafetensorError):  # missing or damaged
         selection = select()
-        about = json.dumps({"knob": selection.knob, "cut": selection.cut, "coarse": selection.coarse})
+        text = json.dumps({"knob": selection.knob, "cut": selection.cut, "coarse": selection.coarse})
         if distributed.is_first():
-            write_bytes(path, serialise(selection.plan.to_tensors(), {"selection": about}))
+            write_bytes(path, serialise(selection.plan.to_tensors(), {"selection": text}))
         return selection
 
 
