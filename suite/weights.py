@@ -35,6 +35,9 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
 AUXILIARY = ("aux", "AuxLogits")
 """Beginnings of the tensor names of auxiliary classifiers, which the networks of this suite do not have."""
 
+COUNTER = ".num_batches_tracked"
+"""Tensor of a batch norm that checkpoints of old versions of torch lack; torch then keeps the network's own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublicWeights:
@@ -250,7 +253,7 @@ def load_into(model: nn.Module, name: str, data: Path | None) -> None:
     state = _read(find(name, data)) if own else _public(name, find(name, data))
     state = {key: tensor for key, tensor in state.items() if key in expected or not key.startswith(AUXILIARY)}
     wrong = {
-        "lacks": [key for key in expected if key not in state],
+        "lacks": [key for key in expected if key not in state and not key.endswith(COUNTER)],
         "has also": [key for key in state if key not in expected],
         "has another shape of": [key for key in state if key in expected and state[key].shape != expected[key].shape],
     }

@@ -66,7 +66,7 @@ METHODS = [*captured_methods()]
 
 
 def test_there_is_something_to_capture() -> None:
-    assert {None, "dsp", "ssl", "slimming"} <= set(METHODS)
+    assert {None, "dsp", "ssl", "depgraph"} <= set(METHODS)
 
 
 def advance(trainer: Trainer, steps: int) -> None:

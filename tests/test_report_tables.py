@@ -248,7 +248,9 @@ def test_fine_tunings_of_one_base_network_are_not_taken_for_base_networks(tmp_pa
     one = compared.assign(bases=1)
     assert "n counts fine-tunings of 1 base network" in " ".join(pairs.warnings(one))
     assert "fine-tunings" not in " ".join(pairs.warnings(compared))
-    assert columns.text(pairs.shown(one), columns.PAIRS).frame["n"].tolist() == ["3 paired, 1 base network"]
+    assert columns.text(pairs.shown(one), columns.PAIRS).frame["n"].tolist() == [
+        "3 fine-tunings of 1 base network, paired"
+    ]
 
 
 def test_the_declared_family_holds_its_size_and_has_power() -> None:
