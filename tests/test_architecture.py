@@ -21,7 +21,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for home in HOMES for path in (
 SUITE = [file for file in FILES if file.startswith("suite/")]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("suite.files", "suite.sandbox"),
+    ("suite.files", "suite.sandbox", "suite.interrupt"),
     ("suite.jsonfile",),
     (
         "suite.private_api",
