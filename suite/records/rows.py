@@ -14,6 +14,21 @@ Status = Literal["done", "diverged", "failed"]
 Leg = Literal["eager", "graph"]
 
 
+class Provenance(TypedDict, total=False):
+    """Names of a row's provenance that reports read; a row has others, too."""
+
+    commit: str | None
+    dirty: bool | None
+    device: str | None
+    tf32: bool | None
+    data_sha256: str | None
+    base_sha256: str | None
+    code: str
+    finished: str
+    files: dict[str, str]
+    learned: dict[str, float | str | bool | None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """Columns of every row.

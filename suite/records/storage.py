@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from suite import jsonfile
 from suite.files import write_json
 from suite.records.migrations import MIGRATIONS, SCHEMA
-from suite.records.rows import ROW_TYPES, Row, Status
+from suite.records.rows import ROW_TYPES, Provenance, Row, Status
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,37 @@ def from_dict(value: Any) -> Row:
         fields = MIGRATIONS[before](fields)
     if unknown := fields.keys() - {f.name for f in dataclasses.fields(kind)}:
         raise ValueError(f"unknown fields {sorted(unknown)}")
-    return jsonfile.convert(fields, kind)
+    jsonfile.convert(fields.get("provenance", {}), Provenance)
+    row = jsonfile.convert(fields, kind)
+    _check_numbers(vars(row))
+    return row
+
+
+RANGES = {"_top1_pct": (0.0, 100.0), "_cut_pct": (-1e6, 100.0), "drop_pp": (-100.0, 100.0), "_x": (1e-6, 1e6)}
+"""End of a column's name -> least and largest value. Reports draw all values that are read."""
+COUNTED = ("macs", "params", "_bytes", "_ms", "seconds", "epochs")
+"""Ends of names of columns that are 0 or more."""
+LARGEST = 1e18
+
+
+def _check_numbers(columns: Mapping[str, Any]) -> None:
+    """Raise ValueError for a number outside of its column's range.
+
+    Also for an interval whose ends are exchanged.
+    """
+    for name, value in columns.items():
+        if type(value) is not int and type(value) is not float:
+            continue
+        ends = next((ends for suffix, ends in RANGES.items() if name.endswith(suffix)), None)
+        low, high = ends or (0.0 if name.endswith(COUNTED) else -LARGEST, LARGEST)
+        if not low <= value <= high:
+            raise ValueError(f"{name} = {value:g} is not in {low:g} to {high:g}")
+        if (
+            name.endswith("_low_x")
+            and (top := columns.get(f"{name.removesuffix('low_x')}high_x")) is not None
+            and value > top
+        ):
+            raise ValueError(f"{name} = {value:g} is larger than the other end of its interval, {top:g}")
 
 
 def read(path: Path) -> Row | None:

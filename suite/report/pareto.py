@@ -154,7 +154,7 @@ def _line(axes: Axes, line: pd.DataFrame, axis: Axis, spread: Spread, look: dict
     x, y = line[axis.column], line["top1_mean_pct"]
     bars: dict[str, Any] = {"yerr": _half_width(line, spread)} if spread != "none" else {}
     if axis.column == "speedup_x":
-        bars["xerr"] = [x - line["speedup_low_x"], line["speedup_high_x"] - x]
+        bars["xerr"] = style.arms(x, line["speedup_low_x"], line["speedup_high_x"])
     if bars and weight == 1:
         axes.errorbar(x, y, **bars, fmt="none", ecolor=look["color"], elinewidth=0.8, capsize=1.8, alpha=0.5)
     light: dict[str, Any] = {"linewidth": 1.4 if weight == 1 else 0.8, "alpha": 1 if weight == 1 else 0.6}

@@ -72,7 +72,7 @@ def _panel(axes: Axes, points: pd.DataFrame) -> list[style.End]:
         style_of = style.of_series(int(line["look"].iloc[0]))
         line = line.sort_values("theoretical_x")
         x, y = line["theoretical_x"], line["speedup_x"]
-        bars = [y - line["speedup_low_x"], line["speedup_high_x"] - y]
+        bars = style.arms(y, line["speedup_low_x"], line["speedup_high_x"])
         axes.errorbar(x, y, bars, fmt="none", ecolor=style_of["color"], elinewidth=0.9, capsize=2, alpha=0.6)
         thin = {**style_of, "linewidth": 0.7}
         axes.plot(x, y, **thin, markeredgecolor="white", markeredgewidth=0.7, label=style.label(str(name)))

@@ -203,6 +203,11 @@ def spread(targets: np.ndarray, heights: np.ndarray, low: float, high: float) ->
     return placed
 
 
+def arms(middle: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
+    """Return the lengths of error bars below and above; 0 if the middle lies outside."""
+    return [(middle - low).clip(lower=0), (high - middle).clip(lower=0)]
+
+
 def label(text: str) -> str:
     """Wrap `text` for the legend; a leading underscore would hide the entry."""
     wrapped = "\n".join(textwrap.wrap(text, LABEL_CHARACTERS))
