@@ -116,7 +116,7 @@ class Builder:
         """Return the packed node with the channels of `order`, absent ones zero."""
         value, own = self.value[source], self.order[source]
         axis = self.graph.operators[source].axis
-        if value is None:
+        if value is None or (len(order) and not bool(torch.isin(own, order).any())):
             sizes = list(shape(source)[1:])
             sizes[axis - 1] = len(order)
             value = self._call(f"{name}_zeros", Constant(None, sizes), self.image)
