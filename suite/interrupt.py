@@ -5,7 +5,6 @@ Imported before all that takes long.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 
@@ -22,5 +21,6 @@ def restore() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-if multiprocessing.parent_process() is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+def install() -> None:
+    """End the process at an interrupt until `restore` is called."""
     signal.signal(signal.SIGINT, _end)

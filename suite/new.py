@@ -34,6 +34,8 @@ def method(name: str, folder: Path, *, learns: bool) -> Path:
     about = text.index("\n\n`pruning-suite new"), text.index('"""\n', 3)
     text = text[: about[0]] + text[about[1] :]
     kind = "".join(word.capitalize() for word in name.split("_"))
+    if keyword.iskeyword(kind) or re.search(rf"\b{kind}\b", text):
+        raise ValueError(f"{name!r} would be the class {kind}, a name that the template uses; take another name")
     text = re.sub(r"\bTemplate\b", kind, text.replace("TEMPLATE: ", "TODO: "))
     write_text(path, text.replace("template's", f"{name}'s"))
     return path

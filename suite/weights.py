@@ -220,7 +220,8 @@ def fetch(name: str, data: Path | None) -> Path:
     if not path.is_file():
         try:
             _download(name, entry, path)
-        except (OSError, RuntimeError) as error:  # RuntimeError: the download has another digest than its name
+        except Exception as error:  # no network, another digest, or a web page in place of the file
+            path.unlink(missing_ok=True)
             source = entry.url or "timm's source"
             raise FileNotFoundError(f"{path} is missing and {source} cannot be fetched ({error})") from error
     return _checked(find(name, data), entry)

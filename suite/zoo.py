@@ -215,10 +215,13 @@ def _seeds(run: Pruned, runs: Iterable[Pruned], folder: Path) -> list[float]:
 
 
 def _within(value: float, values: Sequence[float], text: str) -> tuple[bool, str]:
-    """Compare a value with the 95 % prediction interval of others."""
+    """Compare a value with the 95 % prediction interval of others.
+
+    Raises ValueError if there are fewer than two.
+    """
     n = len(values)
     if n < 2:
-        return True, f"{text}; another kind of device and one seed, so nothing can be compared"
+        raise ValueError(f"{text}; another kind of device and one seed, so nothing can be compared")
     reach = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) * (1 + 1 / n) ** 0.5
     low, high = statistics.mean(values) - reach, statistics.mean(values) + reach
     inside = low <= value <= high

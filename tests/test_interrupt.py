@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-SCRIPT = "import suite.interrupt, time\n{restore}\nprint('ready', flush=True)\ntime.sleep(60)"
+SCRIPT = (
+    "import suite.interrupt, time\nsuite.interrupt.install()\n{restore}\nprint('ready', flush=True)\ntime.sleep(60)"
+)
 
 
 @pytest.mark.parametrize(("restore", "code"), [("", 130), ("suite.interrupt.restore()", -signal.SIGINT)])

@@ -65,3 +65,10 @@ def test_names_that_do_not_fit_are_refused(
     assert call(new.main, "method", name, "--plugins", folder) == 2
     assert capsys.readouterr().err.startswith(f"suite.new: {message}")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(("name", "learns"), [("none", False), ("importance", True)])
+def test_names_that_break_the_template_are_refused(tmp_path: Path, name: str, learns: bool) -> None:
+    with pytest.raises(ValueError, match="a name that the template uses"):
+        new.method(name, tmp_path, learns=learns)
+    assert not list(tmp_path.iterdir())

@@ -106,4 +106,5 @@ def test_a_member_is_made_again_with_the_same_bits(filled: tuple[Path, Context],
 def test_accuracies_of_another_device_are_compared_by_interval() -> None:
     assert zoo._within(90.1, [90.0, 90.2, 90.4], "a")[0]
     assert not zoo._within(80.0, [90.0, 90.2, 90.4], "a")[0]
-    assert "nothing can be compared" in zoo._within(80.0, [90.0], "a")[1]
+    with pytest.raises(ValueError, match="nothing can be compared"):
+        zoo._within(80.0, [90.0], "a")

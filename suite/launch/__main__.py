@@ -10,10 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from suite import interrupt
+
+if __name__ == "__main__":
+    interrupt.install()  # the imports below take seconds
+
 import psutil
 from rich.console import Console
 
-import suite.interrupt
 from suite import cli, grids, zoo
 from suite.launch import carry, display, dry_run, slurm, work
 from suite.launch import options as slurm_options
@@ -119,7 +123,7 @@ def main() -> int:
 
     0 all done, 1 a stage failed, 2 bad arguments or missing data, 75 not all done yet.
     """
-    suite.interrupt.restore()
+    interrupt.restore()
     arguments = parser().parse_args()
     cli.configure_logging()
     console = Console(soft_wrap=True) if not sys.stdout.isatty() else Console()

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "carry.json"
 PIECE = re.compile(r"carry-[0-9a-f]{12}-\d+\.tar")
 MEMBER = re.compile(r"(?:base|learned|pruned|timed)-[0-9a-f]{12}/[\w-][\w.-]*")
-NOT_CARRIED = {"progress.json"}
+NOT_CARRIED = {"progress.json", "done.json.replaced", "done.json.damaged"}
 BLOCK = tarfile.BLOCKSIZE
 
 

@@ -79,6 +79,8 @@ class Heartbeats:
             if not refusal:
                 self.requeued.add(job)
                 return [f"job {job} had no heartbeat for {silent_s:.0f} s and is requeued"]
+            if queue.is_silent(refusal) or refusal == subprocess.TimeoutExpired.__name__:
+                return [f"{reason}, and SLURM does not answer ({refusal}); tried again later"]
             reason += f" and could not be requeued ({refusal})"
         else:
             reason += " again after a requeue"
@@ -112,15 +114,17 @@ def _line(job: str, stages: Sequence[Stage], beat_s: float, context: Context) ->
 def _last_beat_s(stages: Sequence[Stage], context: Context) -> float:
     """Return the time of the last change of a lease or report.
 
-    0 if there is none.
+    0 if there is none; now if the folder cannot be read, which is no fault of the job.
     """
     times = []
     for stage in stages:
         for name in (".lease", "progress.json"):
             try:
                 times.append((context.folder(stage) / name).stat().st_mtime)
-            except OSError:
+            except FileNotFoundError:
                 continue
+            except OSError:
+                return time.time()
     return max(times, default=0.0)
 
 

@@ -111,10 +111,10 @@ _UNCOUNTED = re.compile(
     r"(?!aten::|prims?::)\w+::\w"  # quantized, mkldnn, torchvision and others of their own
     r"|aten::(mkldnn_rnn|mkldnn_linear|_?cudnn_rnn|miopen_rnn|_native_multi_head|_transformer_|_triton_|_flash_attention"
     r"|_efficient_attention|quantized_|_trilinear|_?cdist|_int_mm|_scaled_mm|_scaled_grouped|_grouped_mm"
-    r"|_weight_int|_addmm_act|_fft|fft_|linalg_"
+    r"|_weight_int|_addmm_act|_fft|fft_|linalg_(?!vector_norm|norm)"
     r"|_?sparse_|_cslt|dist\b|_pdist|_fused_|_foreach_mul|_lu|cholesky|triangular|ger\b|addr\b|kron|chain_matmul)"
 )
-"""Convolutions and products that end in none of these operators."""
+"""Convolutions and products that end in none of the operators of `_ARGUMENTS`."""
 _PLAIN = "so no count is reported: measure the network before it is quantized or optimised for one runtime"
 
 

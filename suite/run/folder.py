@@ -163,7 +163,7 @@ def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
 def forget(stage: Stage, context: Context) -> None:
     """Set the stage's row and mark of completion aside as NAME.replaced, and delete its checkpoints.
 
-    The stage then runs again. Until it ends, the row of the earlier result can be read and put back.
+    The stage then runs again. The earlier row stays beside the new one, to be compared or put back.
     """
     folder = context.folder(stage)
     for path in (records.rows_folder(context.results) / f"{stage.key}.json", folder / "done.json"):
