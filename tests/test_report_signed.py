@@ -207,7 +207,7 @@ def scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> style.Picture:
     rows: list[records.Row] = []
     for run, (each, entropy) in doses.items():
         made = {"learned": {"dose": each, "group_entropy_nats": entropy}}
-        rows.append(row_of(run, 80.0 + each, made=made))
+        rows.append(row_of(run, 80.0 + each / 10, made=made))
         assert run.learned is not None
         folder = tmp_path / "work" / run.learned.key
         folder.mkdir(parents=True)
