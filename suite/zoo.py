@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from scipy import stats
 from torch import nn
 
-from suite import cli, grids, jsonfile, models, pack, records
+from suite import cli, grids, jsonfile, lease, models, pack, records
 from suite.files import plain_name, write_json, write_text
 from suite.records.merge import Merged, copy_output
 from suite.report import structure
@@ -77,6 +77,8 @@ def available(stages: Iterable[Stage], context: Context, folder: Path = FOLDER) 
     for stage in stages:
         done = folder / stage.key / "done.json"
         if isinstance(stage, Timed) or not done.is_file() or is_done(stage, context):
+            continue
+        if lease.is_fresh(context.folder(stage) / ".lease"):  # another process is at it
             continue
         try:
             own, _ = code.changes(stage, jsonfile.checked(done, records.Done).get("code"))

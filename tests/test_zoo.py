@@ -57,6 +57,10 @@ def test_a_launch_starts_from_members(filled: tuple[Path, Context], run: Pruned,
     fresh = Context(results=tmp_path)
     stages = in_order([run])
     assert zoo.available(stages, fresh, folder) == stages
+    busy = Context(results=tmp_path / "busy")
+    busy.folder(run).mkdir(parents=True)
+    (busy.folder(run) / ".lease").write_text("{}")
+    assert zoo.available(stages, busy, folder) == stages[:-1]
     assert zoo.restore(stages, fresh, folder) == 3
     assert all(is_done(stage, fresh) for stage in stages)
     assert zoo.restore(stages, fresh, folder) == 0
