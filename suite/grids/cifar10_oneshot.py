@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from suite import methods
-from suite.grids import Grid, cross
+from suite.grids import Grid, cross, dense_control
 from suite.schedule import Compute, Schedule
 from suite.stages import Base, Pruned
 
@@ -30,7 +30,7 @@ ISOMORPHIC = ("l1_filter", "taylor_once")
 
 
 def runs() -> list[Pruned]:
-    """Return all at five budgets without fine-tuning, and at one with one epoch."""
+    """Return all at five budgets without fine-tuning, at one with one epoch, and the dense control."""
     bases = [Base(data="cifar10", model="resnet20_a", schedule=None, weights="cifar10_resnet20_a", seed=0)]
     variants = [(method, LESS.get(method, {})) for method in methods.rivals(learns=False)]
     variants += [(method, {"ranking": "isomorphic", "scope": "coupled"}) for method in ISOMORPHIC]
@@ -41,7 +41,7 @@ def runs() -> list[Pruned]:
         planned += cross(
             bases=bases, method=method, budgets=(TUNED_BUDGET,), finetune=ONE_EPOCH, seeds=SEEDS, **changes
         )
-    return planned
+    return planned + dense_control(bases=bases, finetune=ONE_EPOCH, learning=NONE, seeds=SEEDS)
 
 
 GRID = Grid(
