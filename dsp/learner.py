@@ -32,6 +32,9 @@ Noise = Callable[[], Mapping[str, Tensor]]
 
 _ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
+SPARSE = 0.01
+"""Norm of a kernel w[o, i] as a share of its layer's mean norm before learning, below which the kernel is sparse."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -101,6 +104,8 @@ class GroupLearner(Learner):
         per_rate = doses_per_rate(model, graph, settings.groups, settings.penalty_scale)
         self._dose_per_rate = settings.lam * median(per_rate.values())
         self._stacks = self._stack(model, graph, convs)
+        self._model = model
+        self._sparse_below = [SPARSE * norm_LOI.mean((1, 2)) for norm_LOI in self._kernel_norms()]
         self._layers = {
             name: logits_GO
             for stack in self._stacks
@@ -222,8 +227,9 @@ class GroupLearner(Learner):
         changed_share        share of filters whose group is another than at the last call
         penalty              sum over layers of c R with hard groups, at the last step
         dose                 of the penalty up to here (`dsp.dose`), median over layers
+        sparse_share         share of prunable kernels w[o, i] whose norm is below `SPARSE`
         """
-        penalty = {"penalty": float(self._penalty), "dose": self.dose}
+        penalty = {"penalty": float(self._penalty), "dose": self.dose, "sparse_share": self._sparse_share()}
         if not self.learning:
             return penalty
         now = self._assignments()
@@ -242,6 +248,19 @@ class GroupLearner(Learner):
             for stack in self._stacks
         ]
         return float(torch.cat(entropies).mean())
+
+    @torch.no_grad()
+    def _kernel_norms(self) -> list[Tensor]:
+        """Return the norm of each kernel w[o, i] [L, O, I] for each stack."""
+        return [torch.stack(stack.weights(self._model)).flatten(3).norm(dim=-1) for stack in self._stacks]
+
+    def _sparse_share(self) -> float:
+        """Return the share of kernels that the penalty has made sparse."""
+        sparse = [
+            (norm_LOI < below_L[:, None, None]).flatten()
+            for norm_LOI, below_L in zip(self._kernel_norms(), self._sparse_below, strict=True)
+        ]
+        return float(torch.cat(sparse).double().mean())
 
     @property
     def dose(self) -> float:
@@ -263,6 +282,8 @@ class GroupLearner(Learner):
             "rate_sum": float(self._rate_sum),
             "dose_per_rate": self._dose_per_rate,
             "group_entropy_nats": self._entropy(),
+            "sparse_below": [below_L.clone() for below_L in self._sparse_below],
+            "sparse_share": self._sparse_share(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -283,6 +304,7 @@ class GroupLearner(Learner):
         self._penalty.fill_(state["penalty"])
         self._rate_sum.fill_(state.get("rate_sum", 0.0))
         self._dose_per_rate = state.get("dose_per_rate", self._dose_per_rate)
+        self._sparse_below = [below_L.to(device) for below_L in state.get("sparse_below", self._sparse_below)]
 
 
 @contextlib.contextmanager

@@ -99,10 +99,11 @@ class DSP(Pruner):
         return GroupLearner(model, graph, settings, seed=task.seed, fixed_groups=fixed)
 
     def facts(self, state: State) -> dict[str, float]:
-        """Return the penalty's dose and the groups' entropy; ln G: nothing was learned."""
-        if "rate_sum" not in state:
+        """Return dose, group entropy (ln G: nothing learned) and share of sparse kernels."""
+        if "sparse_share" not in state:
             return {}
-        return {"dose": state["dose_per_rate"] * state["rate_sum"], "group_entropy_nats": state["group_entropy_nats"]}
+        dose = state["dose_per_rate"] * state["rate_sum"]
+        return {"dose": dose, **{name: state[name] for name in ("group_entropy_nats", "sparse_share")}}
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
         """Return beta -> plan, from the weights and the learned groups.

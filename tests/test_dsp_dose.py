@@ -68,6 +68,24 @@ def test_the_entropy_is_that_of_equal_groups_if_nothing_is_learned() -> None:
     assert facts["dose"] == 0
 
 
+def test_sparse_kernels_are_those_that_learning_makes_small() -> None:
+    settings = DSP(groups=2)
+    model = network_of("resnet8")
+    graph = Graph(model, images().input_shape)
+    learner = settings.learner(model, graph, task_of(0))
+    assert settings.facts(learner.state_dict())["sparse_share"] == 0
+    weights = [model.get_parameter(f"{conv.name}.weight") for conv in graph.convs.values() if conv.prunable]
+    with torch.no_grad():
+        for weight in weights:
+            weight[:, 0] *= 1e-4
+    planted = sum(weight.shape[0] for weight in weights) / sum(weight.shape[0] * weight.shape[1] for weight in weights)
+    resumed = settings.learner(model, graph, task_of(0))
+    resumed.load_state_dict(learner.state_dict())  # norms before learning come from the state
+    for each in (learner, resumed):
+        assert settings.facts(each.state_dict())["sparse_share"] == pytest.approx(planted)
+        assert each.metrics()["sparse_share"] == pytest.approx(planted)
+
+
 def test_a_dose_that_cannot_be_reached_is_refused() -> None:
     model = network_of("resnet8")
     graph = Graph(model, images().input_shape)

@@ -30,7 +30,7 @@ ISOMORPHIC = ("l1_filter", "taylor_once")
 
 
 def runs() -> list[Pruned]:
-    """Return all at five budgets without fine-tuning, at one with one epoch, and the dense control."""
+    """Return all methods at five budgets, one with an epoch too, and the dense control."""
     bases = [Base(data="cifar10", model="resnet20_a", schedule=None, weights="cifar10_resnet20_a", seed=0)]
     variants = [(method, LESS.get(method, {})) for method in methods.rivals(learns=False)]
     variants += [(method, {"ranking": "isomorphic", "scope": "coupled"}) for method in ISOMORPHIC]

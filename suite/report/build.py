@@ -74,7 +74,7 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
     pictures = figures.draw_all(
         loaded, tables.lines, tables.latency, {run.key: run.settings for run in runs_of_grid}, folder, tables.reference
     )
-    pictures += dose.draw_all(runs_of_grid, tables.lines, loaded.runs, results, folder)
+    pictures += dose.draw_all(runs_of_grid, tables.lines, loaded.runs, folder)
     pictures += learning.draw_all(runs_of_grid, loaded.runs, results, folder)
     pictures += structure.draw_all(loaded.runs, results, folder)
     named = [(picture.data, picture.model, f"{picture.name}.png") for picture in pictures]

@@ -1,31 +1,24 @@
 """Dose figures: accuracy, sparsity and group entropy over the dose of a penalty.
 
-Drawn for a setting that changes the dose of a learned state while all else is equal. The sparsity is that of the learned
-weights, read from the stage's folder; its panel is left out if the folder is gone. The rest comes from the rows.
+Drawn for a setting that changes the dose of a learned state while all else is equal. A panel is left out if no row has its
+number.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from suite.report import ablation, cells, pareto, style, words
 from suite.report.ablation import Varied
 from suite.stages import Pruned
 
-SPARSE = 0.01
-"""Norm of a kernel as a share of its layer's mean norm before learning, below which learning has removed the kernel."""
 APART = 1.5
 """Ratio of two doses from which on a setting counts as changing the dose."""
 PANEL_IN = (2.5, 2.3)
@@ -38,9 +31,7 @@ def varies(points: pd.DataFrame) -> bool:
     return bool(dose.notna().all() and len(dose) and dose.min() > 0 and dose.max() > APART * dose.min())
 
 
-def draw_all(
-    planned: Sequence[Pruned], lines: pd.DataFrame, runs: pd.DataFrame, results: Path, folder: Path
-) -> list[style.Picture]:
+def draw_all(planned: Sequence[Pruned], lines: pd.DataFrame, runs: pd.DataFrame, folder: Path) -> list[style.Picture]:
     """Draw a figure for each network and setting that changes the dose.
 
     Other dose figures are deleted.
@@ -48,14 +39,13 @@ def draw_all(
     `lines` are those of `cells.table`, `runs` those of `frames`.
     """
     settings = {run.key: run.settings for run in planned}
-    learned = {run.key: _weights(run, results / "work") for run in planned if run.learned}
     pictures = []
     for (data, model), part in lines.groupby(["data", "model"], sort=False):
         own = runs[(runs["data"] == data) & (runs["model"] == model)]
         for varied in ablation.find(part, own, settings):
             if varies(varied.points):
                 control = part[~part["removes"].astype(bool) & (part["n"] > 0)]
-                pictures.append(draw(varied, control, learned, folder))
+                pictures.append(draw(varied, control, folder))
     written = {path for picture in pictures for path in picture.paths}
     for path in (*folder.glob("dose_*.png"), *folder.glob("dose_*.pdf")):
         if path not in written:
@@ -63,36 +53,11 @@ def draw_all(
     return pictures
 
 
-@functools.lru_cache(maxsize=256)
-def sparse_share(learned: Path, before: Path) -> float:
-    """Return the share of sparse kernels w[o, i] of all convolutions; nan without weights.
-
-    learned, before   files of weights after and before learning
-    """
-    try:
-        after_by_name, before_by_name = load_file(learned), load_file(before)
-    except (OSError, SafetensorError):
-        return math.nan
-    small = [
-        _norms(weight) < SPARSE * _norms(before_by_name[name]).mean()
-        for name, weight in after_by_name.items()
-        if weight.ndim == 4 and name in before_by_name
-    ]
-    return float(np.concatenate(small).mean()) if small else math.nan
-
-
-def _norms(weight_OIkk: Tensor) -> np.ndarray:
-    """Return the norm of each kernel [O * I]."""
-    return np.asarray(weight_OIkk.float().flatten(2).norm(dim=2).flatten().numpy())
-
-
-def draw(
-    varied: Varied, control: pd.DataFrame, learned: Mapping[str, tuple[Path, Path]], folder: Path
-) -> style.Picture:
+def draw(varied: Varied, control: pd.DataFrame, folder: Path) -> style.Picture:
     """Write one figure: accuracy, sparsity and group entropy over the dose's factor."""
     points = varied.points.assign(
         factor=varied.points["dose"] / varied.points["dose"].min(),
-        sparse_pct=[_sparse_pct(str(rows), learned) for rows in varied.points["rows"]],
+        sparse_pct=100 * varied.points["sparse_share"],
     ).sort_values("factor", kind="stable")
     shown = [name for name in ("sparse_pct", "group_entropy_nats") if points[name].notna().any()]
     with style.new_figure(entries=0) as figure:
@@ -112,18 +77,6 @@ def draw(
             title=f"{varied.method}: accuracy, sparsity and groups over the dose",
             caption_text=_caption(varied, points, control),
         )
-
-
-def _weights(run: Pruned, work: Path) -> tuple[Path, Path]:
-    """Return the files of weights after and before the learning of a run."""
-    first = "final" if run.settings.start == "base" else "init"
-    assert run.learned is not None
-    return work / run.learned.key / "final.safetensors", work / run.base.key / f"{first}.safetensors"
-
-
-def _sparse_pct(rows: str, learned: Mapping[str, tuple[Path, Path]]) -> float:
-    shares = [100 * sparse_share(*learned[key]) for key in rows.split() if key in learned]
-    return float(np.mean(shares)) if shares else math.nan
 
 
 def _accuracy(axes: Axes, points: pd.DataFrame, control: pd.DataFrame) -> None:
@@ -190,7 +143,7 @@ def _caption(varied: Varied, points: pd.DataFrame, control: pd.DataFrame) -> str
         f"The dose is changed by {varied.setting}; ×1 is a dose of {words.significant(points['dose'].min())}, and below "
         "about 1 no channel becomes small",
         *(
-            [f"Sparse: kernels that learning brings below {SPARSE:.0%} of their layer's mean norm before"]
+            ["Sparse: kernels that learning brings below 1 % of their layer's mean norm before"]
             if points["sparse_pct"].notna().any()
             else []
         ),

@@ -28,7 +28,7 @@ TIMED_CONDITIONS = ["timed_device", "threads", "leg", "timed_commit", "timed_dir
 TIMING = ["batch", "precision", "layout", "protocol"]
 SCHEDULES = ["base_schedule", "learning_schedule", "finetune_schedule"]
 EPOCHS = ["base_epochs", "learning_epochs", "finetune_epochs"]
-FACTS = ["dose", "group_entropy_nats"]
+FACTS = ["dose", "group_entropy_nats", "sparse_share"]
 """Numbers of a learned state in provenance (`Pruner.facts`)."""
 FROM_ABSTRACT = " (from the abstract)"
 """Mark behind the name of a method that is known from its paper's abstract alone."""
