@@ -33,7 +33,8 @@ class EagleEye(Pruner):
     granularity = "filter"
     source = (
         "Li et al., EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning, ECCV 2020, sections 3.2 and 3.3; "
-        "the authors' search.py: uniform rates, filters by L1 norm, about 50 batches for the statistics"
+        "the authors' search.py: uniform rates, filters by L1 norm, about 50 batches for the statistics; their "
+        "compress_config/res50_imagenet.yaml: stem, inner layers, and the last layers and shortcut of a stage together"
     )
     deviations = (
         "a vector is scaled until it meets the budget instead of drawn until one does; statistics are the plain mean over the "
