@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from suite import cli, grids
-from suite.report import build, frames, learning, paper, show, structure, winners
+from suite.report import build, frames, leaderboard, learning, paper, show, structure, winners
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +40,11 @@ def parser() -> argparse.ArgumentParser:
         "--learning",
         metavar="NAME",
         help="a grid, or the key of a learned stage: curves of all that the log has, in RESULTS/NAME or RESULTS/learning",
+    )
+    what.add_argument(
+        "--leaderboard",
+        action="store_true",
+        help="every method, network and budget of all grids that have rows, in RESULTS/leaderboard",
     )
     what.add_argument(
         "--winners",
@@ -81,6 +86,8 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
         paper.show_list(results, console, smoke=smoke)
     elif arguments.paper is not None:
         _say(*paper.write(arguments.paper, results, smoke=smoke), console)
+    elif arguments.leaderboard:
+        _say(leaderboard.write(results), [], console)
     elif arguments.winners is not None:
         _say(*winners.report(arguments.winners, results, smoke=smoke), console)
     elif arguments.structure is not None:

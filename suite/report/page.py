@@ -15,6 +15,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from suite import grids
 from suite.files import write_text
 from suite.report import columns, not_faster, notes, pairs, reproduction, timings, words
 from suite.report.columns import Column
@@ -94,6 +95,21 @@ def write(
     for path, text in zip(paths, (index, page), strict=True):
         write_text(path, text)
     return paths
+
+
+def leaderboard(lines: pd.DataFrame, described: Iterable[Column], title: str, about: str) -> str:
+    """Return the page of a leaderboard.
+
+    `grid` of a line is the name of its grid, whose page lies beside this one.
+    """
+    shown = columns.text(lines, described, "page")
+    table = [
+        {**line, "grid": grids.folder_name(grid)}
+        for line, grid in zip(_lines(lines, shown, {}), lines["grid"], strict=True)
+    ]
+    filters = _filters(shown)
+    template = _environment().get_template("leaderboard.html")
+    return template.render(title=title, about=about, columns=shown.columns, lines=table, filters=filters)
 
 
 @functools.cache

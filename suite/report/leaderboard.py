@@ -1,0 +1,121 @@
+"""Leaderboard: every cell with a finished run, over all grids.
+
+A place is a range, from t intervals of the mean accuracy (95 %): 1 + the methods whose interval lies wholly above, to all minus
+those wholly below. Places are given within a comparison set (`fairness.SET`) of one grid alone, for cells of two runs or more.
+Controls and coarse cells have no place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from suite import grids
+from suite.files import write_text
+from suite.report import cells, columns, frames, page, words
+from suite.report.columns import Column
+from suite.report.fairness import SET
+
+FOLDER = "leaderboard"
+TITLE = "Leaderboard"
+ABOUT = (
+    "Every method, network and budget that has been run, over all grids. Accuracies are top-1 on the test set, with the t "
+    "interval of the mean (95 %) and the number of runs. Places are ranges: a method is behind another only if its interval lies "
+    "wholly below. They compare methods of one grid at one budget, on one network, under equal conditions; methods of different "
+    "grids were trained differently. The paired tests on each grid's page are sharper"
+)
+
+
+def table(results: Path) -> pd.DataFrame:
+    """Return the done cells of all grids, by network and budget, best accuracy first.
+
+    Grids without rows and accuracies on a validation part are left out.
+    """
+    parts = []
+    for name in grids.names():
+        loaded = frames.load(grids.load(name), results, smoke=False)
+        if loaded.rows:
+            lines = cells.table(loaded)
+            parts.append(lines[(lines["n"] > 0) & (lines["split"] != "tuning")].assign(grid=name))
+    if not parts:
+        return pd.DataFrame()
+    every = pd.concat(parts, ignore_index=True)
+    every["top1_low_pct"] = every["top1_mean_pct"] - every["top1_t95_pp"]
+    every["top1_high_pct"] = every["top1_mean_pct"] + every["top1_t95_pp"]
+    every[["place", "place_last", "placed"]] = np.nan
+    for _, own in every[_competes(every)].groupby([*SET, "grid"], sort=False):
+        low, high = own["top1_low_pct"].to_numpy(), own["top1_high_pct"].to_numpy()
+        every.loc[own.index, "place"] = 1 + (low[None, :] > high[:, None]).sum(1)
+        every.loc[own.index, "place_last"] = len(own) - (high[None, :] < low[:, None]).sum(1)
+        every.loc[own.index, "placed"] = len(own)
+    order = ["data", "model", "budget", "grid"]
+    return every.sort_values([*order, "top1_mean_pct"], ascending=[True] * len(order) + [False], kind="stable")
+
+
+def _competes(lines: pd.DataFrame) -> pd.Series:
+    return lines["removes"].astype(bool) & lines["top1_t95_pp"].notna() & lines["coarse"].eq(0)
+
+
+def place(line: Mapping[Any, Any]) -> str:
+    """Format a place as "2 of 9", or "2-4 of 9"; "" without one."""
+    if pd.isna(line["place"]):
+        return ""
+    first, last = int(line["place"]), int(line["place_last"])
+    return (f"{first}" if first == last else f"{first}-{last}") + f" of {line['placed']:.0f}"
+
+
+SHARED = ("control_drop_mean_pp", "speedup_x", "verdict", "fairness_level", "fairness", "plain_epochs")
+"""Columns that are those of a grid's table."""
+COLUMNS = (
+    *columns.plain("data"),
+    Column(name="model", heading="network", show=columns.network),
+    columns.BUDGET,
+    *columns.plain("budget_scope"),
+    Column(
+        name="place", heading="place", show=place, number=True, about="within the grid; a range if intervals overlap"
+    ),
+    *columns.plain("place_last", "placed", "method"),
+    Column(name="settings", heading="method"),
+    Column(name="granularity", heading="granularity"),
+    Column(
+        name="top1_mean_pct",
+        heading="top-1 %",
+        show=columns.interval("top1_mean_pct", "top1_low_pct", "top1_high_pct", "n"),
+        number=True,
+        about="mean [95 % interval] (runs), after pruning and fine-tuning",
+    ),
+    *columns.plain("top1_low_pct", "top1_high_pct", "n"),
+    Column(
+        name="base_n",
+        heading="n counts",
+        show=lambda line: words.counts_of(line["n"], line["base_n"]),
+        about="what n counts",
+    ),
+    *(column for column in columns.TABLE if column.name in SHARED),
+    Column(name="grid", heading="grid"),
+    *columns.plain("commit", "device", "rows"),
+)
+
+
+def write(results: Path) -> list[Path]:
+    """Write `leaderboard/index.html`, `.csv` and `.md` into the results; return their paths.
+
+    Raises ValueError if no grid has a finished run on a test set.
+    """
+    lines = table(results)
+    if lines.empty:
+        raise ValueError(f"no grid has a finished run in {results / 'rows'}; launch one, such as quickstart")
+    folder = results / FOLDER
+    counts = f"{len(lines)} cells of {lines['grid'].nunique()} grids, {lines['n'].sum():.0f} runs."
+    texts = {
+        "index.html": page.leaderboard(lines, COLUMNS, TITLE, f"{ABOUT}. {counts}"),
+        "leaderboard.csv": columns.csv(lines, COLUMNS),
+        "leaderboard.md": "\n\n".join([f"# {TITLE}", f"{ABOUT}.", counts, columns.markdown(lines, COLUMNS)]) + "\n",
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]

@@ -1,0 +1,62 @@
+"""The leaderboard: cells of all grids, and places as ranges."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from test_report_signed import grid_of, row_of, run_of
+
+from suite import grids, records
+from suite.report import leaderboard
+
+TOP1 = {"l1_filter": (90.0, 90.2, 90.1), "fpgm_once": (90.1, 90.2, 90.3), "l2_filter": (80.0, 80.1, 80.2)}
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Rows of a grid with two equal methods, a worse one, a single run and a dense control."""
+    rows = [
+        row_of(run_of(method, seed=seed), top1)
+        for method, every in {**TOP1, "dense_control": (91.0, 91.1, 91.2), "random_filter": (70.0,)}.items()
+        for seed, top1 in enumerate(every)
+    ]
+    runs = [
+        run_of(method, seed=seed)
+        for method in (*TOP1, "dense_control", "random_filter")
+        for seed in range(3 if method != "random_filter" else 1)
+    ]
+    for row in rows:
+        records.write(row, tmp_path)
+    monkeypatch.setattr(grids, "names", lambda: ["example", "empty"])
+    monkeypatch.setattr(grids, "load", lambda name: grid_of(runs if name == "example" else [run_of("sfp")]))
+    return tmp_path
+
+
+def test_places_are_ranges_of_overlapping_intervals(results: Path) -> None:
+    lines = leaderboard.table(results)
+    places = dict(zip(lines["method"], map(leaderboard.place, lines.to_dict("records")), strict=True))
+    assert places == {
+        "dense_control": "",
+        "fpgm_once": "1-2 of 3",
+        "l1_filter": "1-2 of 3",
+        "l2_filter": "3 of 3",
+        "random_filter": "",
+    }
+    assert lines["method"].tolist()[0] == "dense_control", "budgets are in order, best accuracy first"
+    assert set(lines["grid"]) == {"example"}
+
+
+def test_files_have_a_line_for_each_cell_and_link_to_the_grid(results: Path) -> None:
+    page, table, text = leaderboard.write(results)
+    assert 'href="../example/index.html"' in page.read_text()
+    assert "1-2 of 3" in text.read_text()
+    assert "5 cells of 1 grids, 13 runs" in text.read_text()
+    with table.open() as file:
+        assert [line["n"] for line in csv.DictReader(file)] == ["3", "3", "3", "3", "1"]
+
+
+def test_a_folder_without_rows_has_no_leaderboard(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no grid has a finished run in .*; launch one, such as quickstart"):
+        leaderboard.write(tmp_path)
