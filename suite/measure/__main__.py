@@ -283,6 +283,9 @@ def show(values: dict[str, Any], console: Console) -> None:
         console.print(_latency_table(values))
     for flag in dict.fromkeys(flag for row in values.get("latency", ()) for flag in row["flags"]):
         console.print(f"doubtful: {flag}", style="yellow", markup=False, highlight=False)
+    for row in values.get("latency", ()):
+        if row["energy"]:
+            console.print(f"batch {row['batch']}: {_energy(row['energy'])}", markup=False, highlight=False)
     if "layers" in values:
         console.print(_layer_table(values["layers"]))
 
@@ -328,6 +331,15 @@ def _latency_table(values: dict[str, Any]) -> Table:
     pairs = dict.fromkeys(f"{row['execution']} beside dense {row['dense_execution']}" for row in values["latency"])
     table.caption, table.caption_justify = f"Executions: {', '.join(pairs)}", "left"
     return table
+
+
+def _energy(energy: dict[str, Any]) -> str:
+    """Return a sentence on `energy.columns`."""
+    if "missing" in energy:
+        return f"no energy: {energy['missing']}"
+    both = f"{energy['dense_mj']:.3g} mJ an image dense, {energy['packed_mj']:.3g} mJ here ({energy['source']})"
+    ratio = f"{energy['x']:.2f} [{energy['low_x']:.2f}, {energy['high_x']:.2f}]"
+    return f"{both}: {ratio} times less; null test [{energy['null_low_x']:.3f}, {energy['null_high_x']:.3f}]"
 
 
 def _layer_table(layers: list[dict[str, Any]]) -> Table:

@@ -19,7 +19,7 @@ import torch
 
 from suite import pack as packing
 from suite.cudagraph import captured
-from suite.measure import bounds, latency, machine, networks
+from suite.measure import bounds, energy, latency, machine, networks
 from suite.measure.executions import ONNX, Executions, check, executions, random_images, reference, runtime
 from suite.measure.memory import peak_bytes
 from suite.measure.networks import Shape
@@ -66,12 +66,14 @@ class LegResult:
     chosen          the fastest executions of the dense and of the other network
     executions_ms   (dense, other): name -> milliseconds of all that were tried; empty if there was one only
     conditions      of the machine, see `machine.watched`
+    energy          `energy.columns`; {} if it was not asked for
     """
 
     measurement: latency.Measurement
     chosen: tuple[str, str]
     executions_ms: tuple[Mapping[str, float], Mapping[str, float]]
     conditions: Mapping[str, Any]
+    energy: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +158,7 @@ class Comparison:
                 for leg, results in self.legs.items()
                 for number, result in enumerate(results)
             ),
+            "energy": dict(self.first.energy),
             "flags": tuple(dict.fromkeys(flags)),
             "cudnn_benchmark": torch.backends.cudnn.benchmark if self.timing.device == "cuda" else None,
             **self.limits,
@@ -277,11 +280,13 @@ def _leg(dense: Mapping[str, Run], other: Mapping[str, Run], job: Job, leg: Leg,
     runs = [runs[name] for runs, name in zip(prepared, names, strict=True)]
     with machine.watched(device) as conditions:
         measurement = latency.alternate(runs[0], runs[1], device, job.protocol, report)
+    with_energy = job.timing.protocol == "full" and not job.chosen  # in the first process alone
     return LegResult(
         measurement=dataclasses.replace(measurement, flags=machine.flags([conditions], device)),
         chosen=names,
         executions_ms=(milliseconds[0], milliseconds[1]),
         conditions=conditions,
+        energy=energy.columns(runs[0], runs[1], job.timing) if with_energy else {},
     )
 
 

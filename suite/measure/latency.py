@@ -152,9 +152,9 @@ def _alternate_once(
     return Measurement(
         dense_ms=dense_ms,
         packed_ms=packed_ms,
-        ratio=_interval(dense_ms / packed_ms),
-        null=_interval(dense_ms / null_ms),
-        cpu=_interval(dense_cpu / packed_cpu) if has_cpu else None,
+        ratio=median_interval(dense_ms / packed_ms),
+        null=median_interval(dense_ms / null_ms),
+        cpu=median_interval(dense_cpu / packed_cpu) if has_cpu else None,
         cpu_ms=(float(np.median(dense_cpu)), float(np.median(packed_cpu))) if has_cpu else None,
     )
 
@@ -168,11 +168,11 @@ def _is_narrow(blocks: Sequence[Mapping[str, tuple[float, float]]], precision: f
     """Return True if the ratio's interval is narrower than +- `precision` of the ratio."""
     if precision is None:
         return False
-    ratio, low, high = _interval(_columns(blocks, "dense")[0] / _columns(blocks, "packed")[0])
+    ratio, low, high = median_interval(_columns(blocks, "dense")[0] / _columns(blocks, "packed")[0])
     return (high - low) / 2 < precision * ratio
 
 
-def _interval(ratios: np.ndarray) -> Interval:
+def median_interval(ratios: np.ndarray) -> Interval:
     """Return the median and its bootstrap 95 % interval (percentile)."""
     from scipy.stats import bootstrap  # a fifth of the time in which a job starts, and only timing needs it
 

@@ -71,14 +71,14 @@ def gpu() -> dict[str, Any] | None:
     except Exception as error:  # NVMLError, whose class exists only once the import succeeded
         return {"error": str(error)}
     try:
-        return _state(pynvml, _handle(pynvml))
+        return _state(pynvml, handle(pynvml))
     except pynvml.NVMLError as error:
         return {"error": str(error)}
     finally:
         pynvml.nvmlShutdown()
 
 
-def _handle(nvml: Any) -> Any:
+def handle(nvml: Any) -> Any:
     """Return NVML's handle of torch's current device; CUDA_VISIBLE_DEVICES may number devices differently."""
     return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
 

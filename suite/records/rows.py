@@ -172,6 +172,8 @@ class TimedRow(Row):
     """Dense / packed in CPU time of the measuring process, a second clock; None on a GPU."""
     dense_cpu_ms: float | None = None
     packed_cpu_ms: float | None = None
+    energy: dict[str, Any] = field(default_factory=dict)
+    """Millijoules an image and their ratio (`suite.measure.energy`), or why they are missing. {}: not asked for."""
     verdict: str | None = None
     """"faster", "slower", "no difference" or "not trusted", as written at the time; reports decide again from the
     intervals and the flags (`measure.claim`)."""

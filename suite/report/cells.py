@@ -23,7 +23,7 @@ import pandas as pd
 
 from suite.measure import claim
 from suite.report import fairness, inference, words
-from suite.report.frames import CONDITIONS, EPOCHS, FACTS, SCHEDULES, TIMED_CONDITIONS, TIMING, Frames
+from suite.report.frames import CONDITIONS, ENERGY, EPOCHS, FACTS, SCHEDULES, TIMED_CONDITIONS, TIMING, Frames
 
 STATUSES = ["done", "diverged", "failed", "missing"]
 SERIES = [
@@ -58,7 +58,7 @@ def table(frames: Frames) -> pd.DataFrame:
     first = latency_lines(frames, lines)
     first = first[first["timing"] == 0].drop(columns="timing")
     both = lines.merge(first, on="line", how="left", validate="one_to_many")
-    text = [*TIMED_CONDITIONS, "precision", "layout", "protocol", "verdict", "deployed", "flags"]
+    text = [*TIMED_CONDITIONS, "precision", "layout", "protocol", "verdict", "deployed", "flags", "energy_missing"]
     both[text] = both[text].astype("object").fillna("")
     both["unlearned"] = is_unlearned(both)
     both["note"] = _notes(both)
@@ -186,7 +186,7 @@ def latency_lines(frames: Frames, lines: pd.DataFrame) -> pd.DataFrame:
     result[TIMED_CONDITIONS] = result[TIMED_CONDITIONS].fillna("")
     result["verdict"] = result["verdict"].fillna("")
     result["deployed"] = result["deployed"].fillna("")
-    result["flags"] = result["flags"].fillna("")
+    result[["flags", "energy_missing"]] = result[["flags", "energy_missing"]].fillna("")
     counted = ["speedup_n", "speedup_untrusted"]
     result[counted] = result[counted].fillna(0).astype(int)
     return result
@@ -200,7 +200,7 @@ def _line_of_run(runs: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
 def _speedups(done: pd.DataFrame) -> pd.DataFrame:
     keys = ["line", "timing", *TIMED_CONDITIONS]
     trusted = done["claim"] != "not trusted"
-    values = ["speedup_x", "speedup_low_x", "speedup_high_x", "dense_ms", "packed_ms"]
+    values = ["speedup_x", "speedup_low_x", "speedup_high_x", "dense_ms", "packed_ms", *ENERGY]
     masked = done.assign(**{name: done[name].where(trusted) for name in values}, untrusted=~trusted)
     result = masked.groupby(keys, sort=False).agg(
         speedup_n=("speedup_x", "count"),
@@ -212,6 +212,8 @@ def _speedups(done: pd.DataFrame) -> pd.DataFrame:
         dense_ms=("dense_ms", "median"),
         packed_ms=("packed_ms", "median"),
         cpu_speedup_x=("cpu_speedup_x", "median"),
+        **{name: (name, {"energy_low_x": "min", "energy_high_x": "max"}.get(name, "median")) for name in ENERGY},
+        energy_missing=("energy_missing", lambda reasons: "; ".join(dict.fromkeys(filter(None, reasons)))),
         flags=("flags", lambda flags: "; ".join(dict.fromkeys(filter(None, flags)))),
         verdict=("claim", _verdict),
     )

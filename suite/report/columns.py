@@ -184,6 +184,16 @@ SPEEDUP = (
     ),
     Column(name="deployed", heading="deployed", views=SCREEN),
     *plain("cpu_speedup_x"),
+    Column(
+        name="energy_x",
+        heading="energy x",
+        show=interval("energy_x", "energy_low_x", "energy_high_x"),
+        number=True,
+        left=True,
+        optional=True,
+        about="measured: dense joules / packed joules, from the device's counter",
+    ),
+    *plain("energy_low_x", "energy_high_x", "dense_mj", "packed_mj", "energy_missing"),
     Column(name="flags", heading="doubtful", optional=True),
 )
 MEDIAN = Column(name="top1_median_pct", heading="median %", number=True, about="after pruning")

@@ -69,7 +69,11 @@ _TIMED = [
     "deployed",
     "flags",
 ]
+ENERGY = ["dense_mj", "packed_mj", "energy_x", "energy_low_x", "energy_high_x"]
+_ENERGY = ["dense_mj", "packed_mj", "x", "low_x", "high_x"]
+"""The same in a row's `energy`."""
 _NUMBERS = [
+    *ENERGY,
     *(name for name in (*_PRUNED, *_TIMED) if name.endswith(("_pct", "_x", "_ms", "macs", "params", "_epochs"))),
     *FACTS,
 ]
@@ -307,6 +311,19 @@ def _reference(row: records.TimedRow) -> str:
     return "tuned only (earlier rule)"
 
 
+def _energy(energy: Mapping[str, Any]) -> list[Any]:
+    """Return the values of `ENERGY`, and the reason if they are missing.
+
+    The reason is "" if energy was not measured on purpose.
+    """
+    reason = str(energy.get("missing", ""))
+    low, high = (energy.get(name) for name in ("null_low_x", "null_high_x"))
+    passed = isinstance(low, float) and isinstance(high, float) and low <= 1 <= high
+    if energy and not reason and not passed:
+        reason = "the null test of energy failed"
+    return [*(None if reason else energy.get(name) for name in _ENERGY), reason]
+
+
 def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:
     provenance = ["threads", "commit", "dirty"]
     frame = pd.DataFrame(
@@ -316,6 +333,8 @@ def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:
         ],
         columns=[*_TIMED, *provenance],
     ).rename(columns={"device": "timed_device", "commit": "timed_commit", "dirty": "timed_dirty"})
+    energy = [_energy(row.energy) for row in rows]
+    frame = frame.join(pd.DataFrame(energy, columns=[*ENERGY, "energy_missing"], index=frame.index))
     frame["reference"] = [_reference(row) for row in rows]
     frame = _with_conditions(frame, TIMED_CONDITIONS)
     frame["flags"] = frame["flags"].map("; ".join)

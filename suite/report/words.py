@@ -314,5 +314,6 @@ def measured(lines: pd.DataFrame) -> str:
         f"{joined(different(timed['protocol']))} protocol",
         *([f"{threads} threads"] if threads else []),
         f"commit {joined(different(commits(timed, 'timed_')))}",
+        *(f"no energy: {reason}" for reason in different(timed["energy_missing"]) if reason),
     ]
     return ", ".join(parts)
