@@ -82,7 +82,16 @@ def test_smoke_is_one_seed_and_one_budget_of_every_method_on_embedded_data(name:
     assert all(run.base.schedule is not None and run.base.schedule.epochs == 1 for run in small)
     methods = [(run.base.model, run.described) for run in small]
     assert len(set(methods)) == len(methods)
-    assert set(methods) == {(run.base.model, run.described) for run in runs}
+    assert {(run.base.model, run.method) for run in small} == {(run.base.model, run.method) for run in runs}
+    sampled = {run.method for run in runs if any(hasattr(run.settings, name) for name in grids.SAMPLE_SIZES)}
+    plain = [run for run in runs if run.method not in sampled]
+    assert {(run.base.model, run.described) for run in plain} <= set(methods)
+
+
+def test_smoke_takes_the_small_samples_of_the_embedded_data() -> None:
+    (small,) = (run.settings for run in runs_of("cifar10_oneshot", smoke=True) if run.method == "eagle_eye")
+    least = methods.get("eagle_eye").for_task("digits", "resnet20_a")
+    assert small == least
 
 
 def test_paper_table1_has_the_released_cuts_for_every_method() -> None:

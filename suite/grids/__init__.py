@@ -21,6 +21,8 @@ from suite.stages import Base, Pruned, Stage, Timed, Timing, in_order
 logger = logging.getLogger(__name__)
 
 SMOKE_DATA = "digits"
+SAMPLE_SIZES = ("images", "batches", "candidates")
+"""Settings that are numbers of samples, in every method that has them."""
 SMOKE_IMAGES = 256
 
 
@@ -154,7 +156,7 @@ def smoked(runs: Iterable[Pruned]) -> list[Pruned]:
     small: dict[tuple[str, str], Pruned] = {}
     for run in runs:
         small.setdefault((run.base.model, run.described), _smoked(run))
-    return list(small.values())
+    return list(dict.fromkeys(small.values()))
 
 
 def _smoked(run: Pruned) -> Pruned:
@@ -168,12 +170,21 @@ def _smoked(run: Pruned) -> Pruned:
     return dataclasses.replace(
         run,
         base=base,
+        settings=_fewer_samples(run.settings, base),
         learning=_shortened(run.learning) if run.learning else None,
         finetune=_shortened(run.finetune),
         seed=0,
         smoke=True,
         reference=_smoked(run.reference) if run.reference else None,
     )
+
+
+def _fewer_samples(settings: Pruner, base: Base) -> Pruner:
+    """Return the settings with the recipe's sample sizes for `base`, if smaller."""
+    recipe = type(settings).recipe(base.data, base.model)
+    sizes = {} if isinstance(recipe, OptOut) else recipe.settings
+    smaller = {name: min(getattr(settings, name), sizes[name]) for name in SAMPLE_SIZES if name in sizes}
+    return dataclasses.replace(settings, **smaller)
 
 
 def _shortened(schedule: Schedule) -> Schedule:
