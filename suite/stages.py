@@ -4,7 +4,7 @@ A stage's name is a hash of all its inputs, so equal work is done once.
     base     (data, model, schedule, seed)                        -> initial and final weights
     learned  (base, method and settings, schedule [, budget])     -> weights and the learner's state
     pruned   (learned or base, budget, fine-tuning, seed)         -> plan, packed network, one row
-    timed    (pruned, device, precision, batch, ...)              -> one latency row
+    timed    (pruned, device, precision, batch, ...)              -> one latency row, or one row of training steps
 
 A field at its default does not enter the hash, so a new field with a default leaves old names unchanged. Therefore defaults
 never change. If the default of a method's setting has to change, `Pruner.implied` keeps the value that earlier rows stand for,
@@ -226,6 +226,43 @@ class Timed(_Named):
     def needs(self) -> tuple[Stage, ...]:
         """Stages whose outputs this stage reads."""
         return (self.pruned,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedSteps(Timed):
+    """Training steps per second: one run alone, and several equal runs together on one device.
+
+    timing     device, batch, precision and layout of the steps, and the length of the measurement
+    training   stage whose steps are taken: on the dense network, with the method's learner, or on the packed network
+    together   runs that share the device; 1 measures a run alone
+    processes  True: each run is a process; False: branches of one CUDA graph if the steps can be captured, else turns
+    """
+
+    training: Literal["base", "learning", "finetune"]
+    together: int = 1
+    processes: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.together < 1 or (self.processes and self.together < 2):
+            raise ValueError(
+                f"together = {self.together}, processes = {self.processes}: take 1 run, or 2 or more in processes"
+            )
+        if self.training == "learning" and self.pruned.learned is None:
+            raise ValueError(f"{self.pruned.method} does not learn: measure 'base' or 'finetune'")
+
+    @property
+    def label(self) -> str:
+        """Description for people."""
+        together = f", {self.together} together in {'processes' if self.processes else 'one process'}"
+        run = self.pruned.base if self.training == "base" else self.pruned
+        where = f"on {self.timing.device}, batch {self.timing.batch}, {self.timing.precision}"
+        return f"{run.label}: {self.training} steps {where}{together if self.together > 1 else ''}"
+
+    @property
+    def needs(self) -> tuple[Stage, ...]:
+        """Stages whose outputs this stage reads."""
+        return (self.pruned,) if self.training == "finetune" else (self.pruned.base,)
 
 
 Stage = Base | Learned | Pruned | Timed

@@ -331,7 +331,7 @@ def test_no_more_workers_than_stages(tmp_path: Path, monkeypatch: pytest.MonkeyP
     started: list[int] = []
 
     class Workers(local._Workers):
-        def __init__(self, count: int, stop_by: signal.Signals) -> None:
+        def __init__(self, count: int, *_: object) -> None:
             started.append(count)
             raise KeyboardInterrupt
 

@@ -146,7 +146,7 @@ def test_rows_of_the_first_version_are_read_with_all_that_they_say(tmp_path: Pat
 
 
 def test_there_is_a_first_row_of_every_kind_and_a_migration_from_every_version() -> None:
-    assert {json.loads(path.read_text())["kind"] for path in FIRST} == set(records.ROW_TYPES)
+    assert {json.loads(path.read_text())["kind"] for path in FIRST} == set(records.ROW_TYPES) - {"steps"}
     assert sorted(records.MIGRATIONS) == list(range(1, records.SCHEMA))
 
 

@@ -16,7 +16,7 @@ from suite import methods, registry
 from suite.contract import Budget, OptOut, Pruner
 from suite.registry import Plugin, pick
 from suite.schedule import Schedule
-from suite.stages import Base, Pruned, Stage, Timed, Timing, in_order
+from suite.stages import Base, Pruned, Stage, Timed, TimedSteps, Timing, in_order
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class Grid:
     runs: Callable[[], Sequence[Pruned]]
     """A function, so that a method whose file is broken stops only the grids that need it."""
     timings: tuple[Timing, ...] = (Timing(protocol="quick"),)
+    steps: Callable[[Sequence[Pruned]], Sequence[TimedSteps]] | None = None
+    """(runs) -> measurements of training steps (`suite.run.steps_stage`); None for none."""
     family: str = ""
     """The method whose comparisons with its rivals are declared before the grid runs (`suite.report.pairs`); "" for none."""
 
@@ -145,10 +147,14 @@ def without_control(runs: Iterable[Pruned]) -> list[str]:
 
 
 def stages_of(grid: Grid, runs: Iterable[Pruned], *, smoke: bool = False) -> list[Stage]:
-    """Return the runs, their latency measurements and all stages these need, in order."""
+    """Return the runs, their measurements and all stages these need, in order."""
     timings = (Timing(protocol="quick"),) if smoke else grid.timings
     runs = list(runs)
-    return in_order([*runs, *(Timed(pruned=run, timing=timing) for run in runs for timing in timings)])
+    measured = grid.steps(runs) if grid.steps else ()
+    if smoke:
+        small = Timing(protocol="quick")
+        measured = [dataclasses.replace(stage, timing=small, together=min(2, stage.together)) for stage in measured]
+    return in_order([*runs, *(Timed(pruned=run, timing=timing) for run in runs for timing in timings), *measured])
 
 
 def smoked(runs: Iterable[Pruned]) -> list[Pruned]:

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from suite.launch.display import Display
+from suite.measure import mps
 from suite.progress import Watch
 from suite.run import Context, Outcome, execute, fail
 from suite.stages import Stage, Timed
@@ -33,12 +34,15 @@ class _Worker:
     """Process that executes one stage at a time.
 
     Signals are blocked until it can handle them.
+
+    environment   variables of the process
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = environment
         context = multiprocessing.get_context("forkserver")  # torch is imported once, and its memory shared
         context.set_forkserver_preload(["suite.run"])
-        self.pool = ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_die_with_the_launcher)
+        self.pool = ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_begin, initargs=(environment,))
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)  # a new process inherits this
         self.pid = self.pool.submit(os.getpid)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -53,21 +57,27 @@ class _Worker:
 class _Workers:
     """Worker processes, each on its own: a dead worker is replaced and ends no other.
 
-    stop_by  the signal that stops a stage at a checkpoint
+    stop_by      the signal that stops a stage at a checkpoint
+    environment  variables of processes that run side by side; a timed stage, which is alone, gets none of them
     """
 
-    def __init__(self, count: int, stop_by: signal.Signals) -> None:
+    def __init__(self, count: int, stop_by: signal.Signals, environment: Mapping[str, str]) -> None:
         self.stop_by = stop_by
-        self.free = [_Worker() for _ in range(count)]
+        self.environment = environment
+        self.free = [_Worker(environment) for _ in range(count)]
         self.busy: dict[Future[Outcome], _Worker] = {}
 
     def submit(self, stage: Stage, context: Context) -> Future[Outcome]:
         """Give the stage to a free worker."""
         worker = self.free.pop()
+        environment = {} if isinstance(stage, Timed) else self.environment
+        if worker.environment != environment:
+            worker.pool.shutdown(wait=False)
+            worker = _Worker(environment)
         try:
             future = worker.pool.submit(_work, stage, context, self.stop_by)
         except BrokenProcessPool:  # it died while idle
-            worker = _Worker()
+            worker = _Worker(environment)
             future = worker.pool.submit(_work, stage, context, self.stop_by)
         self.busy[future] = worker
         return future
@@ -78,7 +88,7 @@ class _Workers:
         try:
             outcome = future.result()
         except BrokenProcessPool:
-            worker = _Worker()
+            worker = _Worker(worker.environment)
             reason = "its process was killed; out of memory is the usual reason: try --jobs 1"
             outcome = fail(stage, context, "failed", reason)
         except Exception as error:  # an error that the worker did not turn into a status
@@ -92,8 +102,12 @@ class _Workers:
             worker.pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _die_with_the_launcher() -> None:
-    """Kill this worker when the launcher has ended. Finished stages are not lost."""
+def _begin(environment: Mapping[str, str]) -> None:
+    """Set the variables of this worker, and kill the worker when the launcher has ended.
+
+    Finished stages are not lost.
+    """
+    os.environ.update(environment)
     launcher = multiprocessing.parent_process()
     assert launcher is not None
 
@@ -117,6 +131,7 @@ def run(
 
     After one of the signals or `context.max_minutes`, stages that have not begun have no outcome; `stopped` has the number of
     the signal. A stage with a failed need is tried, too: it fails at once, with the reason in its row.
+    Stages side by side on a GPU are clients of NVIDIA's Multi-Process Service if the machine has it.
     """
     # Idle threads would spin, which costs several times the work itself on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -126,11 +141,15 @@ def run(
     keys = {stage.key for stage in stages}
     deadline = float("inf") if context.max_minutes is None else time.monotonic() + 60 * context.max_minutes
     stop = False
-    with _stopping(signals, [] if stopped is None else stopped) as stopped:
+    side_by_side = min(jobs, sum(not isinstance(stage, Timed) for stage in stages)) > 1
+    with (
+        _stopping(signals, [] if stopped is None else stopped) as stopped,
+        mps.served(context.device if side_by_side else "cpu") as environment,
+    ):
         if signals is not STOPPING:  # blocked until now; one that came during the imports is delivered here
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         jobs = min(jobs, len(stages))
-        workers = _Workers(jobs, stop_by=signal.SIGTERM if signals is STOPPING else signals[0])
+        workers = _Workers(jobs, signal.SIGTERM if signals is STOPPING else signals[0], environment)
         while running or (waiting and not stop):
             stop = bool(stopped) or time.monotonic() >= deadline
             for stage in [s for s in waiting if any(outcomes.get(n.key) == "interrupted" for n in s.needs)]:
@@ -150,7 +169,7 @@ def run(
                 display.refresh()
             for worker in workers.busy.values() if stop else ():
                 worker.stop(workers.stop_by)
-    workers.close()
+        workers.close()
     return outcomes
 
 

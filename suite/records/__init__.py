@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from suite.records.migrations import MIGRATIONS, SCHEMA
 from suite.records.origin import PACKAGES, ROOT, SNAPSHOT, device_name, provenance, source
-from suite.records.rows import ROW_TYPES, Done, Leg, PrunedRow, Row, Status, TimedRow
+from suite.records.rows import ROW_TYPES, Done, How, Leg, PrunedRow, Row, Status, StepsRow, TimedRow
 from suite.records.storage import (
     DAMAGED,
     NewerRowError,
@@ -31,11 +31,13 @@ __all__ = [
     "SCHEMA",
     "SNAPSHOT",
     "Done",
+    "How",
     "Leg",
     "NewerRowError",
     "PrunedRow",
     "Row",
     "Status",
+    "StepsRow",
     "TimedRow",
     "device_name",
     "from_dict",

@@ -12,6 +12,7 @@ from suite.jsonfile import Hex, Name
 
 Status = Literal["done", "diverged", "failed"]
 Leg = Literal["eager", "graph"]
+How = Literal["graph", "turns", "processes"]
 
 
 class Provenance(TypedDict, total=False):
@@ -195,6 +196,59 @@ class TimedRow(Row):
     """`bound_ms` / `packed_ms`: reached share of the physical limit."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepsRow(Row):
+    """Training steps of one run alone, and of several equal runs together on one device.
+
+    Times are wall-clock medians of alternating blocks, loading included if `loader` is True.
+    """
+
+    kind: ClassVar[str] = "steps"
+    result_fields: ClassVar[tuple[str, ...]] = ()
+
+    pruned_key: str
+    device: str
+    batch: int
+    precision: str
+    layout: str
+    protocol: str
+    training: str
+    """"base", "learning" or "finetune": a step on the dense network, with the method's learner, or on the packed network."""
+    together: int
+    how: How | None = None
+    """"graph": branches of one CUDA graph; "turns": one after the other in one process; "processes"; None if one run is
+    alone."""
+    captured: bool | None = None
+    """True if the step alone is a captured CUDA graph."""
+    mps: bool | None = None
+    """True if NVIDIA's Multi-Process Service served the processes."""
+    loader: bool | None = None
+    """True if each step loads its batch; False if one random batch is repeated."""
+    threads: int | None = None
+    blocks: int | None = None
+    base_ms: float | None = None
+    """A step of one run on the dense network, alone."""
+    alone_ms: float | None = None
+    """A step of one run, alone."""
+    together_ms: float | None = None
+    """A step of each of the runs, together."""
+    steps_per_s: float | None = None
+    """Steps per second of all runs together."""
+    images_per_s: float | None = None
+    together_x: float | None = None
+    together_low_x: float | None = None
+    together_high_x: float | None = None
+    """Throughput of all runs together / of one run alone, with its bootstrap 95 % interval."""
+    of_base_x: float | None = None
+    of_base_low_x: float | None = None
+    of_base_high_x: float | None = None
+    """Time of a step alone / of a step on the dense network."""
+    macs_x: float | None = None
+    """MACs of the network / MACs of the dense network: the promised `of_base_x` of fine-tuning."""
+    peak_bytes: int | None = None
+    """Peak memory of this process on a GPU."""
+
+
 class File(TypedDict):
     """Size and checksum of a file in a stage's folder."""
 
@@ -211,4 +265,4 @@ class Done(TypedDict):
     row: dict[str, Any] | None
 
 
-ROW_TYPES: dict[str, type[Row]] = {row_type.kind: row_type for row_type in (PrunedRow, TimedRow)}
+ROW_TYPES: dict[str, type[Row]] = {row_type.kind: row_type for row_type in (PrunedRow, TimedRow, StepsRow)}

@@ -437,6 +437,42 @@ REPRODUCTION = (
     *plain(*CONDITIONS, "rows"),
 )
 """One line for each published number and line beside it (`reproduction`)."""
+STEPS = (
+    Column(name="data", heading="network", show=network),
+    *plain("model"),
+    Column(name="training", heading="step"),
+    Column(name="settings", heading="method"),
+    Column(
+        name="device",
+        heading="measured",
+        show=lambda line: f"{line['device']}, batch {line['batch']}, {line['precision']}",
+    ),
+    *plain("batch", "precision", "layout", "protocol", "threads", "captured", "loader", "mps", "blocks"),
+    Column(name="together", heading="runs", number=True),
+    Column(name="how", heading="together by", optional=True),
+    *plain("base_ms", "together_ms"),
+    Column(name="alone_ms", heading="ms alone", number=True),
+    Column(name="steps_per_s", heading="steps/s", number=True),
+    *plain("images_per_s"),
+    Column(
+        name="together_x",
+        heading="together x",
+        show=interval("together_x", "together_low_x", "together_high_x"),
+        number=True,
+        optional=True,
+    ),
+    *plain("together_low_x", "together_high_x"),
+    Column(
+        name="of_base_x",
+        heading="of base x",
+        show=interval("of_base_x", "of_base_low_x", "of_base_high_x"),
+        number=True,
+    ),
+    *plain("of_base_low_x", "of_base_high_x"),
+    Column(name="macs_x", heading="MACs x", number=True),
+    *plain("peak_bytes", "key", "pruned_key"),
+)
+
 NOT_FASTER = (
     Column(name="data", heading="network", show=network),
     *plain("model"),

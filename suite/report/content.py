@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from suite.grids import Grid
-from suite.report import cells, not_faster, pairs, published, reproduction
+from suite.report import cells, not_faster, pairs, published, reproduction, steps
 from suite.report.frames import Frames, by_network
 
 
@@ -26,6 +26,8 @@ class Content:
     not_faster: pd.DataFrame
     """`not_faster.table`."""
     not_faster_counts: str
+    steps: pd.DataFrame
+    """`steps.table`."""
     compared: pd.DataFrame
     """`pairs.table`."""
     reproduced: pd.DataFrame
@@ -56,6 +58,7 @@ def collect(grid: Grid, frames: Frames, *, smoke: bool, reference: Frames | None
         problems=cells.problems(frames),
         not_faster=slow,
         not_faster_counts=not_faster.counts(slow, frames),
+        steps=steps.table(frames.rows.values()),
         compared=pairs.table(frames.runs, grid.family),
         undecidable={
             (data, model): reason

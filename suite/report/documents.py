@@ -9,13 +9,22 @@ from suite.files import write_text
 from suite.report import columns, latex, tables
 from suite.report.content import Content
 
-OPTIONAL = ("table_*.tex", "timings_*.tex", "reproduction_*.tex", "reproduction.csv", "not_faster.csv", "reference.csv")
+OPTIONAL = (
+    "table_*.tex",
+    "timings_*.tex",
+    "reproduction_*.tex",
+    "reproduction.csv",
+    "not_faster.csv",
+    "reference.csv",
+    "steps.csv",
+)
 
 
 def texts(content: Content, pictures: Sequence[tuple[str, str, str]]) -> dict[str, str]:
     """Return file name -> text. `pictures` are (data, model, file name)."""
     optional = {
         "not_faster.csv": (content.not_faster, columns.NOT_FASTER),
+        "steps.csv": (content.steps, columns.STEPS),
         "reproduction.csv": (content.reproduced, columns.REPRODUCTION),
         "reference.csv": (content.reference, columns.TABLE),
     }

@@ -19,7 +19,7 @@ from suite.grids import Grid, runs_of, stages_of
 from suite.measure import claim
 from suite.report import words
 from suite.schedule import Schedule
-from suite.stages import Pruned, Timed, describe
+from suite.stages import Pruned, Timed, TimedSteps, describe
 
 CONDITIONS = ["commit", "dirty", "device", "tf32", "data_sha256"]
 """Accuracies of rows that differ in one of these are never averaged."""
@@ -100,8 +100,9 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
     Raises ValueError when a row of a smoke run lies among real ones, or the other way round.
     """
     runs = runs_of(grid, smoke=smoke)
-    timed = [stage for stage in stages_of(grid, runs, smoke=smoke) if isinstance(stage, Timed)]
-    keys = [stage.key for stage in (*runs, *timed)]
+    measured = [stage for stage in stages_of(grid, runs, smoke=smoke) if isinstance(stage, Timed)]
+    timed = [stage for stage in measured if not isinstance(stage, TimedSteps)]
+    keys = [stage.key for stage in (*runs, *measured)]
     rows = records.read_all(results, keys)
     without = set(keys) - {row.key for row in rows}
     if wrong := [row for row in rows if row.smoke != smoke]:

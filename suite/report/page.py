@@ -17,7 +17,7 @@ from PIL import Image
 
 from suite import grids
 from suite.files import write_text
-from suite.report import columns, not_faster, notes, pairs, reproduction, timings, words
+from suite.report import columns, not_faster, notes, pairs, reproduction, steps, timings, words
 from suite.report.columns import Column
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
@@ -69,6 +69,7 @@ def write(
                 content.reproduced, lambda part: _frame(reproduction.shown(part), columns.REPRODUCTION)
             ),
             not_faster=_not_faster(content),
+            steps={"title": steps.TITLE, "about": f"{steps.ABOUT}.", **_frame(content.steps, columns.STEPS)},
             undecidable=[f"{data}, {model}. {reason}" for (data, model), reason in content.undecidable.items()],
             by_timing=_by_timing(content),
             about_timing=timings.TITLE,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from suite.report import columns, not_faster, notes, pairs, reproduction, timings, words
+from suite.report import columns, not_faster, notes, pairs, reproduction, steps, timings, words
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
 from suite.report.frames import by_network, of_network
@@ -34,6 +34,8 @@ def document(content: Content, pictures: Sequence[tuple[str, str, str]]) -> str:
     if len(content.not_faster):
         table = columns.markdown(content.not_faster, columns.NOT_FASTER)
         sections += [f"## {not_faster.TITLE}", f"{content.not_faster_counts}: {not_faster.ABOUT}.", table]
+    if len(content.steps):
+        sections += [f"## {steps.TITLE}", f"{steps.ABOUT}.", columns.markdown(content.steps, columns.STEPS)]
     failures = ["## Runs without a result", "\n".join(_problem_lines(problems))] if len(problems) else []
     about = notes.markdown(notes.of_methods(lines["method"]))
     return "\n\n".join([*head, *sections, *failures, *about, "## How to read it", _legend(lines)]) + "\n"

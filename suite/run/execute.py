@@ -20,10 +20,11 @@ from suite.run import code
 from suite.run.context import Context
 from suite.run.folder import check_files, count_failure, failure, forget, is_done, repair
 from suite.run.pruned_stage import do_pruned
+from suite.run.steps_stage import do_timed_steps
 from suite.run.timed_stage import do_timed
 from suite.run.train_stages import do_base, do_learned
 from suite.run.workspace import Workspace
-from suite.stages import Base, Learned, Pruned, Stage, Timed
+from suite.stages import Base, Learned, Pruned, Stage, Timed, TimedSteps
 from suite.trainer import Diverged
 
 log = logging.getLogger(__name__)
@@ -235,6 +236,8 @@ def _do(work: Workspace[Stage]) -> None:
         do_learned(Workspace(stage, context, work.watch))
     elif isinstance(stage, Pruned):
         do_pruned(Workspace(stage, context, work.watch))
+    elif isinstance(stage, TimedSteps):
+        do_timed_steps(Workspace(stage, context, work.watch))
     else:
         do_timed(Workspace(stage, context, work.watch))
 

@@ -23,7 +23,7 @@ from suite.run import code
 from suite.run.context import Context
 from suite.run.folder import base_result, is_done
 from suite.schedule import Schedule
-from suite.stages import Base, Learned, Pruned, Stage, Timed, identity
+from suite.stages import Base, Learned, Pruned, Stage, Timed, TimedSteps, identity
 from suite.train import top1_pct
 from suite.trainer import History
 
@@ -180,7 +180,10 @@ class Workspace(Generic[S]):
         if isinstance(stage, Timed):
             names = ("device", "batch", "precision", "layout", "protocol")
             timing = {name: getattr(stage.timing, name) for name in names}
-            return records.TimedRow(**{**about, "pruned_key": pruned.key, **timing, **columns})
+            measured = {**about, "pruned_key": pruned.key, **timing, **columns}
+            if isinstance(stage, TimedSteps):
+                return records.StepsRow(**{"training": stage.training, "together": stage.together, **measured})
+            return records.TimedRow(**measured)
         epochs = {
             "base_epochs": 0 if settings.start == "init" else base.schedule.epochs if base.schedule else None,
             "learning_epochs": pruned.learned.schedule.epochs if pruned.learned else 0,
