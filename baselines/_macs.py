@@ -19,6 +19,10 @@ class MaskedMacs:
     """
 
     def __init__(self, model: nn.Module, graph: Graph, budget: Budget, device: torch.device) -> None:
+        if budget.scope == "latency":
+            raise ValueError(
+                "this method counts MACs while it learns, so it takes no latency budget: give it one of MACs"
+            )
         layers, sets = list(graph.input_sets), graph.set_count
         self.made_LS, self.read_LS = torch.zeros(2, len(layers), sets)
         self.made_L, self.read_L, self.cost_L = torch.zeros(3, len(layers))

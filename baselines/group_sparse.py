@@ -55,7 +55,9 @@ class _DynamicPruning(Learner):
         due = self.budget.share * min(1.0, self.share / self.settings.prune_share)
         norms = {name: _norm(group) for name, group in self.groups.items()}
         planner = filter_planner(self.graph, norms, ranking=self.settings.ranking)
-        for name, layer in meet(planner, self.graph, Budget(share=due, scope=self.budget.scope)).plan.items():
+        for name, layer in meet(
+            planner, self.graph, Budget(share=due, scope=self.budget.scope, timing=self.budget.timing)
+        ).plan.items():
             self.mask_O[name] *= layer.kept_O.to(self.mask_O[name])
             for parameter in self.groups[name]:
                 parameter.mul_(_along(self.mask_O[name], parameter))

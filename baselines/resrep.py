@@ -62,7 +62,9 @@ class Compactors(Learner):
         if share > 0:
             norms = row_norms(self.matrix, self.graph)
             planner = filter_planner(self.graph, norms, ranking=self.settings.ranking, scope=self.settings.scope)
-            plan = meet(planner, self.graph, Budget(share=share, scope=self.budget.scope)).plan
+            plan = meet(
+                planner, self.graph, Budget(share=share, scope=self.budget.scope, timing=self.budget.timing)
+            ).plan
         for name, kept_O in self.kept_O.items():
             kept_O.copy_(plan[name].kept_O if name in plan else torch.ones(len(kept_O)))
 

@@ -22,7 +22,7 @@ from suite import pack as packing
 from suite.contract import Batch, Learner, Pruner, State, Task
 from suite.data import Loader
 from suite.graph import Graph
-from suite.measure import Comparison, Timing
+from suite.measure import Comparison, Timing, latency_budget
 from suite.measure import compare as compare_files
 from suite.measure.counting import Count, count_macs, count_params
 from suite.pack.checkpoint import OWN_CLASS
@@ -30,7 +30,7 @@ from suite.pack.export import export, write_torchscript
 from suite.plan import Budget, PruningPlan
 from suite.progress import Watch
 from suite.schedule import Schedule
-from suite.select import ignoring, meet
+from suite.select import Selection, ignoring
 from suite.train import fit, seed_everything
 from suite.trainer import Trainer
 
@@ -45,7 +45,9 @@ class Report:
     """Size of the dense and of the packed network.
 
     layers  name -> (remaining filters, filters, remaining channels, channels, filter groups) of each convolution
-    coarse  the next smaller cut misses the budget, and this one exceeds it by more than a point
+    coarse  the next smaller cut misses the budget, and this one exceeds it by too much; of a budget of time: the measured share
+            of time is not close to the budget
+    predicted_time_cut_pct, time_cut_pct  predicted and measured share of the dense time that is removed, of a budget of time
     """
 
     method: str
@@ -55,6 +57,8 @@ class Report:
     params: int
     coarse: bool
     layers: dict[str, tuple[int, int, int, int, int]]
+    predicted_time_cut_pct: float | None = None
+    time_cut_pct: float | None = None
 
     @property
     def macs_cut_pct(self) -> float:
@@ -71,6 +75,8 @@ class Report:
             f"{self.method}: MACs {self.dense_macs:,} -> {self.macs:,} ({self.macs_cut_pct:.2f} % cut), "
             f"parameters {self.dense_params:,} -> {self.params:,} ({self.params_cut_pct:.2f} % cut)"
         ]
+        if self.predicted_time_cut_pct is not None:
+            lines.append(f"time: {self.time_cut_pct:.1f} % cut, predicted {self.predicted_time_cut_pct:.1f} %")
         for name, (left, filters, read, channels, groups) in self.layers.items():
             lines.append(f"{name}: {left} of {filters} filters, {read} of {channels} channels, {groups} groups")
         return "\n".join(lines)
@@ -126,17 +132,19 @@ def prune(
     learning: Schedule | Training = LEARNING,
     finetune: Schedule | None = None,
     ignored_layers: Iterable[str | nn.Module] = (),
+    layer_times: Path | None = None,
     seed: int = 0,
     **settings: Any,
 ) -> Result:
     """Prune a copy of `model` to a budget, and pack it.
 
     example         images [B, C, H, W]; only the shape is read
-    budget          share of the MACs to remove
+    budget          share of the MACs to remove, or a `Budget`, for example of the time
     train           batches of training images and labels, such as a DataLoader, or a `Task`, for methods that read images
     learning        schedule of the suite's loop, or a loop of one's own, for methods that learn
     finetune        schedule of the packed network; None leaves its weights as pruned
     ignored_layers  names of layers, or the layers themselves, whose filters and channels all stay
+    layer_times     folder of the tables of layer times for a budget of time; None measures a table in each call
     settings        hyperparameters of the method
     Raises ValueError if the network cannot be traced, the budget cannot be met, or the method needs data that are not given.
     """
@@ -147,6 +155,8 @@ def prune(
     model, shape = copy.deepcopy(model), (example.shape[1], example.shape[2], example.shape[3])
     graph, goal = Graph(model, shape), budget if isinstance(budget, Budget) else Budget(share=budget, refill=True)
     packing.check_dense(model, graph)
+    if goal.timing is not None:
+        graph.times = latency_budget.table_for(model, graph, goal.timing, layer_times)
     batches = None if train is None or isinstance(train, Task) else Batches(train, next(model.parameters()).device)
     task = train if isinstance(train, Task) else _task(batches, method, seed, goal if kind.needs_budget else None)
     if kind.needs_reference and task.reference is None:
@@ -154,14 +164,15 @@ def prune(
     seed_everything(seed)
     state = _learn(pruner, model, graph, task, batches, learning, seed) if kind.learns else {}
     model.eval()
-    selection = meet(ignoring(pruner.planner(model, graph, state, task), graph, ignored), graph, goal)
+    planner = ignoring(pruner.planner(model, graph, state, task), graph, ignored)
+    selection = latency_budget.meet(planner, model, graph, goal)
     pruner.reconstruct(model, graph, selection.plan, task)
     packed = packing.pack(model, graph, selection.plan)
     if finetune is not None:
         if batches is None:
             raise ValueError("finetune needs train: batches of training images and labels, such as a DataLoader")
         _fit(Trainer(packed, cast(Loader, batches), finetune), seed)
-    report = _report(pruner, model, graph, packed, coarse=selection.coarse)
+    report = _report(pruner, model, graph, packed, selection)
     return Result(network=packed.eval(), plan=packed.plan, report=report, dense=type(model).__name__)
 
 
@@ -264,7 +275,9 @@ def _fit(trainer: Trainer, seed: int) -> None:
         fit(trainer, Path(folder) / "train.pt", Watch(), seed=seed, doing="training")
 
 
-def _report(pruner: Pruner, model: nn.Module, graph: Graph, packed: packing.PackedNetwork, *, coarse: bool) -> Report:
+def _report(
+    pruner: Pruner, model: nn.Module, graph: Graph, packed: packing.PackedNetwork, selection: Selection
+) -> Report:
     layers = {}
     for name, conv in graph.convs.items():
         layer = packed.plan.get(name)
@@ -277,6 +290,7 @@ def _report(pruner: Pruner, model: nn.Module, graph: Graph, packed: packing.Pack
         macs=graph.macs(packed.plan).total,
         dense_params=count_params(model),
         params=count_params(packed),
-        coarse=coarse,
+        coarse=selection.coarse,
+        **selection.time_cuts(),
         layers=layers,
     )

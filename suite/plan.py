@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from suite.schedule import check_choices
 
 Ranking = Literal["global", "raw", "layer", "isomorphic"]
 """Order of scores across layers. "global" divides the scores of a layer by their mean and sorts all layers together; "raw"
@@ -21,6 +23,10 @@ Scope = Literal["untied", "inner", "coupled"]
 """Filters that a criterion removes. "untied": those of every convolution but projection shortcuts, each on its own; a
 residual sum keeps its width, and a removed filter adds nothing to it. "inner": only filters that no residual sum reads.
 "coupled": filters that meet in residual sums go together, from all their layers."""
+
+
+BudgetScope = Literal["network", "prunable", "latency"]
+"""Resource that a `Budget` counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,30 +184,60 @@ class PruningPlan(Mapping[str, ConvPlan]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Conditions of a latency measurement. `device` "cpu" or "cuda"; `batch` images at once."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    batch: int = 32
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    layout: Literal["contiguous", "channels_last"] = "contiguous"
+    protocol: Literal["quick", "full"] = "full"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.batch < 1:
+            raise ValueError(f"batch = {self.batch}: latency is measured on at least one image")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Share of MACs to remove, in [0, 1), counted without dead channels.
+    """Share of MACs or of time to remove, in [0, 1), counted without dead channels.
 
     scope     "network" counts all convolutions and linear layers; "prunable" counts the convolutions that are neither the
-              stem nor a shortcut, as the DSP authors do
+              stem nor a shortcut, as the DSP authors do; "latency" is the time of the dense network under `timing`
+    timing    conditions of a latency budget: device, precision, batch, layout and protocol
     round_to  rounds the kept channels of every filter group and the kept filters up to a multiple (`suite.select.rounded`),
               for hardware that computes in such steps
     refill    gives removed filters and channels back, last removed first, while the budget stays met (`suite.refill`)
     """
 
     share: float
-    scope: Literal["network", "prunable"] = "network"
+    scope: BudgetScope = "network"
     round_to: int = 1
     refill: bool = False
+    timing: Timing | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
-            raise ValueError(f"budget {self.share} is outside [0, 1): it is the share of MACs to remove, such as 0.6")
-        if self.scope not in ("network", "prunable"):
-            raise ValueError(f"budget scope {self.scope!r} is unknown; choose network or prunable")
+            raise ValueError(
+                f"budget {self.share} is outside [0, 1): it is the share of {self.resource} to remove, such as 0.6"
+            )
+        if self.scope not in get_args(BudgetScope):
+            raise ValueError(f"budget scope {self.scope!r} is unknown; choose {', '.join(get_args(BudgetScope))}")
         if self.round_to < 1:
             raise ValueError(
                 f"round_to = {self.round_to}: widths are rounded up to a multiple of 1 (off), 8, 16 or the like"
             )
+        if (self.scope == "latency") != (self.timing is not None):
+            wrong = "has no timing: add" if self.timing is None else f"of scope {self.scope!r} has a timing: drop"
+            raise ValueError(f"a budget {wrong} timing=Timing(device=..., batch=...), the conditions of scope latency")
+        if self.scope == "latency" and self.refill:
+            raise ValueError("refill=True fills a budget of MACs; drop it for scope latency, whose plans are measured")
+
+    @property
+    def resource(self) -> str:
+        """Name of what the budget removes: "MACs", "prunable MACs" or "time"."""
+        return {"prunable": "prunable MACs", "latency": "time"}.get(self.scope, "MACs")
 
 
 Planner = Callable[[float], PruningPlan]

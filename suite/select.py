@@ -260,14 +260,25 @@ def isomorphic_classes(graph: Graph, sets: Mapping[str, Tensor]) -> list[Tensor]
 class Selection:
     """A plan that meets a budget.
 
-    cut   the removed share of MACs in the budget's scope
+    cut           the removed share of MACs in the budget's scope; of a latency budget, the predicted share of time
+    coarse        True if the excess over the budget is more than `COARSE` of what the budget leaves. For a latency budget:
+                  True if the measured share misses the budget by more than `COARSE`
+    measured_cut  the measured share of time of a latency budget, else None
+    corrections   plans of a latency budget that were measured and replaced
     """
 
     plan: PruningPlan
     knob: float
     cut: float
     coarse: bool
-    """True if the excess over the budget is more than `COARSE` of the MACs that the budget leaves."""
+    measured_cut: float | None = None
+    corrections: int = 0
+
+    def time_cuts(self) -> dict[str, float]:
+        """Return predicted and measured share of time in percent, or {}."""
+        if self.measured_cut is None:
+            return {}
+        return {"predicted_time_cut_pct": 100 * self.cut, "time_cut_pct": 100 * self.measured_cut}
 
 
 def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
@@ -284,7 +295,7 @@ def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
     best, cut = _at(planner, graph, budget, 1.0, cuts)
     if cut < budget.share:
         raise ValueError(
-            f"a budget of {budget.share:.2%} cannot be met: this method removes at most {cut:.2%} of the {budget.scope} MACs here"
+            f"a budget of {budget.share:.2%} cannot be met: this method removes at most {cut:.2%} of the {budget.resource} here"
         )
     low, high = _bits(0.0), _bits(1.0)
     for _ in range(HALVINGS):

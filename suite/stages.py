@@ -24,8 +24,8 @@ from typing import Any, ClassVar, Literal
 
 from suite import weights
 from suite.contract import Budget, Pruner
-from suite.measure import Timing as Timing
 from suite.methods import name_of
+from suite.plan import Timing as Timing
 from suite.schedule import Schedule, check_choices
 
 Split = Literal["all", "tuning", "held_out"]

@@ -332,7 +332,7 @@ def test_a_budget_of_nothing_removes_nothing() -> None:
 def test_a_budget_that_cannot_be_met_is_refused_with_the_most_that_can() -> None:
     graph = graph_of("resnet8")
     planner, cuts = reachable("global", "network")
-    words = f"a budget of 99.99% cannot be met: this method removes at most {cuts[-1]:.2%} of the network MACs"
+    words = f"a budget of 99.99% cannot be met: this method removes at most {cuts[-1]:.2%} of the MACs here"
     with pytest.raises(ValueError, match=re.escape(words)):
         meet(planner, graph, Budget(share=0.9999))
 

@@ -13,7 +13,7 @@ import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from suite.graph import table
 from suite.graph.operators import Kind, Operator
 from suite.graph.table import Reader
 from suite.graph.tracing import check_used, described, trace
-from suite.plan import Budget, ConvPlan, PruningPlan
+from suite.plan import Budget, BudgetScope, ConvPlan, PruningPlan
 
 Role = Literal["stem", "inner", "closing", "shortcut"]
 
@@ -66,6 +66,16 @@ class Conv:
         return self.role in ("inner", "closing")
 
 
+class Times(Protocol):
+    """Times of layers on one device, such as `suite.measure.layer_times.LayerTable`."""
+
+    def predict_ms(self, graph: Graph, plan: PruningPlan) -> float:
+        """Return the predicted milliseconds of the packed network."""
+
+    def cut(self, graph: Graph, plan: PruningPlan) -> float:
+        """Return the predicted share of the dense network's time that `plan` removes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Macs:
     """Multiply-accumulates of one image.
@@ -88,6 +98,7 @@ class Graph:
                   from; -1 for the image and for padding
 
     operators     node -> the rule for its channels
+    times         layer times that latency budgets count in; None without such a budget
 
     Convolutions that make the result of the network or a gate, grouped and depthwise convolutions follow other layers: they are
     not scored, and not in `convs`.
@@ -119,6 +130,7 @@ class Graph:
         self._full = {name: ConvPlan.full(conv.filters, conv.channels) for name, conv in self.convs.items()}
         self.filter_sets, self.input_sets = self._channel_sets()
         self.dense_macs = self.macs(PruningPlan({}))
+        self.times: Times | None = None
 
     @property
     def set_count(self) -> int:
@@ -310,10 +322,25 @@ class Graph:
                 macs[name] = rule.macs(live.channels[node], [live.channels[source] for source in rule.sources])
         return macs
 
-    def cut(self, plan: PruningPlan, scope: Literal["network", "prunable"] = "network") -> float:
-        """Return the share of MACs that `plan` removes, in the scope of a `Budget`."""
+    def cut(self, plan: PruningPlan, scope: BudgetScope = "network") -> float:
+        """Return the share of MACs or of predicted time that `plan` removes.
+
+        `scope` is that of a `Budget`. Raises ValueError for scope "latency" if the graph has no layer times.
+        """
+        if scope == "latency":
+            return self.layer_times.cut(self, plan)
         left, dense = self.macs(plan), self.dense_macs
         return 1 - (left.total / dense.total if scope == "network" else left.prunable / dense.prunable)
+
+    @property
+    def layer_times(self) -> Times:
+        """The layer times. Raises ValueError if there are none."""
+        if self.times is None:
+            raise ValueError(
+                "time is counted by a table of layer times, and there is none here: give the run a latency budget, "
+                'Budget(share=..., scope="latency", timing=Timing(...))'
+            )
+        return self.times
 
     def meets(self, plan: PruningPlan, budget: Budget) -> bool:
         """Return True if `plan` removes at least the budget."""

@@ -23,7 +23,8 @@ from suite.measure import bounds, energy, latency, machine, networks
 from suite.measure.executions import ONNX, Executions, check, executions, random_images, reference, runtime
 from suite.measure.memory import peak_bytes
 from suite.measure.networks import Shape
-from suite.measure.protocol import Protocol, Timing, protocol, set_up_torch
+from suite.measure.protocol import Protocol, protocol, set_up_torch
+from suite.plan import Timing
 from suite.progress import Interrupted, Watch
 from suite.records import Leg
 from suite.timing import Run, fastest

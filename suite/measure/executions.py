@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from suite import pack as packing
 from suite.measure.networks import Network, Shape
-from suite.measure.protocol import DTYPES, Timing
+from suite.measure.protocol import DTYPES
 from suite.pack.choice import FORMATS
 from suite.pack.export import OnnxModule, export
+from suite.plan import Timing
 from suite.timing import Run
 
 TUNED, PLAIN, ONNX, COMPILED, TENSORRT, OPENVINO = "tuned", "plain", "onnxruntime", "compile", "tensorrt", "openvino"

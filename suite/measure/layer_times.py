@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from suite import jsonfile, records
 from suite.files import write_json
 from suite.graph import Graph
-from suite.measure.protocol import DTYPES, Timing
+from suite.measure.protocol import DTYPES
 from suite.pack.choice import FORMATS
 from suite.pack.operations import FusedConv
-from suite.plan import ConvPlan, PruningPlan
+from suite.plan import ConvPlan, PruningPlan, Timing
 from suite.timing import Run, cpu_seconds, least_ms
 
 STEPS = 8
@@ -115,15 +115,11 @@ def measure_table(graph: Graph, timing: Timing, dense: Run) -> LayerTable:
     dense_ms = least_ms({"dense": dense}, timing.device, 2, seconds=2, counts=range(10, 60), **clock(timing.device))[
         "dense"
     ]
-    layers, sweeps = {}, dict[str, Sweep]()
-    for name in graph.convs:
-        conv = cast(nn.Conv2d, graph.modules[name])
-        shape = graph.conv_nodes[name].all_input_nodes[0].meta["value"].shape
-        key = f"{conv.out_channels}x{conv.in_channels} kernel {conv.kernel_size} stride {conv.stride} padding {conv.padding}"
-        key += f" dilation {conv.dilation} on {tuple(shape[2:])}"
-        layers[name] = key
+    layers, sweeps = geometries(graph), dict[str, Sweep]()
+    for name, key in layers.items():
         if key not in sweeps:
-            sweeps[key] = _sweep(conv, tuple(shape[2:]), timing, dense, dense_ms)
+            conv = cast(nn.Conv2d, graph.modules[name])
+            sweeps[key] = _sweep(conv, _input_size(graph, name), timing, dense, dense_ms)
     return LayerTable(
         timing=timing,
         threads=torch.get_num_threads(),
@@ -132,6 +128,21 @@ def measure_table(graph: Graph, timing: Timing, dense: Run) -> LayerTable:
         dense_ms=dense_ms,
         provenance=records.provenance(timing.device),
     )
+
+
+def geometries(graph: Graph) -> dict[str, str]:
+    """Return layer -> its geometry as text; layers of equal text take equal time."""
+    texts = {}
+    for name in graph.convs:
+        conv = cast(nn.Conv2d, graph.modules[name])
+        text = f"{conv.out_channels}x{conv.in_channels} kernel {conv.kernel_size} stride {conv.stride} padding {conv.padding}"
+        texts[name] = f"{text} dilation {conv.dilation} on {_input_size(graph, name)}"
+    return texts
+
+
+def _input_size(graph: Graph, name: str) -> tuple[int, ...]:
+    """Return height and width of a layer's input."""
+    return tuple(graph.conv_nodes[name].all_input_nodes[0].meta["value"].shape[2:])
 
 
 def _widths(most: int) -> tuple[int, ...]:

@@ -1,31 +1,14 @@
-"""Settings of a latency measurement: conditions (`Timing`), duration (`Protocol`), and torch's own switches."""
+"""Settings of a latency measurement: duration (`Protocol`) and torch's own switches."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from suite.schedule import check_choices
+from suite.plan import Timing
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Conditions of a latency measurement. `device` "cpu" or "cuda"; `batch` images at once."""
-
-    device: Literal["cpu", "cuda"] = "cpu"
-    batch: int = 32
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    layout: Literal["contiguous", "channels_last"] = "contiguous"
-    protocol: Literal["quick", "full"] = "full"
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if self.batch < 1:
-            raise ValueError(f"batch = {self.batch}: latency is measured on at least one image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +37,14 @@ def protocol(timing: Timing) -> Protocol:
         return Protocol(warmup_s=0.05, seconds=0.6, min_blocks=18, precision=None)
     narrow = 0.01 if timing.device == "cuda" else 0.03
     return Protocol(warmup_s=0.5, seconds=30, min_blocks=30, precision=narrow, processes=3)
+
+
+def check_device(timing: Timing) -> None:
+    """Raise ValueError if the timing's device is missing."""
+    if timing.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "latency on cuda was asked for, and torch finds no CUDA device here; run it where there is one"
+        )
 
 
 def set_up_torch(threads: int) -> None:

@@ -93,6 +93,13 @@ class PrunedRow(Row):
     params: int | None = None
     params_cut_pct: float | None = None
     coarse: bool | None = None
+    """True if the run is compared with none: its cut exceeds a budget of MACs, or misses a budget of time, by too much."""
+    predicted_time_cut_pct: float | None = None
+    """Share of the dense network's time that the table of layer times predicts to be removed, for a latency budget."""
+    time_cut_pct: float | None = None
+    """Measured share of the dense network's time that is removed, for a latency budget, measured while planning."""
+    time_corrections: int | None = None
+    """Plans that were measured and replaced until `time_cut_pct` was close to the budget."""
     selection: str = "last"
     """Kept epoch: "last", "best_validation" or "best_test". "best_test" is comparable with published rows of that kind only."""
     unsupported_ops: tuple[str, ...] = ()

@@ -118,6 +118,8 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
             macs_cut_pct=("macs_cut_pct", "mean"),
             prunable_macs_cut_pct=("prunable_macs_cut_pct", "mean"),
             params_cut_pct=("params_cut_pct", "mean"),
+            time_cut_pct=("time_cut_pct", "mean"),
+            predicted_time_cut_pct=("predicted_time_cut_pct", "mean"),
             macs=("macs", "mean"),
             params=("params", "mean"),
             coarse=("coarse", "sum"),

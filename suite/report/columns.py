@@ -255,6 +255,8 @@ TABLE = (
         about="FLOPs of the prunable convolutions: all but the stem and the shortcuts",
     ),
     Column(name="params_cut_pct", heading="params cut %", number=True),
+    Column(name="time_cut_pct", heading="time cut %", number=True, optional=True, about="measured while planning"),
+    Column(name="predicted_time_cut_pct", heading="predicted %", number=True, optional=True, about="time cut"),
     *plain("macs", "params", "coarse"),
     *SPEEDUP,
     *plain(*TIMING),

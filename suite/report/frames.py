@@ -44,6 +44,8 @@ _PRUNED = [
     "prunable_macs_cut_pct",
     "params",
     "params_cut_pct",
+    "time_cut_pct",
+    "predicted_time_cut_pct",
     "coarse",
     "selection",
     *EPOCHS,

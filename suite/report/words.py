@@ -147,8 +147,9 @@ def sentences(*texts: str) -> str:
 
 
 def budget(share: float, scope: str) -> str:
-    """Format as "60.17 %", followed by the scope unless it is the whole network."""
-    return f"{100 * share:.4g} %" + ("" if scope == "network" else f" of {scope}")
+    """Format as "60.17 %", followed by the scope unless it is the whole network's MACs."""
+    resource = {"network": "", "latency": " of the time"}.get(scope, f" of {scope}")
+    return f"{100 * share:.4g} %{resource}"
 
 
 def levels(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -23,10 +23,11 @@ from suite import pack as packing
 from suite.contract import Budget, Planner, PruningPlan, State, Task
 from suite.files import write_bytes
 from suite.graph import Graph
+from suite.measure import latency_budget
 from suite.measure.counting import count_macs, count_params
 from suite.run.folder import base_result
 from suite.run.workspace import FINETUNE, Workspace
-from suite.select import Selection, ignoring, meet
+from suite.select import Selection, ignoring
 from suite.stages import Pruned
 from suite.train import fit, load_checkpoint, seed_everything
 from suite.trainer import History, make_trainer
@@ -38,6 +39,8 @@ class Numbers(TypedDict):
     knob: float
     cut: float
     coarse: bool
+    measured_cut: NotRequired[float | None]
+    corrections: NotRequired[int]
 
 
 def do_pruned(work: Workspace[Pruned]) -> None:
@@ -51,6 +54,7 @@ def do_pruned(work: Workspace[Pruned]) -> None:
     model, state = _start(work)
     graph, task = Graph(model, data.input_shape), work.task()
     packing.check_dense(model, graph)
+    work.add_layer_times(model, graph)
     batches = work.batches(stage.finetune, FINETUNE)
     history: History = []
     seconds, plan, best_top1_pct = 0.0, PruningPlan({}), -1.0
@@ -132,7 +136,7 @@ def _select(
     """Return the plan of a fine-tuning cycle. All that `before` removed stays removed."""
     seed_everything(stage.seed)
     planner = ignoring(stage.settings.planner(model, graph, state, task), graph, stage.ignored_layers)
-    return meet(_within(planner, before), graph, _cycle_budget(stage, cycle))
+    return latency_budget.meet(_within(planner, before), model, graph, _cycle_budget(stage, cycle))
 
 
 def _selected(path: Path, select: Callable[[], Selection]) -> Selection:
@@ -148,9 +152,9 @@ def _selected(path: Path, select: Callable[[], Selection]) -> Selection:
         return Selection(plan=PruningPlan.from_tensors(tensors), **about)
     except (OSError, ValueError, SafetensorError):  # missing or damaged
         selection = select()
-        text = json.dumps({"knob": selection.knob, "cut": selection.cut, "coarse": selection.coarse})
+        numbers = {name: value for name, value in vars(selection).items() if name != "plan"}
         if distributed.is_first():
-            write_bytes(path, serialise(selection.plan.to_tensors(), {"selection": text}))
+            write_bytes(path, serialise(selection.plan.to_tensors(), {"selection": json.dumps(numbers)}))
         return selection
 
 
@@ -194,6 +198,8 @@ def _measure(
         "params": params,
         "params_cut_pct": 100 * (1 - params / base["params"]),
         "coarse": selection.coarse,
+        **selection.time_cuts(),
+        "time_corrections": None if selection.measured_cut is None else selection.corrections,
         "unsupported_ops": counted.unsupported_ops,
         "plan_sha256": selection.plan.sha256,
         "weights_sha256": _digest(packed.body.state_dict()),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import torch
-
 from suite import measure, records
 from suite import pack as packing
 from suite.graph import Graph
+from suite.measure.protocol import check_device
 from suite.plan import PruningPlan
 from suite.run.workspace import Workspace
 from suite.stages import Timed
@@ -25,10 +24,7 @@ def do_timed(work: Workspace[Timed]) -> None:
     Raises ValueError if the device is missing, and Interrupted between the processes of the "full" protocol.
     """
     timing, watch = work.stage.timing, work.watch
-    if timing.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "latency on cuda was asked for, and torch finds no CUDA device here; run it where there is one"
-        )
+    check_device(timing)
     watch.report("timing", share=0.0)
     packed = work.context.folder(work.stage.pruned) / "packed.safetensors"
     model, shape = work.model("final", "cpu").eval(), work.dataset.input_shape

@@ -56,6 +56,7 @@ def do_learned(work: Workspace[Learned]) -> None:
     seed_everything(stage.seed)
     graph = Graph(model, work.dataset.input_shape)
     packing.check_dense(model, graph)
+    work.add_layer_times(model, graph)
     learner = stage.settings.learner(model, graph, work.task())
     batches = work.batches(stage.schedule, LEARNED)
     trainer = make_trainer(model, batches, stage.schedule, learner=learner, judge=work.judge(stage.schedule, model))

@@ -18,6 +18,8 @@ from suite import distributed, models, records
 from suite import pack as packing
 from suite.contract import Batch, Task
 from suite.files import sha256, write_bytes, write_json, write_text
+from suite.graph import Graph
+from suite.measure import latency_budget
 from suite.progress import Watch
 from suite.run import code
 from suite.run.context import Context
@@ -152,6 +154,19 @@ class Workspace(Generic[S]):
         reference = stage.reference if isinstance(stage, Pruned) else None
         plan = None if reference is None else packing.plan_of(self.context.folder(reference) / "packed.safetensors")
         return Task(train_epoch=train_epoch, samples=samples, seed=stage.seed, budget=stage.budget, reference=plan)
+
+    def add_layer_times(self: Workspace[Run], model: nn.Module, graph: Graph) -> None:
+        """Add the layer times of a latency budget to the graph.
+
+        A no-op for a budget of MACs.
+        Raises ValueError if the device of the budget is missing, or if the stored table is of another device.
+        """
+        budget = self.stage.budget
+        if budget is not None and budget.timing is not None:
+            self.watch.report("timing layers", share=0.0)
+            with distributed.rank_0_first():
+                folder = self.context.results / latency_budget.FOLDER
+                graph.times = latency_budget.table_for(model, graph, budget.timing, folder)
 
     def row(self, status: records.Status, **columns: Any) -> records.Row:
         """Return the row of a pruned or timed stage: identity, provenance and the measured `columns`."""

@@ -1,0 +1,148 @@
+"""Plans for latency budgets: predicted by layer times, then measured beside the dense network."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from suite import lease, records, select
+from suite import pack as packing
+from suite.cudagraph import captured
+from suite.graph import Graph
+from suite.measure import latency, layer_times
+from suite.measure.executions import executions, random_images
+from suite.measure.layer_times import LayerTable
+from suite.measure.networks import Network, Shape
+from suite.measure.protocol import check_device, protocol, set_up_torch
+from suite.plan import Budget, Planner, PruningPlan, Timing
+from suite.select import Selection
+from suite.timing import Run, fastest
+
+FOLDER = "layer_times"
+"""Name of the folder of tables in a results folder."""
+CLOSE = 0.02
+"""Largest distance of the measured share of time from the budget."""
+CORRECTIONS = 2
+log = logging.getLogger(__name__)
+
+
+def table_for(model: nn.Module, graph: Graph, timing: Timing, folder: Path | None = None) -> LayerTable:
+    """Return the table of layer times of this network with torch's number of threads.
+
+    folder   holds a file for each geometry, timing and number of threads. A missing table is measured and stored there; a
+             process that needs the same table waits. None: the table is measured and not stored
+
+    Raises ValueError if the device is missing, or if the file's table is of another device.
+    """
+    check_device(timing)
+    if folder is None:
+        return _measured_table(model, graph, timing)
+    path = folder / f"{_name(graph, timing)}.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with lease.held(path.with_suffix(".lease"), waiting=lambda owner: None, lost=lambda: None):
+            if not path.exists():
+                log.info("measuring the layer times of %s", path.stem)
+                layer_times.save(_measured_table(model, graph, timing), path)
+    table, device = layer_times.load(path), records.device_name(timing.device)
+    if (measured_on := table.provenance.get("device")) != device:
+        raise ValueError(
+            f"{path} has the layer times of {measured_on}, and this machine is {device}: run it there, or delete the file"
+        )
+    if table.layers != layer_times.geometries(graph) or table.timing != timing:
+        raise ValueError(
+            f"{path} has the layer times of another network or timing: delete it to have it measured again"
+        )
+    return table
+
+
+def _name(graph: Graph, timing: Timing) -> str:
+    """Return the name of a table's file, with a hash of the geometries."""
+    content = json.dumps([layer_times.geometries(graph), dataclasses.asdict(timing)], sort_keys=True)
+    threads = f"_{torch.get_num_threads()}threads" if timing.device == "cpu" else ""
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return f"{timing.device}{threads}_{timing.precision}_batch{timing.batch}_{timing.layout}_{digest}"
+
+
+def _measured_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
+    with _measuring(), torch.inference_mode():
+        return layer_times.measure_table(graph, timing, _fastest(model, graph, PruningPlan({}), timing))
+
+
+def meet(planner: Planner, model: nn.Module, graph: Graph, budget: Budget) -> Selection:
+    """Return the plan that meets the budget; of a latency budget, by measurement.
+
+    The plan of a latency budget is packed and timed beside the dense network. If the measured share of time is not within `CLOSE`
+    of the budget, the predicted share is corrected in proportion, `CORRECTIONS` times at most. The result is the plan with the
+    closest measured share. It is coarse if this share is not close either.
+
+    Raises ValueError if the planner cannot reach the budget, and if `graph.times` is missing for a latency budget.
+    """
+    if budget.timing is None or budget.share == 0:
+        return select.meet(planner, graph, budget)
+    most = graph.cut(planner(1.0), "latency")
+    aim, attempts = budget.share, list[Selection]()
+    for number in range(CORRECTIONS + 1):
+        selection = select.meet(planner, graph, dataclasses.replace(budget, share=aim))
+        cut = measured_cut(model, graph, selection.plan, budget.timing)
+        coarse = abs(cut - budget.share) > CLOSE
+        attempts.append(dataclasses.replace(selection, measured_cut=cut, coarse=coarse, corrections=number))
+        log.info("predicted share of time %.1f %%, measured %.1f %%", 100 * selection.cut, 100 * cut)
+        corrected = min(1 - (1 - selection.cut) * (1 - budget.share) / max(1 - cut, 1e-9), most)
+        if not coarse or corrected <= 0 or corrected == aim:
+            break
+        aim = corrected
+    best = min(attempts, key=lambda one: abs((one.measured_cut or 0.0) - budget.share))
+    if best.coarse:
+        log.warning(
+            "the closest of %d plans removes %.1f %% of the measured time, and the budget is %.1f %%: the run is coarse",
+            len(attempts),
+            100 * (best.measured_cut or 0.0),
+            100 * budget.share,
+        )
+    return dataclasses.replace(best, corrections=len(attempts) - 1)
+
+
+def measured_cut(model: nn.Module, graph: Graph, plan: PruningPlan, timing: Timing) -> float:
+    """Return the share of the dense network's time that a plan removes.
+
+    Both networks alternate in blocks for about a second. The clock is CPU time with one thread, else the wall clock.
+    """
+    quick = protocol(dataclasses.replace(timing, protocol="quick"))
+    with _measuring():
+        dense, packed = (_fastest(model, graph, each, timing) for each in (PruningPlan({}), plan))
+        result = latency.alternate(dense, packed, timing.device, quick)
+    ratio = result.cpu if layer_times.clock(timing.device) and result.cpu is not None else result.ratio
+    return 1 - 1 / ratio[0]
+
+
+def _fastest(model: nn.Module, graph: Graph, plan: PruningPlan, timing: Timing) -> Run:
+    """Return a run of the fastest execution in torch; on a GPU a captured graph."""
+    packed = packing.pack(model, graph, plan).eval()
+    network = Network(name="packed", kind="packed", module=packed, params=0, packed=packed)
+    runs = executions(network, random_images(timing, cast(Shape, graph.input_shape)), timing).runs
+    if timing.device == "cuda":
+        runs = {name: captured(run) for name, run in runs.items()}
+    return runs[fastest(runs, timing.device)[0]] if len(runs) > 1 else next(iter(runs.values()))
+
+
+@contextlib.contextmanager
+def _measuring() -> Iterator[None]:
+    """Set up torch as for timed stages; restore switches and random states at the end."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    switches = cudnn.allow_tf32, matmul.allow_tf32
+    with torch.random.fork_rng():
+        set_up_torch(torch.get_num_threads())
+        try:
+            yield
+        finally:
+            cudnn.allow_tf32, matmul.allow_tf32 = switches

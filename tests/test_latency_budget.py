@@ -1,0 +1,175 @@
+"""Latency budgets: bad inputs, tables and their files, corrections by measurement, the row of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_grid
+import torch
+from torch import nn
+
+import suite
+from suite import models, records
+from suite.graph import Graph
+from suite.measure import latency_budget, layer_times
+from suite.measure.layer_times import LayerTable, Sweep
+from suite.plan import Budget, Planner, PruningPlan, Timing
+from suite.run import Context, execute
+from suite.run.folder import failure
+from suite.schedule import Schedule
+from suite.select import filter_planner
+
+TIMING = Timing(batch=2, protocol="quick")
+DEVICE = records.device_name("cpu")
+MODEL = models.build("resnet8", 10).eval()
+
+
+def budget(share: float = 0.4, **changes: Any) -> Budget:
+    return Budget(**{"share": share, "scope": "latency", "timing": TIMING, **changes})
+
+
+def graph_of(model: nn.Module = MODEL, size: int = 8) -> Graph:
+    graph = Graph(model, (3, size, size))
+    graph.times = table_of(graph)
+    return graph
+
+
+def table_of(graph: Graph, timing: Timing = TIMING, device: str = DEVICE) -> LayerTable:
+    """A layer takes a thousandth of filters x channels milliseconds, and a tenth of the network's time is no layer's."""
+    layers, sweeps = layer_times.geometries(graph), {}
+    for name, conv in graph.convs.items():
+        filters, channels = sorted({1, conv.filters}), sorted({1, conv.channels})
+        ms_FC = tuple(tuple(f * c / 1000 for c in channels) for f in filters)
+        sweeps[layers[name]] = Sweep(filters=tuple(filters), channels=tuple(channels), ms_FC=ms_FC, gather_ms=0)
+    dense_ms = sum(conv.filters * conv.channels / 900 for conv in graph.convs.values())
+    about: dict[str, Any] = {"provenance": {"device": device}, "threads": torch.get_num_threads()}
+    return LayerTable(timing=timing, layers=layers, sweeps=sweeps, dense_ms=dense_ms, **about)
+
+
+def planner_of(graph: Graph) -> Planner:
+    scores = {name: torch.arange(conv.filters).float() for name, conv in graph.convs.items()}
+    return filter_planner(graph, scores, ranking="layer")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"timing": None}, "a budget has no timing: add timing=Timing"),
+        ({"scope": "network"}, "a budget of scope 'network' has a timing: drop"),
+        ({"refill": True}, "refill=True fills a budget of MACs"),
+        ({"scope": "time"}, "'time' is unknown; choose network, prunable or latency|network, prunable, latency"),
+        ({"share": 1.0}, "it is the share of"),
+    ],
+)
+def test_a_bad_latency_budget_is_refused_in_one_line(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refusal:
+        budget(**changes)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_budget_of_time_that_cannot_be_reached_names_the_most() -> None:
+    graph = graph_of()
+    with pytest.raises(ValueError, match=r"cannot be met: this method removes at most \d+\.\d+% of the time here"):
+        latency_budget.meet(planner_of(graph), MODEL, graph, budget(0.95))
+
+
+def test_time_without_a_table_is_refused() -> None:
+    graph = Graph(MODEL, (3, 8, 8))
+    with pytest.raises(ValueError, match="there is none here: give the run a latency budget"):
+        graph.cut(PruningPlan({}), "latency")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="finds no CUDA device here"):
+        latency_budget.table_for(MODEL, graph_of(), Timing(device="cuda"), tmp_path)
+
+
+def test_a_table_is_measured_once_and_only_for_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, measured = graph_of(), []
+
+    def measure(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
+        measured.append(timing)
+        return table_of(graph, timing)
+
+    monkeypatch.setattr(latency_budget, "_measured_table", measure)
+    tables = [latency_budget.table_for(MODEL, graph, TIMING, tmp_path) for _ in range(2)]
+    assert (tables[0], len(measured)) == (tables[1], 1)
+    latency_budget.table_for(MODEL, graph_of(size=16), TIMING, tmp_path)
+    latency_budget.table_for(MODEL, graph, dataclasses.replace(TIMING, batch=3), tmp_path)
+    assert (len(measured), len(list(tmp_path.glob("*.json")))) == (3, 3)
+    for path in tmp_path.glob("*.json"):
+        layer_times.save(table_of(graph, device="another CPU"), path)
+    with pytest.raises(ValueError, match="has the layer times of another CPU, and this machine is"):
+        latency_budget.table_for(MODEL, graph, TIMING, tmp_path)
+
+
+@pytest.mark.parametrize(("factor", "corrections", "coarse"), [(1.0, 0, False), (1.15, 1, False), (0.8, 1, False)])
+def test_the_predicted_share_is_corrected_by_the_measured_one(
+    factor: float, corrections: int, coarse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured time is `factor` times the predicted one."""
+    graph = graph_of()
+    monkeypatch.setattr(
+        latency_budget, "measured_cut", lambda model, graph, plan, timing: 1 - factor * (1 - graph.cut(plan, "latency"))
+    )
+    selection = latency_budget.meet(planner_of(graph), MODEL, graph, budget(0.4))
+    assert selection.measured_cut == pytest.approx(0.4, abs=latency_budget.CLOSE)
+    assert selection.cut == pytest.approx(1 - 0.6 / factor, abs=0.03)
+    assert (selection.corrections, selection.coarse) == (corrections, coarse)
+
+
+def test_the_closest_plan_is_coarse_if_no_correction_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, shares = graph_of(), iter([0.30, 0.36, 0.30])
+    monkeypatch.setattr(latency_budget, "measured_cut", lambda *_: next(shares))
+    selection = latency_budget.meet(planner_of(graph), MODEL, graph, budget(0.4))
+    assert (selection.measured_cut, selection.corrections, selection.coarse) == (0.36, 2, True)
+
+
+def test_a_budget_of_macs_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = graph_of()
+    monkeypatch.setattr(latency_budget, "measured_cut", lambda *_: 1 / 0)
+    selection = latency_budget.meet(planner_of(graph), MODEL, graph, Budget(share=0.4))
+    assert (selection.measured_cut, selection.time_cuts()) == (None, {})
+
+
+def test_prune_takes_a_budget_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a made table and a measured plan; the random state is that of a call without measurements."""
+    monkeypatch.setattr(latency_budget, "CORRECTIONS", 0)
+    monkeypatch.setattr(latency_budget, "_measured_table", lambda model, graph, timing: table_of(graph, timing))
+    result = suite.prune(MODEL, torch.zeros(1, 3, 8, 8), method="l1_filter", budget=budget(0.2))
+    after = torch.rand(1)
+    suite.prune(MODEL, torch.zeros(1, 3, 8, 8), method="l1_filter", budget=0.2, seed=0)
+    assert torch.equal(after, torch.rand(1))
+    assert 0 < result.report.macs_cut_pct < 100
+    assert result.report.predicted_time_cut_pct is not None
+    assert "% cut, predicted" in str(result.report)
+
+
+def test_a_table_is_measured_beside_the_dense_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_times, "STEPS", 1)
+    monkeypatch.setattr(layer_times, "ROUNDS", range(1, 2))
+    state = torch.get_rng_state()
+    table = latency_budget.table_for(MODEL, graph_of(), TIMING)
+    assert table.dense_ms > 0
+    assert table.provenance["device"] == DEVICE
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_row_of_a_run_has_both_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency_budget, "_measured_table", lambda model, graph, timing: table_of(graph, timing))
+    monkeypatch.setattr(latency_budget, "measured_cut", lambda model, graph, plan, timing: graph.cut(plan, "latency"))
+    short = Schedule(epochs=0, **tiny_grid.SETTINGS)
+    stage = dataclasses.replace(tiny_grid.run_of("l1_filter", finetune=short), budget=budget())
+    context = Context(results=tmp_path, threads=1)
+    for needed in (*stage.needs, stage):
+        assert execute(needed, context) == "done", failure(stage, context)
+    row = records.read(records.rows_folder(tmp_path) / f"{stage.key}.json")
+    assert isinstance(row, records.PrunedRow)
+    assert (row.budget_scope, row.time_corrections, row.coarse) == ("latency", 0, False)
+    assert row.time_cut_pct == row.predicted_time_cut_pct == pytest.approx(40, abs=2)
+    assert row.stage["budget"]["timing"] == {"batch": 2, "protocol": "quick"}
+    assert len(list((tmp_path / latency_budget.FOLDER).glob("*.json"))) == 1
