@@ -264,7 +264,7 @@ def test_a_collapsed_method_does_not_squeeze_the_others(drawn: Drawn, monkeypatc
     runs = [run_of(0, 0.5, f"m{i}") for i in range(8)]
     made = drawn(runs, [pruned_row(run, 10 if i == 7 else 89 - 0.1 * i) for i, run in enumerate(runs)])
     assert limits[0][0] > 85
-    assert "Arrows at the lower edge: points below" in made["pareto_macs_digits_resnet8"].caption
+    assert "Arrows at the lower edge: points below" in made["pareto_params_digits_resnet8"].caption
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------

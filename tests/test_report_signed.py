@@ -245,3 +245,11 @@ def test_the_learning_figure_says_that_nothing_was_learned(tmp_path: Path) -> No
     assert "Nothing was learned in 1 of 1 runs" in learning.unlearned(logs["flat"])
     assert "Dose at the end: 0.25" in learning.unlearned(logs["flat"])
     assert "Nothing was learned" not in learning.unlearned(logs["falling"])
+
+
+def test_notes_in_a_terminal_are_numbers_with_their_meanings() -> None:
+    notes = pd.Series(["coarse; not timed", "not timed", "no groups learned; coarse; not timed"])
+    texts, meanings = words.numbered(notes)
+    assert texts.tolist() == ["1", "", "2, 1"]
+    assert meanings == ["all: not timed", "1: coarse", "2: no groups learned"]
+    assert words.numbered(pd.Series(["", ""]))[1] == []

@@ -137,7 +137,9 @@ def shortest(path: Path) -> str:
 def _short_table(lines: pd.DataFrame, title: str) -> Table:
     """Return a table that fits into 80 characters."""
     letters, meanings = words.told_apart(lines, [*frames.CONDITIONS, *frames.TIMED_CONDITIONS])
-    described, texts = columns.text(lines.assign(settings=lines["short"] + letters), columns.TABLE, "terminal")
+    numbers, notes = words.numbered(lines["note"])
+    named = lines.assign(settings=lines["short"] + letters, note=numbers)
+    described, texts = columns.text(named, columns.TABLE, "terminal")
     headings = [column.heading for column in described]
     table = Table(*headings, title=Text(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
     table.columns[0].overflow, table.columns[0].min_width = "fold", 16
@@ -147,5 +149,5 @@ def _short_table(lines: pd.DataFrame, title: str) -> Table:
     for values in texts.to_numpy().tolist():
         table.add_row(*map(Text, values))
     counted = dict.fromkeys(words.counts_of(n, bases) for n, bases in zip(lines["n"], lines["base_n"], strict=True))
-    table.caption, table.caption_justify = Text("\n".join([f"n: {', '.join(counted)}", *meanings])), "left"
+    table.caption, table.caption_justify = Text("\n".join([f"n: {', '.join(counted)}", *meanings, *notes])), "left"
     return table

@@ -66,13 +66,15 @@ def _of_model(
 
     `runs` and `latency` have the `look` of their line.
     """
+    compared = comparison.compared(runs)
+    budgets = lines.loc[lines["removes"].astype(bool) & (lines["n"] > 0), "budget"].nunique()
     for over in pareto.AXES:
         points = pareto.points_of(lines, over)
-        if len(points):
+        # cuts of one budget differ by overshoot alone; the figure of intervals shows more
+        if len(points) and not (over == "macs" and budgets == 1 and len(compared) and numbers.empty):
             yield pareto.draw(points, over, numbers, folder)
     if len(measured := speed.points_of(latency)):
         yield speed.draw(measured, folder)
-    compared = comparison.compared(runs)
     if len(compared):
         yield comparison.draw_intervals(compared, folder)
     if len(ranked := comparison.ranked(compared)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -111,6 +112,19 @@ def interval(value: float, low: float, high: float, n: float | None = None) -> s
     """
     ends = "" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]"
     return "" if pd.isna(value) else f"{value:.2f}{ends}" + ("" if n is None else f" ({n:.0f})")
+
+
+def numbered(notes: pd.Series) -> tuple[pd.Series, list[str]]:
+    """Replace the phrases of notes by numbers such as "1, 3"; return their meanings too.
+
+    A phrase that all notes share has no number.
+    """
+    phrases = notes.map(lambda note: note.split("; ") if note else [])
+    distinct = list(dict.fromkeys(itertools.chain.from_iterable(phrases)))
+    shared = [phrase for phrase in distinct if all(phrase in own for own in phrases)]
+    number = {phrase: str(place) for place, phrase in enumerate((p for p in distinct if p not in shared), 1)}
+    texts = phrases.map(lambda own: ", ".join(number[phrase] for phrase in own if phrase in number))
+    return texts, [*(f"all: {phrase}" for phrase in shared), *(f"{place}: {p}" for p, place in number.items())]
 
 
 def significant(value: float) -> str:
