@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from suite.graph import Graph
-from suite.plan import Budget, ConvPlan, Planner, PruningPlan, Ranking, Scope
+from suite.plan import Budget, ConvPlan, Planner, PruningPlan, Ranking, Scope, count
 from suite.refill import refill
 
 HALVINGS = 44
@@ -100,12 +100,14 @@ def without_sets(graph: Graph, sets: Mapping[str, Tensor], kept_S: Tensor) -> Pr
 
     sets   layer name -> int64 [O], the set of each filter (`set_scores`)
     """
-    layers = {}
-    for name, ids in sets.items():
-        conv, kept_O = graph.convs[name], kept_S[ids]
-        if not bool(kept_O.all()):
-            layers[name] = replace(ConvPlan.full(conv.filters, conv.channels), kept_O=kept_O)
-    return PruningPlan(layers)
+    masks = {name: kept_S[ids] for name, ids in sets.items()}
+    return PruningPlan(
+        {
+            name: graph.full[name].having(kept_O=kept_O)
+            for name, kept_O in masks.items()
+            if count(kept_O) < kept_O.shape[0]
+        }
+    )
 
 
 def ignoring(planner: Planner, graph: Graph, layers: Iterable[str]) -> Planner:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -127,7 +127,7 @@ class Graph:
         check_used(self.trace.graph, self.modules, title)
         roles = self._roles()
         self.convs = {name: self._conv(node, roles[node]) for name, node in self.conv_nodes.items()}
-        self._full = {name: ConvPlan.full(conv.filters, conv.channels) for name, conv in self.convs.items()}
+        self.full = {name: ConvPlan.full(conv.filters, conv.channels) for name, conv in self.convs.items()}
         self.filter_sets, self.input_sets = self._channel_sets()
         self.dense_macs = self.macs(PruningPlan({}))
         self.times: Times | None = None
@@ -200,8 +200,12 @@ class Graph:
 
     def _roles(self) -> dict[fx.Node, Role]:
         roles: dict[fx.Node, Role] = dict.fromkeys(self.conv_nodes.values(), "inner")
-        for node in self.conv_nodes.values():
-            if not any(earlier in roles for earlier in self._chain(node)[1:]):
+        behind: set[fx.Node] = set()
+        for node in self.nodes:
+            sources = self._sources(node)
+            if sources and (sources[0] in roles or sources[0] in behind):
+                behind.add(node)
+            elif node in roles:
                 roles[node] = "stem"
         for node in self.nodes:
             if self.kinds[node] == "sum":
@@ -258,7 +262,7 @@ class Graph:
         for name, layer in plan.items():
             if name not in self.convs:
                 raise ValueError(f"the plan names {name!r}, which is no convolution of this network")
-            conv, shape = self.convs[name], (len(layer.kept_O), layer.kept_GI.shape[1])
+            conv, shape = self.convs[name], (layer.kept_O.shape[0], layer.kept_GI.shape[1])
             if shape != (conv.filters, conv.channels):
                 raise ValueError(
                     f"the plan of {name} is for {shape} filters and channels, it has {conv.filters, conv.channels}"
@@ -271,35 +275,30 @@ class Graph:
         the backward pass has no readers, so that no other tensor becomes zero.
         """
         self.check(plan)
-        layers = {name: plan.get(name, full) for name, full in self._full.items()}
+        layers = {name: plan.get(name, full) for name, full in self.full.items()}
         nonzero: dict[fx.Node, Tensor] = {}
         for node, rule in self.operators.items():
-            operands = [nonzero[source] for source in rule.sources]
             if rule.kind == "conv":
-                layer = layers[str(node.target)]
-                kept_GI = layer.kept_GI & operands[0]
-                kept_O = layer.kept_O & kept_GI.any(1)[layer.filter_group_O]
-                layers[str(node.target)] = replace(layer, kept_GI=kept_GI, kept_O=kept_O)
-                nonzero[node] = kept_O
+                name = str(node.target)
+                layers[name] = layers[name].with_inputs(nonzero[rule.sources[0]])
+                nonzero[node] = layers[name].kept_O
             else:
-                nonzero[node] = rule.nonzero(operands)
-        read = {node: rule.every(False) for node, rule in self.operators.items()}
+                nonzero[node] = rule.nonzero([nonzero[source] for source in rule.sources])
+        read: dict[fx.Node, Tensor] = {}
         for node in reversed(self.nodes):
             rule = self.operators[node]
-            operands = [nonzero[source] for source in rule.sources]
+            result = read.get(node)
+            if result is None:
+                result = read[node] = rule.every(False)
             if rule.kind == "conv":
-                layer = layers[str(node.target)]
-                kept_O = layer.kept_O & read[node]
-                used_G = torch.zeros(len(layer.kept_GI), dtype=torch.bool)
-                used_G[layer.filter_group_O[kept_O]] = True
-                kept_GI = layer.kept_GI & used_G[:, None]
-                layers[str(node.target)] = replace(layer, kept_GI=kept_GI, kept_O=kept_O)
-                masks = [kept_GI.any(0)]
+                name = str(node.target)
+                layers[name] = layers[name].with_readers(result)
+                masks = [layers[name].read_I]
             else:
-                masks = rule.read(read[node], operands)
+                masks = rule.read(result, [nonzero[source] for source in rule.sources])
             for source, mask in zip(rule.sources, masks, strict=True):
-                read[source] |= mask
-        return Live(layers, {node: nonzero[node] & read[node] for node in self.width}, nonzero)
+                read[source] = read[source] | mask if source in read else mask
+        return Live(layers, _intersections(nonzero, read, self.width), nonzero)
 
     def settle(self, plan: PruningPlan) -> PruningPlan:
         """Return the canonical plan that also removes the dead channels of `plan`; idempotent."""
@@ -359,6 +358,21 @@ class Live:
     layers: Mapping[str, ConvPlan]
     channels: Mapping[fx.Node, Tensor]
     nonzero: Mapping[fx.Node, Tensor]
+
+
+def _intersections(
+    nonzero: Mapping[fx.Node, Tensor], read: Mapping[fx.Node, Tensor], nodes: Iterable[fx.Node]
+) -> dict[fx.Node, Tensor]:
+    """Return node -> `nonzero & read`; most nodes share both masks with the node before."""
+    known: dict[tuple[int, int], Tensor] = {}
+    result = {}
+    for node in nodes:
+        masks = nonzero[node], read[node]
+        key = id(masks[0]), id(masks[1])
+        if key not in known:
+            known[key] = masks[0] & masks[1]
+        result[node] = known[key]
+    return result
 
 
 def _first(chain: list[fx.Node], common: set[fx.Node]) -> int:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from suite.plan import count
+
 Kind = Literal[
     "input", "constant", "conv", "grouped", "bn", "shortcut", "linear", "sum", "product", "concat", "take", "view", "flatten",
     "pass", "shift", "whole", "pending", "output",
@@ -161,7 +163,7 @@ class Linear(_Untied):
         return [torch.full_like(operands[0], bool(result.any()))]
 
     def macs(self, live: Tensor, operands: list[Tensor]) -> int:
-        return int(live.sum()) * int(operands[0].sum()) * self.macs_per_weight
+        return count(live) * count(operands[0]) * self.macs_per_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,10 +182,10 @@ class Grouped(Operator):
 
     def by_group(self, mask: Tensor) -> Tensor:
         """Return bool [G], True for groups with a channel in the mask."""
-        return mask.view(self.groups, -1).any(1)
+        return mask if mask.shape[0] == self.groups else mask.view(self.groups, -1).any(1)
 
     def _filters(self, mask_G: Tensor) -> Tensor:
-        return mask_G.repeat_interleave(self.width // self.groups)
+        return mask_G if self.width == self.groups else mask_G.repeat_interleave(self.width // self.groups)
 
     def ids(self, ids: list[np.ndarray], tie: Tie) -> np.ndarray:
         ids_GI = ids[0].reshape(self.groups, -1)
@@ -197,11 +199,12 @@ class Grouped(Operator):
 
     def read(self, result: Tensor, operands: list[Tensor]) -> list[Tensor]:
         used_G = self.by_group(result)
-        return [used_G.repeat_interleave(len(operands[0]) // self.groups)]
+        inputs = operands[0].shape[0] // self.groups
+        return [used_G if inputs == 1 else used_G.repeat_interleave(inputs)]
 
     def macs(self, live: Tensor, operands: list[Tensor]) -> int:
         inputs, filters = len(operands[0]) // self.groups, self.width // self.groups
-        return int(self.by_group(live).sum()) * inputs * filters * self.macs_per_weight
+        return count(self.by_group(live)) * inputs * filters * self.macs_per_weight
 
 
 class Tied(Operator):

@@ -9,7 +9,6 @@ of images is `BATCH`; a view of the batch dimension is rewritten to any number o
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 import sys
@@ -21,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize, prune
+
+from suite.graph.copying import copied
 
 BATCH = 2
 LEAVES = {"PaddedShortcut", "StochasticDepth", "DropPath", "FrozenBatchNorm2d"}
@@ -68,6 +69,10 @@ _ALIASES |= {
     "stochasticdepth",
     "unbind",
 }
+
+
+_SAME_SHAPE = (nn.ReLU, nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.GELU, nn.LeakyReLU, nn.ELU)
+"""Activations whose result has the shape and the type of the operand."""
 
 
 def named(node: fx.Node, modules: dict[str, nn.Module]) -> str:
@@ -206,8 +211,10 @@ class _Tracer(fx.Tracer):
             return getattr(args[0], target)(*args[1:], **kwargs)
         if node.op == "call_module":
             module = self.root.get_submodule(target)
+            if isinstance(module, _SAME_SHAPE) and len(args) == 1:
+                return args[0]  # on the meta device many of these are slow decompositions
             if isinstance(module, nn.BatchNorm2d) and len(args) == 1 and args[0].shape[1] == module.num_features:
-                return torch.empty_like(args[0])  # on the meta device a batch norm is a slow decomposition
+                return args[0]
             return module.forward(*args, **kwargs)
         if getattr(target, "__name__", "").replace("_", "") in _ATTENTION:
             raise _Attention(node.name)
@@ -294,7 +301,7 @@ def _without_storage(model: nn.Module) -> nn.Module:
     for tensor in (*model.parameters(), *model.buffers()):
         empty = tensor.detach().to("meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

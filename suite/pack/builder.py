@@ -5,7 +5,6 @@ Shapes: C channels of one tensor.
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from suite.graph import Graph
+from suite.graph.copying import copied
 from suite.graph.operators import Grouped, Kind
 from suite.graph.operators import Take as TakeRule
 from suite.graph.table import constant_dim, shape
@@ -187,7 +187,7 @@ class Builder:
     def _copied(self, node: fx.Node, channels: Tensor | None = None) -> nn.Module:
         """Return a copy of the module, with its tensors of one number a channel cut."""
         name = str(node.target)
-        module: Any = copy.deepcopy(self._module(node))
+        module = copied(self._module(node))
         if hasattr(module, "inplace"):
             # Without its residual branch a sum is the shortcut itself, which must not change in place.
             module.inplace = False
@@ -269,7 +269,8 @@ class Builder:
             self._set(node, self._call(name, self._copied(node, kept), value), kept)
             return
         bn = type(like)(len(kept), like.eps, like.momentum, like.affine, like.track_running_stats)
-        self._set(node, self._call(name, bn.to(like.weight.dtype), value), kept)
+        kind = like.weight.dtype
+        self._set(node, self._call(name, bn if kind == torch.float32 else bn.to(kind), value), kept)
         for field in ("weight", "bias", "running_mean", "running_var"):
             if getattr(like, field) is not None:
                 self._slot(f"{name}.{field}", f"{name}.{field}", kept)

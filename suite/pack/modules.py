@@ -98,15 +98,22 @@ class PackedConv(nn.Module):
         union = torch.cat(reads_G).unique()
         self.union_take = Take(union, width)
         self.width = width
-        self.folds = self.union_take.length > FOLDED_SHARE * width or width <= FOLDED_WIDTH
+        whole = len(reads_G) == 1 and self.takes[0].everything
+        self.folds = not whole and (self.union_take.length > FOLDED_SHARE * width or width <= FOLDED_WIDTH)
+        if self.folds:
+            self._register_rows(reads_G)
+        for g, positions in enumerate(reads_G):
+            self.register_buffer(f"columns_{g}", torch.searchsorted(union, positions), persistent=False)
+
+    def _register_rows(self, reads_G: list[Tensor]) -> None:
+        """Register the entries of `folded_weight` that the weights fill."""
+        width, filters_G = self.width, self.filters_G
         firsts = torch.tensor([0, *filters_G]).cumsum(0).tolist()
         rows = [
             ((torch.arange(filters, device=positions.device) + first)[:, None] * width + positions).flatten()
             for first, filters, positions in zip(firsts, filters_G, reads_G, strict=False)
         ]
         self.register_buffer("rows", torch.cat(rows), persistent=False)
-        for g, positions in enumerate(reads_G):
-            self.register_buffer(f"columns_{g}", torch.searchsorted(union, positions), persistent=False)
 
     def union_weight(self) -> Tensor:
         """Return the weight [O, I, k, k] over the union of kept channels."""

