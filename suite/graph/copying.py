@@ -38,6 +38,6 @@ def _attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
         return {key: child if child is None else copied(child, memo) for key, child in value.items()}
     if type(value) is tuple and all(isinstance(item, _ATOMS) for item in value):
         return value
-    if not value and type(value) in (dict, set, list, OrderedDict):
+    if type(value) in (dict, set, list, OrderedDict) and not value:
         return type(value)()
     return copy.deepcopy(value, memo)
