@@ -364,14 +364,14 @@ def _intersections(
     nonzero: Mapping[fx.Node, Tensor], read: Mapping[fx.Node, Tensor], nodes: Iterable[fx.Node]
 ) -> dict[fx.Node, Tensor]:
     """Return node -> `nonzero & read`; most nodes share both masks with the node before."""
-    known: dict[tuple[int, int], Tensor] = {}
+    mask_of_pair: dict[tuple[int, int], Tensor] = {}
     result = {}
     for node in nodes:
         masks = nonzero[node], read[node]
         key = id(masks[0]), id(masks[1])
-        if key not in known:
-            known[key] = masks[0] & masks[1]
-        result[node] = known[key]
+        if key not in mask_of_pair:
+            mask_of_pair[key] = masks[0] & masks[1]
+        result[node] = mask_of_pair[key]
     return result
 
 
