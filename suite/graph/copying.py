@@ -17,9 +17,10 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> Any:
     memo = {} if memo is None else memo
     if id(module) in memo:
         return memo[id(module)]
-    if _copies_itself(type(module)):
+    kind: Any = type(module)
+    if _copies_itself(kind):
         return copy.deepcopy(module, memo)
-    result = memo[id(module)] = object.__new__(type(module))
+    result = memo[id(module)] = object.__new__(kind)
     vars(result).update({name: _attribute(name, value, memo) for name, value in module.__getstate__().items()})
     return result
 
