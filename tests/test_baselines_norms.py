@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from learning_cases import filter_norms, train, trainer_of
+from learning_cases import filter_norms, one_step, train, trainer_of
 from method_cases import (
     images,
     one_layer,
@@ -83,10 +83,44 @@ def test_sfp_grows_filters_again_while_training_and_ends_at_the_budget() -> None
     assert budget.share <= graph.cut(plan) < budget.share + 0.1
 
 
+CENTRAL = [[9.0, 0.9], [10.0, 0.0], [9.0, -0.9]]
+"""Filters of one layer; the second is the nearest to the median of all."""
+
+
 def test_fpgm_zeroes_the_central_filters_and_removes_the_zeroed_ones() -> None:
-    model, graph = one_layer([[9.0, 0.9], [10.0, 0.0], [9.0, -0.9]])
+    model, graph = one_layer(CENTRAL)
     learner = FPGM().learner(model, graph, task_of(0, Budget(share=0.25)))
-    learner.after_epoch(model)
-    assert filter_norms(model)[1] == 0
+    assert filter_norms(model)[1] == 0, "zero before the first step"
     plan = FPGM().planner(model, graph, learner.state_dict(), task_of(0))(0.25)
     assert plan["0"].kept_O.tolist() == [True, False, True], "although the zero filter is far from the others"
+
+
+def test_fpgm_holds_a_zero_filter_at_zero_and_leaves_it_the_rest_of_its_momentum() -> None:
+    """SGD with rate 0.1, momentum 0.5 and gradients of 1.
+
+    The second filter is zero from the start, so it stays at zero. Filter 0 has velocity 1.5 after two steps; once it is zeroed, it
+    moves by 0.1 * 0.5 * 1.5. SFP lets the same filter go with its gradient.
+    """
+    model, graph = one_layer(CENTRAL)
+    learner = FPGM().learner(model, graph, task_of(0, Budget(share=0.25)))
+    weight = model.get_parameter("0.weight")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+
+    def step() -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        learner.before_step(one_step(model))
+        optimizer.step()
+
+    step()
+    step()
+    assert filter_norms(model)[1] == 0
+    torch.testing.assert_close(weight[0].flatten(), torch.tensor([8.75, 0.65]))
+    weight.data[1:] = torch.tensor([[20.0, 0.0], [0.0, 20.0]])[
+        :, :, None, None
+    ]  # filter 0 is the nearest to the median
+    learner.after_epoch(model)
+    assert [norm == 0 for norm in filter_norms(model)] == [True, False, False]
+    step()
+    torch.testing.assert_close(weight[0].flatten(), torch.tensor([-0.075, -0.075]))
+    torch.testing.assert_close(weight[1].flatten(), torch.tensor([19.9, -0.1]), msg="its mask is lifted")

@@ -66,7 +66,7 @@ def test_a_changed_default_or_method_gives_new_names_and_keeps_the_earlier_ones(
     assert identity(L1Filter()) == {"method": "l1_filter", "ranking": "layer", "scope": "inner"}
     assert dataclasses.replace(PLAIN, settings=L1Filter()).key != PLAIN.key == "pruned-0b03494eeeca"
     assert identity(FPGMOnce(scope="coupled", ranking="global")) == {"method": "fpgm"}
-    assert identity(FPGM())["version"] == 2
+    assert identity(FPGM())["version"] == 3
     assert identity(Budget(share=0.5)) == {"share": 0.5}
     refilled = dataclasses.replace(PLAIN, budget=Budget(share=0.5, refill=True))
     assert refilled.key != PLAIN.key
