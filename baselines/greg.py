@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines._norms import filter_weights, l1_norms
-from suite.contract import Budget, Criterion, Learner, Scope, State, Step, Task
+from suite.contract import Budget, Criterion, Learner, OptOut, Ranking, Recipe, Scope, State, Step, Task
 from suite.graph import Graph
 from suite.select import filter_planner, meet, sets_of_scope
 
@@ -94,23 +94,30 @@ class GReg(Criterion):
     granularity = "filter"
     source = (
         "Wang et al., Neural Pruning via Growing Regularization, ICLR 2021, section 3.3, algorithm 1 (GReg-2); the released code "
-        "leaves the last convolution of a block and shortcuts (scope inner)"
+        "picks within each layer at a given ratio (ranking layer), and leaves the last convolution of a block and shortcuts "
+        "(scope inner)"
     )
     deviations = (
-        "the schedule is a share of the stage, in the proportions of the authors' code (5,000 iterations to the pick, "
-        "50,000 to the ceiling, 40,000 there), and the factor grows in every iteration instead of every fifth; a layer is not "
-        "stopped early when its picked filters are a thousand times smaller; the learning rate starts at the authors' 0.001 but "
-        "follows the schedule's shape"
+        "one ratio for all layers, which follows from the budget, where the authors set one for each stage; the schedule is a "
+        "share of the stage, in the proportions of the authors' settings (iterations to the pick, from there to the ceiling, and "
+        "at the ceiling: 5,000, 49,500 and 40,000 on ImageNet; 10,000, 99,000 and 5,000 on CIFAR-10); the factor grows in each "
+        "iteration instead of every fifth or tenth; a layer is not stopped early when its picked filters are a thousand times "
+        "smaller; the learning rate starts at the authors' 0.001 but follows the schedule's shape"
     )
     learns = True
     needs_budget = True
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
-    implied: ClassVar[Mapping[str, Any]] = {"scope": "coupled", "release": 0.0}
+    implied: ClassVar[Mapping[str, Any]] = {"scope": "coupled", "release": 0.0, "ranking": "global"}
     lowest: ClassVar = {"release": 0}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "pick_limit": (1e-3, 1e-2, 1e-1),
         "ceiling": (0.1, 1.0),
-        "pick_share": (0.05, 0.25),
+    }
+    recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
+        ("cifar10", "*"): Recipe(
+            settings={"pick_share": 0.088, "push_share": 0.868},
+            source="the authors' train_params/0_AdaReg_resnet56_cifar10.yaml: 10,000, 99,000 and 5,000 of 114,000 iterations",
+        ),
     }
 
     pick_limit: float = 0.01
@@ -118,6 +125,7 @@ class GReg(Criterion):
     pick_share: float = 0.05
     push_share: float = 0.55
     release: float = 1e-4
+    ranking: Ranking = "layer"
     scope: Scope = "inner"
 
     def __post_init__(self) -> None:

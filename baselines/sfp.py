@@ -24,9 +24,10 @@ class SFP(Criterion):
         "released code masks each convolution on its own and leaves projection shortcuts whole (scope untied)"
     )
     deviations = (
-        "learning starts from the base network (the paper has it both ways), and filters are zeroed first after the first epoch, as "
-        "in the paper; the released code zeroes before it too, and has Nesterov's momentum; while learning, the batch norm of a zero filter "
-        "stays, as in the paper, and is removed with the filter when the network is packed"
+        "learning starts from the base network (the paper has it both ways), and filters are zeroed first after the first epoch, "
+        "as in the paper, where the released code zeroes before it too; momentum is that of the grid, not Nesterov's; while "
+        "learning, the batch norm of a zero filter stays, as in the paper, and is removed with the filter when the network is "
+        "packed"
     )
     learns = True
     needs_budget = True

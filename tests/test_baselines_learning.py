@@ -10,6 +10,7 @@ from learning_cases import (
     one_step,
     train,
     trainer_of,
+    two_layers,
     zero_gradients,
 )
 from method_cases import (
@@ -97,6 +98,22 @@ def test_greg_leaves_what_a_residual_sum_reads_and_releases_the_kept_filters() -
         else:
             assert gradient is not None
             assert not bool(gradient.any())
+
+
+def test_greg_picks_filters_of_every_layer() -> None:
+    """One order over the network would pick the two small filters of the first layer only."""
+    model, graph = two_layers(
+        torch.tensor([[1.0], [1.1], [9.0], [9.0]]), torch.diag(torch.tensor([5.0, 5.0, 4.9, 5.0]))
+    )
+    picks = {}
+    for settings in (GReg(), GReg(ranking="global")):
+        learner = settings.learner(model, graph, task_of(0, Budget(share=0.39)))
+        zero_gradients(model)
+        learner.before_step(one_step(model, index=9, total=10))
+        picks[settings.ranking] = [
+            mask.flatten().nonzero().flatten().tolist() for mask in learner.state_dict()["picked"].values()
+        ]
+    assert picks == {"layer": [[0], [2]], "global": [[0, 1], []]}
 
 
 def test_greg_refuses_a_schedule_that_cannot_be() -> None:

@@ -98,8 +98,8 @@ def test_fpgm_zeroes_the_central_filters_and_removes_the_zeroed_ones() -> None:
 def test_fpgm_holds_a_zero_filter_at_zero_and_leaves_it_the_rest_of_its_momentum() -> None:
     """SGD with rate 0.1, momentum 0.5 and gradients of 1.
 
-    The second filter is zero from the start, so it stays at zero. Filter 0 has velocity 1.5 after two steps; once it is zeroed, it
-    moves by 0.1 * 0.5 * 1.5. SFP lets the same filter go with its gradient.
+    Filter 1 is zero from the start and stays at zero. Filter 0 has velocity 1.5 after two steps; once filter 0 is zeroed, it
+    moves by 0.1 * 0.5 * 1.5.
     """
     model, graph = one_layer(CENTRAL)
     learner = FPGM().learner(model, graph, task_of(0, Budget(share=0.25)))
