@@ -49,7 +49,7 @@ class _MaskedPruning(SoftPruning):
         self._mask()
 
     def _mask(self) -> None:
-        """Write the masks of the zero filters in place, since a captured step reads the masks."""
+        """Write the masks in place, since a captured step reads the masks."""
         for name, kept_O in self.kept_O.items():
             kept_O.fill_(1)
             if name in self.zeroed:
