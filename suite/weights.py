@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -36,7 +37,10 @@ AUXILIARY = ("aux", "AuxLogits")
 """Beginnings of the tensor names of auxiliary classifiers, which the networks of this suite do not have."""
 
 COUNTER = ".num_batches_tracked"
-"""Tensor of a batch norm that checkpoints of old versions of torch lack; torch then keeps the network's own."""
+"""Tensor of a batch norm that checkpoints of old versions of torch lack; the network keeps its own."""
+
+OLD_DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+"""Layers of a DenseNet in torchvision's files, which today have names without the second dot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,33 +255,44 @@ def _checked(path: Path, entry: PublicWeights) -> Path:
 def load_into(model: nn.Module, name: str, data: Path | None) -> None:
     """Copy weights into a network. Raises ValueError if they are not those of the network."""
     own, expected = own_file(name), model.state_dict()
-    state = _read(find(name, data)) if own else _public(name, find(name, data))
-    state = {key: tensor for key, tensor in state.items() if key in expected or not key.startswith(AUXILIARY)}
+    read = _read(find(name, data)) if own else _public(name, find(name, data))
+    names = {key: key if key in expected else OLD_DENSE.sub(r"\1\2.", key) for key in read}
+    state = OrderedDict(
+        (names[key], tensor) for key, tensor in read.items() if names[key] in expected or not key.startswith(AUXILIARY)
+    )
+    for key in expected.keys() - state.keys():
+        if key.endswith(COUNTER):
+            state[key] = expected[key]
     wrong = {
-        "lacks": [key for key in expected if key not in state and not key.endswith(COUNTER)],
+        "lacks": [key for key in expected if key not in state],
         "has also": [key for key in state if key not in expected],
         "has another shape of": [key for key in state if key in expected and state[key].shape != expected[key].shape],
     }
     if faults := [f"{verb} {names[0]} and {len(names) - 1} more" for verb, names in wrong.items() if names]:
         raise ValueError(f"{own or name} is no checkpoint of this network: it {'; it '.join(faults)}")
+    vars(state)["_metadata"] = {**vars(expected)["_metadata"], **vars(read).get("_metadata", {})}
     model.load_state_dict(state)
 
 
 @functools.lru_cache(maxsize=2)
-def _public(name: str, path: Path) -> dict[str, Tensor]:
+def _public(name: str, path: Path) -> OrderedDict[str, Tensor]:
     """Return the state dict of public weights, under the names of this suite."""
     entry = public(name)
-    return {entry.rename(key): tensor for key, tensor in _read(_checked(path, entry)).items()}
+    read = _read(_checked(path, entry))
+    state = OrderedDict((entry.rename(key), tensor) for key, tensor in read.items())
+    vars(state).update(vars(read))
+    return state
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> OrderedDict[str, Tensor]:
     """Return the tensors of a file by name, without the wrappers of common training scripts.
 
+    The attribute `_metadata` has the versions of the modules' classes, if the file has them.
     Raises ValueError if the file holds no tensors by name, or would execute code.
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return OrderedDict(load_file(path))
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load raises errors of many classes on files of other people
         reason = " ".join(str(error).split())[:160]
@@ -286,4 +301,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no tensors by name; save the network's state_dict()")
-    return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    result = OrderedDict((key.removeprefix("module."), tensor) for key, tensor in state.items())
+    versions = getattr(state, "_metadata", None) or {}
+    vars(result)["_metadata"] = {re.sub(r"^module(\.|$)", "", key): about for key, about in versions.items()}
+    return result

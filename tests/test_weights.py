@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,6 +12,7 @@ import tiny_grid
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models as zoo
 
 from suite import models, weights
 from suite.run import Context, code, execute
@@ -55,6 +57,25 @@ def test_files_of_common_training_scripts_are_read(network: nn.Module, wrapper: 
     own = models.build("vgg6", 10)
     weights.load_into(own, str(tmp_path / "mine.pth"), None)
     assert torch.equal(own.get_parameter("classifier.bias"), network.get_parameter("classifier.bias"))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "module.pth"])
+def test_old_files_of_torchvision_are_read(kind: str, tmp_path: Path) -> None:
+    """MNASNet checks a version that only pickled files have; files of DenseNets have old names and no counters."""
+    torch.manual_seed(0)
+    builders = {"mnasnet": lambda: zoo.MNASNet(0.35, 10), "densenet": lambda: zoo.DenseNet(4, (2, 1), 8, num_classes=3)}
+    for name, build in builders.items():
+        made, loaded, path = build(), build(), tmp_path / f"{name}.{kind}"
+        state = made.state_dict()
+        if kind == "module.pth":
+            state = nn.DataParallel(made).state_dict()
+        if name == "densenet":
+            old = {re.sub(r"(norm|conv)([12])\.", r"\1.\2.", key): state[key] for key in state if "tracked" not in key}
+            assert len(old.keys() - state.keys()) == 3 * 10
+            state = old
+        (save_file if kind == "safetensors" else torch.save)(state, path)
+        weights.load_into(loaded, str(path), None)
+        assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in made.state_dict().items())
 
 
 def test_files_that_do_not_fit_are_refused_in_one_line(network: nn.Module, tmp_path: Path) -> None:
