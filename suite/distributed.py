@@ -4,17 +4,21 @@ Every task runs the whole stage and reads the images `rank::ranks` of each batch
 whole batch, gradients (a learner's own too) are averaged before use, accuracies count all images. So the steps are those of
 one process with the whole batch: all tasks hold equal weights, the number of tasks changes results by rounding only, and a
 checkpoint continues on any number of tasks. Rank 0 alone writes files, holds the stage's lease and decides to begin. A signal
-to any task stops all tasks after the same step.
+to any task stops all tasks after the same step. If a task ends, the next collective fails in all others, and rank 0
+names the task.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -30,6 +34,11 @@ RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
 """Time limit for all tasks to join the process group."""
 PORTS = range(20_000, 60_000)
 
+GRACE_S = 5.0
+"""Time for the other tasks to publish the reason of their end, after a collective has failed."""
+COLLECTIVE = re.compile("gloo|nccl|by peer|broken pipe", re.IGNORECASE)
+"""Words in the error of a collective that lost a task."""
+
 
 class RendezvousError(ValueError):
     """Raised if the tasks of a stage cannot form a process group.
@@ -42,6 +51,7 @@ class RendezvousError(ValueError):
 class _Group:
     rank: int = 0
     ranks: int = 1
+    store: dist.Store | None = None
 
 
 _group = _Group()
@@ -92,13 +102,14 @@ def process_group(device: str) -> Iterator[None]:
         raise RendezvousError(
             f"the {ranks} tasks did not meet at {host}:{port} ({reason}); set MASTER_ADDR or MASTER_PORT"
         ) from error
-    _group.rank, _group.ranks = job.global_rank, ranks
+    _group.rank, _group.ranks, _group.store = job.global_rank, ranks, store
+    store.set(f"task/{_group.rank}", _place_of_task())
     forward, nn.BatchNorm2d.forward = nn.BatchNorm2d.forward, _batch_norm  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
         nn.BatchNorm2d.forward = forward  # type: ignore[method-assign]
-        _group.rank, _group.ranks = 0, 1
+        _group.rank, _group.ranks, _group.store = 0, 1, None
         dist.destroy_process_group()
 
 
@@ -117,6 +128,44 @@ def _place(job: SlurmJobEnvironment) -> tuple[str, int]:
         f"the first node, {hosts[0]}, has no address on {socket.gethostname()}, or {port} is no port; set MASTER_ADDR and "
         "MASTER_PORT to where the tasks can meet"
     )
+
+
+def _place_of_task() -> str:
+    """Return host, process and, if standard error is a file, log of this task."""
+    log = Path("/proc/self/fd/2").resolve()
+    return f"{socket.gethostname()}, process {os.getpid()}" + (f", log {log}" if log.is_file() else "")
+
+
+def publish_end(error: Exception) -> None:
+    """Publish the reason of this task's end. A no-op without other tasks."""
+    if _group.store is None:
+        return
+    reason = "" if COLLECTIVE.search(str(error)) else f"{type(error).__name__}: {' '.join(str(error).split())}"
+    with contextlib.suppress(RuntimeError):  # rank 0, which holds the store, has ended
+        _group.store.set(f"ended/{_group.rank}", reason)
+
+
+def lost_task(error: Exception) -> str:
+    """Return the reason of a failed collective in one line; "" for any other error.
+
+    It names the task that ended, its reason and its log.
+    """
+    if _group.store is None or not COLLECTIVE.search(str(error)):
+        return ""
+    reasons: dict[int, str] = {}
+    deadline = time.monotonic() + GRACE_S
+    while len(reasons) < _group.ranks - 1 and time.monotonic() < deadline:
+        for rank in set(range(_group.ranks)) - {_group.rank, *reasons}:
+            if _group.store.check([f"ended/{rank}"]):
+                reasons[rank] = _group.store.get(f"ended/{rank}").decode()
+        time.sleep(0.05)
+    silent = sorted(set(range(_group.ranks)) - {_group.rank, *reasons})
+    causes = [rank for rank, reason in sorted(reasons.items()) if reason] or silent
+    if not causes:
+        return ""
+    rank = causes[0]
+    reason = reasons.get(rank) or "killed, or its node failed"
+    return f"task {rank} of {_group.ranks} ended ({_group.store.get(f'task/{rank}').decode()}): {reason}"
 
 
 def broadcast(value: int) -> int:

@@ -65,7 +65,13 @@ def test_lines_share_out_every_stage_and_budgets_the_cost() -> None:
         ("l1_filter", ("30", "50"), 2),
         ("dsp", ("50",), 2),
     ]
-    assert lines[1].point.seconds == pytest.approx(lines[1].cost.seconds / 2)
+    assert lines[1].row.seconds == pytest.approx(lines[1].cost.seconds / 2)
+    assert [line.epochs for line in lines] == ["10", "10", "10+10"]
+    assert [line.rows for line in lines] == [0, 2, 1]
+    weights = sum(
+        tensor.numel() * tensor.element_size() for tensor in models.build("resnet20", 10).state_dict().values()
+    )
+    assert [line.cost.disk_bytes / weights for line in lines] == [2, 2, 2]
     assert sum(line.cost.seconds for line in lines) == pytest.approx(sum(estimate(stage).seconds for stage in todo))
 
 

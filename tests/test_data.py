@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -578,9 +579,38 @@ def test_a_decoder_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("SUITE_DECODER", "torchcodec")
     with pytest.raises(ValueError, match=r"SUITE_DECODER is 'torchcodec', which does not work here \(.*'pil'$"):
         next(small.test(2, CPU))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", types.ModuleType("torchcodec.decoders"))
+    with pytest.raises(ValueError, match="this version of torchcodec has no decode_jpeg"):
+        next(small.test(2, CPU))
     monkeypatch.setenv("SUITE_DECODER", "ours")
     with pytest.raises(ValueError, match="SUITE_DECODER is 'ours'; choose from: pil, torchcodec"):
         next(small.test(2, CPU))
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), AttributeError("no such function")])
+def test_an_error_of_the_machine_is_no_bad_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def decode(path: Path) -> Image.Image:
+        raise error
+
+    small = small_folder(tmp_path)
+    monkeypatch.setenv("SUITE_WORKERS", "0")
+    monkeypatch.setenv("SUITE_BAD_IMAGES", "skip")
+    monkeypatch.setitem(imagefolder.DECODERS, "pil", decode)
+    with pytest.raises(type(error), match=str(error)):
+        next(small.test(2, CPU))
+
+
+@pytest.mark.parametrize("count", ["0", "1"])
+def test_storage_that_fails_is_no_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str) -> None:
+    small = small_folder(tmp_path)
+    monkeypatch.setenv("SUITE_WORKERS", count)
+    monkeypatch.setenv("SUITE_BAD_IMAGES", "skip")
+    (tmp_path / "small" / "val" / "b" / "1.jpeg").unlink()
+    with pytest.raises(OSError, match=r"\[Errno 2\] No such file or directory: .*1\.jpeg") as caught:
+        list(small.test(2, CPU))
+    assert "\n" not in str(caught.value)
 
 
 def test_decoders_give_equal_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -680,6 +710,17 @@ def test_missing_images_of_imagenet_are_counted_and_named() -> None:
     train, test = imagenet.check(listings(OFFICIAL, train=1000, test=49))
     assert train == "train has 1000000 images, not 1281167"
     assert test == "test has 49000 images, not 50000; n01440764 and 999 more classes have not 50 to 50 each"
+
+
+def test_unreadable_files_of_a_sample_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    small = small_folder(tmp_path)
+    parts = small.parts  # type: ignore[attr-defined]
+    assert imagenet.check_sample(parts) == []
+    for path in (tmp_path / "small" / "val" / "b").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    (line,) = imagenet.check_sample(parts)
+    assert "of a sample of 8 test images cannot be read, first: " in line
+    assert "is not a readable image" in line
 
 
 def test_data_folders_are_read_as_people_have_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_grid
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from tiny_grid import base, run_of
 from torch.testing import assert_close
@@ -20,7 +24,7 @@ from dsp import DSP
 from suite import data, distributed, models, records
 from suite.contract import Task
 from suite.graph import Graph
-from suite.run import Context
+from suite.run import Context, execute, failure
 from suite.run.workspace import BASE, Workspace
 from suite.schedule import Schedule
 from suite.stages import Stage, in_order
@@ -80,9 +84,9 @@ def srun(tasks: int, *arguments: object) -> list[tuple[int, str]]:
             process.kill()
 
 
-def stage_options(grid: Path, results: Path) -> tuple[object, ...]:
-    """`-m suite.run` of the run."""
-    options = ("--grid", grid, "--stage", RUN.key, "--results", results, "--device", "cpu", "--threads", 1)
+def stage_options(grid: Path, results: Path, stage: Stage = RUN) -> tuple[object, ...]:
+    """`-m suite.run` of the stage."""
+    options = ("--grid", grid, "--stage", stage.key, "--results", results, "--device", "cpu", "--threads", 1)
     return "-m", "suite.run", *options
 
 
@@ -173,6 +177,83 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(monkeypatch: pytes
     work = Workspace(STAGES[0], Context(results=tmp_path))
     with pytest.raises(ValueError, match="a batch of 64 images cannot be shared evenly by 3 tasks; take a number that"):
         work.batches(SHORT, BASE)
+
+
+@pytest.mark.slow
+def test_a_killed_task_stops_the_others_and_one_task_goes_on(grid: Path, tmp_path: Path) -> None:
+    """The reason names the task; one task continues with the batches that are left, to weights of one process to rounding."""
+    stage = STAGES[0]
+    running = start(2, *stage_options(grid, tmp_path / "two", stage))
+    tiny_grid.wait_for(lambda: [*(tmp_path / "two").glob("work/*/train*.pt")])
+    running[1].kill()
+    began = time.monotonic()
+    output = running[0].communicate(timeout=120)[0]
+    assert time.monotonic() - began < 60
+    assert running[0].returncode == 1, output
+    assert f"task 1 of 2 ended ({socket.gethostname()}, process {running[1].pid}" in output
+    vectors = []
+    for name in ("two", "alone"):
+        context = Context(results=tmp_path / name, threads=1)
+        assert execute(stage, context) == "done", failure(stage, context)
+        for part in ("init", "final"):
+            state = load_file(file(stage, context.results, f"{part}.safetensors"))
+            vectors.append(torch.cat([tensor.double().flatten() for _, tensor in sorted(state.items())]))
+    init, two, same_init, alone = vectors
+    assert torch.equal(init, same_init)
+    assert (two - alone).norm() < 0.02 * (alone - init).norm()
+
+
+def in_group(monkeypatch: pytest.MonkeyPatch, ranks: int) -> dist.Store:
+    """Make this process rank 0 of a group with a store, without other processes."""
+    store = dist.HashStore()
+    for rank in range(ranks):
+        store.set(f"task/{rank}", f"node{rank}, process {rank}, log /logs/{rank}")
+    monkeypatch.setattr(distributed, "_group", distributed._Group(rank=0, ranks=ranks, store=store))
+    monkeypatch.setattr(distributed, "GRACE_S", 0.05)
+    return store
+
+
+def test_a_failed_collective_names_the_task_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = in_group(monkeypatch, 3)
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4321")
+    monkeypatch.setattr(distributed._group, "rank", 2)
+    distributed.publish_end(lost)
+    monkeypatch.setattr(distributed._group, "rank", 0)
+    silent = "task 1 of 3 ended (node1, process 1, log /logs/1): killed, or its node failed"
+    assert distributed.lost_task(lost) == silent
+    store.set("ended/1", "MemoryError: no room")
+    assert distributed.lost_task(lost) == "task 1 of 3 ended (node1, process 1, log /logs/1): MemoryError: no room"
+    assert distributed.lost_task(ValueError("accumulate = 3 does not divide")) == ""
+
+
+def test_a_task_that_is_missing_is_counted_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The world of this task has two tasks; the other is not started."""
+    monkeypatch.setattr(distributed, "RENDEZVOUS_TIMEOUT", timedelta(seconds=0.5))
+    job = {"JOB_ID": "1", "STEP_NUM_TASKS": "2", "PROCID": "0", "LOCALID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(random.randint(20_000, 60_000)))
+    with (
+        pytest.raises(
+            distributed.RendezvousError, match=r"the 2 tasks did not meet at .* 1/2 .*; set MASTER_ADDR"
+        ) as error,
+        distributed.process_group("cpu"),
+    ):
+        raise AssertionError("no group of one task")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 7])
+def test_shares_of_an_evaluation_count_each_image_once(tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = data.load("digits")
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))
+    whole = top1_pct(model, dataset.test(50, "cpu"))
+    total = torch.zeros(3, dtype=torch.int64)
+    monkeypatch.setattr(distributed, "all_sum", total.add_)  # a sum over the tasks so far, which the last one completes
+    accuracies = [top1_pct(model, dataset.test(50, "cpu", slice(rank, None, tasks))) for rank in range(tasks)]
+    assert total[1] == dataset.test_size
+    assert accuracies[-1] == whole
 
 
 if __name__ == "__main__":

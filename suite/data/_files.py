@@ -71,6 +71,22 @@ class Listing:
         """Return the path of an image."""
         return self.root / os.fsdecode(bytes(self.paths_N[index]))
 
+    def decode(self, index: int, by: Callable[[Path], Image.Image]) -> Image.Image:
+        """Return an image decoded `by` a decoder.
+
+        Raises UnreadableImage naming a file that is damaged; errors of the storage and the machine as they are.
+        """
+        path = self.path(index)
+        try:
+            return by(path)
+        except (MemoryError, AttributeError):  # the machine or the decoder is the cause, not the file
+            raise
+        except Exception as error:  # decoders raise errors of any class on damaged files
+            if isinstance(error, OSError) and error.errno is not None:  # the storage is the cause
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UnreadableImage(f"{path} is not a readable image ({reason}); fetch it again") from None
+
 
 def _images(root: Path, name: str) -> tuple[list[bytes], int]:
     """Return the paths below `root` of a class, and the number of hidden entries.
@@ -96,7 +112,7 @@ class UnreadableImage(ValueError):
 _PREFIX = f"{UnreadableImage.__module__}.{UnreadableImage.__qualname__}: "
 
 
-def message(error: UnreadableImage) -> str:
+def message(error: Exception) -> str:
     """Return the message of an error without the traceback of a worker."""
     return str(error).strip().splitlines()[-1].removeprefix(_PREFIX)
 
@@ -135,7 +151,9 @@ def decoder() -> str:
         raise ValueError(f"SUITE_DECODER is {name!r}; choose from: {', '.join(DECODERS)}")
     if name != "pil":
         try:
-            importlib.import_module(f"{name}.decoders")
+            decoders = importlib.import_module(f"{name}.decoders")
+            if not hasattr(decoders, "decode_jpeg"):
+                raise ImportError(f"this version of {name} has no decode_jpeg")
         except (ImportError, OSError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(
@@ -166,7 +184,7 @@ class Files(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
         for shift in range(count):
             index = int(self.order_N[(position + shift) % count])
             try:
-                image = self._decode(index)
+                image = self.listing.decode(index, self.decode)
             except UnreadableImage:
                 if not self.skip:
                     raise
@@ -174,14 +192,6 @@ class Files(torch.utils.data.Dataset[tuple[Tensor, int, int]]):
             pixels_CHW = torch.from_numpy(np.array(self.crop(image, index))).permute(2, 0, 1).contiguous()
             return pixels_CHW, int(self.listing.labels_N[index]), int(self.order_N[position]) if shift else -1
         raise UnreadableImage(f"{self.listing.root} has no readable image; fetch the files again")
-
-    def _decode(self, index: int) -> Image.Image:
-        path = self.listing.path(index)
-        try:
-            return self.decode(path)
-        except Exception as error:  # decoders raise errors of any class on damaged files
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UnreadableImage(f"{path} is not a readable image ({reason}); fetch it again") from None
 
 
 def workers() -> int:

@@ -145,6 +145,10 @@ class ImageFolder(Dataset):
                 yield normalize(pixels_BCHW), labels_B.to(device, non_blocking=True)
         except UnreadableImage as error:
             raise ValueError(message(error)) from None
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise OSError(f"training images cannot be read: {message(error)}") from None  # of a worker process
 
     def _name(self, files: Files, skipped: list[int]) -> None:
         """Log and store each unreadable image once."""

@@ -27,6 +27,10 @@ PER_CLASS: dict[Part, tuple[int, int]] = {"train": (732, 1300), "test": (50, 50)
 """Smallest and largest number of images of a class."""
 
 
+SAMPLE = 8
+"""Files of each part that are decoded when the data set is opened."""
+
+
 def _open(folder: Path, *, name: str, size_px: int, resize_px: int, how_to_get: str) -> ImageFolder:
     from suite.data._imagefolder import image_folder  # torchvision takes 90 MB, which other data sets need not pay
 
@@ -36,7 +40,8 @@ def _open(folder: Path, *, name: str, size_px: int, resize_px: int, how_to_get: 
 def imagenet(folder: Path) -> Dataset:
     """Return ILSVRC2012 at 224 pixels; for evaluation the shorter side is resized to 256.
 
-    Warns if images are missing. Raises ValueError if the classes are not the official ones in their order.
+    Warns if images are missing, and if files of a sample cannot be read.
+    Raises ValueError if the classes are not the official ones in their order.
     """
     dataset = _open(
         folder,
@@ -45,7 +50,7 @@ def imagenet(folder: Path) -> Dataset:
         resize_px=256,
         how_to_get="fetch ILSVRC2012 from https://image-net.org and sort it into train/CLASS and val/CLASS",
     )
-    for line in check(dataset.parts):
+    for line in (*check(dataset.parts), *check_sample(dataset.parts)):
         log.warning("%s", line)
     return dataset
 
@@ -71,6 +76,27 @@ def check(parts: Mapping[Part, Listing]) -> list[str]:
         if len(listing.labels_N) != IMAGES[part] or odd:
             example = f"; {odd[0]} and {len(odd) - 1} more classes have not {low} to {high} each" if odd else ""
             lines.append(f"{listing.root} has {len(listing.labels_N)} images, not {IMAGES[part]}{example}")
+    return lines
+
+
+def check_sample(parts: Mapping[Part, Listing]) -> list[str]:
+    """Return a line for each part with undecodable files in an even sample."""
+    from suite.data._files import DECODERS, UnreadableImage, decoder
+
+    decode, lines = DECODERS[decoder()], []
+    for part, listing in parts.items():
+        sample = np.linspace(0, len(listing.labels_N) - 1, SAMPLE).astype(int).tolist()
+        unreadable = []
+        for index in sample:
+            try:
+                listing.decode(index, decode)
+            except UnreadableImage as error:
+                unreadable.append(str(error))
+        if unreadable:
+            lines.append(
+                f"{listing.root}: {len(unreadable)} of a sample of {len(sample)} {part} images cannot be read, "
+                f"first: {unreadable[0]}"
+            )
     return lines
 
 

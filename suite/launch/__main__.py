@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import psutil
 from rich.console import Console
 
-from suite import cli, grids, zoo
+from suite import cli, grids
 from suite.launch import carry, display, dry_run, slurm, work
 from suite.launch import options as slurm_options
 from suite.launch.cancel import cancel
@@ -169,6 +169,8 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.carry and verb == "run":
         carry.check(arguments.carry_files, arguments.carry_mb)
         carry.load(context, arguments.carry)
+    if arguments.from_zoo:
+        from suite import zoo  # matplotlib, pandas and scipy take seconds, which a dry run need not pay
     if arguments.from_zoo and verb == "run":
         zoo.restore(stages, context)
     todo = work.find(

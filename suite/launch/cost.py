@@ -1,4 +1,4 @@
-"""Cost of stages in MACs and GPU-hours, without data, weights or a GPU.
+"""Cost of stages in MACs, GPU-hours and bytes, without data, weights or a GPU.
 
 A training step takes three forward passes of the dense network. The seconds of an image come from finished rows of the same
 network on a GPU, else from the stated throughput of one GPU (`STATED`).
@@ -52,24 +52,39 @@ STATED = Throughput(
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Forward MACs of an image, and number of convolutions and linear layers."""
+    """Size of a network.
+
+    macs     of the forward pass of an image
+    layers   convolutions and linear layers
+    bytes    of the weights in fp32
+    """
 
     macs: int
     layers: int
+    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Training MACs, and seconds on a GPU one stage after the other."""
+    """Cost of stages that run one after the other on a GPU; `disk_bytes` stay."""
 
     training_macs: float = 0.0
     seconds: float = 0.0
+    disk_bytes: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(training_macs=self.training_macs + other.training_macs, seconds=self.seconds + other.seconds)
+        return Cost(
+            training_macs=self.training_macs + other.training_macs,
+            seconds=self.seconds + other.seconds,
+            disk_bytes=self.disk_bytes + other.disk_bytes,
+        )
 
     def __truediv__(self, parts: int) -> Cost:
-        return Cost(training_macs=self.training_macs / parts, seconds=self.seconds / parts)
+        return Cost(
+            training_macs=self.training_macs / parts,
+            seconds=self.seconds / parts,
+            disk_bytes=self.disk_bytes / parts,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,17 +119,21 @@ class Estimator:
         return Estimator(context=context, device=device, measured=measured)
 
     def __call__(self, stage: Stage) -> Cost:
-        """Return the cost of one stage; packed networks cost as much as dense ones."""
+        """Return the cost of one stage; packed networks cost as much as dense ones.
+
+        A base network stays on disk with its initial and its final weights.
+        """
         if isinstance(stage, Timed):
             return Cost(seconds=TIMED_S[stage.timing.protocol])
         base = stage if isinstance(stage, Base) else stage.base
         schedule = stage.schedule if isinstance(stage, Base | Learned) else stage.finetune
-        if schedule is None:
-            return Cost()
-        images = _images(base, schedule, self.context)
-        images *= stage.settings.step_cost if isinstance(stage, Learned) else 1.0
         about = data.size(base.data, self.context.data)
         network = size_of(base.model, about.classes, about.input_shape)
+        disk_bytes = network.bytes * (2 if isinstance(stage, Base) else 1)
+        if schedule is None:
+            return Cost(disk_bytes=disk_bytes)
+        images = _images(base, schedule, self.context)
+        images *= stage.settings.step_cost if isinstance(stage, Learned) else 1.0
         macs = BACKWARD * network.macs * images
         precision = schedule.compute.precision
         image_s = self.measured.get((base.data, base.model, precision))
@@ -123,7 +142,7 @@ class Estimator:
             seconds = max(macs / STATED.macs_per_s[precision], launches_s)
         else:
             seconds = image_s * images
-        return Cost(training_macs=macs, seconds=seconds)
+        return Cost(training_macs=macs, seconds=seconds, disk_bytes=disk_bytes)
 
     @property
     def source(self) -> str:
@@ -159,9 +178,14 @@ def size_of(model: str, classes: int, input_shape: tuple[int, int, int]) -> Size
                     layer.register_forward_hook(count)
             network(torch.empty(1, *input_shape))
     except (NotImplementedError, RuntimeError):
-        graph = Graph(models.build(model, classes), input_shape)
-        return Size(macs=graph.dense_macs.total, layers=len(graph.convs) + 1)
-    return Size(macs=sum(counts), layers=len(counts))
+        network = models.build(model, classes)
+        graph = Graph(network, input_shape)
+        return Size(macs=graph.dense_macs.total, layers=len(graph.convs) + 1, bytes=_bytes(network))
+    return Size(macs=sum(counts), layers=len(counts), bytes=_bytes(network))
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
 
 
 # ---- a line for each method and network ----------------------------------------------------------------------------------
@@ -172,19 +196,22 @@ class Line:
     """Stages of one method on one network.
 
     budgets   of the runs to do, in percent
-    point     cost of a run's budget: all its seeds, with its share of the learning
+    epochs    of a stage's schedule: "90", of learning and fine-tuning "30+90"
+    rows      runs to do
     """
 
     network: str
     method: str
     budgets: tuple[str, ...]
+    epochs: str
     stages: int
+    rows: int
     cost: Cost
 
     @property
-    def point(self) -> Cost:
-        """Mean cost of a budget, all seeds together."""
-        return self.cost / max(1, len(self.budgets))
+    def row(self) -> Cost:
+        """Mean cost of a run, with its share of the learning and its measurements."""
+        return self.cost / max(1, self.rows)
 
 
 def lines(todo: Sequence[Stage], estimate: Estimator) -> list[Line]:
@@ -197,11 +224,26 @@ def lines(todo: Sequence[Stage], estimate: Estimator) -> list[Line]:
             network=network,
             method=method,
             budgets=tuple(dict.fromkeys(f"{100 * run.budget.share:.4g}" for run in own if isinstance(run, Pruned))),
+            epochs=", ".join(dict.fromkeys(map(_epochs, filter(_trains, own)))),
             stages=len(own),
+            rows=sum(isinstance(stage, Pruned) for stage in own),
             cost=sum(map(estimate, own), Cost()),
         )
         for (network, method), own in sorted(together.items(), key=lambda item: item[0][0])
     ]
+
+
+def _trains(stage: Stage) -> bool:
+    return isinstance(stage, Base | Pruned)
+
+
+def _epochs(stage: Stage) -> str:
+    """Return the epochs of a base network, or of a run's learning and fine-tuning."""
+    if isinstance(stage, Base):
+        return str(stage.schedule.epochs) if stage.schedule else "public"
+    assert isinstance(stage, Pruned)
+    learning = f"{stage.learned.schedule.epochs}+" if stage.learned else ""
+    return f"{learning}{stage.finetune.epochs}"
 
 
 def _line_of(stage: Stage) -> tuple[str, str]:

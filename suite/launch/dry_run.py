@@ -1,4 +1,4 @@
-"""Dry run: the work of a launch and its cost in GPU-hours."""
+"""Dry run: the work of a launch and its cost in epochs, GPU-hours and disk."""
 
 from __future__ import annotations
 
@@ -76,6 +76,11 @@ def _show_cost(work: Work, context: Context, console: Console) -> None:
         highlight=False,
         markup=False,
     )
+    console.print(
+        f"disk: {_gb(total)} GB of weights; checkpoints take two to three times a network's weights for each running stage",
+        highlight=False,
+        markup=False,
+    )
     console.print(f"speed: {estimate.source}", highlight=False, markup=False)
 
 
@@ -83,15 +88,20 @@ def _table(network: str, lines: Sequence[cost.Line]) -> Table:
     """Return a table of one network that fits into 80 characters."""
     title = Text(f"{network}: {_hours(sum((line.cost for line in lines), cost.Cost()))} GPU-hours")
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    table.add_column("method", overflow="fold", min_width=20)
+    table.add_column("method", overflow="fold", min_width=18)
     table.add_column("budgets %", overflow="fold")
-    for heading in ("stages", "a budget", "GPU-h"):
+    table.add_column("epochs", overflow="fold")
+    for heading in ("rows", "h/row", "GPU-h", "GB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
-        each = _hours(line.point) if line.budgets else ""
-        row = (line.method, ", ".join(line.budgets), str(line.stages), each, _hours(line.cost))
+        rows, each = (str(line.rows), _hours(line.row)) if line.rows else ("", "")
+        row = (line.method, ", ".join(line.budgets), line.epochs, rows, each, _hours(line.cost), _gb(line.cost))
         table.add_row(*map(Text, row))
     return table
+
+
+def _gb(cost_of: cost.Cost) -> str:
+    return f"{cost_of.disk_bytes / 1e9:,.3g}"
 
 
 def _hours(cost_of: cost.Cost) -> str:

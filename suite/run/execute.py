@@ -99,6 +99,7 @@ def _follow(work: Workspace[Stage]) -> Outcome:
     except Interrupted:
         return "interrupted"
     except Exception as error:  # rank 0 writes the reason; if this rank alone failed, its job's log has the reason
+        distributed.publish_end(error)
         log.exception("%s: task stopped", work.stage.label)
         return "diverged" if isinstance(error, Diverged) else "failed"
 
@@ -148,7 +149,7 @@ def _attempt(work: Workspace[Stage]) -> Outcome:
             return "interrupted"
         own.error("%s\n%s", stage.label, traceback.format_exc())
         status: Literal["diverged", "failed"] = "diverged" if isinstance(error, Diverged) else "failed"
-        reason = _reason(error)
+        reason = distributed.lost_task(error) or _reason(error)
         counts = not _is_of_storage(error, context) and all(is_done(needed, context) for needed in stage.needs)
     finally:
         logging.getLogger().removeHandler(handler)
