@@ -212,16 +212,18 @@ class ResRep(Criterion):
     source = (
         "Ding et al., ResRep: Lossless CNN Pruning via Decoupling Remembering and Forgetting, ICCV 2021, section 3; the "
         "authors' rr/exp_resrep.py: inner layers only (scope inner), lasso 1e-4, compactor momentum 0.99, a choice every 200 "
-        "iterations after 5 of 480 epochs, lr 0.01"
+        "iterations after 5 of 480 epochs, lr 0.01, weight decay 1e-4"
     )
     deviations = (
         "the number of reset rows grows linearly to the budget instead of by four a choice, so that short schedules reach it; "
-        "rows go in the order of their norms until the budget is met, where the authors remove all below 1e-5; biases have the "
-        "schedule's rate and decay instead of twice the rate and none; "
-        "a folded layer keeps a batch norm, which computes the same function in eval mode, where the authors deploy a bias"
+        "rows go in the order of their norms until the budget is met, where the authors remove all below 1e-5; biases have "
+        "the schedule's rate instead of twice the rate; biases and batch-norm scales decay as the weights, where the authors' "
+        "do not; batches are those of the grid, not of 64 (CIFAR-10) or 256 (ImageNet); a folded layer keeps a batch norm, "
+        "which computes the same function in eval mode, where the authors deploy a bias"
     )
     learns = True
     needs_budget = True
+    training: ClassVar[Mapping[str, Any]] = {"lr": 0.01, "weight_decay": 1e-4}
     lowest: ClassVar[Mapping[str, float]] = {"lam": 0, "momentum": 0, "interval": 1}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"lam": (1e-4, 1e-3, 1e-2), "full_share": (0.1, 0.5)}
 

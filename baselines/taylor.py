@@ -120,8 +120,10 @@ class Taylor(Criterion):
         "norm; the authors leave skip connections whole (scope inner), and prune them in a variant (scope coupled)"
     )
     deviations = (
-        "what is removed every 30 steps is the part of the MACs budget that is due, not a fixed number of filters; without a "
-        "batch norm the gate stands on weight and bias of the convolution"
+        "what is removed every 30 steps is the part of the MACs budget that is due, not a fixed number of filters; removal "
+        "lasts three quarters of the stage (prune_share), where the authors' ResNet-50 runs on ImageNet remove within the "
+        "first 660 to 1,650 of some 125,000 minibatches; rate and weight decay are those of the grid, not 0.001 and none; "
+        "without a batch norm the gate stands on weight and bias of the convolution"
     )
     learns = True
     needs_budget = True

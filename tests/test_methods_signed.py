@@ -19,7 +19,7 @@ HELD: dict[str, tuple[str, str]] = {
     "dsp": ("dsp_parity", "parity_with_the_released_code"),
     "eagle_eye": ("baselines_recent", "eagle_eye_needs_re_estimated_statistics_to_tell_a_broken_network"),
     "equal_gkp": ("baselines_reconstruction", "groups_are_of_equal_size_even_where_clusters_are_not"),
-    "fpgm": ("baselines_norms", "fpgm_zeroes_the_central_filters_and_removes_the_zeroed_ones"),
+    "fpgm": ("baselines_norms", "fpgm_holds_a_zero_filter_at_zero_and_leaves_it_the_rest_of_its_momentum"),
     "fpgm_once": ("torch_pruning", "both_keep_the_same_filters"),
     "greg": ("baselines_learning", "greg_leaves_what_a_residual_sum_reads_and_releases_the_kept_filters"),
     "group_fisher": (
@@ -44,7 +44,7 @@ HELD: dict[str, tuple[str, str]] = {
     "random_filter": ("baselines_norms", "random_filter_depends_on_the_seed_only"),
     "random_groups": ("gpu_speed", "random_groups_remove_what_the_budget_says"),
     "random_rates": ("baselines_controls", "rates_of_a_finer_run_are_its_shares_of_kernels"),
-    "resrep": ("baselines_recent", "resrep_folds_its_compactors_into_the_same_function"),
+    "resrep": ("baselines_recent", "resrep_resets_the_task_for_the_least_row_alone"),
     "scratch": ("baselines_controls", "scratch_has_the_plan_that_it_follows"),
     "sfp": ("baselines_norms", "sfp_zeroes_the_least_filters_and_lets_one_grow_again"),
     "similarity": (
@@ -68,7 +68,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "chip": {"images": 640, "ranking": "layer"},
     "depgraph": {"reg": 5e-4, "reduction": "mean", "ranking": "raw"},
     "fpgm": {"ranking": "layer"},
-    "greg": {"release": 1e-4, "pick_limit": 0.01, "ceiling": 1.0},
+    "greg": {"release": 1e-4, "pick_limit": 0.01, "ceiling": 1.0, "ranking": "layer"},
     "group_fisher": {"interval": 10},
     "hrank": {"images": 500, "ranking": "layer"},
     "l1_filter": {"ranking": "layer", "scope": "inner"},
@@ -82,6 +82,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 TRAINING = {
     "depgraph": {"lr": 0.01, "weight_decay": 0.0},
     "greg": {"lr": 1e-3},
+    "resrep": {"lr": 0.01, "weight_decay": 1e-4},
     "slimming": {"lr": 0.1, "weight_decay": 1e-4, "shape": "steps"},
 }
 
