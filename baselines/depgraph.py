@@ -137,6 +137,7 @@ class DepGraph(Criterion):
         "each of 400 pruning steps"
     )
     learns = True
+    penalty: ClassVar = ("reg", 391 * (60 * 0.01 + 20 * 0.001 + 20 * 0.0001))
     training: ClassVar[Mapping[str, Any]] = {"lr": 0.01, "weight_decay": 0.0}
     implied: ClassVar[Mapping[str, Any]] = {"reduction": "sum", "ranking": "global", "reg": 1e-4}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"reg": (1e-4, 5e-4, 1e-3), "alpha": (2.0, 4.0)}

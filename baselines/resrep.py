@@ -222,6 +222,7 @@ class ResRep(Criterion):
         "which computes the same function in eval mode, where the authors deploy a bias"
     )
     learns = True
+    penalty: ClassVar = ("lam", 782 * 480 * 0.01 / 2)
     needs_budget = True
     training: ClassVar[Mapping[str, Any]] = {"lr": 0.01, "weight_decay": 1e-4}
     lowest: ClassVar[Mapping[str, float]] = {"lam": 0, "momentum": 0, "interval": 1}

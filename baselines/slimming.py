@@ -136,6 +136,7 @@ class Slimming(Pruner):
         "64, and epochs those of the base network, not 160"
     )
     learns = True
+    penalty: ClassVar = ("lam", 782 * (80 * 0.1 + 40 * 0.01 + 40 * 0.001))
     start: ClassVar[Literal["base", "init"]] = "init"
     version = 3
     training: ClassVar[Mapping[str, Any]] = {"lr": 0.1, "weight_decay": 1e-4, "shape": "steps"}

@@ -102,6 +102,7 @@ class GroupLearner(Learner):
         self._penalty = torch.zeros((), device=weight.device, dtype=weight.dtype)
         self._rate_sum = torch.zeros((), device=weight.device, dtype=torch.float64)
         per_rate = doses_per_rate(model, graph, settings.groups, settings.penalty_scale)
+        self._lam = settings.lam
         self._dose_per_rate = settings.lam * median(per_rate.values())
         self._stacks = self._stack(model, graph, convs)
         self._model = model
@@ -146,7 +147,7 @@ class GroupLearner(Learner):
         """
         plain_rate = step.lr * (step.index + 1) / step.total
         self._rate_sum += plain_rate
-        rate = self.settings.lam * plain_rate
+        rate = self._lam * plain_rate
         weights = [stack.weights(step.model) for stack in self._stacks]
         w = [torch.stack(layers).flatten(3) for layers in weights]
         energies = [w_LOIK.square().sum(-1) for w_LOIK in w]
@@ -278,6 +279,7 @@ class GroupLearner(Learner):
             "adam": {key: adam[key].clone() for key in _ADAM_STATE if key in adam},
             "noise": {self._logits.device.type: self.generator.get_state()},
             "last_epoch": dict(self._last_epoch),
+            "lam": self._lam,
             "penalty": float(self._penalty),
             "rate_sum": float(self._rate_sum),
             "dose_per_rate": self._dose_per_rate,
@@ -302,6 +304,7 @@ class GroupLearner(Learner):
         self.generator.set_state(state["noise"][device.type].cpu())
         self._last_epoch = {name: groups.cpu() for name, groups in state["last_epoch"].items()}
         self._penalty.fill_(state["penalty"])
+        self._lam = state.get("lam", self._lam)
         self._rate_sum.fill_(state.get("rate_sum", 0.0))
         self._dose_per_rate = state.get("dose_per_rate", self._dose_per_rate)
         self._sparse_below = [below_L.to(device) for below_L in state.get("sparse_below", self._sparse_below)]

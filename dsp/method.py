@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
+from dsp.dose import lam_for
 from dsp.fixed import cluster_filters, shuffle_filters
 from dsp.groups import PenaltyScale, SecondOrder
 from dsp.layers import learned_groups, prunable_convs
@@ -28,6 +30,7 @@ class DSP(Pruner):
 
     groups         G, the filter groups of a layer; 1 is channel pruning by group lasso
     lam            lambda, the weight of the group penalty
+    dose           if given, lambda is the one that gives this dose (`dsp.dose`) on the weights before learning
     temperature    of the relaxed groups
     penalty_scale  "activations" weighs a layer's penalty by the size of its input too, "size" (as published) does not
     second_order   how the logits see that the groups move the weights: "exact" derivative, "released" reproduces the
@@ -56,6 +59,7 @@ class DSP(Pruner):
 
     groups: int = 2
     lam: float = 2e-3
+    dose: float | None = None
     temperature: float = 0.5
     penalty_scale: PenaltyScale = "activations"
     second_order: SecondOrder = "exact"
@@ -67,6 +71,8 @@ class DSP(Pruner):
             raise ValueError(f"groups = {self.groups} must be at least 1")
         if not self.lam >= 0:
             raise ValueError(f"lam = {self.lam} must not be negative")
+        if self.dose is not None and not 0 <= self.dose < inf:
+            raise ValueError(f"dose = {self.dose} must be a number of at least 0")
         if not self.temperature > 0:
             raise ValueError(f"temperature = {self.temperature} must be positive")
         for field, choices in (("penalty_scale", PenaltyScale), ("second_order", SecondOrder), ("grouping", Grouping)):
@@ -85,9 +91,12 @@ class DSP(Pruner):
 
         Raises ValueError if a layer has fewer filters than groups.
         """
+        lam = self.lam
+        if self.dose is not None:
+            lam = lam_for(self.dose, model, graph, task.rates(), self.groups, self.penalty_scale)
         settings = Settings(
             groups=self.groups,
-            lam=self.lam,
+            lam=lam,
             temperature=self.temperature,
             penalty_scale=self.penalty_scale,
             second_order=self.second_order,

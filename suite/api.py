@@ -6,6 +6,8 @@ The same planners, packing, training loop and counting as in a grid, on a networ
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import itertools
 import os
 import tempfile
@@ -256,6 +258,8 @@ def _learn(
     seed: int,
 ) -> State:
     """Train the model with the method's hooks, and return the learned state."""
+    if isinstance(learning, Schedule) and batches is not None:
+        task = dataclasses.replace(task, rates=functools.partial(learning.rates, len(batches)))
     learner = pruner.learner(model, graph, task) or Learner()
     if not isinstance(learning, Schedule):
         learning(model, learner)

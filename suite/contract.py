@@ -59,6 +59,7 @@ class Task:
     samples      n -> the same n training images in every call (all if there are fewer), not augmented, with labels
     budget       the share to remove; None in a learning stage that serves all budgets
     reference    the plan of another run, if `Pruner.needs_reference`
+    rates        () -> the learning rate of each step of the stage; [] if nobody planned them
     """
 
     train_epoch: Callable[[int], Iterator[Batch]]
@@ -66,6 +67,7 @@ class Task:
     seed: int
     budget: Budget | None = None
     reference: PruningPlan | None = None
+    rates: Callable[[], list[float]] = list
 
 
 Network = Callable[[Tensor], Tensor]
@@ -229,6 +231,12 @@ class Pruner:
     """Hyperparameter -> its smallest allowed value."""
     training: ClassVar[Mapping[str, Any]] = {}
     """Fields of the learning schedule that the authors fix, such as `lr`; grids put them over their own schedule."""
+    penalty: ClassVar[tuple[str, float] | None] = None
+    """A penalty's coefficient, such as "lam", and the sum of learning rates over the steps of the authors' CIFAR-10 training.
+
+    The effect of a penalty grows with the product of both, so a grid with a shorter schedule may raise the coefficient
+    (`suite.grids.cross`).
+    """
     implied: ClassVar[Mapping[str, Any]] = {}
     """Hyperparameter -> the value that a run identity without it stands for, if that is not the default.
 

@@ -116,3 +116,8 @@ class Schedule:
         if self.shape == "warm_steps" and step < 2 * steps_per_epoch:
             return self.lr / 4
         return self.lr * (1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01)
+
+    def rates(self, steps_per_epoch: int) -> list[float]:
+        """Return the learning rate of every step, cycle after cycle."""
+        cycle = [self.lr_at(step, steps_per_epoch) for step in range(self.cycle_epochs * steps_per_epoch)]
+        return cycle * self.cycles

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from statistics import median
 
 import pytest
 import torch
 from method_cases import images, network_of, task_of
+from torch import nn
 
 from dsp import DSP
 from dsp.dose import doses_per_rate, lam_for, summed_rate
+from dsp.learner import GroupLearner
 from suite.graph import Graph
 from suite.schedule import Schedule
 from suite.train import Trainer
@@ -18,9 +21,9 @@ from suite.train import Trainer
 SCHEDULE = Schedule(epochs=2, lr=0.05, weight_decay=1e-4, batch=16, epoch_images=64)
 
 
-def trained(settings: DSP) -> Trainer:
-    model = network_of("resnet8")
-    learner = settings.learner(model, Graph(model, images().input_shape), task_of(0))
+def trained(settings: DSP, learner: GroupLearner | None = None, model: nn.Module | None = None) -> Trainer:
+    model = model or network_of("resnet8")
+    learner = learner or settings.learner(model, Graph(model, images().input_shape), task_of(0))
     batches = images().train("all", batch=16, seed=0, device="cpu", limit=64)
     trainer = Trainer(model.train(), batches, SCHEDULE, learner=learner)
     for epoch in range(SCHEDULE.epochs):
@@ -57,6 +60,22 @@ def test_lambda_for_a_dose_gives_that_dose_in_the_learned_state() -> None:
     assert trainer.history[-1]["dose"] == pytest.approx(3.0, rel=1e-5)
     assert trainer.history[0]["dose"] < trainer.history[1]["dose"]
     assert median(doses_per_rate(model, graph, 2, "activations").values()) > 0
+
+
+def test_a_wanted_dose_is_reached_on_the_schedule_of_the_stage() -> None:
+    settings = DSP(groups=2, dose=2.5)
+    model = network_of("resnet8")
+    task = dataclasses.replace(task_of(0), rates=lambda: SCHEDULE.rates(4))
+    learner = settings.learner(model, Graph(model, images().input_shape), task)
+    trainer = trained(settings, learner, model)
+    assert settings.facts(trainer.learner.state_dict())["dose"] == pytest.approx(2.5, rel=1e-5)
+    resumed = settings.learner(model, Graph(model, images().input_shape), task)  # the weights have changed
+    resumed.load_state_dict(trainer.learner.state_dict())
+    assert resumed.dose == pytest.approx(2.5, rel=1e-5)
+    with pytest.raises(ValueError, match="dose = -1 must be a number of at least 0"):
+        DSP(dose=-1)
+    with pytest.raises(ValueError, match=r"a dose of 2\.5 cannot be reached with learning rates that sum to 0"):
+        settings.learner(model, Graph(model, images().input_shape), task_of(0))
 
 
 def test_the_entropy_is_that_of_equal_groups_if_nothing_is_learned() -> None:

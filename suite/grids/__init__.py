@@ -219,6 +219,7 @@ def cross(
     total: float | None = None,
     seeds: Iterable[int] | None = None,
     ignored_layers: Iterable[str] = (),
+    penalty_images: int | None = None,
     **changes: object,
 ) -> list[Pruned]:
     """Return runs of one method on every base at every budget, with its recipe.
@@ -230,6 +231,8 @@ def cross(
     total     epochs of learning and fine-tuning in plain-step equivalents: fine-tuning gets what learning leaves, so that all
               methods train equally; None takes the epochs of `finetune`
     ignored_layers  layers, or modules with layers, whose filters and channels all stay
+    penalty_images  training images of an epoch: a penalty (`Pruner.penalty`) keeps the authors' product of coefficient and
+                    summed learning rates on the schedule of `learning`; None keeps the recipe's coefficient
     The seed of a run is that of its base, or each of `seeds`. A base for which the method opts out is left out.
     Raises ValueError if a method that learns from initial weights has no schedule.
     """
@@ -240,6 +243,8 @@ def cross(
             continue
         settings = kind.for_task(base.data, base.model, **changes)
         taught = _learning(kind, base, learning, scratch) if kind.learns else None
+        if penalty_images is not None and taught is not None:
+            settings = _same_penalty(settings, taught, penalty_images)
         for budget in budgets:
             for seed in (base.seed,) if seeds is None else seeds:
                 runs.append(
@@ -256,10 +261,20 @@ def cross(
     return runs
 
 
+def _same_penalty(settings: Pruner, taught: Schedule, images: int) -> Pruner:
+    """Return the settings with the authors' penalty, to three digits."""
+    if settings.penalty is None:
+        return settings
+    name, authors = settings.penalty
+    ratio = authors / sum(taught.rates(min(images, taught.epoch_images or images) // taught.batch))
+    return dataclasses.replace(settings, **{name: float(f"{getattr(settings, name) * ratio:.3g}")})
+
+
 def _rest(finetune: Schedule, total: float, settings: Pruner, base: Base, taught: Schedule | None) -> Schedule:
     """Return the fine-tuning schedule with the epochs that learning leaves of `total`.
 
-    Learning from initial weights replaces the training of the base network, so only its epochs beyond that count.
+    Learning from initial weights replaces the training of the base network, so only its epochs beyond that count. Epochs are
+    rounded to whole cycles.
     Raises ValueError if learning alone costs more than `total`.
     """
     spent = taught.epochs * settings.step_cost if taught else 0.0
@@ -269,7 +284,7 @@ def _rest(finetune: Schedule, total: float, settings: Pruner, base: Base, taught
         raise ValueError(
             f"learning of {settings.method_name()} costs {spent:g} plain epochs, more than the total {total:g}"
         )
-    return dataclasses.replace(finetune, epochs=round(total - spent))
+    return dataclasses.replace(finetune, epochs=finetune.cycles * round((total - spent) / finetune.cycles))
 
 
 def dense_control(*, bases: Iterable[Base], finetune: Schedule, learning: Schedule, **options: Any) -> list[Pruned]:

@@ -20,6 +20,8 @@ BASE = Schedule(epochs=164, lr=0.1, weight_decay=1e-4, shape="warm_steps")
 LEARN = Schedule(epochs=120, lr=0.05, weight_decay=1e-3)
 FINETUNE = Schedule(epochs=400, lr=0.015, weight_decay=1e-3, cycles=5, replan_pp=0.1)
 
+DOSES = {"resnet20": 4.7, "resnet56": 2.0}
+"""Dose of these schedules with the published lambdas (`dsp.dose`), on base networks of the suite."""
 SEEDS = (0, 1, 2, 3, 4)
 CUTS = {
     "resnet20": {2: 0.6123, 3: 0.6243, 4: 0.6357},

@@ -1,9 +1,10 @@
 """ResNet-20 on CIFAR-10 at equal MACs, equal base networks and equal training, on two cores.
 
 A block is one base network with all methods on it. Every method gets the plain-step equivalents of DSP's learning and
-fine-tuning; a method that learns from initial weights replaces the base network's training. DSP's lambda gives the dose of the
-released schedule on this shorter one. The grid `cifar10_study_length` shows what doubling the training is worth. Runs are
-listed budget by budget, so that the declared comparisons are complete at the first budget before the second begins.
+fine-tuning; a method that learns from initial weights replaces the base network's training. DSP has the dose of its released
+schedule, and each rival's penalty its authors' product of coefficient and summed learning rates. The grid
+`cifar10_study_length` shows what doubling the training is worth. Runs are listed budget by budget, so that the declared
+comparisons are complete at the first budget before the second begins.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from suite import methods
 from suite.contract import Budget
 from suite.grids import Grid, _released, cross, dense_control, follow
 from suite.grids.controls import whole_training
-from suite.grids.dose_scan_short import summed_rate
 from suite.schedule import Compute, Schedule
 from suite.stages import Base, Pruned
 
@@ -32,12 +31,6 @@ TRAIN_IMAGES = 50_000
 RIVALS = ("l1_filter", "fpgm", "slimming", "greg", "depgraph", "chip", "resrep", "equal_gkp", "random_filter")
 
 
-def lam() -> float:
-    """Return lambda that gives the released schedule's dose on `LEARN`, at equal weights."""
-    released: float = methods.get("dsp").for_task("cifar10", "resnet20").lam  # type: ignore[attr-defined]
-    return released * summed_rate(_released.LEARN, TRAIN_IMAGES) / summed_rate(LEARN, TRAIN_IMAGES)
-
-
 def bases() -> list[Base]:
     """Return the base networks, one a block."""
     return [Base(data="cifar10", model="resnet20", schedule=BASE, seed=seed) for seed in SEEDS]
@@ -46,7 +39,8 @@ def bases() -> list[Base]:
 def block(base: Base, budget: Budget) -> list[Pruned]:
     """Return all methods on one base network at one budget, the declared family first."""
     dsp: tuple[dict[str, Any], ...] = ({"groups": 4}, {"groups": 2}, {"groups": 1}, {"groups": 4, "grouping": "random"})
-    variants = [("dsp", {**changes, "lam": lam()}) for changes in dsp] + [(name, {}) for name in RIVALS]
+    dose = _released.DOSES["resnet20"]
+    variants = [("dsp", {**changes, "dose": dose}) for changes in dsp] + [(name, {}) for name in RIVALS]
     scratch = replace(BASE, epochs=BASE.epochs + LEARN.epochs)
     runs = [
         run
@@ -59,6 +53,7 @@ def block(base: Base, budget: Budget) -> list[Pruned]:
             learning=LEARN,
             scratch=scratch,
             total=TOTAL,
+            penalty_images=TRAIN_IMAGES,
             **changes,
         )
     ]

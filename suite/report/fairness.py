@@ -34,8 +34,8 @@ OWN_START = "from initial weights"
 """The method uses no base network."""
 COARSE = "coarse"
 """The line has runs that cut too much to be compared as equal."""
-EQUAL = 0.01
-"""Relative difference up to which training counts as equal: epochs are whole numbers."""
+EQUAL = 0.04
+"""Relative difference up to which training counts as equal: the epochs of a short schedule are few whole numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)

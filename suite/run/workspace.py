@@ -153,7 +153,14 @@ class Workspace(Generic[S]):
 
         reference = stage.reference if isinstance(stage, Pruned) else None
         plan = None if reference is None else packing.plan_of(self.context.folder(reference) / "packed.safetensors")
-        return Task(train_epoch=train_epoch, samples=samples, seed=stage.seed, budget=stage.budget, reference=plan)
+        return Task(
+            train_epoch=train_epoch,
+            samples=samples,
+            seed=stage.seed,
+            budget=stage.budget,
+            reference=plan,
+            rates=lambda: schedule.rates(len(self._epochs(schedule, SAMPLES, slice(None)))),
+        )
 
     def add_layer_times(self: Workspace[Run], model: nn.Module, graph: Graph) -> None:
         """Add the layer times of a latency budget to the graph.
