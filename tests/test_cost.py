@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from suite import data, models, records
+from suite import data, grids, models, records
 from suite.contract import Budget
 from suite.graph import Graph
 from suite.launch import cost
 from suite.methods import get
 from suite.run import Context
-from suite.schedule import Schedule
-from suite.stages import Base, Learned, Pruned, Stage, identity
+from suite.run.workspace import Workspace
+from suite.schedule import Compute, Schedule
+from suite.stages import Base, Learned, Pruned, Stage, TimedSteps, identity
 
 SCHEDULE = Schedule(epochs=10, lr=0.1, weight_decay=0.0)
 BASE = Base(data="cifar10", model="resnet20", schedule=SCHEDULE, seed=0)
@@ -98,5 +99,22 @@ def test_rows_measured_on_a_gpu_replace_the_stated_speed(tmp_path: Path) -> None
     estimate = cost.Estimator.make([run], Context(results=tmp_path))
     assert estimate.device == "NVIDIA L4"
     assert estimate(run).seconds == pytest.approx(1000)
-    other = dataclasses.replace(BASE, model="resnet56")
+    other = dataclasses.replace(BASE, model="resnet56")  # of which no row is there
     assert estimate(other) == cost.Estimator.make([], NOWHERE)(other)
+
+
+def test_rows_of_training_steps_give_the_seconds_of_networks_without_rows(tmp_path: Path) -> None:
+    grid = grids.load(cost.STEPS_GRID)
+    stage = next(
+        stage
+        for stage in grids.stages_of(grid, grids.runs_of(grid))
+        if isinstance(stage, TimedSteps) and (stage.pruned.base.model, stage.training) == ("resnet20", "base")
+    )
+    row = Workspace(stage, Context(results=tmp_path)).row("done", device="NVIDIA L4", base_ms=2.0)
+    records.write(row, tmp_path)
+    base = dataclasses.replace(BASE, schedule=dataclasses.replace(SCHEDULE, compute=Compute(precision="bf16")))
+    estimate = cost.Estimator.make([base], Context(results=tmp_path))
+    assert estimate.device == "NVIDIA L4"
+    assert estimate(base).seconds == pytest.approx(10 * 50_000 * 0.002 / 128)
+    assert estimate(BASE) == cost.Estimator.make([], NOWHERE)(BASE), "a row in bf16 gives no seconds of fp32"
+    assert "rows of gpu_training resnet20 on it" in estimate.source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import socket
@@ -50,26 +51,30 @@ def grid(tmp_path: Path) -> Path:
     return path
 
 
-def start(tasks: int, *arguments: object) -> list[subprocess.Popen[str]]:
-    """`python ...` as tasks in the environment that srun gives."""
-    job = {
+def jobs(tasks: int) -> list[dict[str, str]]:
+    """Return the environment that srun gives each task."""
+    shared = {
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NUM_TASKS": str(tasks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(random.randint(20_000, 60_000)),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(tiny_grid.FILE.parent.parent),
     }
+    return [{**shared, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(tasks)]
+
+
+def start(tasks: int, *arguments: object) -> list[subprocess.Popen[str]]:
+    """`python ...` as tasks in the environment that srun gives."""
+    ours = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny_grid.FILE.parent.parent)}
     return [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", *map(str, arguments)],
-            env={**os.environ, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            env={**ours, **job},
             cwd=tiny_grid.FILE.parent.parent,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(tasks)
+        for job in jobs(tasks)
     ]
 
 
@@ -95,8 +100,9 @@ def run_stage(tasks: int, grid: Path, results: Path, *more: object) -> list[tupl
     return srun(tasks, *stage_options(grid, results), *more)
 
 
-def train(path: Path) -> None:
-    """In a task: four steps of DSP's group learning in double precision; the first task writes what came of it."""
+def train(path: Path, job: dict[str, str]) -> None:
+    """In a task: two steps of DSP's group learning in double precision; the first task writes what came of it."""
+    os.environ.update(job)
     torch.set_num_threads(1)
     with distributed.process_group("cpu"):
         rank = torch.tensor([distributed.share().start])
@@ -107,7 +113,7 @@ def train(path: Path) -> None:
         graph = Graph(model, dataset.input_shape)
         task = Task(train_epoch=lambda epoch: iter(()), samples=lambda n: (torch.zeros(0), torch.zeros(0)), seed=0)
         learner = DSP(groups=2, second_order="exact").learner(model, graph, task)
-        batches = dataset.train("all", batch=64, seed=0, device="cpu", limit=256, share=distributed.share())
+        batches = dataset.train("all", batch=64, seed=0, device="cpu", limit=128, share=distributed.share())
         trainer = Trainer(model.train(), batches, SHORT, learner=learner)
         for images, labels in batches.epoch(0):
             trainer.advance(images.double(), labels)
@@ -121,9 +127,15 @@ def train(path: Path) -> None:
 @pytest.mark.parametrize("tasks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_tasks_take_the_steps_of_the_whole_batch(tasks: int, tmp_path: Path) -> None:
     """Weights, BN statistics, losses and accuracies to rounding; the groups are those of each task."""
-    train(tmp_path / "alone")
-    done = srun(tasks, __file__, tmp_path / "together")
-    assert [status for status, _ in done] == [0] * tasks, done
+    train(tmp_path / "alone", {})
+    context = multiprocessing.get_context("forkserver")  # imports once for all tasks
+    context.set_forkserver_preload(["suite.run"])
+    processes = [context.Process(target=train, args=(tmp_path / "together", job)) for job in jobs(tasks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=300)
+    assert [process.exitcode for process in processes] == [0] * tasks
     alone = torch.load(tmp_path / "alone.0", weights_only=True)
     ranks = [torch.load(tmp_path / f"together.{rank}", weights_only=True) for rank in range(tasks)]
     assert_close(ranks[0]["model"], alone["model"], rtol=0, atol=1e-9)
@@ -254,7 +266,3 @@ def test_shares_of_an_evaluation_count_each_image_once(tasks: int, monkeypatch: 
     accuracies = [top1_pct(model, dataset.test(50, "cpu", slice(rank, None, tasks))) for rank in range(tasks)]
     assert total[1] == dataset.test_size
     assert accuracies[-1] == whole
-
-
-if __name__ == "__main__":
-    train(Path(sys.argv[1]))

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,9 +212,9 @@ def test_stages_side_by_side_on_a_gpu_are_clients_and_a_timed_one_is_not(
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("processes", [False, True])
-def test_steps_on_a_gpu_are_captured(tmp_path: Path, processes: bool) -> None:
+@pytest.mark.parametrize(("training", "processes"), [("learning", False), ("learning", True), ("finetune", False)])
+def test_steps_on_a_gpu_are_captured(tmp_path: Path, training: Any, processes: bool) -> None:
     timing = Timing(device="cuda", batch=32, precision="bf16", layout="channels_last", protocol="quick")
-    stage = TimedSteps(pruned=LEARN, timing=timing, training="learning", together=2, processes=processes)
+    stage = TimedSteps(pruned=LEARN, timing=timing, training=training, together=2, processes=processes)
     (row,) = rows_of([stage], Context(results=tmp_path, device="cuda"))
     assert (row.captured, row.how) == (True, "processes" if processes else "graph")

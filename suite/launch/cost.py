@@ -1,7 +1,7 @@
 """Cost of stages in MACs, GPU-hours and bytes, without data, weights or a GPU.
 
 A training step takes three forward passes of the dense network. The seconds of an image come from finished rows of the same
-network on a GPU, else from the stated throughput of one GPU (`STATED`).
+network on a GPU, else from rows of the grid `STEPS_GRID`, else from the stated throughput of one GPU (`STATED`).
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ import functools
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from suite import data, models, records, weights
+from suite import data, grids, models, records, weights
 from suite.graph import Graph
 from suite.launch.status import TIMED_S
 from suite.run import Context
 from suite.schedule import Schedule
-from suite.stages import Base, Learned, Pruned, Stage, Timed, describe
+from suite.stages import Base, Learned, Pruned, Stage, Timed, TimedSteps, describe
 
 BACKWARD = 3
 """Forward passes that a training step costs."""
+STEPS_GRID = "gpu_training"
+"""Grid whose rows of plain training steps give the seconds of an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,13 @@ class Estimator:
     """Costs of stages.
 
     measured   (data, model, precision) -> seconds of an image in rows of `device`
+    steps      (input shape, model, precision) -> the same, in rows of training steps on `device`
     """
 
     context: Context
     device: str
     measured: dict[tuple[str, str, str], float]
+    steps: dict[tuple[tuple[int, int, int], str, str], float] = field(default_factory=dict)
 
     @staticmethod
     def make(stages: Iterable[Stage], context: Context) -> Estimator:
@@ -112,11 +116,10 @@ class Estimator:
                 images = _images(run.base, run.finetune, context)
                 timed.setdefault(device, {}).setdefault(name, []).append(row.seconds / images)
         count = Counter({device: sum(map(len, of_device.values())) for device, of_device in timed.items()})
-        if not count:
-            return Estimator(context=context, device=STATED.device, measured={})
-        device = count.most_common(1)[0][0]
-        measured = {name: statistics.median(values) for name, values in timed[device].items()}
-        return Estimator(context=context, device=device, measured=measured)
+        steps = _steps(context)
+        device = next((name for name, _ in count.most_common(1)), next(iter(steps), STATED.device))
+        measured = {name: statistics.median(values) for name, values in timed.get(device, {}).items()}
+        return Estimator(context=context, device=device, measured=measured, steps=steps.get(device, {}))
 
     def __call__(self, stage: Stage) -> Cost:
         """Return the cost of one stage; packed networks cost as much as dense ones.
@@ -136,7 +139,9 @@ class Estimator:
         images *= stage.settings.step_cost if isinstance(stage, Learned) else 1.0
         macs = BACKWARD * network.macs * images
         precision = schedule.compute.precision
-        image_s = self.measured.get((base.data, base.model, precision))
+        image_s = self.measured.get((base.data, base.model, precision)) or self.steps.get(
+            (about.input_shape, base.model, precision)
+        )
         if image_s is None:
             launches_s = STATED.layer_s * network.layers * images / schedule.batch
             seconds = max(macs / STATED.macs_per_s[precision], launches_s)
@@ -147,10 +152,29 @@ class Estimator:
     @property
     def source(self) -> str:
         """Origin of the seconds."""
-        if not self.measured:
+        if not self.measured and not self.steps:
             return STATED.source
-        names = ", ".join(sorted({f"{name}/{model}" for name, model, _ in self.measured}))
-        return f"rows of {names} on it; other networks as {STATED.device}, {STATED.source}"
+        measured = {f"{name}/{model}" for name, model, _ in self.measured} | {
+            f"{STEPS_GRID} {model}" for _, model, _ in self.steps
+        }
+        return f"rows of {', '.join(sorted(measured))} on it; other networks as {STATED.device}, {STATED.source}"
+
+
+def _steps(context: Context) -> dict[str, dict[tuple[tuple[int, int, int], str, str], float]]:
+    """Return GPU -> `Estimator.steps` of the rows of plain training steps."""
+    grid = grids.load(STEPS_GRID)
+    stages = [stage for stage in grids.stages_of(grid, grids.runs_of(grid)) if isinstance(stage, TimedSteps)]
+    shapes = {stage.key: data.size(stage.pruned.base.data).input_shape for stage in stages if _has_row(stage, context)}
+    result: dict[str, dict[tuple[tuple[int, int, int], str, str], float]] = {}
+    for row in records.read_all(context.results, shapes):
+        if isinstance(row, records.StepsRow) and row.base_ms and not row.device.startswith("cpu"):
+            name = shapes[row.key], row.model, row.precision
+            result.setdefault(row.device, {})[name] = row.base_ms / 1e3 / row.batch
+    return result
+
+
+def _has_row(stage: Stage, context: Context) -> bool:
+    return (records.rows_folder(context.results) / f"{stage.key}.json").is_file()
 
 
 def _images(base: Base, schedule: Schedule, context: Context) -> float:

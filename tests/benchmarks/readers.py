@@ -12,6 +12,7 @@ Pixels of the decoders are compared first.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import tempfile
@@ -77,6 +78,7 @@ def contenders(root: Path, workers: int) -> dict[str, Callable[[int], Iterable[A
     return {**{f"suite, {name}": by(name) for name in usable()}, RIVAL: rival}
 
 
+@functools.cache
 def usable() -> list[str]:
     """Return the decoders that work here."""
     names = []
