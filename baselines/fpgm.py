@@ -64,7 +64,7 @@ class FPGM(Criterion):
     source = (
         "He et al., Filter Pruning via Geometric Median, CVPR 2019, equations 6-7, algorithm 1; the released code masks each "
         "convolution on its own, one rate for all layers (scope untied), before the first epoch and after each, and masks the "
-        "gradients of zero filters"
+        "gradients of zero filters (not for VGG)"
     )
     deviations = (
         "distances only, not the paper's mixture with a tenth of filters by norm; learning starts from the base network (the "
