@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -173,11 +173,13 @@ class Learner:
 class Recipe:
     """Settings of a method for a data set and model.
 
-    `source` is "ours" if nobody published them.
+    source    "ours" if nobody published them
+    finetune  fields of the fine-tuning schedule that a sweep chose, such as `lr`; grids put them over their own schedule
     """
 
     settings: Mapping[str, Any]
     source: str
+    finetune: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +199,8 @@ def _winners() -> dict[str, dict[tuple[str, str], Recipe]]:
     return {
         method: {
             (place.split("/")[0], place.split("/")[1]): Recipe(
-                settings=trial["settings"],
+                settings=trial.get("settings", {}),
+                finetune=trial.get("finetune", {}),
                 source=f"ours: best of {trial['trials']} trials in {trial['grid']}, validation part, "
                 f"rows {' '.join(trial['rows'])}",
             )
@@ -276,12 +279,18 @@ class Pruner:
 
     @classmethod
     def recipe(cls, data: str, model: str) -> Recipe | OptOut:
-        """Return the most specific recipe for a data set and model, else the defaults."""
-        recipes = cls.all_recipes()
-        for key in ((data, model), ("*", model), (data, "*"), ("*", "*")):
-            if key in recipes:
-                return recipes[key]
-        return Recipe(settings={}, source="the method's defaults")
+        """Return the most specific recipe for a data set and model, else the defaults.
+
+        A winner without settings, from a sweep of fine-tuning, has those of the method's own recipe.
+        """
+        places = ((data, model), ("*", model), (data, "*"), ("*", "*"))
+        chosen, own = (
+            next((recipes[place] for place in places if place in recipes), None)
+            for recipes in (cls.all_recipes(), cls.recipes)
+        )
+        if isinstance(chosen, Recipe) and isinstance(own, Recipe) and not chosen.settings:
+            return dataclasses.replace(chosen, settings=own.settings)
+        return chosen or Recipe(settings={}, source="the method's defaults")
 
     @classmethod
     def for_task(cls, data: str, model: str, **changes: Any) -> Pruner:

@@ -7,18 +7,20 @@ import json
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from test_report import pruned_row
 from tiny_grid import call
 
-from suite import grids, methods, records
+from suite import contract, grids, methods, records
 from suite.contract import Recipe
 from suite.grids._tuning import trials
 from suite.report import __main__, winners
 from suite.report.frames import CONDITIONS
-from suite.stages import Pruned, identity
+from suite.schedule import Schedule
+from suite.stages import Base, Pruned, identity
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -128,3 +130,28 @@ def test_settings_are_not_chosen_on_the_test_set(tmp_path: Path) -> None:
         winners.report("quickstart", tmp_path)
     with pytest.raises(ValueError, match="no trial of tuning is complete"):
         winners.report("tuning", tmp_path)
+
+
+def test_a_winner_of_the_retraining_sweep_replaces_fields_of_the_fine_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "winners.toml"
+    entry = 'finetune = {{ lr = 0.5 }}\n{settings}grid = "retraining"\ntrials = 9\nrows = ["pruned-1"]\n'
+    text = '[dsp."cifar10/resnet20"]\n' + entry.format(settings="")
+    text += '[l1_filter."cifar10/resnet20"]\n' + entry.format(settings='settings = { ranking = "global" }\n')
+    file.write_text(text)
+    usual = methods.get("dsp").for_task("cifar10", "resnet20")
+    monkeypatch.setattr(contract, "WINNERS", file)
+    monkeypatch.setattr(contract, "_winners", contract._winners.__wrapped__)
+    short = Schedule(epochs=2, lr=0.1, weight_decay=1e-4)
+    base = Base(data="cifar10", model="resnet20", schedule=short, seed=0)
+    for method in ("dsp", "l1_filter"):
+        tuned, swept = (
+            grids.cross(bases=[base], method=method, budgets=[0.5], finetune=short, learning=short, tuned=tuned)[0]
+            for tuned in (True, False)
+        )
+        assert tuned.finetune == dataclasses.replace(short, lr=0.5)
+        assert swept.finetune == short
+        changes: dict[str, Any] = {"ranking": "global"} if method == "l1_filter" else {}
+        expected = methods.get(method).for_task("cifar10", "resnet20", **changes) if changes else usual
+        assert tuned.settings == expected, "a sweep of fine-tuning keeps the recipe's settings"

@@ -220,6 +220,7 @@ def cross(
     seeds: Iterable[int] | None = None,
     ignored_layers: Iterable[str] = (),
     penalty_images: int | None = None,
+    tuned: bool = True,
     **changes: object,
 ) -> list[Pruned]:
     """Return runs of one method on every base at every budget, with its recipe.
@@ -233,14 +234,17 @@ def cross(
     ignored_layers  layers, or modules with layers, whose filters and channels all stay
     penalty_images  training images of an epoch: a penalty (`Pruner.penalty`) keeps the authors' product of coefficient and
                     summed learning rates on the schedule of `learning`; None keeps the recipe's coefficient
+    tuned           replace the fields of `finetune` that the recipe has (`Recipe.finetune`); False in a sweep
     The seed of a run is that of its base, or each of `seeds`. A base for which the method opts out is left out.
     Raises ValueError if a method that learns from initial weights has no schedule.
     """
     kind = methods.get(method)
     runs, ignored = [], tuple(ignored_layers)
     for base in bases:
-        if isinstance(kind.recipe(base.data, base.model), OptOut):
+        recipe = kind.recipe(base.data, base.model)
+        if isinstance(recipe, OptOut):
             continue
+        own = dataclasses.replace(finetune, **recipe.finetune) if tuned else finetune
         settings = kind.for_task(base.data, base.model, **changes)
         taught = _learning(kind, base, learning, scratch) if kind.learns else None
         if penalty_images is not None and taught is not None:
@@ -253,7 +257,7 @@ def cross(
                         settings=settings,
                         learning=taught,
                         budget=budget if isinstance(budget, Budget) else Budget(share=budget, refill=True),
-                        finetune=finetune if total is None else _rest(finetune, total, settings, base, taught),
+                        finetune=own if total is None else _rest(own, total, settings, base, taught),
                         seed=seed,
                         ignored_layers=ignored,
                     )

@@ -1,7 +1,7 @@
 """Fine-tuning sweep for every method: 3 learning rates times 3 weight decays.
 
-The best schedule of a method is its recipe of fine-tuning. Learning and the total of plain-step equivalents are those of
-`cifar10_fair`.
+The best schedule of a method becomes its recipe: `finetune = { lr = ..., weight_decay = ... }` in suite/winners.toml. Learning
+and the total of plain-step equivalents are those of `cifar10_fair`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,15 @@ def runs() -> list[Pruned]:
             finetune = replace(FINETUNE, lr=lr, weight_decay=decay)
             for method in ("dsp", *methods.rivals()):
                 planned += cross(
-                    bases=bases, method=method, budgets=BUDGETS, finetune=finetune, learning=LEARN, total=TOTAL
+                    bases=bases,
+                    method=method,
+                    budgets=BUDGETS,
+                    finetune=finetune,
+                    learning=LEARN,
+                    total=TOTAL,
+                    tuned=False,
                 )
-            planned += dense_control(bases=bases, finetune=finetune, learning=LEARN, total=TOTAL)
+            planned += dense_control(bases=bases, finetune=finetune, learning=LEARN, total=TOTAL, tuned=False)
     return planned
 
 
