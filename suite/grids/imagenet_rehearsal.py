@@ -2,8 +2,7 @@
 
 Base networks, learning and fine-tuning are trained as on ImageNet: bf16 and channels_last, accumulation, label smoothing,
 warm-up, no decay of biases and batch norm. Schedules are ours, short, and have not been run as a whole: accuracies
-support no claim. With so few steps DSP's groups lose no channel at the lambdas of its recipes; here lambda gives a dose of 1
-(`dsp.dose`).
+support no claim. With so few steps DSP's groups lose no channel at the lambdas of its recipes; here it has a dose of 1.
 """
 
 from __future__ import annotations
@@ -29,8 +28,9 @@ BASE = Schedule(
 )
 LEARN = dataclasses.replace(BASE, epochs=2, warmup_epochs=0)
 FINETUNE = LEARN
-LAM = {"resnet18": 0.34, "resnet50": 0.51}
-"""Lambda of a dose of 1 on LEARN's 112 steps, by `dsp.dose.lam_for` at initial weights; the row states the dose of the run.
+MODELS = ("resnet18", "resnet50")
+DOSE = 1.0
+"""Dose of DSP's penalty on LEARN's 112 steps (`dsp.dose`).
 
 At a dose of 1.5, 57 % of the channels of ResNet-18's groups fell below 5 % of their base norm, near the larger budget, and 28
 steps of fine-tuning ended at chance. FINETUNE has a third of BASE's steps."""
@@ -39,12 +39,11 @@ RIVALS = ("l1_filter", "fpgm_once", "taylor_once")
 
 def runs() -> list[Pruned]:
     """Return the dense control, DSP with two groups, and three rivals."""
-    bases = [Base(data="tinyimagenet20", model=model, schedule=BASE, seed=0, split="held_out") for model in LAM]
+    bases = [Base(data="tinyimagenet20", model=model, schedule=BASE, seed=0, split="held_out") for model in MODELS]
     runs = dense_control(bases=bases, finetune=FINETUNE, learning=LEARN)
     for method in ("dsp", *RIVALS):
-        for base in bases:
-            changes: dict[str, Any] = {"lam": LAM[base.model]} if method == "dsp" else {}
-            runs += cross(bases=[base], method=method, budgets=BUDGETS, finetune=FINETUNE, learning=LEARN, **changes)
+        changes: dict[str, Any] = {"dose": DOSE} if method == "dsp" else {}
+        runs += cross(bases=bases, method=method, budgets=BUDGETS, finetune=FINETUNE, learning=LEARN, **changes)
     return runs
 
 
