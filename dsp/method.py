@@ -14,9 +14,10 @@ from dsp.fixed import cluster_filters, shuffle_filters
 from dsp.groups import PenaltyScale, SecondOrder
 from dsp.layers import learned_groups, prunable_convs
 from dsp.learner import GroupLearner, Settings
+from dsp.per_cost import per_cost_planner
 from dsp.recipes import RECIPES
 from dsp.selection import coupled_thresholds, energy_planner
-from suite.contract import Granularity, OptOut, Planner, Pruner, Recipe, State, Task
+from suite.contract import Granularity, OptOut, Per, Planner, Pruner, Recipe, State, Task
 from suite.graph import Graph
 from suite.select import sets_of_scope
 
@@ -39,6 +40,8 @@ class DSP(Pruner):
     filter_pruned  the layers that lose whole filters too: the last convolution of every residual branch ("closing"),
                    no or all prunable ones, or these names; "coupled": the layers that write to a residual stream lose the
                    same filters, so that the stream gets narrower (an ablation, not the paper's rule)
+    per            "" ranks by energy, as published; "macs" and "ms" by energy per saved MAC or millisecond (`dsp.per_cost`)
+    step           channels of every group, or filters, that go at once, for `per`
     """
 
     granularity: ClassVar[Granularity] = "intra_channel"
@@ -65,6 +68,8 @@ class DSP(Pruner):
     second_order: SecondOrder = "exact"
     grouping: Grouping = "learned"
     filter_pruned: FilterPruned | tuple[str, ...] = "closing"
+    per: Per = ""
+    step: int = 1
 
     def __post_init__(self) -> None:
         if self.groups < 1:
@@ -77,8 +82,15 @@ class DSP(Pruner):
             raise ValueError(f"temperature = {self.temperature} must be positive")
         for field, choices in (("penalty_scale", PenaltyScale), ("second_order", SecondOrder), ("grouping", Grouping)):
             _one_of(field, getattr(self, field), get_args(choices))
+        _one_of("per", self.per, get_args(Per))
+        if self.step < 1:
+            raise ValueError(f"step = {self.step} must be at least 1")
         if isinstance(self.filter_pruned, str):
             _one_of("filter_pruned", self.filter_pruned, (*get_args(FilterPruned), "a tuple of layer names"))
+        if self.per and self.filter_pruned == "coupled":
+            raise ValueError(
+                f"per = {self.per!r} ranks the channels of layers: take another filter_pruned than 'coupled'"
+            )
 
     @property
     def step_cost(self) -> float:
@@ -120,6 +132,10 @@ class DSP(Pruner):
         Raises ValueError if the state does not fit the network.
         """
         filter_group = learned_groups(state, graph, self.groups)
+        if self.per:
+            weights = {name: model.get_parameter(f"{name}.weight") for name in filter_group}
+            filters = self._filter_pruned_layers(graph)
+            return per_cost_planner(graph, weights, filter_group, self.groups, filters, per=self.per, step=self.step)
         stream = self._stream(graph) if self.filter_pruned == "coupled" else {}
         weights = {name: model.get_parameter(f"{name}.weight") for name in {**filter_group, **stream}}
         coupled = coupled_thresholds(weights, stream) if stream else {}

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from suite.graph import Graph
-from suite.plan import Budget, ConvPlan, Planner, PruningPlan, Ranking, Scope
+from suite.plan import Budget, ConvPlan, Per, Planner, PruningPlan, Ranking, Scope
 from suite.registry import name_of
 from suite.select import filter_planner
 
@@ -34,6 +34,7 @@ __all__ = [
     "Learner",
     "Network",
     "OptOut",
+    "Per",
     "Planner",
     "Pruner",
     "PruningPlan",
@@ -339,6 +340,9 @@ class Pruner:
 class Criterion(Pruner):
     """A method with one score per filter; the smallest scores are removed first.
 
+    per   divide scores by the MACs or the milliseconds that the removal saves (`suite.select.filter_planner`)
+    step  filter sets that are removed at once, for `per`
+
     `score` has at most 30 lines.
     """
 
@@ -354,9 +358,16 @@ class Criterion(Pruner):
 
     ranking: Ranking = "global"
     scope: Scope = "coupled"
+    per: Per = ""
+    step: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.per not in get_args(Per) or self.step < 1:
+            raise ValueError(
+                f"{self.method_name()} has no per = {self.per!r} with step = {self.step}; choose per from '', macs, ms "
+                "and a step of at least 1"
+            )
         if self.scope not in self.scopes:
             raise ValueError(f"{self.method_name()} has no scope {self.scope!r}; choose {', '.join(self.scopes)}")
 
@@ -370,4 +381,4 @@ class Criterion(Pruner):
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
         """Remove filters in the order of their scores (`suite.select`)."""
         scores = self.score(model, graph, state, task)
-        return filter_planner(graph, scores, ranking=self.ranking, scope=self.scope)
+        return filter_planner(graph, scores, ranking=self.ranking, scope=self.scope, per=self.per, step=self.step)

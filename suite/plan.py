@@ -26,6 +26,8 @@ residual sum keeps its width, and a removed filter adds nothing to it. "inner": 
 "coupled": filters that meet in residual sums go together, from all their layers."""
 
 
+Per = Literal["", "macs", "ms"]
+"""Cost by which importance is divided: none, MACs, or predicted milliseconds (of a run with a latency budget)."""
 BudgetScope = Literal["network", "prunable", "latency"]
 """Resource that a `Budget` counts."""
 

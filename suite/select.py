@@ -14,8 +14,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from suite import knapsack
 from suite.graph import Graph
-from suite.plan import Budget, ConvPlan, Planner, PruningPlan, Ranking, Scope, count
+from suite.plan import Budget, BudgetScope, ConvPlan, Per, Planner, PruningPlan, Ranking, Scope, count
 from suite.refill import refill
 
 HALVINGS = 44
@@ -61,25 +62,41 @@ def _meets_sum(graph: Graph, name: str) -> bool:
 
 
 def filter_planner(
-    graph: Graph, scores: Mapping[str, Tensor], *, ranking: Ranking, scope: Scope = "coupled"
+    graph: Graph,
+    scores: Mapping[str, Tensor],
+    *,
+    ranking: Ranking,
+    scope: Scope = "coupled",
+    per: Per = "",
+    step: int = 1,
 ) -> Planner:
     """Return a planner that removes whole filters in the order of their scores, smallest first.
 
     scores   layer name -> float [O] for every layer of `graph`; larger is more important
     ranking  the order of scores across layers
     scope    the filters that may be removed, and the sets that are removed together
+    per      order by score per saved cost instead (`set_families`); the ranking is then "global" or "raw"
+    step     filter sets that are removed at once, for `per`
 
     Tied filters get the mean of their scores. The best filter of every layer stays, so that no layer vanishes.
     Raises ValueError naming the layer if scores are missing, of another length or not finite, and for an unknown ranking.
     """
     if ranking not in get_args(Ranking):
         raise ValueError(f"ranking {ranking!r} is unknown; choose {', '.join(get_args(Ranking))}")
+    if per and ranking not in ("global", "raw"):
+        raise ValueError(f"per = {per!r} sorts all layers together: take ranking 'global' or 'raw', not {ranking!r}")
     sets, values = set_scores(graph, scores, normalise=ranking in ("global", "isomorphic"), scope=scope)
     count = len(values)
     protected = torch.zeros(count, dtype=torch.bool)
     for ids in sets.values():
         protected[ids[values[ids].argmax()]] = True
-    if ranking in ("global", "raw"):
+    if per:
+        members, families = set_families(graph, sets, values, protected, per, step)
+        rank = torch.ones(count, dtype=torch.float64)
+        for steps, places in zip(members, knapsack.ranks(families), strict=True):
+            for removed, place in zip(steps, places, strict=True):
+                rank[removed] = place
+    elif ranking in ("global", "raw"):
         order = values.argsort(stable=True)
         rank = _fractions(order[~protected[order]], count)
     else:
@@ -93,6 +110,42 @@ def filter_planner(
     rank[protected] = torch.inf
 
     return lambda knob: without_sets(graph, sets, rank >= knob)
+
+
+def set_families(
+    graph: Graph, sets: Mapping[str, Tensor], values: Tensor, protected: Tensor, per: Per, step: int
+) -> tuple[list[list[Tensor]], list[knapsack.Family]]:
+    """Return per family the filter sets of each step, and importance and saved cost.
+
+    values     importance of each set [S]
+    protected  bool [S], sets that stay
+    per        the cost: MACs, or predicted milliseconds
+    step       sets that are removed at once; widths between are multiples, as hardware computes in steps of 8, 16 or 32
+
+    A family has the sets of the same layers in the order of their values. Costs are those in an otherwise dense network.
+    Raises ValueError if `per` is "ms" and the graph has no layer times.
+    """
+    scope: BudgetScope = "latency" if per == "ms" else "network"
+    members, families = [], []
+    for family in same_layers(sets):
+        order = family[values[family].argsort(stable=True)]
+        free = order[~protected[order]]
+        sizes = knapsack.chunks(len(order), step)
+        ends = [end for end in torch.tensor(sizes).cumsum(0).tolist() if end < len(free)] + [len(free)] * (
+            len(free) > 0
+        )
+
+        def saved(count: int, free: Tensor = free) -> float:
+            kept_S = torch.ones(len(values), dtype=torch.bool)
+            kept_S[free[:count]] = False
+            return graph.cut(without_sets(graph, sets, kept_S), scope)
+
+        if ends:
+            steps = list(free.tensor_split(ends[:-1]))
+            members.append(steps)
+            importance_K = torch.stack([values[removed].sum() for removed in steps])
+            families.append(knapsack.Family(importance_K, knapsack.saved_shares(ends, saved)))
+    return members, families
 
 
 def without_sets(graph: Graph, sets: Mapping[str, Tensor], kept_S: Tensor) -> PruningPlan:

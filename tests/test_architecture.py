@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.plan", "suite.cudagraph", "suite.arithmetic", "suite.cli", "suite.plugins"),
     ("suite.timing", "suite.models", "suite.distributed"),
     ("suite.graph",),
-    ("suite.refill",),
+    ("suite.refill", "suite.knapsack"),
     ("suite.select", "suite.pack"),
     ("suite.contract", "suite.export"),
     ("suite.data", "suite.methods"),
@@ -49,7 +49,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 """From the bottom to the top. A part of the suite imports parts of lower layers only, and itself."""
 
-METHOD_MAY_IMPORT = {"suite.contract", "suite.graph", "suite.select", "torch", "numpy", "scipy", "sklearn"}
+METHOD_MAY_IMPORT = {
+    "suite.contract",
+    "suite.graph",
+    "suite.select",
+    "suite.knapsack",
+    "torch",
+    "numpy",
+    "scipy",
+    "sklearn",
+}
 LIBRARIES = (
     "torch torchvision numpy scipy statsmodels sklearn pandas matplotlib PIL fvcore safetensors rich filelock submitit "
     "tabulate jinja2 timm torch_tensorrt psutil pynvml onnx onnxruntime openvino triton msgspec"
