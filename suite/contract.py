@@ -225,7 +225,7 @@ class Pruner:
     evidence: ClassVar[Literal["paper", "abstract", "latency"]] = "paper"
     """"abstract": written from the paper's abstract alone. Such a method is in no headline comparison.
 
-    "latency": a control in latency grids only.
+    "latency": in latency grids only.
     """
     removes: ClassVar[bool] = True
     """False for the dense control, whose only budget is 0."""

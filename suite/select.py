@@ -87,15 +87,13 @@ def filter_planner(
         raise ValueError(f"per = {per!r} sorts all layers together: take ranking 'global' or 'raw', not {ranking!r}")
     sets, values = set_scores(graph, scores, normalise=ranking in ("global", "isomorphic"), scope=scope)
     count = len(values)
-    protected = torch.zeros(count, dtype=torch.bool)
-    for ids in sets.values():
-        protected[ids[values[ids].argmax()]] = True
+    protected = best_sets(sets, values)
     if per:
-        members, families = set_families(graph, sets, values, protected, per, step)
+        steps, costs = set_families(graph, sets, values, per, step)
         rank = torch.ones(count, dtype=torch.float64)
-        for steps, places in zip(members, knapsack.ranks(families), strict=True):
-            for removed, place in zip(steps, places, strict=True):
-                rank[removed] = place
+        for removals, places in zip(steps, knapsack.ranks(costs), strict=True):
+            for removal, place in zip(removals, places, strict=True):
+                rank[removal] = place
     elif ranking in ("global", "raw"):
         order = values.argsort(stable=True)
         rank = _fractions(order[~protected[order]], count)
@@ -112,40 +110,51 @@ def filter_planner(
     return lambda knob: without_sets(graph, sets, rank >= knob)
 
 
+def best_sets(sets: Mapping[str, Tensor], values: Tensor) -> Tensor:
+    """Return bool [S], True for the set of the highest value of a layer."""
+    best_S = torch.zeros(len(values), dtype=torch.bool)
+    for ids in sets.values():
+        best_S[ids[values[ids].argmax()]] = True
+    return best_S
+
+
 def set_families(
-    graph: Graph, sets: Mapping[str, Tensor], values: Tensor, protected: Tensor, per: Per, step: int
+    graph: Graph, sets: Mapping[str, Tensor], values: Tensor, per: Per, step: int, removed_S: Tensor | None = None
 ) -> tuple[list[list[Tensor]], list[knapsack.Family]]:
     """Return per family the filter sets of each step, and importance and saved cost.
 
     values     importance of each set [S]
-    protected  bool [S], sets that stay
     per        the cost: MACs, or predicted milliseconds
     step       sets that are removed at once; widths between are multiples, as hardware computes in steps of 8, 16 or 32
+    removed_S  bool [S], sets that are removed already
 
-    A family has the sets of the same layers in the order of their values. Costs are those in an otherwise dense network.
+    A family has the sets of the same layers in the order of their values, without the best set of each layer. Savings are those
+    in the network without `removed_S`, which is otherwise dense.
     Raises ValueError if `per` is "ms" and the graph has no layer times.
     """
     scope: BudgetScope = "latency" if per == "ms" else "network"
-    members, families = [], []
+    left_S = torch.ones(len(values), dtype=torch.bool) if removed_S is None else ~removed_S
+    before, best_S = graph.cut(without_sets(graph, sets, left_S), scope), best_sets(sets, values)
+    steps: list[list[Tensor]] = []
+    families = []
     for family in same_layers(sets):
-        order = family[values[family].argsort(stable=True)]
-        free = order[~protected[order]]
+        order = family[left_S[family]]
+        order = order[values[order].argsort(stable=True)]
+        free = order[~best_S[order]]
         sizes = knapsack.chunks(len(order), step)
-        ends = [end for end in torch.tensor(sizes).cumsum(0).tolist() if end < len(free)] + [len(free)] * (
-            len(free) > 0
-        )
+        ends = [end for end in torch.tensor(sizes).cumsum(0).tolist() if end < len(free)]
+        ends += [len(free)] * (len(free) > 0)
 
         def saved(count: int, free: Tensor = free) -> float:
-            kept_S = torch.ones(len(values), dtype=torch.bool)
+            kept_S = left_S.clone()
             kept_S[free[:count]] = False
-            return graph.cut(without_sets(graph, sets, kept_S), scope)
+            return graph.cut(without_sets(graph, sets, kept_S), scope) - before
 
         if ends:
-            steps = list(free.tensor_split(ends[:-1]))
-            members.append(steps)
-            importance_K = torch.stack([values[removed].sum() for removed in steps])
+            steps.append(list(free.tensor_split(ends[:-1])))
+            importance_K = torch.stack([values[removed].sum() for removed in steps[-1]])
             families.append(knapsack.Family(importance_K, knapsack.saved_shares(ends, saved)))
-    return members, families
+    return steps, families
 
 
 def without_sets(graph: Graph, sets: Mapping[str, Tensor], kept_S: Tensor) -> PruningPlan:

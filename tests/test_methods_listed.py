@@ -63,7 +63,7 @@ BAD = {
     "unknown_search": (
         "from dataclasses import dataclass\nfrom suite.contract import Criterion\n@dataclass(frozen=True, kw_only=True)\n"
         "class A(Criterion):\n    granularity, source, search = 'filter', 'x', {'pwr': (1, 2)}\n",
-        "A.search names 'pwr', which is no setting; it has: ranking, scope",
+        "A.search names 'pwr', which is no setting; it has: ranking, scope, per, step",
     ),
     "nothing_said": (
         "from suite.contract import Pruner\nclass A(Pruner):\n    pass\n",
@@ -158,7 +158,7 @@ def test_rivals_are_chosen_by_their_class_attributes() -> None:
     assert set(methods.rivals(control=True)) == {"random_filter", "uniform_width"}
     assert set(methods.rivals(control=True, needs_reference=True)) == {"random_rates", "l1_rates", "scratch"}
     assert set(methods.rivals(evidence="abstract")) == {"lapp", "group_sparse"}
-    assert methods.rivals(evidence="latency") == ("random_groups",)
+    assert methods.rivals(evidence="latency") == ("halp", "random_groups")
     assert not set(methods.rivals()) & {"random_groups", "lapp", "group_sparse", "scratch", "dsp"}
     assert "slimming" in methods.rivals(learns=True)
     assert methods.rivals(learns=True, control=True) == ()
@@ -177,7 +177,7 @@ def test_a_method_describes_itself(
 
 
 def test_an_unknown_setting_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ValueError, match="L1Filter has no setting 'power'; it has: ranking, scope"):
+    with pytest.raises(ValueError, match="L1Filter has no setting 'power'; it has: ranking, scope, per, step"):
         methods.get("l1_filter").for_task("digits", "vgg6", power=2)
 
 
@@ -191,7 +191,7 @@ def test_an_unknown_method_is_refused_with_the_choices() -> None:
 SCOPES = {
     **dict.fromkeys(("chip", "fpgm", "fpgm_once", "hrank", "l2_filter", "random_filter", "sfp"), "untied"),
     **dict.fromkeys(("centrality", "greg", "l1_filter", "resrep", "similarity", "taylor", "taylor_once"), "inner"),
-    **dict.fromkeys(("depgraph", "group_fisher", "group_sparse", "hspg", "lapp", "uniform_width"), "coupled"),
+    **dict.fromkeys(("depgraph", "group_fisher", "group_sparse", "halp", "hspg", "lapp", "uniform_width"), "coupled"),
 }
 """Default scope of each criterion: that of its authors, with the evidence in `source`."""
 

@@ -30,6 +30,7 @@ HELD: dict[str, tuple[str, str]] = {
         "baselines_abstract",
         "group_sparse_penalises_redundant_filters_and_spares_the_most_important",
     ),
+    "halp": ("baselines_halp", "halp_solves_the_knapsack_where_a_greedy_order_loses_more"),
     "hrank": ("baselines_criteria", "hrank_ranks_a_rank_one_map_last_although_its_weights_are_largest"),
     "hspg": ("baselines_recent", "hspg_projects_a_planted_redundant_group_to_exactly_zero"),
     "l1_filter": ("torch_pruning", "both_keep_the_same_filters"),
