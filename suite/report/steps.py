@@ -12,7 +12,7 @@ from suite.report import columns
 
 TITLE = "Training steps"
 ABOUT = (
-    "wall-clock medians of alternating blocks in one process. Together is the throughput of all runs / of one run alone, of base "
+    "Wall-clock medians of alternating blocks in one process. Together is the throughput of all runs / of one run alone, of base "
     "is the time of a step / of a plain step on the dense network, MACs is the share of MACs that the network has left"
 )
 
