@@ -140,7 +140,7 @@ class Slimming(Pruner):
     start: ClassVar[Literal["base", "init"]] = "init"
     version = 3
     training: ClassVar[Mapping[str, Any]] = {"lr": 0.1, "weight_decay": 1e-4, "shape": "steps"}
-    search: ClassVar = {"lam": (1e-4, 3e-4, 1e-3), "ranking": ("raw", "global")}
+    search: ClassVar = {"lam": (1e-5, 1e-4, 3e-4, 1e-3), "ranking": ("raw", "global")}
     recipes: ClassVar[Mapping[tuple[str, str], Recipe | OptOut]] = {
         ("cifar10", "vgg16"): Recipe(settings={"lam": 1e-4}, source="the authors' README: VGG-19 on CIFAR-10"),
         ("cifar10", "*"): Recipe(

@@ -279,15 +279,16 @@ class Pruner:
         return {**cls.recipes, **_winners().get(cls.method_name(), {})}
 
     @classmethod
-    def recipe(cls, data: str, model: str) -> Recipe | OptOut:
+    def recipe(cls, data: str, model: str, *, tuned: bool = True) -> Recipe | OptOut:
         """Return the most specific recipe for a data set and model, else the defaults.
 
-        A winner without settings, from a sweep of fine-tuning, has those of the method's own recipe.
+        Winners of tuning are left out unless `tuned`. A winner without settings, from a sweep of fine-tuning, has those of the
+        method's own recipe.
         """
         places = ((data, model), ("*", model), (data, "*"), ("*", "*"))
         chosen, own = (
             next((recipes[place] for place in places if place in recipes), None)
-            for recipes in (cls.all_recipes(), cls.recipes)
+            for recipes in (cls.all_recipes() if tuned else cls.recipes, cls.recipes)
         )
         if isinstance(chosen, Recipe) and isinstance(own, Recipe) and not chosen.settings:
             return dataclasses.replace(chosen, settings=own.settings)

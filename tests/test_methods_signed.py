@@ -125,4 +125,4 @@ def test_taylor_takes_three_thousand_images_of_imagenet() -> None:
 
 def test_tuning_scans_the_penalty_of_slimming() -> None:
     assert methods.get("slimming").start == "init"
-    assert set(methods.get("slimming").search["lam"]) == {1e-4, 3e-4, 1e-3}
+    assert set(methods.get("slimming").search["lam"]) == {1e-5, 1e-4, 3e-4, 1e-3}

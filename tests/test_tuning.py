@@ -1,4 +1,4 @@
-"""Tuning: as many trials for every method, its defaults first; the winner is the best complete trial on the validation part."""
+"""Tuning: at most six trials for every method, its recipe first; the winner is the best complete trial on the validation part."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def test_every_method_has_its_trials_on_the_validation_part(name: str) -> None:
     for method, found in of_method.items():
         kind = methods.get(method)
         settings = list(dict.fromkeys(run.settings for run in found))
-        defaults = {name: getattr(kind(), name) for name in kind.search}
-        assert settings[0] == kind.for_task(found[0].base.data, found[0].base.model, **defaults)
+        recipe = kind.recipe(found[0].base.data, found[0].base.model, tuned=False)
+        assert isinstance(recipe, Recipe)
+        assert settings[0] == kind(**recipe.settings), "first the recipe without winners"
         combinations = 1
         for values in kind.search.values():
             combinations *= len(values)
@@ -67,10 +68,16 @@ def test_a_tuned_recipe_names_the_rows_of_its_trial(method: str) -> None:
 
 def test_trials_differ_and_are_always_the_same_ones() -> None:
     kind = methods.get("slimming")
-    found = trials(kind, 10)
-    assert found == trials(kind, 10)
-    assert found[:2] == trials(kind, 2)
-    assert len({kind(**changes) for changes in found}) == len(found)
+    found = trials(kind, "digits", "resnet8")
+    assert found == trials(kind, "digits", "resnet8")
+    assert len({kind(**changes) for changes in found}) == len(found) == 6
+
+
+def test_the_first_trial_is_the_recipe_of_the_network_without_winners() -> None:
+    assert trials(methods.get("slimming"), "cifar10", "resnet20")[0] == {"lam": 1e-5, "ranking": "raw"}
+    dsp = methods.get("dsp")
+    assert trials(dsp, "digits", "resnet8")[0]["lam"] != dsp.for_task("digits", "resnet8").lam  # type: ignore[attr-defined]
+    assert trials(methods.get("tmi_gkp"), "imagenet", "resnet50") == [], "the method opts out"
 
 
 def runs(**top1: list[float | None]) -> pd.DataFrame:

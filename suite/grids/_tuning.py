@@ -1,4 +1,4 @@
-"""Trials of tuning: the same number for every method, on the validation part."""
+"""Trials of tuning: at most `TRIALS` of each method, on the validation part."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from suite import methods
-from suite.contract import Pruner
+from suite.contract import OptOut, Pruner
 from suite.grids import cross
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned
 
 TRIALS = 6
-"""Where a method has fewer combinations of settings, all of them are tried."""
+"""All combinations are tried of a method that has fewer: 2 or 3 of some, so that trials are not equally many."""
 
 
 def runs(
@@ -30,28 +30,33 @@ def runs(
     return [
         run
         for method in ("dsp", *methods.rivals(), *methods.rivals(evidence="abstract"))
-        for trial in trials(methods.get(method), TRIALS)
+        for base in bases
+        for trial in trials(methods.get(method), base.data, base.model)
         for run in cross(
-            bases=bases,
+            bases=[base],
             method=method,
             budgets=(budget,),
             finetune=finetune,
             learning=learning,
             scratch=scratch,
             seeds=seeds,
+            tuned=False,
             **trial,
         )
     ]
 
 
-def trials(kind: type[Pruner], count: int) -> list[Mapping[str, Any]]:
-    """Return at most `count` combinations of `kind.search`: the defaults, then random ones.
+def trials(kind: type[Pruner], data: str, model: str) -> list[Mapping[str, Any]]:
+    """Return at most `TRIALS` combinations of `kind.search`: the recipe's without winners, then random ones.
 
-    The draw depends on the method's name alone, not on its recipes, so a new winner changes no trial.
+    There is none if the method opts out. The draw depends on the method's name alone, so a new winner changes no trial.
     """
-    usual = kind()
-    defaults = {name: getattr(usual, name) for name in kind.search}
+    recipe = kind.recipe(data, model, tuned=False)
+    if isinstance(recipe, OptOut):
+        return []
+    settings = kind(**recipe.settings)
+    first = {name: getattr(settings, name) for name in kind.search}
     combinations = [dict(zip(kind.search, values, strict=True)) for values in itertools.product(*kind.search.values())]
-    rest = [each for each in combinations if each != defaults]
+    rest = [each for each in combinations if each != first]
     random.Random(kind.__name__).shuffle(rest)
-    return [defaults, *rest[: count - 1]]
+    return [first, *rest[: TRIALS - 1]]

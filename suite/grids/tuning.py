@@ -1,6 +1,7 @@
-"""Hyperparameters of every method, over equally many trials, on the validation part of CIFAR-10.
+"""Hyperparameters of every method, over at most six trials each, on the validation part of CIFAR-10.
 
-The first trial has the method's defaults. Base and learning schedules are the released ones, fine-tuning is a tenth as long.
+The first trial has the method's recipe without winners. Base and learning schedules are the released ones, fine-tuning is a tenth
+as long.
 `python -m suite.report --winners tuning` names the best trial of each method.
 """
 

@@ -515,7 +515,7 @@ WINNERS = (
     Column(name="top1_mean_pct", heading="top-1 %", show=mean("top1_mean_pct", "top1_sd_pp", "n"), number=True),
     *plain("top1_sd_pp", "n"),
     Column(name="base_n", heading="n counts", show=_counted),
-    Column(name="first_top1_mean_pct", heading="defaults' top-1 %", number=True),
+    Column(name="first_top1_mean_pct", heading="recipe's top-1 %", number=True),
     Column(name="gain_pp", heading="gain pp", number=True),
     *plain("commit", "rows"),
 )

@@ -1,7 +1,7 @@
 """Best settings of each method in a tuning grid, by mean validation accuracy.
 
 A trial counts when all its runs are done, and trials are compared only when all were run under one set of conditions. Of
-equal trials the earlier one wins, so the defaults stay unless they are beaten.
+equal trials the earlier one wins, so the recipe stays unless another trial is better.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], l
 def winners(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one line for each method with a complete trial.
 
-    `first` is its first trial: the method's defaults.
+    `first` is its first trial: the method's recipe without winners.
 
     Raises ValueError when the complete trials of a method differ in commit, device or another condition.
     """
@@ -84,7 +84,7 @@ def _check(runs: pd.DataFrame) -> None:
 
 def _document(title: str, best: pd.DataFrame) -> str:
     about = (
-        "By the mean accuracy on the validation part; no test image was read. The gain over the defaults is the gain of the best "
+        "By the mean accuracy on the validation part; no test image was read. The gain over the recipe is the gain of the best "
         "of several noisy trials, so it is too large. Rows and commits are in winners.csv."
     )
     sections = [
