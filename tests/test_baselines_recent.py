@@ -116,6 +116,28 @@ def test_tmi_gkp_takes_the_kernel_that_is_least_like_those_taken() -> None:
     assert _cost(like, [*stay, *gone], 2, 0.5, 8.0) == pytest.approx(like[0][2] - 8 * sum(near))
 
 
+@pytest.mark.filterwarnings("ignore:k >= N")  # the spectral embedding of four filters
+def test_tmi_gkp_plans_the_planted_groups_and_one_kernel_of_each_pair() -> None:
+    """Filters 0 and 2 read channels that are alike in the pairs 03, 14, 25; filters 1 and 3 in the pairs 01, 23, 45.
+
+    Since the initial weights the filters grew by 1, 2, 9 and 8, so the groups 02 and 13 grew alike.
+    """
+    apart, shift = 0.01 * torch.arange(6), torch.tensor([1.0, 1.0, -8.0])
+    first, other = torch.tensor([9.0, -9.0, 0.0]), torch.tensor([-9.0, 9.0, 0.0])
+    filters = [first.repeat(2), other.repeat_interleave(2)]
+    second_OI = torch.stack([*filters, filters[0] + shift.repeat(2), filters[1] - shift.repeat_interleave(2)]) + apart
+    model, graph = two_layers(torch.randn(6, 2), second_OI)
+    grown_OI = second_OI.abs() - torch.tensor([[1.0, 2.0, 9.0, 8.0]]).T / 6
+    planner = TMIGKP(groups=2).planner(model, graph, {"taken": [{"3": grown_OI}]}, task_of(0, HALF))
+    layer = planner(0.5)["3"]
+    groups = [layer.kept_GI[layer.filter_group_O[o]] for o in range(4)]
+    assert torch.equal(groups[0], groups[2])
+    assert torch.equal(groups[1], groups[3])
+    assert layer.filter_group_O[0] != layer.filter_group_O[1]
+    assert [int(groups[0][[a, a + 3]].sum()) for a in (0, 1, 2)] == [1, 1, 1]
+    assert [int(groups[1][[a, a + 1]].sum()) for a in (0, 2, 4)] == [1, 1, 1]
+
+
 def test_tmi_gkp_takes_its_snapshots_over_the_whole_stage_and_resumes() -> None:
     trainer = trainer_of("tmi_gkp", TMIGKP(tickets=2))
     train(trainer, until=trainer.total)

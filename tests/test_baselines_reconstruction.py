@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from learning_cases import two_layers
 from method_cases import images, network_of, task_of
 from torch import Tensor, nn
 
@@ -251,6 +252,16 @@ def test_kernels_that_are_small_and_like_others_have_low_scores() -> None:
     scores = kernel_scores(w, torch.tensor([0, 1]))
     expected = torch.tensor([[1.95, 1.95, 2.1], [2.625, 1.625, 1.75]], dtype=torch.float64)
     torch.testing.assert_close(scores, expected)
+
+
+def test_equal_gkp_plans_the_planted_groups_and_their_own_channels() -> None:
+    """Filters 0 and 2 have large and various kernels in channels 0 to 2, filters 1 and 3 in channels 3 to 5."""
+    large, small = torch.tensor([5.0, -6.0, 7.0]), torch.tensor([0.1, 0.1, 0.1])
+    second_OI = torch.stack([torch.cat([large, small]), torch.cat([small, large])]).repeat(2, 1)
+    model, graph = two_layers(torch.randn(6, 2), second_OI)
+    layer = EqualGKP(groups=2).planner(model, graph, {}, task_of(0))(0.5)["3"]
+    kept = [layer.kept_GI[layer.filter_group_O[o]].nonzero().flatten().tolist() for o in range(4)]
+    assert kept == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
 
 
 @pytest.mark.parametrize("network", ["resnet8", "vgg6"])

@@ -18,7 +18,7 @@ HELD: dict[str, tuple[str, str]] = {
     "depgraph": ("baselines_depgraph", "depgraph_has_the_groups_and_the_penalty_of_torch_pruning"),
     "dsp": ("dsp_parity", "parity_with_the_released_code"),
     "eagle_eye": ("baselines_recent", "eagle_eye_needs_re_estimated_statistics_to_tell_a_broken_network"),
-    "equal_gkp": ("baselines_reconstruction", "groups_are_of_equal_size_even_where_clusters_are_not"),
+    "equal_gkp": ("baselines_reconstruction", "equal_gkp_plans_the_planted_groups_and_their_own_channels"),
     "fpgm": ("baselines_norms", "fpgm_holds_a_zero_filter_at_zero_and_leaves_it_the_rest_of_its_momentum"),
     "fpgm_once": ("torch_pruning", "both_keep_the_same_filters"),
     "greg": ("baselines_learning", "greg_leaves_what_a_residual_sum_reads_and_releases_the_kept_filters"),
@@ -60,7 +60,7 @@ HELD: dict[str, tuple[str, str]] = {
         "baselines_reconstruction",
         "thinet_removes_the_channel_whose_removal_changes_the_output_least",
     ),
-    "tmi_gkp": ("baselines_recent", "tmi_gkp_takes_the_kernel_that_is_least_like_those_taken"),
+    "tmi_gkp": ("baselines_recent", "tmi_gkp_plans_the_planted_groups_and_one_kernel_of_each_pair"),
     "uniform_width": ("baselines_criteria", "uniform_width_takes_the_same_share_of_every_layer"),
 }
 """Method -> file and name, without `test_`, of the test of its idea."""

@@ -1,4 +1,4 @@
-"""Hyperparameters of every method, over at most six trials each, on the validation part of CIFAR-10.
+"""Hyperparameters of every method on the validation part of CIFAR-10: at most six trials.
 
 The first trial has the method's recipe without winners. Base and learning schedules are the released ones, fine-tuning is a tenth
 as long.
