@@ -51,7 +51,7 @@ def _meets_sum(graph: Graph, name: str) -> bool:
 
     It may read them directly or through batch norm, activation or padding.
     """
-    nodes = [graph.conv_nodes[name]]
+    nodes = [*graph.calls[name]]
     while nodes:
         for user in nodes.pop().users:
             if graph.kinds[user] == "sum":

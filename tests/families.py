@@ -208,6 +208,19 @@ def _zeros(net: Net, x: Tensor) -> Tensor:
     return net.reduce(torch.cat([x, torch.zeros_like(x)], 1))
 
 
+def _batch_norm_twice(net: Net, x: Tensor) -> Tensor:
+    return net.bn(net.b(F.relu(net.bn(x)))) + net.reduce(torch.cat([x, x], 1))
+
+
+def _sizes(net: Net, x: Tensor) -> Tensor:
+    small = net.b(F.max_pool2d(x, 2))
+    return net.b(F.relu(net.b(x))) + F.interpolate(small, scale_factor=2) * net.b(x).sigmoid()
+
+
+def _two_sizes(net: Net, x: Tensor) -> Tensor:
+    return torch.cat([net.b(level).flatten(2).mean(2) for level in (x, F.max_pool2d(x, 2))], 1)
+
+
 IDIOM_SHAPE = (3, 8, 6)
 IDIOMS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "methods": lambda net, x: net.b(x.relu().sigmoid()).clamp(0.1, 2),
@@ -246,6 +259,15 @@ IDIOMS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "dropout function": lambda net, x: F.dropout(net.b(x), 0.0, training=net.training),
     "convolution head": lambda net, x: net.b(x).mean((2, 3)),
     "two heads": lambda net, x: torch.cat([net.head(x.mean((-2, -1))), net.b(x).amax((2, 3))], 1),
+    "ReLU module twice": lambda net, x: net.in_place(net.b(net.in_place(x))),
+    "convolution twice": lambda net, x: net.b(F.relu(net.b(x))),
+    "convolution of two inputs": lambda net, x: net.b(x) + net.b(F.relu(net.c(x))),
+    "convolution at two sizes": _sizes,
+    "batch norm twice": _batch_norm_twice,
+    "PReLU twice": lambda net, x: net.prelu(net.b(net.prelu(x))),
+    "grouped twice": lambda net, x: net.b(net.grouped(F.relu(net.grouped(x)))),
+    "linear layer twice": lambda net, x: net.head(F.relu(net.tokens(F.relu(net.tokens(x.mean((2, 3))))))),
+    "head at two sizes": _two_sizes,
     "flat view": lambda net, x: net.head(F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)),
     "flat method": lambda net, x: net.head(F.adaptive_avg_pool2d(x, 1).flatten(1)),
 }

@@ -346,9 +346,7 @@ class Applied(nn.Module):
         if self.how == "image decides" and x.sum() > 0:
             return x
         x = self.conv(x)
-        if self.how == "twice":
-            x = self.conv(x)
-        elif self.how == "attention":
+        if self.how == "attention":
             tokens = x.flatten(2).transpose(1, 2)
             x = self.attention(tokens, tokens, tokens)[0].mean(1)[..., None, None]
         elif self.how == "fused attention":
@@ -383,7 +381,6 @@ class Applied(nn.Module):
     ("how", "words"),
     [
         ("image decides", r"Applied cannot be traced by torch.fx: .* with torch.where \(.*test_graph.py:\d+\)"),
-        ("twice", "Applied uses conv 2 times"),
         ("attention", r"Applied is a transformer \(attention computes attention\)"),
         ("fused attention", "Applied is a transformer"),
         ("product", "'einsum'.*it has no rule; write it with nn.Conv2d"),

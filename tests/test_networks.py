@@ -6,6 +6,7 @@ import copy
 import functools
 from typing import Any
 
+import coverage_table
 import pytest
 import torch
 from families import FAMILIES, IDIOM_SHAPE, IDIOMS, LARGE, Net, draw_weights, family, masked, random_plan
@@ -99,6 +100,45 @@ def test_executions_of_idioms(idiom: str) -> None:
     x = torch.randn(2, *graph.input_shape).double()
     network, _ = tuned(pack(model, graph, plan), x, execution="padded", layout="channels_last")
     close(network(x), masked(model, graph, plan)(x), 1e-9)
+
+
+@pytest.mark.parametrize("idiom", ["convolution at two sizes", "convolution of two inputs", "batch norm twice"])
+@torch.no_grad()
+def test_calls_of_one_layer_share_it(idiom: str) -> None:
+    model = draw_weights(Net(idiom))
+    graph = Graph(model, IDIOM_SHAPE)
+    plan = random_plan(graph, "filter", 1, 0.4, 9)
+    packed, x = pack(model, graph, plan), torch.randn(2, *graph.input_shape).double()
+    names = [str(node.target) for node in packed.body.graph.nodes if node.op == "call_module"]
+    assert max(names.count(name) for name, _ in packed.body.named_modules()) > 1
+    for network in (plain(packed), plain(packed, model)):
+        close(network(x), packed(x))
+        assert count_params(network) == count_params(packed)
+    assert count_macs(per_group(packed), graph.input_shape).macs == graph.macs(plan).total
+
+
+def test_filters_of_a_convolution_of_its_own_output_are_tied_to_its_inputs() -> None:
+    graph = Graph(Net("convolution twice"), IDIOM_SHAPE)
+    assert graph.filter_sets["b"].tolist() == graph.filter_sets["a"].tolist() == graph.input_sets["b"].tolist()
+    assert graph.convs["b"].macs == count_macs(nn.Conv2d(8, 8, 3, padding=1), (8, 8, 6)).macs * 2
+
+
+# ---- table of the page -----------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_a_row_for_each_network() -> None:
+    heading, *rows = coverage_table.stored().items()
+    assert heading[1][:3] == ["filter", "channel", "intra-channel"]
+    assert [name for name, _ in rows] == list(coverage_table.networks())
+    for name, (*own, rival) in rows:
+        assert own == ["exact"] * 3 or rival != "exact", f"{name}: Torch-Pruning prunes what this suite does not"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", coverage_table.networks())
+def test_the_page_has_the_cells_of_this_code(name: str) -> None:
+    model, shape = coverage_table.networks()[name]()
+    assert coverage_table.stored()[name][:3] == coverage_table.own_cells(model, shape)
 
 
 # ---- never another network -------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,8 +21,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 
-from suite.graph import table
-from suite.graph.operators import Kind, Operator
+from suite.graph import liveness, table
+from suite.graph.liveness import Live
+from suite.graph.operators import Kind, Operator, Tie
 from suite.graph.table import Reader
 from suite.graph.tracing import check_used, described, trace
 from suite.plan import Budget, BudgetScope, ConvPlan, PruningPlan
@@ -45,7 +46,7 @@ class Conv:
     kernel: int
     """Weights of one kernel w[o, i]."""
     positions: int
-    """Output pixels of one image."""
+    """Output pixels of one image, of all calls."""
     input_elements: int
     """Elements of the input of one image."""
     role: Role
@@ -98,6 +99,9 @@ class Graph:
                   from; -1 for the image and for padding
 
     operators     node -> the rule for its channels
+    calls         name of a module with parameters -> its nodes, in order
+    repeated      node -> name of its module, for modules that are called several times. All calls have one plan, and their
+                  channels are tied: a channel is removed if it is in every call. Only convolutions and batch norms are cut.
     times         layer times that latency budgets count in; None without such a budget
 
     Convolutions that make the result of the network or a gate, grouped and depthwise convolutions follow other layers: they are
@@ -116,11 +120,18 @@ class Graph:
         reader = Reader(title, self.modules, self.operators, {})
         for node in self.nodes:
             self.operators[node] = reader.operator(node)
-        for node in table.followers(self.operators):
-            self.operators[node] = table.as_linear(node, self.operators, reader.module(node))
+        self.calls = _calls(self.nodes, self.modules)
+        following = {str(node.target) for node in table.followers(self.operators)}
+        for name, nodes in self.calls.items():
+            for node in nodes:
+                if len(nodes) > 1 and (name in following or not table.can_repeat(self.operators[node])):
+                    self.operators[node] = reader.fixed(node)
+                elif name in following:
+                    self.operators[node] = table.as_linear(node, self.operators, reader.module(node))
         self.kinds: dict[fx.Node, Kind] = {node: rule.kind for node, rule in self.operators.items()}
         self.width = {node: rule.width for node, rule in self.operators.items() if rule.kind != "output"}
-        self.conv_nodes = {str(node.target): node for node in self.nodes if self.kinds[node] == "conv"}
+        self.conv_nodes = {name: nodes[0] for name, nodes in self.calls.items() if self.kinds[nodes[0]] == "conv"}
+        self.repeated = {node: str(node.target) for node in self.nodes if len(self.calls.get(str(node.target), ())) > 1}
         if not self.conv_nodes:
             raise ValueError(f"{title} has no convolution to prune")
         self._check_rules(title)
@@ -161,14 +172,8 @@ class Graph:
     # ---- reading the trace -------------------------------------------------------------------------------------------
 
     def _check_rules(self, model: str) -> None:
-        """Raise ValueError for layers that are called several times or never."""
-        called = Counter(str(node.target) for node in self.nodes if node.op == "call_module")
+        """Raise ValueError for a parameter that several operators read."""
         for node in self.nodes:
-            name = str(node.target)
-            if node.op == "call_module" and called[name] > 1 and any(True for _ in self.modules[name].parameters()):
-                raise ValueError(
-                    f"{model} uses {name} {called[name]} times; a layer with weights may be used once: give each use its own"
-                )
             if node.op == "get_attr" and len(node.users) > 1 and isinstance(node.meta["value"], nn.Parameter):
                 raise ValueError(
                     f"{model} uses {described(node, self.modules)} several times; a parameter may be used once"
@@ -181,14 +186,16 @@ class Graph:
     def _conv(self, node: fx.Node, role: Role) -> Conv:
         module = self.modules[str(node.target)]
         assert isinstance(module, nn.Conv2d)
-        bn = self.bn_of(node)
+        calls = self.calls[str(node.target)]
+        norms = {bn and str(bn.target) for bn in map(self.bn_of, calls)}
+        bn = self.bn_of(node) if len(norms) == 1 else None
         return Conv(
             name=str(node.target),
             bn=str(bn.target) if bn else None,
             filters=module.out_channels,
             channels=module.in_channels,
             kernel=math.prod(module.kernel_size),
-            positions=math.prod(table.shape(node)[2:]),
+            positions=sum(math.prod(table.shape(call)[2:]) for call in calls),
             input_elements=math.prod(table.shape(self._sources(node)[0])[1:]),
             role=role,
         )
@@ -232,6 +239,7 @@ class Graph:
         edges: list[np.ndarray] = []
         made: dict[str, np.ndarray] = {}
         read: dict[str, np.ndarray] = {}
+        inputs: dict[str, list[np.ndarray]] = {}
         count = 0
 
         def tie(first: np.ndarray, second: np.ndarray) -> None:
@@ -239,10 +247,15 @@ class Graph:
 
         for node, rule in self.operators.items():
             ids = [channel_ids[source] for source in rule.sources]
+            name = str(node.target)
+            if node in self.repeated and rule.kind in ("conv", "bn"):
+                ids = inputs[name] = [self._joined(ids[0], inputs[name][0], tie)] if name in inputs else ids
             if rule.kind in ("conv", "linear"):
-                read[str(node.target)] = ids[0]
-            if rule.kind == "conv":
-                channel_ids[node] = made[str(node.target)] = np.arange(count, count + rule.width)
+                read[name] = ids[0]
+            if name in made:
+                channel_ids[node] = made[name]
+            elif rule.kind == "conv":
+                channel_ids[node] = made[name] = np.arange(count, count + rule.width)
                 count += rule.width
             else:
                 channel_ids[node] = rule.ids(ids, tie)
@@ -254,6 +267,13 @@ class Graph:
             {name: torch.from_numpy(labels[ids]) for name, ids in layers.items()} for layers in (made, read)
         )
         return filter_sets, input_sets
+
+    @staticmethod
+    def _joined(first: np.ndarray, second: np.ndarray, tie: Tie) -> np.ndarray:
+        """Tie the input channels of two calls, and return their filters; -1 if a call has a channel without one."""
+        both = (first >= 0) & (second >= 0)
+        tie(first[both], second[both])
+        return np.where(both, first, -1)
 
     # ---- what a plan leaves ------------------------------------------------------------------------------------------
 
@@ -269,36 +289,9 @@ class Graph:
                 )
 
     def live(self, plan: PruningPlan) -> Live:
-        """Return the live layers and channels under `plan`.
-
-        "Always zero" propagates forward, then "never read" backward. One pass each reaches the fixed point: a filter dropped in
-        the backward pass has no readers, so that no other tensor becomes zero.
-        """
+        """Return the live layers and channels under `plan`."""
         self.check(plan)
-        layers = {name: plan.get(name, full) for name, full in self.full.items()}
-        nonzero: dict[fx.Node, Tensor] = {}
-        for node, rule in self.operators.items():
-            if rule.kind == "conv":
-                name = str(node.target)
-                layers[name] = layers[name].with_inputs(nonzero[rule.sources[0]])
-                nonzero[node] = layers[name].kept_O
-            else:
-                nonzero[node] = rule.nonzero([nonzero[source] for source in rule.sources])
-        read: dict[fx.Node, Tensor] = {}
-        for node in reversed(self.nodes):
-            rule = self.operators[node]
-            result = read.get(node)
-            if result is None:
-                result = read[node] = rule.every(False)
-            if rule.kind == "conv":
-                name = str(node.target)
-                layers[name] = layers[name].with_readers(result)
-                masks = [layers[name].read_I]
-            else:
-                masks = rule.read(result, [nonzero[source] for source in rule.sources])
-            for source, mask in zip(rule.sources, masks, strict=True):
-                read[source] = read[source] | mask if source in read else mask
-        return Live(layers, _intersections(nonzero, read, self.width), nonzero)
+        return liveness.live(self, plan)
 
     def settle(self, plan: PruningPlan) -> PruningPlan:
         """Return the canonical plan that also removes the dead channels of `plan`; idempotent."""
@@ -312,13 +305,14 @@ class Graph:
 
     def layer_macs(self, live: Live) -> dict[str, int]:
         """Return the MACs of each layer with weights on one image, in order."""
-        macs = {}
+        macs: dict[str, int] = {}
         for node, rule in self.operators.items():
             name = str(node.target)
             if rule.kind == "conv":
                 macs[name] = live.layers[name].kernels * self.convs[name].macs_per_kernel
-            elif rule.kind in ("linear", "grouped"):
-                macs[name] = rule.macs(live.channels[node], [live.channels[source] for source in rule.sources])
+            elif rule.kind in ("linear", "grouped", "fixed"):
+                more = rule.macs(live.channels[node], [live.channels[source] for source in rule.sources])
+                macs[name] = macs.get(name, 0) + more
         return macs
 
     def cut(self, plan: PruningPlan, scope: BudgetScope = "network") -> float:
@@ -346,33 +340,13 @@ class Graph:
         return self.cut(plan, budget.scope) >= budget.share
 
 
-@dataclass(frozen=True)
-class Live:
-    """Live part of a network under a plan.
-
-    layers    the settled plan of each layer
-    channels  node -> bool [C], True for channels that are not always zero and have a reader
-    nonzero   node -> bool [C], False for channels that are always zero
-    """
-
-    layers: Mapping[str, ConvPlan]
-    channels: Mapping[fx.Node, Tensor]
-    nonzero: Mapping[fx.Node, Tensor]
-
-
-def _intersections(
-    nonzero: Mapping[fx.Node, Tensor], read: Mapping[fx.Node, Tensor], nodes: Iterable[fx.Node]
-) -> dict[fx.Node, Tensor]:
-    """Return node -> `nonzero & read`; most nodes share both masks with the node before."""
-    mask_of_pair: dict[tuple[int, int], Tensor] = {}
-    result = {}
+def _calls(nodes: list[fx.Node], modules: Mapping[str, nn.Module]) -> dict[str, list[fx.Node]]:
+    """Return name -> nodes of each module with parameters."""
+    calls: dict[str, list[fx.Node]] = defaultdict(list)
     for node in nodes:
-        masks = nonzero[node], read[node]
-        key = id(masks[0]), id(masks[1])
-        if key not in mask_of_pair:
-            mask_of_pair[key] = masks[0] & masks[1]
-        result[node] = mask_of_pair[key]
-    return result
+        if node.op == "call_module" and any(True for _ in modules[str(node.target)].parameters()):
+            calls[str(node.target)].append(node)
+    return dict(calls)
 
 
 def _first(chain: list[fx.Node], common: set[fx.Node]) -> int:

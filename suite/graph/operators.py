@@ -21,7 +21,7 @@ from suite.plan import count
 
 Kind = Literal[
     "input", "constant", "conv", "grouped", "bn", "shortcut", "linear", "sum", "product", "concat", "take", "view", "flatten",
-    "pass", "shift", "whole", "pending", "output",
+    "pass", "shift", "whole", "fixed", "pending", "output",
 ]  # fmt: skip
 Tie = Callable[[np.ndarray, np.ndarray], None]
 """Ties filters pairwise: they can only be removed together."""
@@ -110,6 +110,20 @@ class Whole(_Untied):
 
     def read(self, result: Tensor, operands: list[Tensor]) -> list[Tensor]:
         return [torch.ones_like(operand) for operand in operands]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Whole):
+    """A layer that is called several times and is computed on all channels.
+
+    full_macs  multiply-accumulates of one call
+    """
+
+    kind: ClassVar[Kind] = "fixed"
+    full_macs: int
+
+    def macs(self, live: Tensor, operands: list[Tensor]) -> int:
+        return self.full_macs if count(live) else 0
 
 
 class Input(Whole):

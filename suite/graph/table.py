@@ -157,6 +157,14 @@ class Reader:
             axis = min(1, value.ndim - 1)
         return ops.Whole(sources=sources, axis=axis, width=value.shape[axis] if value.ndim else 1)
 
+    def fixed(self, node: fx.Node) -> Operator:
+        """Return the rule of a layer that is called several times and has no rule for that."""
+        rule, module = self.whole(node), self.module(node)
+        macs = 0
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            macs = module.weight.numel() * math.prod(shape(node)[1:]) // rule.width
+        return ops.Fixed(sources=rule.sources, axis=rule.axis, width=rule.width, full_macs=macs)
+
     def _reduced(self, node: fx.Node) -> int | None:
         """Return the channel axis after a reduction over positions, None if it reduces more."""
         arguments = dict(enumerate(node.args[1:3]))
@@ -427,6 +435,11 @@ def _moved(reader: Reader, node: fx.Node, place: Any) -> Any:
     return (
         getattr(args[0], target)(*args[1:], **node.kwargs) if node.op == "call_method" else target(*args, **node.kwargs)
     )
+
+
+def can_repeat(rule: Operator) -> bool:
+    """Return True if the rule holds for all calls of a module together."""
+    return isinstance(rule, ops.Conv | ops.Norm)
 
 
 def followers(operators: Mapping[fx.Node, Operator]) -> list[fx.Node]:

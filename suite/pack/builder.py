@@ -56,6 +56,7 @@ class Builder:
 
     order   node -> the channels of its tensor in packed order
     value   node -> the packed node with the same tensor, None without live channels
+    whole   node -> the packed node with all channels, for nodes of which they were read
     """
 
     def __init__(self, model: nn.Module, graph: Graph, plan: PruningPlan) -> None:
@@ -69,6 +70,7 @@ class Builder:
         self.out = fx.Graph()
         self.value: dict[fx.Node, fx.Node | None] = {}
         self.order: dict[fx.Node, Tensor] = {}
+        self.whole: dict[fx.Node, fx.Node] = {}
 
     def build(self) -> fx.GraphModule:
         """Return the packed network; `slots` then has the origin of its tensors."""
@@ -98,6 +100,16 @@ class Builder:
         value = self.value[source]
         assert value is not None, f"{node.name} is live but reads nothing"
         return source, value, self.order[source]
+
+    def _input(self, node: fx.Node, read: Tensor) -> tuple[fx.Node, Tensor]:
+        """Return the packed input of a layer and the order of its channels.
+
+        The calls of a repeated layer have one order: the channels of `read`, absent ones zero.
+        """
+        if node not in self.graph.repeated:
+            return self._source(node)[1:]
+        order = read.nonzero()[:, 0]
+        return self._aligned(self.graph.operators[node].sources[0], order, node.name), order
 
     def _call(self, name: str, module: nn.Module, *arguments: fx.Node) -> fx.Node:
         self.modules[name] = module
@@ -135,7 +147,10 @@ class Builder:
         """Return the packed node with all channels."""
         if not shape(source) and self.value[source] is not None:
             return self.value[source]  # type: ignore[return-value]
-        return self._aligned(source, torch.arange(self.graph.width[source]), f"{source.name}_whole")
+        if source not in self.whole:
+            every = torch.arange(self.graph.width[source])
+            self.whole[source] = self._aligned(source, every, f"{source.name}_whole")
+        return self.whole[source]
 
     def _live_order(self, node: fx.Node) -> Tensor:
         """Return the live channels, in the order of the first operand that has channels."""
@@ -211,12 +226,16 @@ class Builder:
     def _conv(self, node: fx.Node) -> None:
         name = str(node.target)
         like: Any = self.model.get_submodule(name)
-        _, value, order = self._source(node)
+        value, order = self._input(node, self.plan[name].read_I)
         groups = self.plan[name].groups
         reads = [self._positions(channels, order) for _, channels in groups]
         value, padding = self._padded(like, value)
         conv = PackedConv(like, reads, [len(filters) for filters, _ in groups], len(order), padding)
-        self._set(node, self._call(name, conv, value), torch.cat([filters for filters, _ in groups]))
+        filters = torch.cat([filters for filters, _ in groups])
+        if name in self.modules:
+            self._set(node, self.out.call_module(name, (value,)), filters)
+            return
+        self._set(node, self._call(name, conv, value), filters)
         for g, (filters, channels) in enumerate(groups):
             self._slot(f"{name}.weights.{g}", f"{name}.weight", filters, channels)
         if like.bias is not None:
@@ -260,8 +279,11 @@ class Builder:
     def _bn(self, node: fx.Node) -> None:
         name = str(node.target)
         like: Any = self.model.get_submodule(name)
-        _, value, order = self._source(node)
+        value, order = self._input(node, self.live.channels[node])
         kept = order[self.live.channels[node][order]]
+        if name in self.modules:
+            self._set(node, self.out.call_module(name, (value,)), kept)
+            return
         if len(kept) < len(order):
             value = self._call(f"{name}_take", Take(self._positions(kept, order), len(order)), value)
             value.meta["width"] = len(kept)
@@ -453,4 +475,5 @@ EMIT: Mapping[Kind, Callable[[Builder, fx.Node], None]] = {
     "pass": Builder._alike,
     "shift": Builder._alike,
     "whole": Builder._whole,
+    "fixed": Builder._whole,
 }

@@ -23,12 +23,25 @@ def per_group(packed: PackedNetwork, *, fold: bool = True) -> fx.GraphModule:
     The result computes the same function, to rounding.
     """
     body = copy.deepcopy(packed.body).eval()
+    _split_calls(body)
     for name, module in list(body.named_modules()):
         if isinstance(module, PackedConv):
             body.set_submodule(name, GroupedConv(module))
     if fold:
         _fold_batch_norms(body)
     return body.requires_grad_(False)
+
+
+def _split_calls(body: fx.GraphModule) -> None:
+    """Give each further call of a module a copy, as folding and executions differ by call."""
+    called: set[str] = set()
+    for node in body.graph.nodes:
+        if node.op == "call_module":
+            name = str(node.target)
+            if name in called:
+                node.target = f"{name}_{node.name}"
+                body.set_submodule(node.target, copy.deepcopy(body.get_submodule(name)))
+            called.add(str(node.target))
 
 
 def _fold_batch_norms(body: fx.GraphModule) -> None:

@@ -1,0 +1,122 @@
+"""Live channels of a network under a plan, by fixed points.
+
+"Always zero" propagates forward, then "never read" backward. Without modules that are called several times, one pass each reaches
+the fixed point: a filter dropped in the backward pass has no readers, so that no other tensor becomes zero. Otherwise passes
+repeat until the masks of these modules, which all calls share, stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from suite.plan import ConvPlan, PruningPlan
+
+if TYPE_CHECKING:
+    from suite.graph.channels import Graph
+
+Masks = dict[fx.Node, Tensor]
+"""Node -> bool [C]."""
+Layers = dict[str, ConvPlan]
+
+
+@dataclass(frozen=True)
+class Live:
+    """Live part of a network under a plan.
+
+    layers    the settled plan of each layer
+    channels  node -> bool [C], True for channels that are not always zero and have a reader
+    nonzero   node -> bool [C], False for channels that are always zero
+
+    The masks of a convolution or batch norm that is called several times are those of all calls together.
+    """
+
+    layers: Mapping[str, ConvPlan]
+    channels: Mapping[fx.Node, Tensor]
+    nonzero: Mapping[fx.Node, Tensor]
+
+
+def live(graph: Graph, plan: PruningPlan) -> Live:
+    """Return the live layers and channels under a plan that fits the graph."""
+    layers = {name: plan.get(name, full) for name, full in graph.full.items()}
+    layers, nonzero = _stable(lambda shared: _forward(graph, layers, shared))
+    left, read = _stable(lambda shared: _backward(graph, layers, nonzero, shared))
+    return Live(left, _intersections(nonzero, read, graph.width), nonzero)
+
+
+def _stable(step: Callable[[dict[str, Tensor]], tuple[Layers, Masks]]) -> tuple[Layers, Masks]:
+    """Repeat a pass until the masks of repeated modules, which it updates, stay as they are."""
+    shared: dict[str, Tensor] = {}
+    while True:
+        before = dict(shared)
+        result = step(shared)
+        if before.keys() == shared.keys() and all(torch.equal(mask, shared[name]) for name, mask in before.items()):
+            return result
+
+
+def _union(shared: dict[str, Tensor], name: str | None, mask: Tensor) -> Tensor:
+    """Return the mask of all calls of a module so far; of one call if `name` is None."""
+    if name is None:
+        return mask
+    shared[name] = shared[name] | mask if name in shared else mask
+    return shared[name]
+
+
+def _forward(graph: Graph, layers: Layers, shared: dict[str, Tensor]) -> tuple[Layers, Masks]:
+    """Return the layers without channels that are always zero, and the masks of channels that are not.
+
+    shared   name of a repeated module -> channels of its inputs that are not always zero
+    """
+    left, nonzero = dict(layers), {}
+    for node, rule in graph.operators.items():
+        if rule.kind == "conv":
+            name = str(node.target)
+            inputs = _union(shared, graph.repeated.get(node), nonzero[rule.sources[0]])
+            left[name] = layers[name].with_inputs(inputs)
+            nonzero[node] = left[name].kept_O
+        else:
+            result = rule.nonzero([nonzero[source] for source in rule.sources])
+            nonzero[node] = _union(shared, graph.repeated.get(node), result) if rule.kind == "bn" else result
+    return left, nonzero
+
+
+def _backward(graph: Graph, layers: Layers, nonzero: Masks, shared: dict[str, Tensor]) -> tuple[Layers, Masks]:
+    """Return the layers without filters that nobody reads, and the masks of channels that are read.
+
+    shared   name of a repeated module -> its channels that are read
+    """
+    left, read = dict(layers), {}
+    for node in reversed(graph.nodes):
+        rule = graph.operators[node]
+        result = read[node] if node in read else rule.every(False)
+        if rule.kind in ("conv", "bn"):
+            result = _union(shared, graph.repeated.get(node), result)
+        read[node] = result
+        if rule.kind == "conv":
+            name = str(node.target)
+            left[name] = layers[name].with_readers(result)
+            masks = [left[name].read_I]
+        else:
+            masks = rule.read(result, [nonzero[source] for source in rule.sources])
+        for source, mask in zip(rule.sources, masks, strict=True):
+            read[source] = read[source] | mask if source in read else mask
+    return left, read
+
+
+def _intersections(
+    nonzero: Mapping[fx.Node, Tensor], read: Mapping[fx.Node, Tensor], nodes: Iterable[fx.Node]
+) -> dict[fx.Node, Tensor]:
+    """Return node -> `nonzero & read`; most nodes share both masks with the node before."""
+    mask_of_pair: dict[tuple[int, int], Tensor] = {}
+    result = {}
+    for node in nodes:
+        masks = nonzero[node], read[node]
+        key = id(masks[0]), id(masks[1])
+        if key not in mask_of_pair:
+            mask_of_pair[key] = masks[0] & masks[1]
+        result[node] = mask_of_pair[key]
+    return result
