@@ -270,7 +270,10 @@ class Graph:
 
     @staticmethod
     def _joined(first: np.ndarray, second: np.ndarray, tie: Tie) -> np.ndarray:
-        """Tie the input channels of two calls, and return their filters; -1 if a call has a channel without one."""
+        """Tie the input channels of two calls, and return their filters.
+
+        -1 for a channel that has no filter in one of the calls.
+        """
         both = (first >= 0) & (second >= 0)
         tie(first[both], second[both])
         return np.where(both, first, -1)

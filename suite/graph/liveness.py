@@ -49,7 +49,7 @@ def live(graph: Graph, plan: PruningPlan) -> Live:
 
 
 def _stable(step: Callable[[dict[str, Tensor]], tuple[Layers, Masks]]) -> tuple[Layers, Masks]:
-    """Repeat a pass until the masks of repeated modules, which it updates, stay as they are."""
+    """Repeat a pass that updates the masks of repeated modules, until none changes."""
     shared: dict[str, Tensor] = {}
     while True:
         before = dict(shared)
@@ -59,7 +59,7 @@ def _stable(step: Callable[[dict[str, Tensor]], tuple[Layers, Masks]]) -> tuple[
 
 
 def _union(shared: dict[str, Tensor], name: str | None, mask: Tensor) -> Tensor:
-    """Return the mask of all calls of a module so far; of one call if `name` is None."""
+    """Return the union of a module's masks so far; one call's mask if `name` is None."""
     if name is None:
         return mask
     shared[name] = shared[name] | mask if name in shared else mask
@@ -67,7 +67,7 @@ def _union(shared: dict[str, Tensor], name: str | None, mask: Tensor) -> Tensor:
 
 
 def _forward(graph: Graph, layers: Layers, shared: dict[str, Tensor]) -> tuple[Layers, Masks]:
-    """Return the layers without channels that are always zero, and the masks of channels that are not.
+    """Return the layers without channels that are always zero, and the masks of nonzero channels.
 
     shared   name of a repeated module -> channels of its inputs that are not always zero
     """
@@ -85,7 +85,7 @@ def _forward(graph: Graph, layers: Layers, shared: dict[str, Tensor]) -> tuple[L
 
 
 def _backward(graph: Graph, layers: Layers, nonzero: Masks, shared: dict[str, Tensor]) -> tuple[Layers, Masks]:
-    """Return the layers without filters that nobody reads, and the masks of channels that are read.
+    """Return the layers without unread filters, and the masks of read channels.
 
     shared   name of a repeated module -> its channels that are read
     """

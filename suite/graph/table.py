@@ -158,7 +158,7 @@ class Reader:
         return ops.Whole(sources=sources, axis=axis, width=value.shape[axis] if value.ndim else 1)
 
     def fixed(self, node: fx.Node) -> Operator:
-        """Return the rule of a layer that is called several times and has no rule for that."""
+        """Return the rule of a repeated layer that is computed on all channels."""
         rule, module = self.whole(node), self.module(node)
         macs = 0
         if isinstance(module, nn.Conv2d | nn.Linear):
