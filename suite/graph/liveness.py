@@ -59,7 +59,7 @@ def _stable(step: Callable[[dict[str, Tensor]], tuple[Layers, Masks]]) -> tuple[
 
 
 def _union(shared: dict[str, Tensor], name: str | None, mask: Tensor) -> Tensor:
-    """Return the union of a module's masks so far; one call's mask if `name` is None."""
+    """Return the union of a module's masks so far; `mask` itself without a name."""
     if name is None:
         return mask
     shared[name] = shared[name] | mask if name in shared else mask

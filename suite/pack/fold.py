@@ -33,7 +33,7 @@ def per_group(packed: PackedNetwork, *, fold: bool = True) -> fx.GraphModule:
 
 
 def _split_calls(body: fx.GraphModule) -> None:
-    """Replace each further call of a module by a copy: folding and executions differ by call."""
+    """Call a copy of a module for each further call, as folding differs by call."""
     called: set[str] = set()
     for node in body.graph.nodes:
         if node.op == "call_module":
