@@ -71,7 +71,8 @@ def _forward(graph: Graph, layers: Layers, shared: dict[str, Tensor]) -> tuple[L
 
     shared   name of a repeated module -> channels of its inputs that are not always zero
     """
-    left, nonzero = dict(layers), {}
+    left = dict(layers)
+    nonzero: Masks = {}
     for node, rule in graph.operators.items():
         if rule.kind == "conv":
             name = str(node.target)
@@ -89,7 +90,8 @@ def _backward(graph: Graph, layers: Layers, nonzero: Masks, shared: dict[str, Te
 
     shared   name of a repeated module -> its channels that are read
     """
-    left, read = dict(layers), {}
+    left = dict(layers)
+    read: Masks = {}
     for node in reversed(graph.nodes):
         rule = graph.operators[node]
         result = read[node] if node in read else rule.every(False)
