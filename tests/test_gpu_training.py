@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import stat
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import tiny_grid
 import torch
 from tiny_grid import base, run_of
 
@@ -104,6 +109,28 @@ def test_a_process_that_ends_is_named_and_hangs_nothing() -> None:
     with steps.Crew(_ending, 1, 1, {}) as crew, pytest.raises(ValueError, match="one of 1 training processes ended"):
         crew(1)
     assert not any(process.is_alive() for process in crew.processes)
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_killed_parent() -> None:
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    parent = context.Process(target=_parent, args=(writer,))
+    parent.start()
+    member = psutil.Process(reader.recv())
+    parent.kill()
+    tiny_grid.wait_for(lambda: not member.is_running() or member.status() == psutil.STATUS_ZOMBIE, 30)
+
+
+def _parent(writer: Connection) -> None:
+    with steps.Crew(_idle, 1, 1, {}) as crew:
+        crew(1)
+        writer.send(crew.processes[0].pid)
+        time.sleep(60)
+
+
+def _idle(index: int) -> steps.Advance:
+    return lambda count: None
 
 
 def _ending(index: int) -> steps.Advance:

@@ -10,7 +10,6 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,7 +19,7 @@ from types import FrameType
 
 from suite.launch.display import Display
 from suite.measure import mps
-from suite.progress import Watch
+from suite.progress import Watch, end_with_parent
 from suite.run import Context, Outcome, execute, fail
 from suite.stages import Stage, Timed
 
@@ -108,14 +107,7 @@ def _begin(environment: Mapping[str, str]) -> None:
     Finished stages are not lost.
     """
     os.environ.update(environment)
-    launcher = multiprocessing.parent_process()
-    assert launcher is not None
-
-    def watch() -> None:
-        launcher.join()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def run(

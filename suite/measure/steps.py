@@ -20,6 +20,7 @@ import torch
 
 from suite.contract import Batch
 from suite.cudagraph import EAGER_STEPS
+from suite.progress import end_with_parent
 from suite.timing import rounds
 from suite.trainer import CapturedTrainer, Together, Trainer
 
@@ -120,6 +121,7 @@ def _member(
 ) -> None:
     """Take steps in a process of a crew whenever all others do."""
     os.environ.update(environment)
+    end_with_parent()
     torch.set_num_threads(threads)
     advance = make(index)
     while True:
