@@ -307,6 +307,25 @@ def test_a_comparison_without_dense_control_is_warned_of_in_one_line(caplog: pyt
         assert all("'mine' has no dense control on digits/resnet8" in m and "\n" not in m for m in messages)
 
 
+def test_the_study_declares_one_variant_of_dsp_alone() -> None:
+    grid = grids.load("cifar10_study")
+    declared = {run.described for run in grids.runs_of(grid) if grid.declares(run)}
+    variants = {run.described for run in grids.runs_of(grid) if run.method == "dsp"}
+    assert len(declared) == 1 < len(variants)
+    assert "groups=4" in declared.pop()
+
+
+@pytest.mark.parametrize("family", ["nobody", "dsp(groups=77)", "dsp(grops=4)", "dsp(groups)", "dsp (groups=4)"])
+def test_a_family_without_runs_is_refused_in_one_line(family: str) -> None:
+    grid = dataclasses.replace(grids.load("quickstart"), family=family)
+    with pytest.raises(
+        ValueError, match=r"declares the family .*, but has no such run; its methods: dense_control, "
+    ) as raised:
+        grids.runs_of(grid)
+    assert family in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 REFUSED = ("the source trains from scratch",)
 """Beginnings of the report's reasons against a row, which no run can remove."""
 ONE_SHOT = {("fpgm", "global"): "fpgm_once", ("taylor", "global"): "taylor_once"}

@@ -108,13 +108,13 @@ def test_a_pair_has_a_level_of_its_own_in_plain_step_equivalents(tmp_path: Path)
     rows = {run_of("dsp", seed): 90.0 + seed for seed in range(3)}
     rows |= {run_of("l1_filter", seed, finetune=equal): 89.0 + 2 * seed for seed in range(3)}
     rows |= {run_of("l2_filter", seed): 88.0 - seed for seed in range(3)}
-    _, found = load(tmp_path, rows)
+    _, found = load(tmp_path, rows, family="dsp")
     assert found.runs.set_index("method")["plain_epochs"].to_dict() == {
         "dsp": 25.0,
         "l1_filter": 25.0,
         "l2_filter": 4.0,
     }
-    compared = pairs.table(found.runs, "dsp")
+    compared = pairs.table(found.runs)
     levels = {
         frozenset(pair): (level, text)
         for *pair, level, text in compared[["a", "b", "fairness_level", "fairness"]].values
@@ -160,9 +160,9 @@ def test_fewer_than_five_base_networks_decide_no_headline(tmp_path: Path) -> Non
     texts = documents.texts(content.collect(grid, found, smoke=False), [])
     for name in ("table.md", "table_digits_resnet8.tex"):
         assert "The headline cannot be decided: the grid plans 4 base networks, and a claim takes 5" in texts[name]
-    assert pairs.undecidable(found.runs, "") == ""
+    assert pairs.undecidable(found.runs.assign(declared=False)) == ""
     five = {run_of("dsp", seed): 90.0 for seed in range(5)}
-    assert pairs.undecidable(load(tmp_path, five)[1].runs, "dsp") == ""
+    assert pairs.undecidable(load(tmp_path, five, family="dsp")[1].runs) == ""
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,17 @@ class Grid:
     steps: Callable[[Sequence[Pruned]], Sequence[TimedSteps]] | None = None
     """(runs) -> measurements of training steps (`suite.run.steps_stage`); None for none."""
     family: str = ""
-    """The method whose comparisons with its rivals are declared before the grid runs (`suite.report.pairs`); "" for none."""
+    """The method whose comparisons with its rivals are declared before the grid runs (`suite.report.pairs`); "" for none.
+
+    Settings in brackets, as in "dsp(groups=4, grouping=learned)", declare these variants alone.
+    """
+
+    def declares(self, run: Pruned) -> bool:
+        """Return True for a run of the method, with the settings, that `family` names."""
+        method, _, listed = self.family.removesuffix(")").partition("(")
+        wanted = [[part.strip() for part in setting.split("=", 1)] for setting in listed.split(",") if setting]
+        settings = [[name, str(value)] for name, value in vars(run.settings).items()]
+        return run.method == method and all(setting in settings for setting in wanted)
 
 
 def names() -> list[str]:
@@ -105,6 +115,11 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
         runs = smoked(runs)
     if not runs:
         raise ValueError(f"the grid {grid.title!r} has no runs: every method opts out, or it lists none")
+    if grid.family and not any(map(grid.declares, runs)):
+        kinds = ", ".join(sorted({run.method for run in runs}))
+        raise ValueError(
+            f"the grid {grid.title!r} declares the family {grid.family!r}, but has no such run; its methods: {kinds}"
+        )
     if bare := without_control(runs):
         logger.warning(
             f"grid {grid.title!r} has no dense control on {', '.join(bare)}, so its drops include the effect of longer training: "

@@ -75,5 +75,5 @@ GRID = Grid(
     about=__doc__ or "",
     runs=runs,
     timings=(),
-    family="dsp",
+    family="dsp(groups=4, grouping=learned)",
 )

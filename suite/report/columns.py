@@ -376,8 +376,8 @@ PAIRS = (
     *(BUDGET if name == "budget" else Column(name=name) for name in SET),
     Column(name="a", heading="highest mean", show=lambda line: line["a"] + line.get("letter", "")),
     Column(name="b", heading="against"),
-    Column(name="family", heading="test"),
-    *plain("n_a", "n_b"),
+    Column(name="family", heading="test", show=lambda line: f"{line['family']}, {line['error']}"),
+    *plain("error", "n_a", "n_b"),
     Column(name="n", heading="n", show=_pairs_n),
     *plain("bases", "paired", "a_mean_pct", "b_mean_pct"),
     Column(

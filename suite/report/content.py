@@ -59,11 +59,11 @@ def collect(grid: Grid, frames: Frames, *, smoke: bool, reference: Frames | None
         not_faster=slow,
         not_faster_counts=not_faster.counts(slow, frames),
         steps=steps.table(frames.rows.values()),
-        compared=pairs.table(frames.runs, grid.family),
+        compared=pairs.table(frames.runs),
         undecidable={
             (data, model): reason
             for data, model, part in by_network(frames.runs)
-            if not smoke and (reason := pairs.undecidable(part, grid.family))
+            if not smoke and (reason := pairs.undecidable(part))
         },
         reproduced=reproduction.table(frames.runs, lines.drop_duplicates("line"), numbers[:0] if smoke else numbers),
         reference=beside[beside["n"] > 0],

@@ -113,7 +113,7 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
             f"{records.rows_folder(results) / wrong[0].key}.json is a {kind} row among {'smoke' if smoke else 'real'} "
             f"ones ({len(wrong)} such rows); they are never mixed: move it away"
         )
-    runs_frame, timed_frame = _runs(runs), _timings(timed)
+    runs_frame, timed_frame = _runs(grid, runs), _timings(timed)
     pruned_rows = [row for row in rows if isinstance(row, records.PrunedRow)]
     series = dict(zip(runs_frame["key"], runs_frame["series"], strict=True))
     pruned_rows = _marked(pruned_rows, [series[row.key] for row in pruned_rows])
@@ -143,9 +143,9 @@ def of_network(frame: pd.DataFrame, data: str, model: str) -> pd.DataFrame:
 # ---- runs of the grid ------------------------------------------------------------------------------------------------
 
 
-def _runs(runs: Sequence[Pruned]) -> pd.DataFrame:
+def _runs(grid: Grid, runs: Sequence[Pruned]) -> pd.DataFrame:
     """Return one line for each run, in the grid's order."""
-    frame = pd.DataFrame([_about(run) for run in runs])
+    frame = pd.DataFrame([{**_about(run), "declared": grid.declares(run)} for run in runs])
     numbers: dict[tuple[object, ...], int] = {}
     frame["series"] = [numbers.setdefault(_series(run), len(numbers)) for run in runs]
     frame["cell"] = frame.groupby(["series", "budget", "budget_scope"], sort=False).ngroup()

@@ -1,11 +1,12 @@
 """Comparisons of methods in a comparison set (`fairness`): the declared family, and all other pairs.
 
-Family    a grid's main method against each rival, declared before the grid runs (`Grid.family`). All of them share one error,
-          pooled over methods and blocks (a block is a base network with a seed), and Holm's correction within the family.
-          Controls, such as random filters, are no rivals
+Family    a grid's main method against each rival, declared before the grid runs (`Grid.family`), with Holm's correction within
+          the family. Other variants of the main method are secondary. Controls, such as random filters, are no rivals
+Error     of a declared pair: pooled over methods and blocks (a block is a base network with a seed), but a method whose own
+          variance is larger keeps its own (`inference.TwoWay`). Pairs that no block connects are secondary
 Other     every other pair is secondary: runs that share seed and base weights are compared block by block (paired t test), else
           by Welch's t test; Holm's correction over all secondary pairs of the set
-Interval  at the level of Holm's step, so that an interval leaves out 0 if the corrected p-value is below 0.05
+Interval  at the level of Holm's step, so that an interval leaves out 0 if, and only if, the corrected p-value is below 0.05
 Verdict   the better method if the corrected p-value is below 0.05; else "not distinguishable"; "too few runs" below three
 n         runs of each method; `bases` counts the base networks among them
 Fairness  level of the pair (`fairness.LEVELS`), with the training of both methods in plain-step equivalents
@@ -45,6 +46,8 @@ class _Method:
     name: str
     kind: str
     """The method without its settings."""
+    main: bool
+    """True for the main method of the declared family, with the declared settings."""
     blocks: list[tuple[int, str]]
     """Seed and base weights of each run."""
     top1_N: np.ndarray
@@ -62,32 +65,31 @@ class _Pair:
     a: _Method
     b: _Method
     family: str
+    error: str
+    """Origin of the standard error."""
     first_N: np.ndarray
     second_M: np.ndarray
     bases: int
     paired: bool
 
 
-def table(runs: pd.DataFrame, main: str = "") -> pd.DataFrame:
-    """Return one line for each pair of methods in a comparison set.
+def table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one line for each pair of methods in a comparison set, from `Frames.runs`.
 
     `a` has the higher mean.
-
-    runs   `Frames.runs`
-    main   the method whose comparisons with its rivals are the declared family; "" for none
     """
     done = comparable(runs[runs["status"] == "done"]).sort_values("seed", kind="stable")
     sets = [(key, _methods(part)) for key, part in done.groupby(SET, sort=False)]
-    pairs = [pair for key, members in sets for pair in _pairs(key, members, main)]
+    families = {key: _Family.of_set(members) for key, members in sets}
+    pairs = [pair for key, members in sets for pair in _pairs(key, members, families[key])]
     frame = pd.DataFrame([_about(pair) for pair in pairs], columns=COLUMNS)
     frame[_TESTED] = frame[_TESTED].astype(float)
     places: dict[tuple[Any, ...], list[int]] = {}
     for index, pair in enumerate(pairs):
         places.setdefault((pair.key, pair.family), []).append(index)
-    by_key = dict(sets)
     for (key, family), indices in places.items():
         chosen = [pairs[index] for index in indices]
-        tested = _family(by_key[key], chosen, main) if family == DECLARED else _secondary(chosen)
+        tested = families[key].tested(chosen) if family == DECLARED else _secondary(chosen)
         frame.loc[indices, _TESTED] = tested
     frame["seeds_needed"] = frame["seeds_needed"].where(frame["n"] >= FEWEST)
     frame["verdict"] = [_verdict(line) for line in frame.to_dict("records")]
@@ -100,6 +102,7 @@ def _methods(runs: pd.DataFrame) -> list[_Method]:
         _Method(
             str(name),
             str(part["method"].iloc[0]),
+            bool(part["declared"].iloc[0]),
             list(zip(part["seed"].tolist(), part["base_sha256"].tolist(), strict=True)),
             part["pruned_top1_pct"].to_numpy(dtype=float),
             Training.of_runs(part),
@@ -118,31 +121,62 @@ def _is_rival(method: str) -> bool:
     return not kind.control and not kind.needs_reference and kind.removes and kind.evidence == "paper"
 
 
-def _pairs(key: tuple[Any, ...], methods: Sequence[_Method], main: str) -> Iterator[_Pair]:
+@dataclass(frozen=True)
+class _Family:
+    """Main method and rivals of a comparison set, with the fit that their comparisons share."""
+
+    main: frozenset[str]
+    kinds: frozenset[str]
+    """Of the main methods."""
+    number: dict[str, int]
+    """Of each method in the fit."""
+    fitted: inference.TwoWay | None
+    """None for a set without main method."""
+
+    @staticmethod
+    def of_set(methods: Sequence[_Method]) -> _Family:
+        """Fit the main methods and their rivals among the methods of a set."""
+        kinds = frozenset(method.kind for method in methods if method.main)
+        members = [each for each in methods if each.main or (each.kind not in kinds and _is_rival(each.kind))]
+        number = {method.name: index for index, method in enumerate(members)}
+        runs = [
+            (float(value), number[method.name], block if block[1] != "unknown" else (method.name, *block))
+            for method in members
+            for value, block in zip(method.top1_N, method.blocks, strict=True)
+        ]
+        fitted = inference.TwoWay.fit(*zip(*runs, strict=True)) if kinds else None
+        return _Family(frozenset(method.name for method in members if method.main), kinds, number, fitted)
+
+    def error(self, a: _Method, b: _Method) -> str:
+        """Return the origin of a pair's error; "" for a pair that is not declared or that no block connects."""
+        if self.fitted is None or a.main == b.main or {a.name, b.name} - self.number.keys():
+            return ""
+        first, second = self.number[a.name], self.number[b.name]
+        if not self.fitted.estimable([first], [second])[0]:
+            return ""
+        own = [method.name for method, index in ((a, first), (b, second)) if self.fitted.own_M[index]]
+        return f"own variance of {' and '.join(own)}" if own else "pooled"
+
+    def tested(self, pairs: Sequence[_Pair]) -> np.ndarray:
+        """Return `_TESTED` of declared pairs [P, 6]."""
+        assert self.fitted is not None
+        first, second = ([self.number[getattr(pair, side).name] for pair in pairs] for side in ("a", "b"))
+        tested = self.fitted.differences(first, second)
+        beyond_P = np.array([max(1, min(len(pair.first_N), len(pair.second_M)) - 1) for pair in pairs])
+        return _corrected(tested, freedom=tested.df_P / beyond_P)
+
+
+def _pairs(key: tuple[Any, ...], methods: Sequence[_Method], family: _Family) -> Iterator[_Pair]:
     for a, b in itertools.combinations(methods, 2):
         own, other = (dict(zip(each.blocks, each.top1_N, strict=True)) for each in (a, b))
         shared = [block for block in own if block in other and block[1] != "unknown"]
-        ours, rival = (a.kind, b.kind) if a.kind == main else (b.kind, a.kind)
-        family = DECLARED if ours == main and rival != main and _is_rival(rival) else SECONDARY
         first_N, second_M = a.top1_N, b.top1_N
         if shared:
             first_N, second_M = (np.array([each[block] for block in shared]) for each in (own, other))
         bases = len({weights for _, weights in shared or [*a.blocks, *b.blocks]})
-        yield _Pair(key, a, b, family, first_N, second_M, bases, bool(shared))
-
-
-def _family(methods: Sequence[_Method], pairs: Sequence[_Pair], main: str) -> np.ndarray:
-    """Return `_TESTED` of the declared pairs [P, 6], with the pooled error."""
-    members = [method for method in methods if method.kind == main or _is_rival(method.kind)]
-    number = {method.name: index for index, method in enumerate(members)}
-    runs = [
-        (float(value), number[method.name], block if block[1] != "unknown" else (method.name, *block))
-        for method in members
-        for value, block in zip(method.top1_N, method.blocks, strict=True)
-    ]
-    fitted = inference.TwoWay.fit(*zip(*runs, strict=True))
-    first, second = ([number[getattr(pair, side).name] for pair in pairs] for side in ("a", "b"))
-    return _corrected(fitted.differences(first, second), "pooled", methods=len(members))
+        error = family.error(a, b)
+        test = DECLARED if error else SECONDARY
+        yield _Pair(key, a, b, test, error or ("paired" if shared else "Welch"), first_N, second_M, bases, bool(shared))
 
 
 def _secondary(pairs: Sequence[_Pair]) -> np.ndarray:
@@ -160,16 +194,16 @@ def _secondary(pairs: Sequence[_Pair]) -> np.ndarray:
             parts[name][places] = getattr(tested, f"{name}_P")
     whole = inference.Differences(**{f"{name}_P": values for name, values in parts.items()})
     paired_P = np.array([pair.paired for pair in pairs])
-    result, unpaired = _corrected(whole, "paired"), _corrected(whole, "unpaired")
+    result, unpaired = _corrected(whole, paired=True), _corrected(whole)
     result[~paired_P] = unpaired[~paired_P]
     return result
 
 
-def _corrected(tested: inference.Differences, design: inference.Design, *, methods: int = 2) -> np.ndarray:
+def _corrected(tested: inference.Differences, *, paired: bool = False, freedom: np.ndarray | None = None) -> np.ndarray:
     """Return `_TESTED` [P, 6] at the levels of Holm's steps."""
     level_P = inference.holm_levels(tested.p_P)
     low_P, high_P = tested.interval(level_P)
-    seeds_P = inference.seeds_needed(tested.effect_P, level_P, design, methods=methods)
+    seeds_P = inference.seeds_needed(tested.effect_P, level_P, paired=paired, freedom=freedom)
     return np.stack([tested.mean_P, low_P, high_P, tested.p_P, inference.holm(tested.p_P), seeds_P], axis=1)
 
 
@@ -180,6 +214,7 @@ def _about(pair: _Pair) -> dict[str, Any]:
         "a": pair.a.name,
         "b": pair.b.name,
         "family": pair.family,
+        "error": pair.error,
         "n_a": len(pair.a.blocks),
         "n_b": len(pair.b.blocks),
         "n": min(len(pair.first_N), len(pair.second_M)),
@@ -247,14 +282,13 @@ def _one_base(compared: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def undecidable(runs: pd.DataFrame, main: str) -> str:
+def undecidable(runs: pd.DataFrame) -> str:
     """Return why the declared comparisons of a network cannot be decided; "" if they can.
 
-    runs   `Frames.runs` of one network, done or not
-    main   the method of the declared family
+    `runs` are `Frames.runs` of one network, done or not.
     """
     bases = runs["base_key"].nunique()
-    if not main or bases >= FOR_A_CLAIM or main not in set(runs["method"]):
+    if bases >= FOR_A_CLAIM or not runs["declared"].any():
         return ""
     these = "this network" if bases == 1 else "these networks"
     counted = f"n counts fine-tunings of {these}: a" if runs["seed"].nunique() > bases else "A"

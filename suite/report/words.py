@@ -43,8 +43,9 @@ REPRODUCTION = (
 
 PAIRS = "The method with the highest mean of each budget against each other one"
 PAIRS_METHOD = (
-    "Declared comparisons are the grid's main method against each rival; they share one error, pooled over methods and blocks (a "
-    "block is a base network with a seed). All other pairs are secondary: runs that share seed and base weights are compared "
+    "Declared comparisons are the grid's main method against each rival. Their error is pooled over methods and blocks (a block "
+    "is a base network with a seed); a method whose own variance is larger (F test at level 0.2) keeps its own, with "
+    "Satterthwaite's degrees of freedom. All other pairs are secondary: runs that share seed and base weights are compared "
     "block by block (paired t test, else Welch's). p-values and intervals are corrected by Holm within their family, not only "
     "over the pairs shown. P(improvement) is the share of run pairs in which the first method is better. Seeds needed: a t test "
     "finds a difference and spread as measured here with power 0.8. Coarse runs are left out"
