@@ -29,8 +29,8 @@ def with_grid(monkeypatch: pytest.MonkeyPatch, runs: list[Pruned], timings: tupl
 
 
 def claimed(**changes: Any) -> pd.DataFrame:
-    """A paper that says: 52.5 % removed without loss, and 90 % with 52.5 % removed."""
-    abstract = others(top1_pct=math.nan, source="abstract of a paper", groups=math.nan)
+    """A paper that claims 52 % removed without loss, and 90 % with 52.5 % removed."""
+    abstract = others(top1_pct=math.nan, source="abstract of a paper", groups=math.nan, flops_cut_pct=52.0)
     return pd.concat([abstract, others(top1_pct=90.0, **changes)], ignore_index=True)
 
 
@@ -63,6 +63,28 @@ def test_a_cut_without_loss_follows_from_the_interval_of_the_drop(
     line = verdicts(tmp_path, monkeypatch, rows).loc["no loss"]
     assert (line["verdict"], line["n"]) == (expected, len(drops))
     assert f"drop {sum(drops) / len(drops):.2f} points" in line["evidence"] if drops else "no run" in line["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("cut", "coarse", "expected"),
+    [
+        (52.0, False, "supported"),
+        (51.96, False, "supported"),
+        (51.9, False, "not run"),
+        (52.9, False, "supported"),
+        (53.1, False, "not run"),
+        (52.0, True, "not run"),
+    ],
+)
+def test_a_smaller_cut_and_a_coarse_one_are_no_evidence_of_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: float, coarse: bool, expected: str
+) -> None:
+    runs = [run_of(seed) for seed in range(5)]
+    with_grid(monkeypatch, runs)
+    rows: list[records.Row] = [
+        pruned_row(run, 90 + run.seed / 20, macs_cut_pct=cut, coarse=coarse and run.seed == 0) for run in runs
+    ]
+    assert verdicts(tmp_path, monkeypatch, rows).loc["no loss", "verdict"] == expected
 
 
 @pytest.mark.parametrize(("selection", "expected"), [("last", "supported"), ("best_test", "not run")])

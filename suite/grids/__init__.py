@@ -47,9 +47,9 @@ class Grid:
     def declares(self, run: Pruned) -> bool:
         """Return True for a run of the method, with the settings, that `family` names."""
         method, _, listed = self.family.removesuffix(")").partition("(")
-        wanted = [[part.strip() for part in setting.split("=", 1)] for setting in listed.split(",") if setting]
+        declared = [[part.strip() for part in setting.split("=", 1)] for setting in listed.split(",") if setting]
         settings = [[name, str(value)] for name, value in vars(run.settings).items()]
-        return run.method == method and all(setting in settings for setting in wanted)
+        return run.method == method and all(setting in settings for setting in declared)
 
 
 def names() -> list[str]:

@@ -23,12 +23,15 @@ COLUMNS = columns.names(columns.CLAIMS)
 NOTES = (
     "Without loss, by one-sided tests at 5 % (the ends of a 90 % interval) against a margin of half a point, stated before any "
     'run: "supported" if the upper end of the drop is at most the margin, "contradicted" if the lower end lies above the margin; '
-    "epochs that the test set has chosen do not count. Acceleration, for each GPU, batch and precision: "
+    "epochs that the test set has chosen do not count, nor do coarse runs and cuts below the claimed one. "
+    "Acceleration, for each GPU, batch and precision: "
     '"supported" if, at the same budget, the speed-up lies above the speed-up of every method that removes whole channels or '
     'filters, interval against interval; "contradicted" if it lies below all of them. Released rows: '
     f"{words.REPRODUCTION}. A claim takes {FOR_A_CLAIM} base networks, which n counts: with fewer, as with fine-tunings of one "
     'public network, or if lines disagree, the verdict is "open". Methods that are known from an abstract alone are no evidence.'
 )
+SHORT_PP = 0.05
+"""Points by which a cut may lie below the claimed one, for rounding."""
 _ABSTRACT = "abstract"
 Judged = tuple[str, int, str]
 """Evidence, number of base networks, verdict."""
@@ -85,7 +88,8 @@ def _no_loss(row: dict[Any, Any], every_grid: Sequence[frames.Frames], lines: Se
         own = own[(own["n"] > 0) & (own["split"] == "all") & (own["selection"] != reproduction.BEST_ON_TEST)]
         own = own[~own["rows"].isin(seen)].drop_duplicates("line")
         seen |= set(own["rows"])
-        near = own[(own[cut] - row["flops_cut_pct"]).abs() <= reproduction.NEAR_PP]
+        away = own[cut] - row["flops_cut_pct"]
+        near = own[(away >= -SHORT_PP) & (away <= reproduction.NEAR_PP) & (own["coarse"] == 0)]
         runs = each.runs.set_index("key")
         for line in near.to_dict("records"):
             part = runs.loc[line["rows"].split()]
