@@ -232,7 +232,10 @@ class TwoWay:
         return np.asarray(np.isclose(contrast_PE, fitted_PE, atol=1e-6).all(axis=1))
 
     def differences(self, first_P: Sequence[int], second_P: Sequence[int]) -> Differences:
-        """Return the tested difference of effects for each pair; nan for a pair without connecting blocks."""
+        """Return the tested difference of effects for each pair.
+
+        Without blocks that connect the pair, all numbers are nan.
+        """
         a, b = np.asarray(first_P), np.asarray(second_P)
         estimable_P = self.estimable(first_P, second_P)
         mean_P = np.where(estimable_P, self.effect_M[a] - self.effect_M[b], math.nan)
