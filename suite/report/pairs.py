@@ -148,7 +148,10 @@ class _Family:
         return _Family(frozenset(method.name for method in members if method.main), kinds, number, fitted)
 
     def error(self, a: _Method, b: _Method) -> str:
-        """Return the origin of a pair's error; "" for a pair that is not declared or that no block connects."""
+        """Return the origin of a pair's error; "" if the pair is secondary.
+
+        A pair that no block connects is secondary.
+        """
         if self.fitted is None or a.main == b.main or {a.name, b.name} - self.number.keys():
             return ""
         first, second = self.number[a.name], self.number[b.name]

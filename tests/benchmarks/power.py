@@ -1,4 +1,6 @@
-"""Simulate size and power of the declared family, beside the pooled variance alone and all paired tests.
+"""Simulate size and power of the declared family, and of two simpler tests.
+
+These are the pooled variance alone, and paired tests of all pairs under one correction.
 
     python -m tests.benchmarks.power [--studies 1000]
 
