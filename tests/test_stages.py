@@ -11,6 +11,7 @@ import pytest
 
 from baselines.fpgm import FPGM
 from baselines.fpgm_once import FPGMOnce
+from baselines.greg import GReg
 from baselines.l1_filter import L1Filter
 from baselines.random_rates import RandomRates
 from baselines.slimming import Slimming
@@ -66,6 +67,7 @@ def test_a_changed_default_or_method_gives_new_names_and_keeps_the_earlier_ones(
     assert identity(L1Filter()) == {"method": "l1_filter", "ranking": "layer", "scope": "inner"}
     assert dataclasses.replace(PLAIN, settings=L1Filter()).key != PLAIN.key == "pruned-0b03494eeeca"
     assert identity(FPGMOnce(scope="coupled", ranking="global")) == {"method": "fpgm"}
+    assert identity(GReg(scope="coupled", ranking="global", release=0.0)) == {"method": "greg"}
     assert identity(FPGM())["version"] == 3
     assert identity(Budget(share=0.5)) == {"share": 0.5}
     refilled = dataclasses.replace(PLAIN, budget=Budget(share=0.5, refill=True))
