@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from suite.contract import Pruner
-from suite.report import ablation, comparison, dose, pareto, published, speed
+from suite.report import ablation, comparison, dose, orders, pareto, published, speed
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, Frames
 from suite.report.style import Picture
 
-KINDS = ("pareto", "speed", "intervals", "ranks", "ablation")
+KINDS = ("pareto", "speed", "intervals", "ranks", "orders", "ablation")
 """What the files' names begin with."""
 
 
@@ -79,6 +79,8 @@ def _of_model(
         yield comparison.draw_intervals(compared, folder)
     if len(ranked := comparison.ranked(compared)):
         yield comparison.draw_ranks(ranked, folder)
+    if len(both := orders.points_of(compared)):
+        yield orders.draw(both, folder)
     for varied in ablation.find(lines, runs, settings):
         if not dose.varies(varied.points):
             yield ablation.draw(varied, folder)
