@@ -36,6 +36,8 @@ SEEDS = {
     "dose_scan": 3,
     "retraining": 3,
     "imagenet_rehearsal": 1,
+    "latency_budget": 5,
+    "latency_budget_short": 3,
 }
 """The grids that are no ablations; those have 3."""
 ABLATIONS = {
@@ -275,6 +277,7 @@ COMPARISONS = (
     *("cifar10_fair", "cifar10_short", "cifar10_study", "cifar10_study_length", "controls"),
     *("paper_table1", "paper_table2", "quickstart", "cifar10_oneshot"),
     *("ablation_scope", "ablation_scope_short", "dose_scan", "dose_scan_short", "retraining", "rivals_published"),
+    *("latency_budget", "latency_budget_short"),
 )
 
 
