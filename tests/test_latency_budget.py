@@ -15,7 +15,7 @@ import suite
 from suite import models, records
 from suite.graph import Graph
 from suite.measure import latency_budget, layer_times
-from suite.measure.layer_times import LayerTable, Sweep
+from suite.measure.layer_times import TERMS, LayerTable
 from suite.plan import Budget, Planner, PruningPlan, Timing
 from suite.run import Context, execute
 from suite.run.folder import failure
@@ -39,14 +39,12 @@ def graph_of(model: nn.Module = MODEL, size: int = 8) -> Graph:
 
 def table_of(graph: Graph, timing: Timing = TIMING, device: str = DEVICE) -> LayerTable:
     """A layer takes a thousandth of filters x channels milliseconds, and a tenth of the network's time is no layer's."""
-    layers, sweeps = layer_times.geometries(graph), {}
-    for name, conv in graph.convs.items():
-        filters, channels = sorted({1, conv.filters}), sorted({1, conv.channels})
-        ms_FC = tuple(tuple(f * c / 1000 for c in channels) for f in filters)
-        sweeps[layers[name]] = Sweep(filters=tuple(filters), channels=tuple(channels), ms_FC=ms_FC, gather_ms=0)
-    dense_ms = sum(conv.filters * conv.channels / 900 for conv in graph.convs.values())
+    layers = layer_times.geometries(graph)
+    costs = {geometry: tuple(1e-3 if name == "macs" else 0.0 for name in TERMS) for geometry in layers.values()}
+    layers_ms = sum(conv.filters * conv.channels / 1000 for conv in graph.convs.values())
+    times: dict[str, Any] = {"dense_ms": layers_ms / 0.9, "rest_ms": layers_ms / 9}
     about: dict[str, Any] = {"provenance": {"device": device}, "threads": torch.get_num_threads()}
-    return LayerTable(timing=timing, layers=layers, sweeps=sweeps, dense_ms=dense_ms, **about)
+    return LayerTable(timing=timing, layers=layers, costs=costs, **times, **about)
 
 
 def planner_of(graph: Graph) -> Planner:
@@ -150,8 +148,8 @@ def test_prune_takes_a_budget_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_table_is_measured_beside_the_dense_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_times, "STEPS", 1)
-    monkeypatch.setattr(layer_times, "ROUNDS", range(1, 2))
+    monkeypatch.setattr(layer_times, "PLANS", 2)
+    monkeypatch.setattr(layer_times, "REPEATS", 1)
     state = torch.get_rng_state()
     table = latency_budget.table_for(MODEL, graph_of(), TIMING)
     assert table.dense_ms > 0

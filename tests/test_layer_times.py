@@ -1,72 +1,140 @@
-"""The table of layer times: interpolation, filter groups, the dense network, the file."""
+"""Layer times: terms of a layer, the fit, predicted times, the file."""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 
 from suite import models
 from suite.graph import Graph
 from suite.measure import Timing, layer_times
-from suite.measure.layer_times import LayerTable, Sweep
+from suite.measure.layer_times import TERMS, LayerTable, terms
 from suite.plan import Budget, ConvPlan, PruningPlan
 from suite.select import filter_planner, meet
 
-GRAPH = Graph(models.build("resnet8", 10), (3, 8, 8))
+MODEL = models.build("resnet8", 10).eval()
+GRAPH = Graph(MODEL, (3, 8, 8))
+FIRST = next(name for name, conv in GRAPH.convs.items() if (conv.filters, conv.channels) == (16, 16))
+"""The first layer that reads the residual stream."""
 
 
-def table_of_products(dense_ms: float = 20.0, gather_ms: float = 0.0) -> LayerTable:
-    """A layer takes a thousandth of filters x channels milliseconds."""
-    sweeps = {}
-    for name, conv in GRAPH.convs.items():
-        filters, channels = sorted({1, conv.filters}), sorted({1, conv.channels})
-        ms_FC = tuple(tuple(f * c / 1000 for c in channels) for f in filters)
-        sweeps[name] = Sweep(filters=tuple(filters), channels=tuple(channels), ms_FC=ms_FC, gather_ms=gather_ms)
-    layers = {name: name for name in GRAPH.convs}
-    return LayerTable(timing=Timing(), threads=1, layers=layers, sweeps=sweeps, dense_ms=dense_ms, provenance={})
+def table_of(costs: Mapping[str, float], protocol: Literal["quick", "full"] = "quick") -> LayerTable:
+    """Every layer has these costs; the dense network takes 20 ms, of which 1 ms is no layer's."""
+    every = tuple(costs.get(name, 0.0) for name in TERMS)
+    layers = layer_times.geometries(GRAPH)
+    timing = Timing(batch=2, protocol=protocol)
+    costs_of = dict.fromkeys(layers.values(), every)
+    return LayerTable(
+        timing=timing, threads=1, layers=layers, costs=costs_of, dense_ms=20.0, rest_ms=1.0, provenance={}
+    )
 
 
-def test_times_between_widths_are_interpolated() -> None:
-    sweep = Sweep(filters=(1, 5), channels=(2, 4), ms_FC=((1, 3), (5, 9)), gather_ms=0)
-    assert [sweep.ms(f, c) for f, c in ((1, 2), (5, 4), (3, 2), (3, 3), (0, 3), (3, 0))] == [1, 9, 3, 4.5, 0, 0]
+def of_layer(plan: ConvPlan, execution: str, name: str = FIRST) -> dict[str, float]:
+    return dict(zip(TERMS, terms(GRAPH, GRAPH.live(PruningPlan({name: plan})), name, execution), strict=True))
 
 
-@pytest.mark.parametrize("dense_ms", [20.0, 5.0])
-def test_the_empty_plan_takes_the_time_of_the_dense_network(dense_ms: float) -> None:
-    """With time beside the layers, and where the layers alone take longer than the network."""
-    table = table_of_products(dense_ms)
-    assert table.predict_ms(GRAPH, PruningPlan({})) == pytest.approx(dense_ms)
-    assert table.cut(GRAPH, PruningPlan({})) == pytest.approx(0)
+def halves() -> ConvPlan:
+    """Two groups of eight filters, which read the channels 0 to 7 and 4 to 11."""
+    reads = torch.arange(16)
+    kept_GI = torch.stack([reads < 8, (reads >= 4) & (reads < 12)])
+    return ConvPlan(torch.arange(16) % 2, kept_GI, torch.ones(16, dtype=torch.bool))
+
+
+def test_terms_of_a_whole_layer_are_its_widths() -> None:
+    full = ConvPlan.full(16, 16)
+    for execution in layer_times.EXECUTIONS:
+        expected = {"convolutions": 1, "filters": 16, "channels": 16, "macs": 256, "vector_macs": 256}
+        assert of_layer(full, execution) == {**dict.fromkeys(TERMS, 0), **expected}
+
+
+def test_a_merged_layer_reads_the_union_and_groups_read_their_own() -> None:
+    """Both gather, because the residual stream has an order of its own."""
+    union = {
+        "convolutions": 1,
+        "filters": 16,
+        "channels": 12,
+        "macs": 192,
+        "vector_macs": 256,
+        "gathered": 12,
+        "copied": 16,
+    }
+    assert of_layer(halves(), "union") == {**dict.fromkeys(TERMS, 0), **union}
+    apart = {
+        "convolutions": 2,
+        "filters": 16,
+        "channels": 16,
+        "macs": 128,
+        "vector_macs": 512,
+        "gathered": 16,
+        "copied": 16,
+    }
+    assert of_layer(halves(), "groups") == {**dict.fromkeys(TERMS, 0), **apart}
+
+
+def test_a_layer_behind_one_producer_reads_slices_and_a_closing_one_adds() -> None:
+    name = next(name for name, conv in GRAPH.convs.items() if conv.role == "closing" and conv.channels == 16)
+    assert of_layer(halves(), "groups", name)["gathered"] == 0
+    assert of_layer(halves(), "groups", name)["summed"] == 16
+
+
+def test_the_empty_plan_takes_the_time_of_the_dense_network() -> None:
+    table = table_of({"macs": 1e-3})
+    assert table.predict_ms(GRAPH, PruningPlan({})) == 20
+    assert table.cut(GRAPH, PruningPlan({})) == 0
 
 
 def test_a_smaller_network_takes_less_time_by_the_layers_that_shrank() -> None:
-    table, scores = table_of_products(), {n: torch.arange(c.filters).float() for n, c in GRAPH.convs.items()}
+    table, scores = table_of({"macs": 1e-3}), {n: torch.arange(c.filters).float() for n, c in GRAPH.convs.items()}
     plans = [meet(filter_planner(GRAPH, scores, ranking="layer"), GRAPH, Budget(share=s)).plan for s in (0.2, 0.5, 0.8)]
     times = [table.predict_ms(GRAPH, plan) for plan in plans]
-    assert 20 > times[0] > times[1] > times[2]
-    kernels = [sum(layer.kernels for layer in GRAPH.live(plan).layers.values()) for plan in (PruningPlan({}), plans[1])]
-    assert 20 - times[1] == pytest.approx((kernels[0] - kernels[1]) / 1000)
+    assert times[0] > times[1] > times[2]
+    kernels = sum(layer.kernels for layer in GRAPH.live(plans[1]).layers.values())
+    assert times[1] == pytest.approx(1 + kernels / 1000)
 
 
-@pytest.mark.parametrize(("gather_ms", "ms"), [(0.0, 2 * 8 * 8 / 1000), (1.0, 16 * 16 / 1000)])
-def test_groups_run_apart_unless_gathers_cost_more(gather_ms: float, ms: float) -> None:
-    name = next(name for name, conv in GRAPH.convs.items() if (conv.filters, conv.channels) == (16, 16))
-    kept_GI = torch.arange(16).reshape(2, 8)[:, :, None].eq(torch.arange(16)).any(1)
-    layer = ConvPlan(torch.arange(16) % 2, kept_GI, torch.ones(16, dtype=torch.bool))
-    assert table_of_products(gather_ms=gather_ms).layer_ms(name, layer) == pytest.approx(ms)
+@pytest.mark.parametrize(("costs", "execution"), [({"macs": 1e-3}, "groups"), ({"convolutions": 1.0}, "union")])
+def test_the_fastest_execution_of_the_network_is_predicted(costs: dict[str, float], execution: str) -> None:
+    plan = PruningPlan({FIRST: halves()})
+    live = GRAPH.live(plan)
+    table = table_of(costs)
+    total = sum(table._layer_ms(GRAPH, live, name, execution) for name in GRAPH.convs)
+    assert table.predict_ms(GRAPH, plan) == pytest.approx(1 + total)
+    assert table_of(costs, "full").predict_ms(GRAPH, plan) <= table.predict_ms(GRAPH, plan) + 1e-9
+
+
+def test_the_fit_finds_planted_costs_and_none_is_negative() -> None:
+    draw = np.random.default_rng(0)
+    costs = np.array([0.1, 0.01, 0.02, 1e-4, 0, 0.05, 0, 0])
+    every = draw.integers(1, 64, (40, len(TERMS))).astype(float)
+    fitted = layer_times._fitted([(one, float(one @ costs)) for one in every])
+    np.testing.assert_allclose(fitted, costs, atol=1e-8)
+    noisy = layer_times._fitted([(one, float(one @ costs) * (1 + 0.3 * draw.standard_normal())) for one in every])
+    assert min(noisy) >= 0
+
+
+def test_random_plans_fit_the_network_and_have_groups_and_whole_vectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plans = [layer_times.random_plan(GRAPH, generator, number) for number in range(1, 7)]
+    for plan in plans:
+        assert GRAPH.macs(plan).total > 0
+    assert max(len(layer.groups) for layer in plans[0].values()) == 2
+    assert all(int(layer.kept_O.sum()) % 8 == 0 for layer in plans[2].values())
 
 
 def test_a_measured_table_comes_back_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_times, "STEPS", 2)
-    monkeypatch.setattr(layer_times, "ROUNDS", range(1, 2))
-    x = torch.randn(64, 64)
-    table = layer_times.measure_table(GRAPH, Timing(batch=1, protocol="quick"), functools.partial(torch.mm, x, x))
+    monkeypatch.setattr(layer_times, "PLANS", 3)
+    monkeypatch.setattr(layer_times, "REPEATS", 1)
+    table = layer_times.measure_table(MODEL, GRAPH, Timing(batch=1, protocol="quick"))
     assert set(table.layers) == set(GRAPH.convs)
-    assert len(table.sweeps) < len(table.layers)
-    assert all(ms > 0 for sweep in table.sweeps.values() for row in sweep.ms_FC for ms in row)
+    assert len(table.costs) < len(table.layers)
+    assert all(ms >= 0 for costs in table.costs.values() for ms in costs)
+    assert all(sum(costs) > 0 for costs in table.costs.values())
+    assert 0 < table.rest_ms < table.dense_ms
     assert table.provenance["commit"]
     layer_times.save(table, tmp_path / "table.json")
     assert layer_times.load(tmp_path / "table.json") == table

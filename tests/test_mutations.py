@@ -164,8 +164,8 @@ STAIRCASE = {
 }
 TABLE = {
     **{"timing": {"device": "cpu", "precision": "fp32", "batch": 2, "layout": "contiguous", "protocol": "quick"}},
-    **{"threads": 1, "layers": {"conv": "g"}, "dense_ms": 2.0, "provenance": {"device": "x"}},
-    "sweeps": {"g": {"filters": [1, 2], "channels": [1, 2], "ms_FC": [[1.0, 2.0], [1.0, 3.0]], "gather_ms": 0.1}},
+    **{"threads": 1, "layers": {"conv": "g"}, "dense_ms": 2.0, "rest_ms": 0.5, "provenance": {"device": "x"}},
+    "costs": {"g": [1.0, 0.5]},
 }
 KINDS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "done.json": (json.dumps(DONE), read_done),

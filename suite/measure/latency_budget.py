@@ -74,8 +74,8 @@ def _name(graph: Graph, timing: Timing) -> str:
 
 
 def _measured_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
-    with _measuring(), torch.inference_mode():
-        return layer_times.measure_table(graph, timing, _fastest(model, graph, PruningPlan({}), timing))
+    with _measuring():
+        return layer_times.measure_table(model, graph, timing)
 
 
 def meet(planner: Planner, model: nn.Module, graph: Graph, budget: Budget) -> Selection:

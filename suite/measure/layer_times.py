@@ -1,57 +1,46 @@
-"""Table of layer times on one device, for predicting the time of a plan.
+"""Layer times on one device, for predicting the time of a plan.
 
-A sweep times every convolution of the network over filters x channels, alone, in the fused form of `suite.pack`. Layers of equal
-geometry share a sweep. The time of a layer with several filter groups is the smaller of two: the sum of its groups with the
-gathers of their inputs, and one convolution over the union of the channels. The rest of the network (pooling, the linear layer,
-residual sums) is the time of the dense network minus its layers, and counts as constant.
+Random plans are packed and run; every layer is timed in its place in the network. For each geometry the time is fitted by a
+few terms: convolutions, filters written, channels read, multiply-accumulates, the same in whole vectors, channels gathered,
+filters copied into place, filters added to a residual sum. All else (pooling, the linear layer) counts as constant.
+
+Shapes: T terms, N layers in networks.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from scipy.optimize import nnls
+from torch import Tensor, fx, nn
 
 from suite import jsonfile, records
+from suite import pack as packing
 from suite.files import write_json
-from suite.graph import Graph
-from suite.measure.protocol import DTYPES
-from suite.pack.choice import FORMATS
-from suite.pack.operations import FusedConv
+from suite.graph import Graph, Live
+from suite.measure.executions import random_images
 from suite.plan import ConvPlan, PruningPlan, Timing
-from suite.timing import Run, cpu_seconds, least_ms
+from suite.select import same_layers
+from suite.timing import cpu_seconds, least_ms
 
-STEPS = 8
-"""Widths per axis of a sweep; every time between them is interpolated."""
-ROUNDS, REPEATS = range(4, 12), 6
-"""Most of the repeats find input and weights in the cache, as layers of a network do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Times of one layer geometry.
-
-    ms_FC       milliseconds at each number of filters and channels
-    gather_ms   milliseconds to gather one channel of the input
-    """
-
-    filters: tuple[int, ...]
-    channels: tuple[int, ...]
-    ms_FC: tuple[tuple[float, ...], ...]
-    gather_ms: float
-
-    def ms(self, filters: int, channels: int) -> float:
-        """Interpolate between the four nearest points; no filters or channels take no time."""
-        if not filters or not channels:
-            return 0.0
-        at_F = [float(np.interp(channels, self.channels, row)) for row in self.ms_FC]
-        return float(np.interp(filters, self.filters, at_F))
+TERMS = ("convolutions", "filters", "channels", "macs", "vector_macs", "gathered", "copied", "summed")
+"""Quantities of a layer to which its time is proportional; MACs are those of one output pixel and kernel element."""
+VECTOR = 16
+"""Floats of an AVX-512 register, in which oneDNN blocks channels; the halves of two tensor-core steps."""
+EXECUTIONS = ("groups", "union")
+PLANS = 48
+"""Random plans that are measured."""
+REPEATS = 6
+"""Passes in which layers are timed; the least time counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,126 +48,212 @@ class LayerTable:
     """Layer times for one device, precision, layout and batch.
 
     layers      layer -> name of its geometry
+    costs       geometry -> milliseconds of each of `TERMS`
     dense_ms    measured time of the dense network
+    rest_ms     time of all but the convolutions
     provenance  where and when the table was measured
     """
 
     timing: Timing
     threads: int
     layers: dict[str, str]
-    sweeps: dict[str, Sweep]
+    costs: dict[str, tuple[float, ...]]
     dense_ms: float
+    rest_ms: float
     provenance: dict[str, Any]
 
     def predict_ms(self, graph: Graph, plan: PruningPlan) -> float:
-        """Return the predicted time of the packed network."""
-        return self._rest_ms(graph) + self._scale(graph) * self._layers_ms(graph, plan)
+        """Return the predicted time of the packed network in its fastest execution.
+
+        The dense network has its measured time.
+        """
+        live = graph.live(plan)
+        if all(bool(layer.mask_OI.all()) for layer in live.layers.values()):
+            return self.dense_ms
+        times = [[self._layer_ms(graph, live, name, each) for name in self.layers] for each in EXECUTIONS]
+        if self.timing.protocol == "full":  # every layer has its own execution
+            return self.rest_ms + sum(map(min, *times))
+        return self.rest_ms + min(map(sum, times))
 
     def cut(self, graph: Graph, plan: PruningPlan) -> float:
         """Return the predicted share of the dense network's time that `plan` removes."""
         return 1 - self.predict_ms(graph, plan) / self.dense_ms
 
-    def _layers_ms(self, graph: Graph, plan: PruningPlan) -> float:
-        live = graph.live(plan)
-        return sum(self.layer_ms(name, layer) for name, layer in live.layers.items())
-
-    def layer_ms(self, name: str, layer: ConvPlan) -> float:
-        """Return the time of one layer of a settled plan."""
-        sweep, groups = self.sweeps[self.layers[name]], layer.groups
-        if not groups:
-            return 0.0
-        union = len(torch.cat([channels for _, channels in groups]).unique())
-        filters = sum(len(rows) for rows, _ in groups)
-        merged = sweep.ms(filters, union)
-        if len(groups) == 1:
-            return merged
-        apart = sum(sweep.ms(len(rows), len(channels)) + sweep.gather_ms * len(channels) for rows, channels in groups)
-        return min(merged + sweep.gather_ms * (union if union < len(layer.kept_GI[0]) else 0), apart)
-
-    def _dense_layers_ms(self, graph: Graph) -> float:
-        return self._layers_ms(graph, PruningPlan({}))
-
-    def _scale(self, graph: Graph) -> float:
-        """Return the factor by which all layers fit into the time of the dense network."""
-        return min(1.0, self.dense_ms / self._dense_layers_ms(graph))
-
-    def _rest_ms(self, graph: Graph) -> float:
-        return max(0.0, self.dense_ms - self._dense_layers_ms(graph))
+    def _layer_ms(self, graph: Graph, live: Live, name: str, execution: str) -> float:
+        return float(terms(graph, live, name, execution) @ np.array(self.costs[self.layers[name]]))
 
 
-def measure_table(graph: Graph, timing: Timing, dense: Run) -> LayerTable:
-    """Time the sweeps of all layer geometries, with torch's number of threads.
+def terms(graph: Graph, live: Live, name: str, execution: str) -> np.ndarray:
+    """Return `TERMS` of a layer in a live network [T].
 
-    dense   one run of the dense network under the same conditions. It is timed in the rounds of each sweep, and all times are
-            multiples of it, so that a machine whose speed changes between sweeps does not bend the table.
+    All are 0 for a removed layer.
+    execution   "union" merges the filter groups, "groups" has a convolution for each
     """
-    dense_ms = least_ms({"dense": dense}, timing.device, 2, seconds=2, counts=range(10, 60), **clock(timing.device))[
-        "dense"
-    ]
-    layers, sweeps = geometries(graph), dict[str, Sweep]()
-    for name, key in layers.items():
-        if key not in sweeps:
-            conv = cast(nn.Conv2d, graph.modules[name])
-            sweeps[key] = _sweep(conv, _input_size(graph, name), timing, dense, dense_ms)
+    groups = live.layers[name].groups
+    if not groups:
+        return np.zeros(len(TERMS))
+    source = graph.conv_nodes[name].all_input_nodes[0]
+    width = int(live.channels[source].sum())
+    filters, union = sum(len(rows) for rows, _ in groups), len(torch.cat([reads for _, reads in groups]).unique())
+    is_stream = (
+        len(source.users) > 1
+    )  # a producer with one reader orders its channels so that up to two groups read slices
+    if len(groups) == 1 or execution == "union":
+        parts, summed = [(filters, union)], 0
+        gathered = union if is_stream and union < width else 0
+        copied = filters if gathered else 0
+    else:
+        parts = [(len(rows), len(reads)) for rows, reads in groups]
+        gathered = sum(reads for _, reads in parts if reads < width) if is_stream or len(groups) > 2 else 0
+        copied, summed = filters, filters if graph.convs[name].role == "closing" else 0
+    macs, vector_macs = sum(f * c for f, c in parts), sum(-f // VECTOR * (-c // VECTOR) for f, c in parts) * VECTOR**2
+    counts = len(parts), filters, sum(c for _, c in parts), macs, vector_macs, gathered, copied, summed
+    return np.array(counts, dtype=float)
+
+
+def measure_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
+    """Time random plans of a network in eval mode, and fit the terms.
+
+    The number of threads is torch's. Each plan is timed beside the dense network, and its layers' times are shares of its
+    time. All times are multiples of the
+    dense one, so that a machine whose speed changes meanwhile does not bend the table.
+    """
+    images, layers = random_images(timing, cast(Any, graph.input_shape)), geometries(graph)
+    dense = _tuned(model, graph, PruningPlan({}), images, timing, "groups")
+    device = timing.device
+    dense_ms = least_ms(
+        {"dense": functools.partial(dense, images)}, device, 2, seconds=1, counts=range(6, 60), **clock(device)
+    )["dense"]
+    samples: dict[str, list[tuple[np.ndarray, float]]] = defaultdict(list)
+    rests = []
+    generator = torch.Generator().manual_seed(0)
+    for number in range(PLANS):
+        plan = random_plan(graph, generator, number) if number else PruningPlan({})
+        live = graph.live(plan)
+        names = EXECUTIONS if any(len(layer.groups) > 1 for layer in live.layers.values()) else EXECUTIONS[:1]
+        networks = {name: _tuned(model, graph, plan, images, timing, name) for name in names}
+        runs = {name: functools.partial(network, images) for name, network in {"dense": dense, **networks}.items()}
+        whole_ms = least_ms(runs, device, seconds=0.15, counts=range(4, 24), **clock(device))
+        for name, network in networks.items():
+            node_ms = _node_ms(network, images, device)
+            factor = dense_ms * whole_ms[name] / whole_ms["dense"] / sum(node_ms.values())
+            rests.append(factor * sum(ms for node, ms in node_ms.items() if node not in layers))
+            for layer, geometry in layers.items():
+                if layer in node_ms:
+                    samples[geometry].append((terms(graph, live, layer, name), factor * node_ms[layer]))
     return LayerTable(
         timing=timing,
         threads=torch.get_num_threads(),
         layers=layers,
-        sweeps=sweeps,
+        costs={geometry: _fitted(samples[geometry]) for geometry in dict.fromkeys(layers.values())},
         dense_ms=dense_ms,
+        rest_ms=float(np.median(rests)),
         provenance=records.provenance(timing.device),
     )
 
 
+def _fitted(samples: list[tuple[np.ndarray, float]]) -> tuple[float, ...]:
+    """Return the costs of the terms, none negative, of least squared relative error."""
+    terms_NT, ms_N = np.array([one for one, _ in samples]), np.array([ms for _, ms in samples])
+    return tuple(nnls(terms_NT / ms_N[:, None], np.ones(len(ms_N)))[0].tolist())
+
+
+def _tuned(
+    model: nn.Module, graph: Graph, plan: PruningPlan, images: Tensor, timing: Timing, execution: str
+) -> fx.GraphModule:
+    packed = packing.pack(model, graph, plan).eval()
+    network, _ = packing.tuned(packed, images, execution=execution, layout=timing.layout)
+    return cast(fx.GraphModule, network)
+
+
+class _NodeTimes(fx.Interpreter):
+    """Run of a network with a pair of marks, seconds or CUDA events, a node."""
+
+    def __init__(self, network: fx.GraphModule, mark: Callable[[], Any]) -> None:
+        super().__init__(network)
+        self.mark = mark
+        self.marks: dict[str, tuple[Any, Any]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run the node between two marks."""
+        started = self.mark()
+        result = super().run_node(n)
+        self.marks[str(n.target)] = started, self.mark()
+        return result
+
+
+def _node_ms(network: fx.GraphModule, images: Tensor, device: str) -> dict[str, float]:
+    """Return node's target -> least milliseconds over `REPEATS` passes, each node in its place."""
+    least: dict[str, float] = {}
+    times = _NodeTimes(
+        network, _event if device == "cuda" else time.process_time if clock(device) else time.perf_counter
+    )
+    with torch.inference_mode():
+        for _ in range(REPEATS):
+            times.run(images)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            for name, (started, ended) in times.marks.items():
+                ms = started.elapsed_time(ended) if device == "cuda" else 1e3 * (ended - started)
+                least[name] = min(ms, least.get(name, ms))
+    return least
+
+
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def random_plan(graph: Graph, generator: torch.Generator, number: int) -> PruningPlan:
+    """Return a random plan of one of three kinds, by turns.
+
+    The kinds are filters, two filter groups, and up to four groups where closing layers lose filters. Every second plan of
+    filters has widths in multiples of half a vector.
+    """
+    if number % 3 == 0:
+        kept_S = torch.zeros(graph.set_count, dtype=torch.bool)
+        for family in same_layers(graph.filter_sets):
+            count = _share(len(family), generator, VECTOR // 2 if number % 2 else 1)
+            kept_S[family[torch.randperm(len(family), generator=generator)[:count]]] = True
+        plans = {name: ConvPlan.full(conv.filters, conv.channels) for name, conv in graph.convs.items()}
+        return PruningPlan(
+            {name: dataclasses.replace(full, kept_O=kept_S[graph.filter_sets[name]]) for name, full in plans.items()}
+        )
+    layers = {}
+    for name, conv in graph.convs.items():
+        if conv.prunable:
+            groups = 2 if number % 3 == 1 else int(torch.randint(2, 5, (), generator=generator))
+            count = _share(conv.channels, generator, 1)
+            rank_GI = torch.rand(groups, conv.channels, generator=generator).argsort(dim=1).argsort(dim=1)
+            kept_O = torch.ones(conv.filters, dtype=torch.bool)
+            if number % 3 == 2 and conv.role == "closing":
+                kept_O = torch.randperm(conv.filters, generator=generator) < _share(conv.filters, generator, 1)
+            group_O = torch.randperm(conv.filters, generator=generator) % groups
+            layers[name] = ConvPlan(group_O, rank_GI < count, kept_O)
+    return PruningPlan(layers)
+
+
+def _share(width: int, generator: torch.Generator, multiple: int) -> int:
+    """Return a random part of a width, rounded up to a multiple."""
+    share = 0.1 + 0.9 * float(torch.rand((), generator=generator))
+    return min(width, -(-max(1, round(share * width)) // multiple) * multiple)
+
+
 def geometries(graph: Graph) -> dict[str, str]:
-    """Return layer -> its geometry as text; layers of equal text take equal time."""
+    """Return layer -> its geometry as text; layers of equal text have equal costs."""
     texts = {}
     for name in graph.convs:
         conv = cast(nn.Conv2d, graph.modules[name])
+        size = tuple(graph.conv_nodes[name].all_input_nodes[0].meta["value"].shape[2:])
         text = f"{conv.out_channels}x{conv.in_channels} kernel {conv.kernel_size} stride {conv.stride} padding {conv.padding}"
-        texts[name] = f"{text} dilation {conv.dilation} on {_input_size(graph, name)}"
+        texts[name] = f"{text} dilation {conv.dilation} on {size}"
     return texts
 
 
-def _input_size(graph: Graph, name: str) -> tuple[int, ...]:
-    """Return height and width of a layer's input."""
-    return tuple(graph.conv_nodes[name].all_input_nodes[0].meta["value"].shape[2:])
-
-
-def _widths(most: int) -> tuple[int, ...]:
-    """Return 1 and the multiples of an eighth of the width."""
-    return tuple(sorted({1, *(max(1, round(most * step / STEPS)) for step in range(1, STEPS + 1))}))
-
-
-def _sweep(conv: nn.Conv2d, size: tuple[int, ...], timing: Timing, dense: Run, dense_ms: float) -> Sweep:
-    filters, channels = _widths(conv.out_channels), _widths(conv.in_channels)
-    runs: dict[str, Run] = {"dense": dense}
-    for c in channels:
-        x = torch.randn(timing.batch, c, *size, device=timing.device, dtype=DTYPES[timing.precision])
-        x = x.to(memory_format=FORMATS[timing.layout])
-        for f in filters:
-            weight = torch.randn(f, c, *conv.kernel_size).to(x)
-            fused = FusedConv(cast(Any, conv), weight, torch.zeros(f).to(x), 1, True, x)
-            runs[f"{f} {c}"] = functools.partial(fused, x)
-    half = torch.arange(0, x.shape[1], 2, device=x.device)
-    runs["gather"] = functools.partial(_gather, x, half)
-    least = least_ms(runs, timing.device, REPEATS, seconds=2.0, counts=ROUNDS, **clock(timing.device))
-    scale = dense_ms / least["dense"]
-    return Sweep(
-        filters=filters,
-        channels=channels,
-        ms_FC=tuple(tuple(scale * least[f"{f} {c}"] for c in channels) for f in filters),
-        gather_ms=scale * least["gather"] / len(half),
-    )
-
-
-def clock(device: str) -> dict[str, Any]:
+def clock(device: str) -> Mapping[str, Any]:
     """Return the clock of a table: CPU time with one thread, else the wall clock."""
     return {"clock": cpu_seconds} if device == "cpu" and torch.get_num_threads() == 1 else {}
-
-
-def _gather(x: Tensor, index: Tensor) -> Tensor:
-    return x.index_select(1, index)
 
 
 def save(table: LayerTable, path: Path) -> None:

@@ -1,8 +1,7 @@
 """Error of predicted latency over random plans; `python -m tests.benchmarks.prediction`.
 
-A table of layer times is measured once. Every plan is then packed, tuned in one way for all layers, and timed beside the dense
-network, in CPU time with one thread. Prints the error of the predicted time, and of the predicted share of the dense time that
-the plan removes.
+A table of layer times is measured once. Other random plans are then packed and timed beside the dense network, in CPU time
+with one thread. Prints the error of the predicted share of the dense time that is left, in percent of it and in points.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import argparse
 import functools
 import random
 import sys
+import time
 
 import numpy as np
 import torch
@@ -26,46 +26,54 @@ from suite.plan import Budget, PruningPlan
 from suite.select import filter_planner, meet
 from suite.timing import cpu_seconds, least_ms
 
+KINDS = ("filters by layer", "filters over all layers", "two groups")
+
 
 def main() -> int:
     """Print median and 95th percentile of the errors; return 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--plans", type=int, default=200)
+    parser.add_argument("--plans", type=int, default=200, help="held-out plans")
+    parser.add_argument("--train", type=int, default=layer_times.PLANS, help="plans of the table")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many seconds")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--layout", choices=("contiguous", "channels_last"), default="contiguous")
     options = parser.parse_args()
     set_up_torch(1)
+    started, layer_times.PLANS = time.monotonic(), options.train
     shape = (3, 32, 32) if not options.model.startswith("resnet50") else (3, 224, 224)
     model = models.build(options.model, 10).eval()
-    graph, timing = Graph(model, shape), Timing(batch=options.batch, precision=options.precision, protocol="quick")
+    graph = Graph(model, shape)
+    timing = Timing(batch=options.batch, precision=options.precision, layout=options.layout, protocol="quick")
     images = random_images(timing, shape)
-    dense = packing.tuned(
-        packing.pack(model, graph, PruningPlan({})), images, execution="groups", layout=timing.layout
-    )[0]
-    dense_run = functools.partial(dense, images)
-    with torch.inference_mode():
-        table = layer_times.measure_table(graph, timing, dense_run)
-    draw, errors_pct, errors_pp = random.Random(0), [], []
+    table = layer_times.measure_table(model, graph, timing)
+    whole = packing.pack(model, graph, PruningPlan({}))
+    dense = functools.partial(packing.tuned(whole, images, execution="groups", layout=timing.layout)[0], images)
+    sys.stdout.write(f"table of {options.train} plans in {time.monotonic() - started:.0f} s\n")
+    draw, errors = random.Random(0), list[tuple[int, float, float]]()
     for number in range(options.plans):
+        if time.monotonic() - started > options.seconds:
+            break
         plan = random_plan(graph, draw, number)
-        runs = {"dense": dense_run}
-        for name in ("groups", "union"):
+        runs = {"dense": dense}
+        for name in layer_times.EXECUTIONS[: 2 if number % 3 == 2 else 1]:
             packed = packing.pack(model, graph, plan)
-            runs[name] = functools.partial(
-                packing.tuned(packed, images, execution=name, layout=timing.layout)[0], images
+            network = packing.tuned(packed, images, execution=name, layout=timing.layout)[0]
+            runs[name] = functools.partial(network, images)
+        times = least_ms(runs, "cpu", 1, seconds=0.3, counts=range(5, 30), clock=cpu_seconds)
+        left = min(ms for name, ms in times.items() if name != "dense") / times["dense"]
+        predicted = 1 - table.cut(graph, plan)
+        errors.append((number % 3, 100 * (predicted / left - 1), 100 * (predicted - left)))
+    of_kinds = [("all", errors), *((name, [e for e in errors if e[0] == kind]) for kind, name in enumerate(KINDS))]
+    for title, own in of_kinds:
+        for unit, place in (("%", 1), ("points", 2)):
+            values = np.array([error[place] for error in own])
+            median, p95 = np.quantile(np.abs(values), (0.5, 0.95))
+            sys.stdout.write(
+                f"{options.model} {options.precision} batch {options.batch}, {len(own)} plans ({title}), error of time left, "
+                f"{unit}: median {median:.1f}, 95th percentile {p95:.1f}, bias {values.mean():+.1f}\n"
             )
-        times = least_ms(runs, "cpu", 1, seconds=0.4, counts=range(5, 30), clock=cpu_seconds)
-        measured = min(times["groups"], times["union"]) / times["dense"]
-        predicted = table.predict_ms(graph, plan) / table.dense_ms
-        errors_pct.append(100 * (predicted / measured - 1))
-        errors_pp.append(100 * (predicted - measured))
-    for title, errors in (("time, %", errors_pct), ("share of dense time, points", errors_pp)):
-        median, p95 = np.quantile(np.abs(errors), (0.5, 0.95))
-        sys.stdout.write(
-            f"{options.model} {options.precision} batch {options.batch}, {options.plans} plans, error of {title}: "
-            f"median {median:.1f}, 95th percentile {p95:.1f}, bias {np.mean(errors):+.1f}\n"
-        )
     return 0
 
 
