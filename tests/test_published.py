@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,41 @@ def test_every_number_in_the_files_is_there_and_none_besides() -> None:
 
 def test_names_lead_to_methods_that_there_are() -> None:
     with (published.HOME / published.NAMES).open(encoding="utf-8", newline="") as file:
-        names = {row["published"]: row["suite"] for row in csv.DictReader(file)}
+        names = list(csv.DictReader(file))
     frame = published.load()
     assert names
-    assert set(names.values()) <= set(methods.discover())
-    assert set(names) <= set(frame["method"])
-    assert frame.loc[frame["method"] == "pfec_l1", "ours"].unique().tolist() == [names["pfec_l1"]]
+    written = set(zip(frame["method"], frame["variant"], strict=True))
+    for row in names:
+        fields = {field.name for field in dataclasses.fields(methods.discover()[row["suite"]])}  # type: ignore[arg-type]
+        if row["settings"] not in ("", published.NO_VARIANT):
+            assert {part.split("=")[0] for part in row["settings"].split(", ")} <= fields
+        assert (row["published"], row["variant"]) in written or not row["variant"]
+        assert row["published"] in set(frame["method"])
+    assert len({(row["published"], row["variant"]) for row in names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("method", "variant", "ours", "needs"),
+    [
+        ("pfec_l1", "fine-tuned", "l1_filter", "ranking=layer, scope=inner"),
+        ("fpgm", "global", "fpgm_once", "ranking=global, scope=coupled"),
+        ("fpgm", "mix 40 % fine-tuned", "fpgm", "none"),
+        ("depgraph", "with sparse learning", "depgraph", ""),
+        ("depgraph", "without sparse learning", "depgraph", "none"),
+        ("one_by_n", "1x4 blocks at rate 0.5", "one_by_n", "n=4"),
+        ("chip", "", "chip", ""),
+    ],
+)
+def test_a_variant_leads_to_a_method_and_its_settings(method: str, variant: str, ours: str, needs: str) -> None:
+    frame = published.load()
+    rows = frame[(frame["method"] == method) & (frame["variant"] == variant)]
+    assert len(rows)
+    assert set(zip(rows["ours"], rows["needs"], strict=True)) == {(ours, needs)}
+
+
+def test_every_baseline_states_its_epoch_or_that_it_is_not_stated() -> None:
+    frame = published.load()
+    assert set(frame.loc[frame["ours"] != "dsp", "selection"]) == set(published.SELECTIONS[1:])
 
 
 def test_what_was_not_stated_is_absent(tmp_path: Path) -> None:
@@ -72,6 +102,11 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         published.load(write(tmp_path, GOOD, line))
     assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_selection_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="selection = 'best'; choose from: best epoch on test, last epoch, not stated"):
+        published.load(write(tmp_path, f"{GOOD},best", header=f"{HEADER},selection"))
 
 
 def test_an_unknown_column_is_named(tmp_path: Path) -> None:

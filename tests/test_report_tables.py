@@ -402,7 +402,7 @@ def others(**changes: Any) -> pd.DataFrame:
         **texts,
         **dict.fromkeys(published.NUMBERS, math.nan),
         **{"data": "digits", "model": "resnet8", "method": "theirs", "ours": "test_report", "source": "a paper"},
-        **{"seen": "primary", "scope": "network", "top1_pct": 80.0, "flops_cut_pct": 52.5, "groups": 1.0},
+        **{"seen": "primary", "scope": "network", "top1_pct": 80.0, "flops_cut_pct": 52.5, "groups": 1.0, "needs": ""},
         **changes,
     }
     return pd.DataFrame([row])
@@ -475,15 +475,12 @@ def test_the_error_of_a_median_is_that_of_many_medians(n: int) -> None:
 @pytest.mark.parametrize(
     ("theirs", "ours", "reason"),
     [
-        (
-            {"selection": "best epoch on test"},
-            {},
-            "best epoch on test; ours, 80.00 % \\(n = 3\\), is of the last epoch",
-        ),
         ({}, {"selection": "best_test"}, "ours, 80.00 % \\(n = 3\\), is of the best on test"),
         ({"flops_cut_pct": 60.0}, {}, "no cut within 1 point; the nearest is 52.00 %"),
         ({"flops_cut_pct": 52.0, "scope": "prunable"}, {}, "the nearest is 54.00 %"),
         ({"flops_cut_pct": math.nan}, {}, "does not state its cut"),
+        ({"needs": "none"}, {}, "another variant: the suite has the method, but not this form"),
+        ({"needs": "name=z"}, {}, "another variant: the published one takes name=z"),
         ({}, {"split": "tuning"}, "validation part"),
         ({"variant": "mix 40 % from scratch"}, {}, "the source trains from scratch"),
         ({}, {"status": "failed", "reason": "no"}, "no run is done"),
@@ -507,9 +504,25 @@ def test_rows_of_other_networks_and_methods_are_not_this_grids(tmp_path: Path, o
     assert reproduction.table(found.runs, cells.accuracy_lines(found.runs), others(**other)).empty
 
 
-def test_best_on_test_stands_beside_best_on_test(tmp_path: Path) -> None:
+def test_best_on_test_stands_beside_best_on_test_and_else_gets_a_mark(tmp_path: Path) -> None:
     theirs = others(selection="best epoch on test")
-    assert beside(tmp_path, (79.9, 80.0, 80.1), theirs, selection="best_test")["verdict"] == "reproduced"
+    top1 = (79.9, 80.0, 80.1)
+    assert beside(tmp_path / "same", top1, theirs, selection="best_test")["verdict"] == "reproduced"
+    line = beside(tmp_path / "last", top1, theirs)
+    assert line["verdict"] == "reproduced (published is best on test)"
+    assert (line["n"], line["ours"]) == (3, pytest.approx(80))
+    assert "best epoch on test; ours, 80.00 % (n = 3), is of the last epoch" in line["reason"]
+
+
+def test_a_published_variant_stands_beside_runs_with_its_settings_only(tmp_path: Path) -> None:
+    runs = [run_of(seed, name=name) for name in TOP1 for seed in range(3)]
+    found = two_methods(tmp_path)
+    assert len(runs) == len(found.runs)
+    lines = cells.accuracy_lines(found.runs)
+    table = reproduction.table(found.runs, lines, others(needs="name=b"))
+    assert table["settings"].tolist() == ["test_report(name=b)"]
+    both = reproduction.table(found.runs, lines, others())
+    assert len(both) == 2
 
 
 def test_lines_of_other_commits_stand_apart(tmp_path: Path) -> None:

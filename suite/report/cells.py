@@ -40,6 +40,7 @@ SERIES = [
     "series",
     "granularity",
     "groups",
+    "fields",
     *SCHEDULES,
 ]
 _LINE = ["cell", *CONDITIONS]

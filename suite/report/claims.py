@@ -156,7 +156,8 @@ def _speeds(every_grid: frames.Frames, method: str) -> pd.DataFrame:
     outcome[both["speedup_low_x"] > both["speedup_high_x_other"]] = "faster"
     outcome[both["speedup_high_x"] < both["speedup_low_x_other"]] = "slower"
     counts = ["speedup_n", "speedup_n_other", "base_n", "base_n_other"]
-    return both.assign(outcome=outcome, n=both[counts].min(axis=1))[_SPEEDS]
+    about = both[[name for name in _SPEEDS if name in both]]
+    return about.assign(outcome=outcome, n=both[counts].min(axis=1))[_SPEEDS]
 
 
 def _counted(part: pd.DataFrame, where: str) -> str:
@@ -185,6 +186,7 @@ def _released(
     ]
     every = pd.concat(beside) if beside else pd.DataFrame(columns=reproduction.COLUMNS)
     every = every[(every["n"] == 0) | ~every.duplicated("rows")]
+    alike = every[(every["n"] > 0) & ~every["verdict"].str.endswith(reproduction.MARKED)]
     judged = [
         (
             _with(
@@ -196,7 +198,7 @@ def _released(
             int(line["base_n"]),
             line["verdict"],
         )
-        for line in every[every["n"] > 0].to_dict("records")
+        for line in alike.to_dict("records")
     ]
     reasons = [reason for reason in words.different(every["reason"]) if reason != "no run is done"]
     return {**about, **_summed(judged, "; ".join(dict.fromkeys(reasons)) or "no run is done")}

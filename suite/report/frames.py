@@ -178,6 +178,7 @@ def _about(run: Pruned) -> dict[str, Any]:
         "removes": run.settings.removes,
         "step_cost": run.settings.step_cost,
         "groups": run.settings.groups,
+        "fields": fields(run),
         "budget": run.budget.share,
         "budget_scope": run.budget.scope,
         "seed": run.seed,
@@ -185,6 +186,11 @@ def _about(run: Pruned) -> dict[str, Any]:
         **dict(zip(SCHEDULES, map(_schedule, _schedules(run)), strict=True)),
         "finetune_recipe": _schedule(run.finetune, without=("epochs",)),
     }
+
+
+def fields(run: Pruned) -> str:
+    """Format all settings of the method, defaults too, as "n=4, ranking=layer"."""
+    return ", ".join(f"{name}={value}" for name, value in vars(run.settings).items())
 
 
 def _schedule(schedule: Schedule | None, without: Sequence[str] = ()) -> str:
@@ -238,8 +244,8 @@ def _settings(run: Pruned) -> dict[str, Any]:
 
 def _short(method: str, pruners: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the method's name with the settings in which its variants differ."""
-    fields = [name for name in pruners[0] if len({repr(pruner.get(name)) for pruner in pruners}) > 1]
-    shown = [", ".join(f"{name}={pruner[name]}" for name in fields) for pruner in pruners]
+    varied = [name for name in pruners[0] if len({repr(pruner.get(name)) for pruner in pruners}) > 1]
+    shown = [", ".join(f"{name}={pruner[name]}" for name in varied) for pruner in pruners]
     return [words.rounded(f"{method}({text})") if text else method for text in shown]
 
 

@@ -3,7 +3,7 @@
 Each row was read in the source that it names.
 
 Published numbers are shown beside ours and never mixed with them. A number that a source does not state is absent. `names.csv`
-maps the sources' names of methods to the suite's names.
+maps a source's method and variant to the suite's method and the settings that it takes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,14 @@ HOME = Path(__file__).resolve().parents[2] / "results" / "reference" / "publishe
 NAMES = "names.csv"
 TEXTS = ("data", "model", "method", "variant", "flops_scope", "runs", "selection", "derived", "seen", "source")
 NUMBERS = ("groups", "base_top1_pct", "top1_pct", "flops_cut_pct", "params_cut_pct")
-COLUMNS = (*TEXTS, *NUMBERS, "ours", "scope")
-"""Of the frame: what the files have; the suite's name of the method; "network" or "prunable", what its FLOPs count."""
+COLUMNS = (*TEXTS, *NUMBERS, "ours", "needs", "scope")
+"""Of the frame: what the files have; the suite's name of the method and the settings that it takes, as "n=4, ranking=layer";
+"network" or "prunable", what its FLOPs count."""
+NO_VARIANT = "none"
+"""In `needs`: the suite has the method, but not this variant."""
+BEST_ON_TEST = "best epoch on test"
+SELECTIONS = ("", BEST_ON_TEST, "last epoch", "not stated")
+"""Epoch that a number is of; "best epoch on test" if the code of the number keeps that epoch."""
 SEEN = ("primary", "rerun", "quoted")
 SCOPES = {"": "network", "prunable convs": "prunable"}
 REFERENCE = "reference rows"
@@ -42,15 +48,22 @@ def load(home: Path = HOME) -> pd.DataFrame:
     rows = [row for path in sorted(home.glob("*.csv")) if path.name != NAMES for row in _rows(path)]
     frame = pd.DataFrame(rows, columns=[*TEXTS, *NUMBERS])
     frame[list(NUMBERS)] = frame[list(NUMBERS)].astype(float)
-    frame["ours"] = [names.get(method, method) for method in frame["method"]]
+    mapped = [
+        names.get((method, variant), names.get((method, ""), (method, "")))
+        for method, variant in zip(frame["method"], frame["variant"], strict=True)
+    ]
+    frame["ours"] = [ours for ours, _ in mapped]
+    frame["needs"] = [needs for _, needs in mapped]
     frame["scope"] = frame["flops_scope"].map(SCOPES)
     return frame
 
 
-def _names(path: Path) -> dict[str, str]:
+def _names(path: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    """Return (published method, variant) -> (method, settings); the variant "" stands for all others."""
     if not path.is_file():
         return {}
-    return {row["published"]: row["suite"] for _, row in _lines(path, ("published", "suite"))}
+    lines = _lines(path, ("published", "variant", "suite", "settings"))
+    return {(row["published"], row["variant"]): (row["suite"], row["settings"]) for _, row in lines}
 
 
 def _rows(path: Path) -> Iterator[dict[str, str | float]]:
@@ -64,6 +77,8 @@ def _rows(path: Path) -> Iterator[dict[str, str | float]]:
             raise ValueError(f"{where}: seen = {row['seen']!r}; choose from: {', '.join(SEEN)}")
         if row.get("flops_scope", "") not in SCOPES:
             raise ValueError(f"{where}: flops_scope = {row['flops_scope']!r}; it is empty or 'prunable convs'")
+        if row.get("selection", "") not in SELECTIONS:
+            raise ValueError(f"{where}: selection = {row['selection']!r}; choose from: {', '.join(SELECTIONS[1:])}")
         numbers = {name: _number(str(row.get(name, "")), f"{where}: {name}") for name in NUMBERS}
         yield {**dict.fromkeys(TEXTS, ""), **row, **numbers}
 

@@ -1,11 +1,12 @@
 """Published numbers beside ours: published | ours | difference | verdict.
 
-Which line    the method, data set, model and number of groups of the published row, all training images, and the cut that lies
-              next to the published one, at most a point away, counted in the scope that the source counts in
+Which line    the method, settings, data set, model and number of groups of the published row, all training images, and the cut
+              that lies next to the published one, at most a point away, counted in the scope that the source counts in
 What          the drop where the source states its base accuracy (bases differ), else the accuracy itself. Our median stands
               beside a published median, else our mean
 Training      a number of a network that was trained from scratch stands beside none: ours start from trained weights
-Selection     a number of the epoch that was best on the test set stands beside such a one only
+Selection     a number of the epoch that was best on the test set stands beside such a one; if there is none, beside ours with a
+              marked verdict, since the choice favours the published number. No other number stands beside ours of that epoch
 Verdict       two one-sided tests on the 95 % interval of ours minus published: "reproduced" if the whole interval lies within
               half a point of 0, "below" or "above" if all of it lies further away on that side, else "open"; "not run"
               without a line, with the reason. A published median of n runs has the error of such a median, with our standard
@@ -20,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from suite.report import columns, inference, words
+from suite.report import columns, inference, published, words
 from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES
 
 NEAR_PP = 1.0
@@ -32,7 +33,8 @@ CUT = {"network": "macs_cut_pct", "prunable": "prunable_macs_cut_pct"}
 FROM_SCRATCH = "from scratch"
 """In the variant of a published row."""
 BEST_ON_TEST = "best_test"
-_SELECTION = {"best epoch on test": BEST_ON_TEST}
+MARKED = " (published is best on test)"
+"""Behind the verdict on an epoch that the test set has not chosen, beside one that it has."""
 _KEPT = {"last": "the last epoch", "best_validation": "the best epoch on validation", BEST_ON_TEST: "the best on test"}
 _ABOUT = ["data", "model", "method", "variant", "groups", "flops_cut_pct", "scope", "selection", "seen", "source"]
 COLUMNS = columns.names(columns.REPRODUCTION)
@@ -75,10 +77,13 @@ def _beside(row: dict[Any, Any], lines: pd.DataFrame, done: pd.DataFrame) -> Ite
     if pd.notna(row["groups"]):
         own = own[own["groups"] == row["groups"]]
     near, reason = _nearest(row, own)
-    if reason:
+    if near.empty:
         yield {**start, "reason": reason}
     for line in near.to_dict("records"):
-        yield {**start, **_compared(start, line, done.loc[line["rows"].split()])}
+        compared = {**start, **_compared(start, line, done.loc[line["rows"].split()])}
+        if reason:
+            compared |= {"verdict": compared["verdict"] + MARKED, "reason": reason}
+        yield compared
 
 
 def _median_of(runs: str) -> int | None:
@@ -88,12 +93,22 @@ def _median_of(runs: str) -> int | None:
 
 
 def _nearest(row: dict[Any, Any], own: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Return the nearest line of each series and conditions, or none and the reason."""
+    """Return the nearest line of each series and conditions, or none and the reason.
+
+    Lines with a reason are of another selection of epochs.
+    """
     none = own.iloc[:0]
     if FROM_SCRATCH in row["variant"]:
         return none, "the source trains from scratch, ours start from trained weights"
     if pd.isna(row["flops_cut_pct"]):
         return none, "the source does not state its cut"
+    if row["needs"] == published.NO_VARIANT:
+        return none, "another variant: the suite has the method, but not this form"
+    if row["needs"] and len(own):
+        needs = set(row["needs"].split(", "))
+        own = own[[needs <= set(fields.split(", ")) for fields in own["fields"]]]
+        if own.empty:
+            return none, f"another variant: the published one takes {row['needs']}"
     own = own[own["n"] > 0]
     if own.empty:
         return none, "no run is done"
@@ -106,16 +121,16 @@ def _nearest(row: dict[Any, Any], own: pd.DataFrame) -> tuple[pd.DataFrame, str]
         nearest_cut = own.sort_values("away")[CUT[row["scope"]]].iloc[0]
         return none, f"no cut within {NEAR_PP:g} point; the nearest is {nearest_cut:.2f} %"
     nearest = near.loc[near.groupby(["series", *CONDITIONS], sort=False)["away"].idxmin()]
-    kept = _SELECTION.get(row["selection"], "")
-    alike = nearest[(nearest["selection"] == BEST_ON_TEST) == (kept == BEST_ON_TEST)]
-    if alike.empty:
-        return none, _other_selection(nearest.iloc[0], kept)
-    return alike, ""
+    best = row["selection"] == published.BEST_ON_TEST
+    alike = nearest[(nearest["selection"] == BEST_ON_TEST) == best]
+    if len(alike):
+        return alike, ""
+    return (nearest if best else none), _other_selection(nearest.iloc[0], best=best)
 
 
-def _other_selection(line: pd.Series, kept: str) -> str:
+def _other_selection(line: pd.Series, *, best: bool) -> str:
     ours = f"{line['top1_mean_pct']:.2f} % (n = {line['n']})"
-    published_one = "is of the best epoch on test" if kept == BEST_ON_TEST else "is not"
+    published_one = "is of the best epoch on test" if best else "is not"
     return f"the published row {published_one}; ours, {ours}, is of {_KEPT.get(line['selection'], line['selection'])}"
 
 
