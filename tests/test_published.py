@@ -41,7 +41,7 @@ def test_names_lead_to_methods_that_there_are() -> None:
     assert names
     written = set(zip(frame["method"], frame["variant"], strict=True))
     for row in names:
-        fields = {field.name for field in dataclasses.fields(methods.discover()[row["suite"]])}  # type: ignore[arg-type]
+        fields = {field.name for field in dataclasses.fields(methods.discover()[row["suite"]])}
         if row["settings"] not in ("", published.NO_VARIANT):
             assert {part.split("=")[0] for part in row["settings"].split(", ")} <= fields
         assert (row["published"], row["variant"]) in written or not row["variant"]
