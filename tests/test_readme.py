@@ -93,3 +93,14 @@ def test_every_room_with_a_readme_is_in_the_list() -> None:
     assert {ROOT / link for link in links} == {
         page for page in PAGES[1:] if page.parent.name not in ("published", "gpu_speed")
     }
+
+
+def test_numbers_of_the_record_stand_in_the_tables_that_it_links() -> None:
+    page = ROOT / "results" / "reference" / "README.md"
+    points = page.read_text().split("\n- ")[1:]
+    assert points
+    for point in points:
+        tables = [(page.parent / link).read_text() for link in re.findall(r"\]\(([\w/]+table\.md)\)", point)]
+        assert tables, point
+        for number in re.findall(r"\d+\.\d\d(?: ± \d+\.\d\d)?", point):
+            assert any(number in table for table in tables), number
