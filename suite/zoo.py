@@ -19,7 +19,6 @@ from typing import Any
 
 from rich.console import Console
 from safetensors.torch import load_file
-from scipy import stats
 from torch import nn
 
 from suite import cli, grids, jsonfile, lease, models, pack, records
@@ -224,6 +223,8 @@ def _within(value: float, values: Sequence[float], text: str) -> tuple[bool, str
     n = len(values)
     if n < 2:
         raise ValueError(f"{text}; another kind of device and one seed, so nothing can be compared")
+    from scipy import stats  # half a second that a launch from the zoo need not pay
+
     reach = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) * (1 + 1 / n) ** 0.5
     low, high = statistics.mean(values) - reach, statistics.mean(values) + reach
     inside = low <= value <= high
