@@ -282,6 +282,11 @@ class Budget:
             raise ValueError("refill=True fills a budget of MACs; drop it for scope latency, whose plans are measured")
 
     @property
+    def label(self) -> str:
+        """Share in percent, with "of the time" for scope latency."""
+        return f"{self.share:.2%}" + (" of the time" if self.scope == "latency" else "")
+
+    @property
     def resource(self) -> str:
         """Name of what the budget removes: "MACs", "prunable MACs" or "time"."""
         return {"prunable": "prunable MACs", "latency": "time"}.get(self.scope, "MACs")

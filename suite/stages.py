@@ -108,7 +108,7 @@ class Learned(_Named):
     @property
     def label(self) -> str:
         """Description for people."""
-        at = f" at {self.budget.share:.2%}" if self.budget else ""
+        at = f" at {self.budget.label}" if self.budget else ""
         return f"{self.base.data}/{self.base.model} {describe(self.settings)}{at} seed {self.seed}"
 
     @property
@@ -200,7 +200,7 @@ class Pruned(_Named):
     def label(self) -> str:
         """Description for people."""
         base, rounded = self.base, f" rounded to {self.budget.round_to}" if self.budget.round_to > 1 else ""
-        return f"{base.data}/{base.model} {self.described} {self.budget.share:.2%}{rounded} seed {self.seed}"
+        return f"{base.data}/{base.model} {self.described} {self.budget.label}{rounded} seed {self.seed}"
 
     @property
     def needs(self) -> tuple[Stage, ...]:

@@ -150,7 +150,8 @@ def _name(stage: Base | Learned | Pruned) -> str:
             words.append(f"g{value}")
         elif value != field.default and isinstance(value, str):
             words.append(value)
-    words.append(f"{100 * stage.budget.share:.0f}" if isinstance(stage, Pruned) else "learned")
+    timed = "time" if isinstance(stage, Pruned) and stage.budget.scope == "latency" else ""
+    words.append(f"{timed}{100 * stage.budget.share:.0f}" if isinstance(stage, Pruned) else "learned")
     return f"{base.model}/{'_'.join(words)}{seed}"
 
 

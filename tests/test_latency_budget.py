@@ -167,6 +167,7 @@ def test_the_row_of_a_run_has_both_shares(tmp_path: Path, monkeypatch: pytest.Mo
         assert execute(needed, context) == "done", failure(stage, context)
     row = records.read(records.rows_folder(tmp_path) / f"{stage.key}.json")
     assert isinstance(row, records.PrunedRow)
+    assert "40.00% of the time" in row.label
     assert (row.budget_scope, row.time_corrections, row.coarse) == ("latency", 0, False)
     assert row.time_cut_pct == row.predicted_time_cut_pct == pytest.approx(40, abs=2)
     assert row.stage["budget"]["timing"] == {"batch": 2, "protocol": "quick"}

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from suite import data, grids, models, records, weights
+from suite.contract import Budget
 from suite.graph import Graph
 from suite.launch.status import TIMED_S
 from suite.run import Context
@@ -247,7 +248,7 @@ def lines(todo: Sequence[Stage], estimate: Estimator) -> list[Line]:
         Line(
             network=network,
             method=method,
-            budgets=tuple(dict.fromkeys(f"{100 * run.budget.share:.4g}" for run in own if isinstance(run, Pruned))),
+            budgets=tuple(dict.fromkeys(_percent(run.budget) for run in own if isinstance(run, Pruned))),
             epochs=", ".join(dict.fromkeys(map(_epochs, filter(_trains, own)))),
             stages=len(own),
             rows=sum(isinstance(stage, Pruned) for stage in own),
@@ -255,6 +256,10 @@ def lines(todo: Sequence[Stage], estimate: Estimator) -> list[Line]:
         )
         for (network, method), own in sorted(together.items(), key=lambda item: item[0][0])
     ]
+
+
+def _percent(budget: Budget) -> str:
+    return f"{100 * budget.share:.4g}" + (" of time" if budget.scope == "latency" else "")
 
 
 def _trains(stage: Stage) -> bool:
