@@ -85,7 +85,7 @@ def test_a_budget_outside_its_range_is_refused(share: float) -> None:
 
 
 def test_a_budget_of_an_unknown_scope_is_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="'all' is unknown; choose network or prunable"):
+    with pytest.raises(ValueError, match="'all' is unknown; choose network, prunable, latency"):
         Budget(share=0.5, scope="all")  # type: ignore[arg-type]
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from method_cases import task_of
 from torch import Tensor
 
+from dsp.method import DSP
 from dsp.per_cost import per_cost_planner
 from suite import models
 from suite.graph import Graph
@@ -167,3 +169,19 @@ def test_groups_lose_the_same_channels_where_only_the_union_costs_time(times: In
     assert torch.equal(kept_GI[0], kept_GI[1]) == together
     assert planner(1.0)[name].kept_GI.sum(1).tolist() == [1, 1]
     assert bool(planner(0.0)[name].mask_OI.all())
+
+
+def test_dsp_meets_a_budget_by_energy_per_cost() -> None:
+    """Plans grow with the knob; other settings than a criterion's are refused in one line."""
+    model = models.build("resnet8", 10).eval()
+    graph = Graph(model, (3, 8, 8))
+    generator = torch.Generator().manual_seed(0)
+    logits = {c.name: torch.rand(2, c.filters, generator=generator) for c in graph.convs.values() if c.prunable}
+    planner = DSP(per="macs", step=4).planner(model, graph, {"logits": logits}, task_of(0))
+    found = [meet(planner, graph, Budget(share=share)) for share in (0.2, 0.4)]
+    assert [selection.cut >= share for selection, share in zip(found, (0.2, 0.4), strict=True)] == [True, True]
+    assert (found[0].plan & found[1].plan).sha256 == found[1].plan.sha256
+    with pytest.raises(ValueError, match="take another filter_pruned than 'coupled'"):
+        DSP(per="ms", filter_pruned="coupled")
+    with pytest.raises(ValueError, match="per = 's' is unknown; choose from: , macs, ms"):
+        DSP(per="s")  # type: ignore[arg-type]
