@@ -86,7 +86,6 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=int,
-        default=0,
         metavar="N",
         help="CPU threads of a stage (default: all cores); latency is measured alone, with all of them",
     )
@@ -96,9 +95,13 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_machine_options(arguments: argparse.Namespace) -> None:
-    """Check the ranges of --threads and --max-minutes. Raises ValueError naming the bad value."""
-    if arguments.threads < 0:
-        raise ValueError(f"--threads {arguments.threads}: it takes 0 (all cores) or more")
+    """Check the ranges of --threads and --max-minutes; absent threads become 0, all cores.
+
+    Raises ValueError naming the bad value.
+    """
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ValueError(f"--threads {arguments.threads}: it takes 1 or more; leave it out for all cores")
+    arguments.threads = arguments.threads or 0
     if arguments.max_minutes is not None and not arguments.max_minutes >= 0:
         raise ValueError(f"--max-minutes {arguments.max_minutes}: it takes 0 or more")
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from suite.measure import Timing, comparison, executions
+from suite.measure import Timing, comparison, executions, networks
 from suite.measure.comparison import Job, compare
 from suite.measure.executions import Executions
 from suite.measure.latency import Measurement
@@ -169,3 +170,11 @@ def test_only_chosen_executions_are_built_again(monkeypatch: pytest.MonkeyPatch)
     comparison._prepare(job)
     comparison._prepare(dataclasses.replace(job, chosen={}))
     assert names == [("plain", "plain"), ("slow", "fast"), (), ()]
+
+
+def test_denormal_weights_are_flushed() -> None:
+    module = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[1e-40, 1e-37]]))
+    networks.flush_denormals(networks.Network(name="x", kind="packed", module=module, params=3))
+    assert module.weight.tolist() == [[0.0, pytest.approx(1e-37)]]

@@ -87,7 +87,7 @@ def files(folder: Path) -> dict[str, int]:
         (("--grid", "quickstart", "--only", "vgg99"), ("--only 'vgg99' fits none of the", "digits/")),
         (("--grid", "quickstart", "--jobs", 0), ("--jobs 0", "1 or more")),
         (("--grid", "quickstart", "--jobs", -3), ("--jobs -3",)),
-        (("--grid", "quickstart", "--threads", -1), ("--threads -1",)),
+        (("--grid", "quickstart", "--threads", 0), ("--threads 0: it takes 1 or more; leave it out",)),
         (("--grid", "quickstart", "--max-minutes", "nan"), ("--max-minutes nan",)),
         (("--grid", "quickstart", "--device", "cuda"), ("no CUDA device", "choose cpu or auto")),
     ],

@@ -192,6 +192,21 @@ def test_a_network_that_differs_from_its_trace_is_refused(how: str, words: str) 
 # ---- plain modules ---------------------------------------------------------------------------------------------------
 
 
+def macs_by_hooks(network: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Count as thop and ptflops do: by hooks on nn.Conv2d and nn.Linear, all other classes are free."""
+    counts = []
+
+    def count(layer: nn.Module, images: object, maps: Tensor) -> None:
+        counts.append(maps[0].numel() * layer.get_parameter("weight")[0].numel())
+
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    network(torch.zeros(1, *shape).to(next(network.parameters())))
+    for hook in hooks:
+        hook.remove()
+    return sum(counts)
+
+
 @pytest.mark.parametrize("name", ["vgg", "mobilenet_v2", "resnet"])
 @torch.no_grad()
 def test_plain_networks_compute_the_same(name: str) -> None:
@@ -203,5 +218,7 @@ def test_plain_networks_compute_the_same(name: str) -> None:
             close(result(x), packed(x))
             assert count_params(result) == count_params(packed)
             assert count_macs(result, graph.input_shape).macs == graph.macs(packed.plan).total
+            assert macs_by_hooks(result, graph.input_shape) == graph.macs(packed.plan).total
+        assert macs_by_hooks(packed, graph.input_shape) < graph.macs(packed.plan).total
     if name == "vgg":
         assert type(plain(packed, model)) is type(model)

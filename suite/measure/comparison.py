@@ -239,6 +239,14 @@ def measure(job: Job, report: Report = lambda share: None) -> tuple[dict[Leg, Le
     report   is called with the share of the blocks that is done, 0 to 1
     """
     set_up_torch(job.threads)
+    torch.set_flush_denormal(True)
+    try:
+        return _measure(job, report)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _measure(job: Job, report: Report) -> tuple[dict[Leg, LegResult], Choices, dict[str, str]]:
     dense, other = _prepare(job)
     legs: tuple[Leg, ...] = ("eager", "graph") if job.timing.device == "cuda" else ("eager",)
     results: dict[Leg, LegResult] = {}
