@@ -192,7 +192,7 @@ def test_a_network_that_differs_from_its_trace_is_refused(how: str, words: str) 
 # ---- plain modules ---------------------------------------------------------------------------------------------------
 
 
-def macs_by_hooks(network: nn.Module, shape: tuple[int, int, int]) -> int:
+def macs_by_hooks(network: nn.Module, shape: tuple[int, ...]) -> int:
     """Count as thop and ptflops do: by hooks on nn.Conv2d and nn.Linear, all other classes are free."""
     counts = []
 

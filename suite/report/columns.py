@@ -340,15 +340,15 @@ def page(*, median: bool) -> list[Column]:
     """Return the columns of the page's table, the most important ones first."""
     accuracy = (
         "method",
-        "network",
         "budget",
-        "FLOPs cut %",
         "pruned top-1 %",
+        "speed-up x",
         "median %",
+        "network",
         "drop pp",
         "drop to control pp",
     )
-    first = (*accuracy, "n", "n counts", "note", "speed-up x", "theoretical x", "dose", "group entropy")
+    first = (*accuracy, "FLOPs cut %", "theoretical x", "n", "n counts", "note", "dose", "group entropy")
     places = {heading: place for place, heading in enumerate(first)}
     return sorted(table(median=median), key=lambda column: places.get(column.heading, len(first)))
 

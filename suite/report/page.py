@@ -17,7 +17,7 @@ from PIL import Image
 
 from suite import grids
 from suite.files import write_text
-from suite.report import columns, not_faster, notes, pairs, reproduction, steps, timings, words
+from suite.report import answer, columns, not_faster, notes, pairs, reproduction, steps, timings, words
 from suite.report.columns import Column
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
@@ -42,7 +42,8 @@ def write(
     grid, smoke = content.grid, content.smoke
     seeds = {run["key"]: run["seed"] for run in runs["runs"]}
     letters, meanings = words.told_apart(content.lines, [*CONDITIONS, *TIMED_CONDITIONS])
-    lines = content.lines.assign(settings=content.lines["settings"] + letters)
+    lines = content.lines.assign(settings=content.lines["settings"] + letters, absent=content.lines["n"] == 0)
+    lines = lines.sort_values("absent", kind="stable")  # lines with a result come first
     shown = columns.text(lines, columns.page(median=bool(content.medians)), "page")
     table = _lines(lines, shown, seeds)
     claims = folder.parent / CLAIMS
@@ -52,6 +53,8 @@ def write(
         .render(
             grid=grid,
             smoke=smoke,
+            answer=answer.sentences(lines, content.compared),
+            main=_main(pictures),
             tiles=_tiles(lines),
             counts=words.counts(lines),
             networks=_networks(lines),
@@ -218,6 +221,13 @@ def _sections(lines: pd.DataFrame, pictures: Sequence[Picture]) -> list[dict[str
             figures = [{"picture": picture, "size": _size(picture)} for picture in own]
             sections.append({"name": f"{data}, {model}", "figures": figures})
     return sections
+
+
+def _main(pictures: Sequence[Picture]) -> dict[str, Any] | None:
+    """Return the figure of the first screen: accuracy over MACs, else of intervals, else any."""
+    kinds = ("pareto_macs", "intervals", "")
+    picture = next((picture for kind in kinds for picture in pictures if picture.name.startswith(kind)), None)
+    return picture and {"picture": picture, "size": _size(picture)}
 
 
 def _size(picture: Picture) -> tuple[int, int]:

@@ -1,0 +1,60 @@
+"""Answer of a grid in two sentences: accuracy and speed at one budget of one network."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from suite.report import inference, words
+
+
+def sentences(lines: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
+    """Return a sentence on accuracy and one on measured speed.
+
+    lines      lines of the table
+    compared   pairs of methods told apart (`pairs`)
+    """
+    done = lines[(lines["n"] > 0) & (lines["budget"] > 0)]
+    if done.empty:
+        return ["No pruned network of this grid is done yet."]
+    return [_accuracy(done, compared), _speed(done)]
+
+
+def _accuracy(done: pd.DataFrame, compared: pd.DataFrame) -> str:
+    """Return the method with the highest mean at the budget that most methods reach."""
+    cell = ["data", "model", "budget"]
+    counts = done.groupby(cell, sort=False)["settings"].nunique()
+    data, model, budget = counts.idxmax()
+    part = done[(done["data"] == data) & (done["model"] == model) & (done["budget"] == budget)]
+    best = part.loc[part["top1_mean_pct"].idxmax()]
+    mean, base = (
+        words.mean_sd(best[f"{name}_mean_pct"], best[f"{name}_sd_pp"], None) for name in ("top1", "base_top1")
+    )
+    share = words.budget(budget, best["budget_scope"])
+    text = f"At a budget of {share}, {data}/{model} keeps most accuracy with {best['settings']}: {mean} of {base} %"
+    rivals = part["settings"].nunique() - 1
+    if not rivals:
+        return f"{text}."
+    apart = 0
+    if len(compared):
+        pairs = compared[(compared["data"] == data) & (compared["model"] == model) & (compared["budget"] == budget)]
+        apart = int((pairs["p_holm"] < inference.ALPHA).sum())
+    if apart >= rivals:
+        return f"{text}, told apart from all {rivals} other methods."
+    return f"{text}, told apart from {apart} of {rivals} other methods; the order of the rest is open."
+
+
+def _speed(done: pd.DataFrame) -> str:
+    timed = done[done["speedup_x"].notna()]
+    if timed.empty:
+        doubtful = int(done["speedup_untrusted"].fillna(0).sum())
+        return "No measurement of speed can be trusted." if doubtful else "Speed has not been measured."
+    faster = timed[timed["verdict"] == "faster"]
+    if faster.empty:
+        return f"None of the {len(timed)} measured packed networks is faster than its dense network."
+    best = faster.loc[faster["speedup_x"].idxmax()]
+    share = words.budget(best["budget"], best["budget_scope"])
+    return (
+        f"{len(faster)} of {len(timed)} measured packed networks are faster than their dense network, at most "
+        f"{words.number(best['speedup_x'])} times ({best['settings']}, {share}, on {best['timed_device']}; by MACs "
+        f"{words.number(best['theoretical_x'])} times)."
+    )
