@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.logging import RichHandler
 
-from suite import registry
+from suite import loggers, registry
 
 
 def add_grid_options(parser: argparse.ArgumentParser) -> None:
@@ -95,13 +95,14 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_machine_options(arguments: argparse.Namespace) -> None:
-    """Check the ranges of --threads and --max-minutes; absent threads become 0, all cores.
+    """Check --threads, --max-minutes and SUITE_LOGGER; absent threads become 0, all cores.
 
     Raises ValueError naming the bad value.
     """
     if arguments.threads is not None and arguments.threads < 1:
         raise ValueError(f"--threads {arguments.threads}: it takes 1 or more; leave it out for all cores")
     arguments.threads = arguments.threads or 0
+    loggers.check()
     if arguments.max_minutes is not None and not arguments.max_minutes >= 0:
         raise ValueError(f"--max-minutes {arguments.max_minutes}: it takes 0 or more")
 

@@ -23,6 +23,7 @@ from torch import nn
 from suite import distributed
 from suite.contract import Batch
 from suite.files import write_bytes
+from suite.loggers import Loggers
 from suite.progress import Interrupted, Watch
 from suite.trainer import Diverged, History, Trainer
 
@@ -71,6 +72,7 @@ def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: s
     trainer.model.train()
     steps, total = trainer.steps_per_epoch, trainer.total
     began = time.monotonic() - trainer.seconds
+    loggers = Loggers(checkpoint.parent, active=distributed.is_first())
 
     def save() -> None:
         watch.check_holder()
@@ -93,9 +95,11 @@ def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: s
                 save()
                 raise Interrupted(f"stopped in epoch {epoch + 1} of {total // steps}")
         trainer.end_epoch()
+        loggers.epoch(epoch + 1, trainer.history[-1])
         save()
         if _must_stop(watch) and trainer.step < total:
             raise Interrupted(f"stopped after epoch {epoch + 1} of {total // steps}")
+    loggers.close()
     trainer.finish()
     return trainer.history
 

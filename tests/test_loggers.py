@@ -1,0 +1,76 @@
+"""Optional loggers of training curves."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from suite import loggers
+
+EPOCH = {"train_top1_pct": 50.0, "lr": 0.1, "note": "text"}
+
+
+class FakeRun:
+    """A run of Weights & Biases that draws random numbers, as a logger may."""
+
+    def __init__(self, **about: Any) -> None:
+        self.about, self.logged, self.finished = about, [], False
+        random.random()
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self.logged.append((step, numbers))
+        random.random()
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def test_there_is_no_logger_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(loggers.VARIABLE, raising=False)
+    started = loggers.Loggers(tmp_path)
+    started.epoch(1, EPOCH)
+    assert started.loggers == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_epoch_is_logged_offline_and_random_numbers_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package: Any = ModuleType("wandb")
+    runs: list[FakeRun] = []
+    package.init = lambda **about: runs.append(FakeRun(**about)) or runs[-1]
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.setenv(loggers.VARIABLE, "wandb")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    state = random.getstate()
+    started = loggers.Loggers(tmp_path / "learned-0123456789ab")
+    started.epoch(3, EPOCH)
+    started.close()
+    assert random.getstate() == state
+    (run,) = runs
+    assert run.about["mode"] == "offline"
+    assert run.about["id"] == "learned-0123456789ab"
+    assert run.logged == [(3, {"train_top1_pct": 50.0, "lr": 0.1})]
+    assert run.finished
+
+
+def test_tensorboard_writes_event_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("torch.utils.tensorboard", reason="the package tensorboard is not installed")
+    monkeypatch.setenv(loggers.VARIABLE, "tensorboard")
+    started = loggers.Loggers(tmp_path)
+    started.epoch(1, EPOCH)
+    started.close()
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_unknown_and_missing_loggers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(loggers.VARIABLE, "tensorbord")
+    with pytest.raises(ValueError, match=r"unknown logger 'tensorbord' \(did you mean tensorboard"):
+        loggers.check()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setenv(loggers.VARIABLE, "wandb")
+    with pytest.raises(ValueError, match="SUITE_LOGGER=wandb needs a package that is not installed: pip install wandb"):
+        loggers.check()
