@@ -67,7 +67,7 @@ KINDS: dict[str, type[_TensorBoard] | type[_Wandb]] = {"tensorboard": _TensorBoa
 
 
 class Loggers:
-    """The loggers of one training, whose folder has the name of its stage; none outside of rank 0."""
+    """The loggers of one training; its folder has the name of its stage."""
 
     def __init__(self, folder: Path, *, active: bool = True) -> None:
         self.loggers: list[Logger] = []

@@ -1,4 +1,4 @@
-"""Answer of a grid in two sentences: accuracy, and measured speed.
+"""Answer of a grid in two sentences: accuracy, and measured speed."""
 
 from __future__ import annotations
 
