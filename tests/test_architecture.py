@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "suite.schedule",
         "suite.progress",
     ),
+    ("suite.loggers",),
     ("suite.plan", "suite.cudagraph", "suite.arithmetic", "suite.cli", "suite.plugins"),
     ("suite.timing", "suite.models", "suite.distributed"),
     ("suite.graph",),
