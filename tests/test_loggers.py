@@ -15,11 +15,16 @@ from suite import loggers
 EPOCH = {"train_top1_pct": 50.0, "lr": 0.1, "note": "text"}
 
 
+RUNS: list[FakeRun] = []
+
+
 class FakeRun:
     """A run of Weights & Biases that draws random numbers, as a logger may."""
 
     def __init__(self, **about: Any) -> None:
-        self.about, self.logged, self.finished = about, [], False
+        self.about, self.finished = about, False
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        RUNS.append(self)
         random.random()
 
     def log(self, numbers: dict[str, float], step: int) -> None:
@@ -40,8 +45,8 @@ def test_there_is_no_logger_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_an_epoch_is_logged_offline_and_random_numbers_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package: Any = ModuleType("wandb")
-    runs: list[FakeRun] = []
-    package.init = lambda **about: runs.append(FakeRun(**about)) or runs[-1]
+    package.init = FakeRun
+    RUNS.clear()
     monkeypatch.setitem(sys.modules, "wandb", package)
     monkeypatch.setenv(loggers.VARIABLE, "wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -50,7 +55,7 @@ def test_an_epoch_is_logged_offline_and_random_numbers_stay(monkeypatch: pytest.
     started.epoch(3, EPOCH)
     started.close()
     assert random.getstate() == state
-    (run,) = runs
+    (run,) = RUNS
     assert run.about["mode"] == "offline"
     assert run.about["id"] == "learned-0123456789ab"
     assert run.logged == [(3, {"train_top1_pct": 50.0, "lr": 0.1})]

@@ -21,11 +21,10 @@ def sentences(lines: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
 
 def _accuracy(done: pd.DataFrame, compared: pd.DataFrame) -> str:
     """Return the method with the highest mean at the budget that most methods reach."""
-    cell = ["data", "model", "budget"]
-    counts = done.groupby(cell, sort=False)["settings"].nunique()
-    data, model, budget = counts.idxmax()
-    part = done[(done["data"] == data) & (done["model"] == model) & (done["budget"] == budget)]
-    best = part.loc[part["top1_mean_pct"].idxmax()]
+    parts = [part for _, part in done.groupby(["data", "model", "budget"], sort=False)]
+    part = max(parts, key=lambda each: each["settings"].nunique())
+    best = part.nlargest(1, "top1_mean_pct").iloc[0]
+    data, model, budget = best["data"], best["model"], best["budget"]
     mean, base = (
         words.mean_sd(best[f"{name}_mean_pct"], best[f"{name}_sd_pp"], None) for name in ("top1", "base_top1")
     )
@@ -51,7 +50,7 @@ def _speed(done: pd.DataFrame) -> str:
     faster = timed[timed["verdict"] == "faster"]
     if faster.empty:
         return f"None of the {len(timed)} measured packed networks is faster than its dense network."
-    best = faster.loc[faster["speedup_x"].idxmax()]
+    best = faster.nlargest(1, "speedup_x").iloc[0]
     share = words.budget(best["budget"], best["budget_scope"])
     return (
         f"{len(faster)} of {len(timed)} measured packed networks are faster than their dense network, at most "

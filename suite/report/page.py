@@ -227,7 +227,7 @@ def _main(pictures: Sequence[Picture]) -> dict[str, Any] | None:
     """Return the figure of the first screen: accuracy over MACs, else of intervals, else any."""
     kinds = ("pareto_macs", "intervals", "")
     picture = next((picture for kind in kinds for picture in pictures if picture.name.startswith(kind)), None)
-    return picture and {"picture": picture, "size": _size(picture)}
+    return None if picture is None else {"picture": picture, "size": _size(picture)}
 
 
 def _size(picture: Picture) -> tuple[int, int]:
