@@ -243,6 +243,18 @@ def test_an_interval_leaves_out_zero_just_where_holm_rejects(p: list[float]) -> 
     assert (tested.interval(level_P)[0] > 0).tolist() == (inference.holm(p_P) < inference.ALPHA).tolist()
 
 
+def test_the_table_names_the_method_that_keeps_its_own_variance(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, (5, 5))
+    top1 = {name: tuple((90 + noise[index]).tolist()) for index, name in enumerate(("mine", "x", "y", "z"))}
+    compared = family(tmp_path, {**top1, "wild": (88.0, 92.0, 85.0, 91.0, 87.0)}, "mine")
+    declared = compared[compared["family"] == "declared"]
+    wild = (declared["a"] + declared["b"]).str.contains("name=wild")
+    assert declared.loc[wild, "error"].tolist() == ["own variance of test_report(name=wild)"]
+    assert set(declared.loc[~wild, "error"]) == {"pooled"}
+    shown = columns.text(pairs.shown(compared), columns.PAIRS).frame["test"]
+    assert all(re.fullmatch(r"declared, (pooled|own variance of .*)|secondary, paired", text) for text in shown)
+
+
 def test_variants_of_the_main_method_are_secondary(tmp_path: Path) -> None:
     top1 = {"mine": (91.0, 92.1, 90.2), "other": (90.5, 91.2, 89.9), "y": (89.0, 90.4, 88.6)}
     runs = [run_of(seed, name=name) for name in top1 for seed in range(3)]
