@@ -180,7 +180,7 @@ def test_bad_input_is_one_line(packed_run: Path, tmp_path: Path, monkeypatch: py
             "pruned-ffffffffffff",
             "learned-0123456789ab",
         ],
-        "--learning": ["nope", "", "learned-ffffffffffff", "pruned-0123456789ab", "quickstart"],
+        "--learning": ["nope", "", "learned-nope", "learned-ffffffffffff", "pruned-0123456789ab", "quickstart"],
     }
     for option, values in wrong.items():
         for value in values:

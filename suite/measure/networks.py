@@ -91,7 +91,9 @@ def flush_denormals(network: Network) -> None:
     for module in (network.module, network.packed):
         for tensor in () if module is None else (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
-                tensor[tensor.abs() < torch.finfo(tensor.dtype).tiny] = 0
+                denormal = tensor.abs() < torch.finfo(tensor.dtype).tiny
+                if bool((denormal & (tensor != 0)).any()):
+                    tensor[denormal] = 0
 
 
 def save_dense(name: str, classes: int, shape: Shape, path: Path) -> None:

@@ -78,6 +78,10 @@ def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], l
     """
     if re.fullmatch(r"[a-z]+-[0-9a-f]{12}", name):
         return _write(of_stage(name, results), results / "learning", name), []
+    if re.match(r"(base|learned|pruned|timed)-", name):
+        raise ValueError(
+            f"{name!r} is no key of a stage; a key has 12 hexadecimal digits, such as learned-0123456789ab"
+        )
     learned = stages_of(name, smoke)
     logs, missing = of_stages(learned, results)
     if logs.empty:
