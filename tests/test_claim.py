@@ -68,7 +68,7 @@ def steady(random: np.random.Generator, count: int) -> np.ndarray:
 @pytest.mark.parametrize("noise", [steady, heavy_tailed, bursts])
 def test_no_claim_about_an_unchanged_network_on_synthetic_times(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing.time, "process_time", lambda: 0.0)
-    monkeypatch.setattr(latency, "_interval", quick_interval)
+    monkeypatch.setattr(latency, "median_interval", quick_interval)
     claims: Counter[str] = Counter()
     for seed in range(300):
         times = endless(noise, seed)
@@ -95,7 +95,7 @@ def endless(noise: Noise, seed: int) -> Iterator[float]:
 
 
 def quick_interval(ratios: np.ndarray) -> tuple[float, float, float]:
-    """Bootstrap as `latency._interval` does, with fewer samples: the test takes thousands of intervals."""
+    """Bootstrap as `latency.median_interval` does, with fewer samples: the test takes thousands of intervals."""
     picks = np.random.default_rng(0).integers(0, len(ratios), (200, len(ratios)))
     low, high = np.quantile(np.median(ratios[picks], axis=1), (0.025, 0.975))
     return float(np.median(ratios)), float(low), float(high)

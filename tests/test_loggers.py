@@ -62,13 +62,36 @@ def test_an_epoch_is_logged_offline_and_random_numbers_stay(monkeypatch: pytest.
     assert run.finished
 
 
-def test_tensorboard_writes_event_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("torch.utils.tensorboard", reason="the package tensorboard is not installed")
+class FakeWriter:
+    """TensorBoard's writer, which keeps in `WRITTEN` what it was given."""
+
+    def __init__(self, folder: str) -> None:
+        WRITTEN.append(("folder", folder))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        WRITTEN.append((name, value, step))
+
+    def flush(self) -> None:
+        WRITTEN.append(("flush",))
+
+    def close(self) -> None:
+        WRITTEN.append(("close",))
+
+
+WRITTEN: list[tuple[Any, ...]] = []
+
+
+def test_tensorboard_gets_each_number_of_an_epoch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package: Any = ModuleType("torch.utils.tensorboard")
+    package.SummaryWriter = FakeWriter
+    WRITTEN.clear()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
     monkeypatch.setenv(loggers.VARIABLE, "tensorboard")
     started = loggers.Loggers(tmp_path)
     started.epoch(1, EPOCH)
     started.close()
-    assert list((tmp_path / "tensorboard").glob("events*"))
+    folder = ("folder", str(tmp_path / "tensorboard"))
+    assert [folder, ("train_top1_pct", 50.0, 1), ("lr", 0.1, 1), ("flush",), ("close",)] == WRITTEN
 
 
 def test_unknown_and_missing_loggers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

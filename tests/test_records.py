@@ -323,6 +323,8 @@ def test_plugins_that_differ_from_the_commit_are_named_by_their_hash(checkout: P
         ("results/rows/pruned-0123456789ab.json", True),
         ("results/smoke/rows/pruned-0123456789ab.json", True),
         ("results/reference/work/pruned-0123456789ab/done.json", True),
+        ("results/reference/smoke/work/pruned-0123456789ab/done.json", True),
+        ("results/reference/smoke/rows/pruned-0123456789ab.json", False),
         ("results/reference/quickstart/index.html", True),
         ("results/reference/quickstart/ranks.pdf", True),
         ("results/reference/quickstart/table.csv", False),
