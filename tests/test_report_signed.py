@@ -253,3 +253,17 @@ def test_notes_in_a_terminal_are_numbers_with_their_meanings() -> None:
     assert texts.tolist() == ["1", "", "2, 1"]
     assert meanings == ["all: not timed", "1: coarse", "2: no groups learned"]
     assert words.numbered(pd.Series(["", ""]))[1] == []
+
+
+def test_a_learning_stage_of_no_epochs_has_an_empty_log_and_no_curve(tmp_path: Path) -> None:
+    run = run_of("dense_control")
+    assert run.learning is not None
+    run = dataclasses.replace(run, learning=dataclasses.replace(run.learning, epochs=0))
+    assert run.learned is not None
+    records.write(row_of(run, 80.0), tmp_path)
+    folder = tmp_path / "work" / run.learned.key
+    folder.mkdir(parents=True)
+    (folder / "done.json").write_text("{}")
+    (folder / "history.jsonl").write_text("")
+    found = frames.load(grid_of([run]), tmp_path, smoke=False).runs
+    assert learning.draw_all([run], found, tmp_path, tmp_path / "out") == []

@@ -233,8 +233,10 @@ def draw_all(planned: Sequence[Pruned], runs: pd.DataFrame, results: Path, folde
     `suite.report.frames`: only logs of runs with a finished row are drawn. Different conditions are separate lines.
     """
     done = runs[runs["status"] == "done"].set_index("key", drop=False)
-    learned = {run.learned.key: run.learned for run in planned if run.learned and run.key in done.index}
-    of_stage = {run.learned.key: run.key for run in planned if run.learned and run.key in done.index}
+    # a learning stage of no epochs has an empty log
+    with_log = [(run.learned, run.key) for run in planned if run.learned and run.learned.schedule.epochs]
+    learned = {stage.key: stage for stage, key in with_log if key in done.index}
+    of_stage = {stage.key: key for stage, key in with_log if key in done.index}
     pictures = []
     for logs, kind in (
         (of_stages(list(learned.values()), results)[0], "learning"),
