@@ -33,7 +33,7 @@ def both_sides(share_of_time: float = 0.5) -> tuple[list[Pruned], list[records.R
 
 def test_the_figure_has_the_methods_of_both_sides_and_the_agreement(drawn: Drawn, texts: dict[str, list[str]]) -> None:
     picture = drawn(*both_sides())["orders_digits_resnet8"]
-    shown = texts[picture.name]
+    shown = [" ".join(text.split()) for text in texts[picture.name]]
     assert {"50 % of the MACs cut", "50 % of the time cut", "agreement of both orders -1.00"} <= set(shown)
     assert [sum(f"m{number}" in text for text in shown) for number in range(4)] == [1, 1, 1, 0]
     assert "measured shares of time from 49.0 to 51.0 %" in picture.caption
@@ -58,5 +58,5 @@ def test_the_nearest_budget_of_macs_stands_beside_a_share_of_time(
     runs, rows = both_sides(share)
     more = [run_of(seed, 0.8, f"m{number}") for number in range(3) for seed in range(3)]
     picture = drawn([*runs, *more], [*rows, *(pruned_row(run, 70) for run in more)])["orders_digits_resnet8"]
-    shown = texts[picture.name]
+    shown = [" ".join(text.split()) for text in texts[picture.name]]
     assert {f"{50 if share < 0.6 else 80} % of the MACs cut", f"{100 * share:.0f} % of the time cut"} <= set(shown)

@@ -71,8 +71,8 @@ def _panel(axes: Axes, points: pd.DataFrame) -> None:
             axes.errorbar(x, mean, yerr=half.fillna(0), **bars)
         axes.plot(x, mean, **look, label=style.label(name), markeredgecolor="white", markeredgewidth=0.7)
     at = points.groupby("side")["at"].first()
-    resource = {0: f"{at[0]} of the MACs cut", 1: f"{at[1]} cut"}
-    axes.set_xticks(range(len(SIDES)), [resource[side] for side in range(len(SIDES))])
+    resources = (f"{at[0]} of the MACs cut", f"{at[1]} cut")
+    axes.set_xticks(range(len(SIDES)), [resource.replace(" of the", "\nof the") for resource in resources])
     axes.set_xlim(-0.3, 1.3)
     axes.set_title(f"agreement of both orders {tau(points):.2f}", fontsize=8)
 
