@@ -286,7 +286,7 @@ def test_every_link_and_picture_is_there(driver: webdriver.Chrome, folder: Path)
         "Promise.all([...document.images].map((image) => image.decode())).then(() => arguments[0](), () => arguments[0]())"
     )
     sizes = driver.execute_script("return [...document.images].map((image) => image.naturalWidth)")
-    assert len(sizes) == 2
+    assert len(sizes) == 3, "two figures, of which the main one also stands at the top"
     assert min(sizes) > 600
     links = driver.execute_script("return [...document.links].map((link) => link.href)")
     for link in links:
