@@ -19,7 +19,10 @@ BUDGET = Budget(share=4 / 23, scope="latency", timing=Timing(protocol="quick"))
 
 
 class PerFilter:
-    """A filter of layer 0 takes 4 ms, one of layer 1 takes 3 ms, all else 2 ms: 23 ms for three filters each."""
+    """Layer times in proportion to filters.
+
+    A filter of layer 0 takes 4 ms, one of layer 1 takes 3 ms, all else 2 ms: 23 ms for three filters each.
+    """
 
     def predict_ms(self, graph: Graph, plan: PruningPlan) -> float:
         live = graph.live(plan).layers
@@ -50,7 +53,10 @@ def removed(plan: PruningPlan) -> dict[str, int]:
 
 
 def test_halp_solves_the_knapsack_where_a_greedy_order_loses_more() -> None:
-    """To save 4 ms, one filter of layer 0 loses 3. By importance per millisecond, two of layer 1 go first and lose 4."""
+    """To save 4 ms, one filter of layer 0 loses 3.
+
+    By importance per millisecond, two of layer 1 go first and lose 4.
+    """
     model, graph = small()
     task = dataclasses.replace(task_of(0), budget=BUDGET)
     plan = meet(Fixed(step=1, rounds=1).planner(model, graph, {}, task), graph, BUDGET).plan
@@ -61,7 +67,10 @@ def test_halp_solves_the_knapsack_where_a_greedy_order_loses_more() -> None:
 
 
 def test_filters_go_in_groups() -> None:
-    """Groups of two of three filters: the best of a layer stays, so the first group has one filter and the rest stays whole."""
+    """Two of three filters go together.
+
+    The best of a layer stays, so the first group has one filter and the rest stays whole.
+    """
     model, graph = small()
     task = dataclasses.replace(task_of(0), budget=BUDGET)
     planner = Fixed(step=2, rounds=1).planner(model, graph, {}, task)

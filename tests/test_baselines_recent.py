@@ -118,8 +118,9 @@ def test_tmi_gkp_takes_the_kernel_that_is_least_like_those_taken() -> None:
 
 @pytest.mark.filterwarnings("ignore:k >= N")  # the spectral embedding of four filters
 def test_tmi_gkp_plans_the_planted_groups_and_one_kernel_of_each_pair() -> None:
-    """Filters 0 and 2 read channels that are alike in the pairs 03, 14, 25; filters 1 and 3 in the pairs 01, 23, 45.
+    """Pairs of alike channels tell two groups of filters.
 
+    Filters 0 and 2 read channels that are alike in the pairs 03, 14, 25; filters 1 and 3 in the pairs 01, 23, 45.
     Since the initial weights the filters grew by 1, 2, 9 and 8, so the groups 02 and 13 grew alike.
     """
     apart, shift = 0.01 * torch.arange(6), torch.tensor([1.0, 1.0, -8.0])
@@ -152,7 +153,10 @@ def test_tmi_gkp_takes_its_snapshots_over_the_whole_stage_and_resumes() -> None:
 
 
 def test_eagle_eye_needs_re_estimated_statistics_to_tell_a_broken_network() -> None:
-    """Filters 0 and 1 tell the classes; 2 and 3 are the same for all images. Removing 2 shifts the next layer's mean."""
+    """Filters 0 and 1 tell the classes; 2 and 3 are the same for all images.
+
+    Removing 2 shifts the next layer's mean.
+    """
     first = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.01, 0.01]])
     second = torch.tensor([[1.0, 0.0, 40.0, 0.0], [0.0, 1.0, 40.0, 0.0]])
     model, graph = two_layers(first, second)
@@ -416,7 +420,10 @@ def test_hspg_projects_a_planted_redundant_group_to_exactly_zero() -> None:
 
 
 def test_hspg_takes_the_step_of_the_published_algorithm() -> None:
-    """A group as one vector x: a step of x - lr * (g + lam * x / |x|), then 0 if its product with x is negative."""
+    """A group is one vector x.
+
+    The step is x - lr * (g + lam * x / |x|), then 0 if its product with x is negative.
+    """
     model, graph = two_layers(torch.rand(4, 2) + 0.5, torch.rand(4, 4))
     learner = HSPG(lam=0.5, pick_share=0.0, project_share=0.0).learner(model, graph, task_of(0, HALF))
     ids = graph.filter_sets["0"]

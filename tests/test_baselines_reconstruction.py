@@ -137,7 +137,10 @@ def test_lasso_recovers_planted_channels_and_least_squares_gives_their_output(se
 
 
 def test_lasso_lets_channels_in_by_what_they_explain() -> None:
-    """Independent channels of norms 1, 3, 2 with weights of norm 1 each enter as 1, 2, 0; channel 3 is always 0."""
+    """Channels enter in the order of their norms.
+
+    Independent channels of norms 1, 3, 2 with weights of norm 1 each enter as 1, 2, 0; channel 3 is always 0.
+    """
     gram = torch.diag(torch.tensor([1.0, 9.0, 4.0, 0.0], dtype=torch.float64))
     weights = torch.eye(4, dtype=torch.float64)[:, :, None]
     assert lasso_order(gram, weights).tolist() == [3, 0, 2, 1]
@@ -152,7 +155,10 @@ def test_lasso_leaves_out_one_of_two_equal_channels_to_the_end() -> None:
 
 
 def test_thinet_removes_what_costs_least_together() -> None:
-    """0 goes first (2 < 2.2 < 2.5). Then 1, although alone it costs most: it undoes most of what removing 0 did."""
+    """Channel 0 goes first (2 < 2.2 < 2.5).
+
+    Then 1, although alone it costs most: it undoes most of what removing 0 did.
+    """
     gram = torch.tensor([[2.0, -2.0, 0.0], [-2.0, 2.5, 0.0], [0.0, 0.0, 2.2]], dtype=torch.float64)
     assert greedy_order(gram, torch.zeros(1)).tolist() == [0, 1, 2]
     assert gram.diagonal().argsort().tolist() == [0, 2, 1]
@@ -255,7 +261,10 @@ def test_kernels_that_are_small_and_like_others_have_low_scores() -> None:
 
 
 def test_equal_gkp_plans_the_planted_groups_and_their_own_channels() -> None:
-    """Filters 0 and 2 have large and various kernels in channels 0 to 2, filters 1 and 3 in channels 3 to 5."""
+    """Large and various kernels tell two groups.
+
+    Filters 0 and 2 have them in channels 0 to 2, filters 1 and 3 in channels 3 to 5.
+    """
     large, small = torch.tensor([5.0, -6.0, 7.0]), torch.tensor([0.1, 0.1, 0.1])
     second_OI = torch.stack([torch.cat([large, small]), torch.cat([small, large])]).repeat(2, 1)
     model, graph = two_layers(torch.randn(6, 2), second_OI)

@@ -1,4 +1,7 @@
-"""Two tasks on the loopback with gloo do what one process does with the whole batch; stopped, they go on with the same bits."""
+"""Two tasks do what one process does with the whole batch; stopped, they go on with the same bits.
+
+They run on the loopback with gloo.
+"""
 
 from __future__ import annotations
 
@@ -193,7 +196,10 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(monkeypatch: pytes
 
 @pytest.mark.slow
 def test_a_killed_task_stops_the_others_and_one_task_goes_on(grid: Path, tmp_path: Path) -> None:
-    """The reason names the task; one task continues with the batches that are left, to weights of one process to rounding."""
+    """The reason names the task, and one task continues with the remaining batches.
+
+    Its weights are those of one process, up to rounding.
+    """
     stage = STAGES[0]
     running = start(2, *stage_options(grid, tmp_path / "two", stage))
     tiny_grid.wait_for(lambda: [*(tmp_path / "two").glob("work/*/train*.pt")])

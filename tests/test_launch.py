@@ -1,4 +1,7 @@
-"""The launcher: what is wrong is one line before anything runs; stopped, killed or damaged, the same command makes it whole."""
+"""The launcher names a mistake in one line before anything runs.
+
+Stopped, killed or damaged, a launch is made whole by the same command.
+"""
 
 from __future__ import annotations
 
@@ -625,7 +628,10 @@ def test_a_failure_takes_only_its_dependents_along(tmp_path: Path, capsys: pytes
 def test_at_its_time_limit_the_launcher_stops_and_goes_on(
     tmp_path: Path, launched: Launched, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a clock that moves by a second whenever it is read, so that it stops in the middle on any machine."""
+    """The clock moves by a second whenever it is read.
+
+    So the launcher stops in the middle on any machine.
+    """
     context = Context(results=tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("suite.progress.time", SimpleNamespace(monotonic=itertools.count().__next__, time=time.time))

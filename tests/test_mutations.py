@@ -1,4 +1,7 @@
-"""Seeded mutations of valid files: readers return a value or name the file, never raise anything else, never change good rows."""
+"""Seeded mutations of valid files.
+
+Readers return a value or name the file, never raise anything else, never change good rows.
+"""
 
 from __future__ import annotations
 

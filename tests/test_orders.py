@@ -17,7 +17,10 @@ TIMING = Timing(protocol="quick")
 
 
 def both_sides(share_of_time: float = 0.5) -> tuple[list[Pruned], list[records.Row]]:
-    """Three methods with three seeds: m0 > m1 > m2 at equal MACs, the reverse at equal time; m3 has MACs only."""
+    """Return methods of three seeds, in reverse order at equal time.
+
+    At equal MACs m0 > m1 > m2; m3 has budgets of MACs only.
+    """
     runs, rows = [], list[records.Row]()
     for number in range(4):
         for seed in range(3):

@@ -1,4 +1,4 @@
-"""The page: what it says, that nothing in it is code but ours, and, in a real browser, that it works."""
+"""The page's content, safety and behaviour in a real browser."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ GRID = "example"
 
 
 def written(folder: Path, runs: Iterable[Pruned], rows: Iterable[records.Row], *, pictures: int = 0) -> Path:
-    """The folder of the report of these rows, with so many of its figures at most: they take most of the time."""
+    """Return the folder of the report of these rows.
+
+    It has at most this number of figures, since they take most of the time.
+    """
     runs, drawn = list(runs), figures._of_model
     for row in rows:
         records.write(row, folder)

@@ -1,4 +1,7 @@
-"""Rows and files: whole or absent, read back as they were written, refused when they are not what they should be."""
+"""Rows and files are whole or absent, and read back as they were written.
+
+Damaged ones are refused.
+"""
 
 from __future__ import annotations
 

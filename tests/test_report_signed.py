@@ -103,7 +103,10 @@ def test_a_missing_control_is_said_and_runs_without_fine_tuning_need_none(tmp_pa
 
 
 def test_a_pair_has_a_level_of_its_own_in_plain_step_equivalents(tmp_path: Path) -> None:
-    """A learning epoch of DSP counts 2.1 plain ones, so 10 of them and 2 more are as much as 23."""
+    """A learning epoch of DSP counts 2.1 plain ones.
+
+    So 10 of them and 2 more are as much as 23.
+    """
     equal = dataclasses.replace(SCHEDULE, epochs=23)
     rows = {run_of("dsp", seed): 90.0 + seed for seed in range(3)}
     rows |= {run_of("l1_filter", seed, finetune=equal): 89.0 + 2 * seed for seed in range(3)}

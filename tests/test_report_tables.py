@@ -338,7 +338,10 @@ def test_fine_tunings_of_one_base_network_are_not_taken_for_base_networks(tmp_pa
 
 
 def test_the_declared_family_holds_its_size_and_has_power() -> None:
-    """At most 5 % false claims, also of methods with other variances; three quarters of gaps of 0.5 at sd 0.2 and n = 5."""
+    """At most 5 % of studies have a false claim, also with unequal variances.
+
+    Three quarters of gaps of 0.5 are found, at sd 0.2 and n = 5.
+    """
     power = runpy.run_path(str(Path(__file__).parent / "benchmarks" / "power.py"))
     cases = {name: sds for name, sds in power["SIZE"].items() if max(sds) >= 0.6}
     assert len(cases) == 6

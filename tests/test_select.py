@@ -97,7 +97,10 @@ def test_at_the_end_of_the_knob_the_best_filter_of_each_layer_is_left(name: str,
 
 
 def test_the_order_of_removal_worked_out_by_hand() -> None:
-    """Means of the layers: 4 and 40. Divided by them: 0.25, 0.75, 2 and 0.5, 1, 1.5; the 2 and the 1.5 stay."""
+    """Scores are divided by the means of the layers, 4 and 40.
+
+    They become 0.25, 0.75, 2 and 0.5, 1, 1.5; the 2 and the 1.5 stay.
+    """
     model = nn.Sequential(
         nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(3, 2)
     )

@@ -218,7 +218,10 @@ def test_describe_and_labels() -> None:
 
 
 def test_every_stage_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fields of a base network are read once, not again for each run and each measurement that depends on it."""
+    """The fields of a base network are read once.
+
+    Runs and measurements that depend on it do not read them again.
+    """
     looked: list[object] = []
     fields = dataclasses.fields
 

@@ -1,4 +1,4 @@
-"""Figures of single runs: the structure that a plan leaves, and the curves of what was logged while a method learned."""
+"""Figures of single runs: structure after a plan, and curves of learning."""
 
 from __future__ import annotations
 

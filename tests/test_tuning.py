@@ -1,4 +1,7 @@
-"""Tuning: at most six trials for every method, its recipe first; the winner is the best complete trial on the validation part."""
+"""Tuning has at most six trials for every method, its recipe first.
+
+The winner is the best complete trial on the validation part.
+"""
 
 from __future__ import annotations
 

@@ -114,13 +114,9 @@ class PrunedRow(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimedRow(Row):
-    """Latency of a packed network beside its dense one.
+class MeasuredRow(Row):
+    """Measured times of the networks of one run; no two measurements are equal."""
 
-    The two alternate in one process ("quick") or in three ("full").
-    """
-
-    kind: ClassVar[str] = "timed"
     result_fields: ClassVar[tuple[str, ...]] = ()
 
     pruned_key: str
@@ -129,6 +125,17 @@ class TimedRow(Row):
     precision: str
     layout: str
     protocol: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedRow(MeasuredRow):
+    """Latency of a packed network beside its dense one.
+
+    The two alternate in one process ("quick") or in three ("full").
+    """
+
+    kind: ClassVar[str] = "timed"
+
     leg: Leg | None = None
     """"eager" or, on a GPU, "graph": one captured CUDA graph."""
     execution: str | None = None
@@ -204,21 +211,14 @@ class TimedRow(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepsRow(Row):
+class StepsRow(MeasuredRow):
     """Training steps of one run alone, and of several equal runs together on one device.
 
     Times are wall-clock medians of alternating blocks, loading included if `loader` is True.
     """
 
     kind: ClassVar[str] = "steps"
-    result_fields: ClassVar[tuple[str, ...]] = ()
 
-    pruned_key: str
-    device: str
-    batch: int
-    precision: str
-    layout: str
-    protocol: str
     training: str
     """"base", "learning" or "finetune": a step on the dense network, with the method's learner, or on the packed network."""
     together: int
