@@ -378,7 +378,7 @@ def test_every_method_of_a_comparison_trains_equally(name: str) -> None:
         before = run.base.schedule.epochs if run.base.schedule and run.settings.start == "init" else 0
         spent[run.label] = max(0, learned - before) + run.finetune.epochs
     total = statistics.median(spent.values())
-    assert {label: epochs for label, epochs in spent.items() if abs(epochs - total) > fairness.EQUAL * total} == {}
+    assert {label: epochs for label, epochs in spent.items() if abs(epochs - total) > fairness.tolerance(total)} == {}
 
 
 @pytest.mark.parametrize("name", ["cifar10_fair", "cifar10_study"])

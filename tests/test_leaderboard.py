@@ -57,6 +57,21 @@ def test_files_have_a_line_for_each_cell_and_link_to_the_grid(results: Path) -> 
         assert [line["n"] for line in csv.DictReader(file)] == ["3", "3", "3", "3", "1"]
 
 
+def test_a_grid_that_cannot_be_read_is_left_out_with_its_reason(
+    results: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = grids.load
+
+    def broken(name: str) -> grids.Grid:
+        if name == "empty":
+            raise ValueError("no such method")
+        return load(name)
+
+    monkeypatch.setattr(grids, "load", broken)
+    assert set(leaderboard.table(results)["grid"]) == {"example"}
+    assert "the grid empty is left out: no such method" in caplog.text
+
+
 def test_a_folder_without_rows_has_no_leaderboard(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no grid has a finished run in .*; launch one, such as quickstart"):
         leaderboard.write(tmp_path)

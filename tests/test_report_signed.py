@@ -270,3 +270,8 @@ def test_a_learning_stage_of_no_epochs_has_an_empty_log_and_no_curve(tmp_path: P
     (folder / "history.jsonl").write_text("")
     found = frames.load(grid_of([run]), tmp_path, smoke=False).runs
     assert learning.draw_all([run], found, tmp_path, tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(("a", "b", "equal"), [(10.3, 10, True), (2, 3, False), (652, 650, True), (100, 102, False)])
+def test_training_is_equal_to_a_hundredth_or_to_the_rounding_of_epochs(a: float, b: float, equal: bool) -> None:
+    assert (abs(a - b) <= fairness.tolerance(max(a, b))) == equal

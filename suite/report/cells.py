@@ -289,7 +289,7 @@ def is_unlearned(lines: pd.DataFrame) -> pd.Series:
 def _control_epochs(lines: pd.DataFrame) -> pd.Series:
     """Return the control's training if it differs from that of the line, else ""."""
     plain, control = lines["plain_epochs"], lines["control_plain_epochs"]
-    differs = (plain - control).abs() > fairness.EQUAL * plain
+    differs = (plain - control).abs() > plain.map(fairness.tolerance)
     return ("control: " + control.map(lambda value: words.number(value, 0)) + " plain epochs").where(differs, "")
 
 

@@ -34,8 +34,8 @@ OWN_START = "from initial weights"
 """The method uses no base network."""
 COARSE = "coarse"
 """The line has runs that cut too much to be compared as equal."""
-EQUAL = 0.04
-"""Relative difference up to which training counts as equal: the epochs of a short schedule are few whole numbers."""
+EQUAL, ROUNDING = 0.01, 0.75
+"""Share of the training, and plain epochs, up to which training counts as equal. Fine-tuning takes whole epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +73,17 @@ class Training:
         return sum(self.plain) / len(self.plain)
 
 
+def tolerance(plain: float) -> float:
+    """Return the difference up to which training of `plain` epochs counts as equal."""
+    return max(EQUAL * plain, ROUNDING)
+
+
 def level(members: Sequence[Training]) -> int:
     """Return the level that these methods share, 0 to 4."""
     plain = [epochs for member in members for epochs in member.plain]
     shared = (
         _same_base(members),
-        max(plain) - min(plain) <= EQUAL * max(plain),
+        max(plain) - min(plain) <= tolerance(max(plain)),
         len(frozenset().union(*(member.recipes for member in members))) == 1,
         len(frozenset().union(*(member.before for member in members))) == 1,
     )

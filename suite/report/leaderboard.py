@@ -7,6 +7,7 @@ Controls and coarse cells have no place.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from suite.report import cells, columns, frames, page, words
 from suite.report.columns import Column
 from suite.report.fairness import SET
 
+log = logging.getLogger(__name__)
 FOLDER = "leaderboard"
 TITLE = "Leaderboard"
 ABOUT = (
@@ -33,11 +35,15 @@ ABOUT = (
 def table(results: Path) -> pd.DataFrame:
     """Return the done cells of all grids, by network and budget, best accuracy first.
 
-    Grids without rows and accuracies on a validation part are left out.
+    Grids without rows and accuracies on a validation part are left out; so is a grid that cannot be read, with a warning.
     """
     parts = []
     for name in grids.names():
-        loaded = frames.load(grids.load(name), results, smoke=False)
+        try:
+            loaded = frames.load(grids.load(name), results, smoke=False)
+        except (ValueError, OSError) as error:
+            log.warning("the grid %s is left out: %s", name, error)
+            continue
         if loaded.rows:
             lines = cells.table(loaded)
             parts.append(lines[(lines["n"] > 0) & (lines["split"] != "tuning")].assign(grid=name))
