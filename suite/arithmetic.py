@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from suite import private_api
 from suite.schedule import Compute
 
 log = logging.getLogger(__name__)
@@ -18,7 +21,30 @@ log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 CPU_FLAGS = {"bf16": ("amx_bf16", "avx512_bf16"), "fp16": ("amx_fp16", "avx512_fp16")}
-"""Flags of a CPU with matrix instructions in this precision; torch computes without them, only more slowly."""
+"""Flags of a CPU with instructions for products in this precision; without them, products are emulated."""
+
+
+class _RoundedProducts(TorchFunctionMode):
+    """Products of numbers of `dtype` with sums in fp32, rounded to `dtype`: those of the instructions up to the order of sums.
+
+    Without the instructions torch has no fast convolution in bf16 and fp16, in some builds none at all.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function not in (torch.conv2d, F.linear):
+            return function(*args, **(kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            rounded = {name: self._rounded(value) for name, value in (kwargs or {}).items()}
+            return function(*map(self._rounded, args), **rounded).to(self.dtype)
+
+    def _rounded(self, value: Any) -> Any:
+        return value.to(self.dtype).float() if isinstance(value, Tensor) else value
 
 
 class Arithmetic:
@@ -32,6 +58,7 @@ class Arithmetic:
         self.compute = compute
         self.device = device
         self.mixed = compute.precision != "fp32"
+        self.emulated = self.mixed and device.type == "cpu" and not computes(compute.precision)
         self.layout = LAYOUTS[compute.layout]
         self.scaler = torch.amp.GradScaler(device.type, enabled=compute.precision == "fp16")
 
@@ -44,7 +71,11 @@ class Arithmetic:
         """Return the context of forward passes."""
         if not self.mixed:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.compute.precision])
+        stack = contextlib.ExitStack()
+        stack.enter_context(torch.autocast(self.device.type, DTYPES[self.compute.precision]))
+        if self.emulated:
+            stack.enter_context(_RoundedProducts(DTYPES[self.compute.precision]))
+        return stack
 
     def images(self, images: Tensor) -> Tensor:
         """Return the images [B, C, H, W] in the layout."""
@@ -72,14 +103,15 @@ def require(precision: str, device: torch.device) -> None:
                 f"precision = 'bf16': {torch.cuda.get_device_name(device)} has no bf16 units; take 'fp16' or 'fp32'"
             )
         return
-    if not private_api.cpu_convolves(precision):
-        raise ValueError(
-            f"precision = {precision!r}: this CPU cannot convolve in it; take 'fp32' with layout 'channels_last'"
-        )
-    if not cpu_flags() & set(CPU_FLAGS[precision]):
+    if not computes(precision):
         log.warning(
-            "this CPU has none of %s: %s is computed, but slower than fp32", ", ".join(CPU_FLAGS[precision]), precision
+            "this CPU has none of %s: %s is emulated and not faster than fp32", ", ".join(CPU_FLAGS[precision]), precision
         )
+
+
+def computes(precision: str) -> bool:
+    """Return True if this CPU has instructions for products in "bf16" or "fp16"."""
+    return bool(cpu_flags() & set(CPU_FLAGS[precision]))
 
 
 @functools.cache

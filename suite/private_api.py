@@ -122,12 +122,3 @@ def memory_changes(profiler: torch.profiler.profile) -> list[int]:
         )
     events = [event for event in results.events() if event.name() == "[memory]"]
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-
-
-def cpu_convolves(precision: str) -> bool:
-    """Return True if torch convolves in "bf16" or "fp16" on this CPU.
-
-    If the function is missing: True.
-    """
-    function = getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", None)
-    return function is None or bool(function())

@@ -20,6 +20,7 @@ class Compute:
     """The arithmetic of training steps. Accuracies are measured in fp32 and contiguous in every case.
 
     precision  "fp32"; "bf16" or "fp16": autocast, with weights, optimizer and penalties in fp32. fp16 scales the loss.
+               A CPU without the instructions rounds the factors and sums in fp32, at the speed of fp32.
     layout     of images, activations and weights
     compiled   True runs the network through torch.compile
     """

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -263,7 +263,28 @@ def test_a_precision_that_the_device_lacks_is_refused(
     monkeypatch.setattr(arithmetic, "cpu_flags", frozenset)
     with caplog.at_level(logging.WARNING):
         require("bf16", torch.device("cpu"))
-    assert "slower than fp32" in caplog.text
-    monkeypatch.setattr(arithmetic.private_api, "cpu_convolves", lambda precision: False)
-    with pytest.raises(ValueError, match="this CPU cannot convolve in it; take 'fp32'"):
-        require("bf16", torch.device("cpu"))
+    assert "bf16 is emulated and not faster than fp32" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_an_emulated_product_is_the_sum_in_fp32_of_rounded_numbers(
+    monkeypatch: pytest.MonkeyPatch, precision: Literal["bf16", "fp16"]
+) -> None:
+    monkeypatch.setattr(arithmetic, "cpu_flags", frozenset)
+    dtype = arithmetic.DTYPES[precision]
+    conv, linear = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2)
+    network = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+    images = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with arithmetic.Arithmetic(Compute(precision=precision), torch.device("cpu")).autocast():
+        features, logits = conv(images), network(images)
+    assert features.dtype == logits.dtype == dtype
+
+    def rounded(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(dtype).double()
+
+    exact = F.conv2d(rounded(images), rounded(conv.weight), rounded(conv.bias), padding=1)
+    torch.testing.assert_close(features.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-5)
+    logits.float().sum().backward()
+    assert conv.weight.grad is not None
+    assert conv.weight.grad.dtype == torch.float32
+    assert torch.equal(conv.weight.grad, conv.weight.grad.to(dtype).float()), "rounded on the way back, too"

@@ -80,10 +80,3 @@ def test_errors_of_torch_compile_are_runtime_errors() -> None:
     """`suite.measure` catches these, so that the private class is not named."""
     exceptions = pytest.importorskip("torch._dynamo.exc")
     assert issubclass(exceptions.TorchDynamoException, RuntimeError)
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_whether_a_cpu_convolves_in_a_precision_can_be_read(precision: str) -> None:
-    assert isinstance(getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported")(), bool)
-    assert isinstance(private_api.cpu_convolves(precision), bool)
-    assert private_api.cpu_convolves("fp7"), "there is no such function"
