@@ -105,7 +105,9 @@ def require(precision: str, device: torch.device) -> None:
         return
     if not computes(precision):
         log.warning(
-            "this CPU has none of %s: %s is emulated and not faster than fp32", ", ".join(CPU_FLAGS[precision]), precision
+            "this CPU has none of %s: %s is emulated and not faster than fp32",
+            ", ".join(CPU_FLAGS[precision]),
+            precision,
         )
 
 

@@ -282,6 +282,7 @@ def test_an_emulated_product_is_the_sum_in_fp32_of_rounded_numbers(
     def rounded(tensor: Tensor) -> Tensor:
         return tensor.detach().to(dtype).double()
 
+    assert conv.bias is not None
     exact = F.conv2d(rounded(images), rounded(conv.weight), rounded(conv.bias), padding=1)
     torch.testing.assert_close(features.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-5)
     logits.float().sum().backward()
