@@ -19,7 +19,7 @@ from test_report import COMMIT, HOSTILE, SCHEDULE, pruned_row, run_of, timed_row
 from suite import records
 from suite.contract import Pruner
 from suite.grids import Grid
-from suite.report import ablation, cells, comparison, figures, frames, learning, pareto, style
+from suite.report import ablation, cells, comparison, figures, frames, learning, looks, pareto, style
 from suite.stages import Pruned, Timing
 
 SAVE = style.save
@@ -118,7 +118,28 @@ def test_figures_with_nothing_to_show_are_not_written(drawn: Drawn, tmp_path: Pa
     assert drawn(runs, []) == {}
     assert list(tmp_path.glob("out/*")) == []
     one = drawn(runs, [pruned_row(runs[0], 80)])
-    assert set(one) == {"pareto_macs_digits_resnet8", "pareto_params_digits_resnet8"}
+    assert set(one) == {"intervals_digits_resnet8"}, "one method and one budget: an axis of cuts shows nothing"
+
+
+def test_one_budget_has_intervals_and_a_pareto_axis_only_over_what_differs(drawn: Drawn, tmp_path: Path) -> None:
+    runs = [run_of(seed, 0.5, name) for name in ("a", "b") for seed in (0, 1)]
+    rows = [pruned_row(run, 80 - run.seed, macs_cut_pct=50.0 + 4 * run.seed, params_cut_pct=40.0) for run in runs]
+    kinds = {name.split("_")[0] for name in drawn(runs, rows)}
+    assert kinds == {"intervals", "ranks", "ablation"}
+    apart = [dataclasses.replace(row, params_cut_pct=20.0) if "=a" in row.settings else row for row in rows]
+    assert "pareto_params_digits_resnet8" in drawn(runs, apart)
+    for cut, shown in ((53, False), (80, True)):
+        (tmp_path / "published.csv").write_text(
+            f"dataset,model,method,top1_pct,flops_cut_pct,source,seen\ndigits,resnet8,x,80,{cut},page,primary\n"
+        )
+        assert ("pareto_macs_digits_resnet8" in drawn(runs, rows, home=tmp_path)) == shown
+
+
+def test_a_method_alone_is_called_neither_best_nor_ordered(drawn: Drawn) -> None:
+    runs = [run_of(seed, 0.5) for seed in range(3)]
+    caption = drawn(runs, [pruned_row(run, 80 - run.seed) for run in runs])["intervals_digits_resnet8"].caption
+    assert "Dotted line: no drop." in caption
+    assert "order" not in caption
 
 
 def test_a_figure_that_has_nothing_to_show_any_more_is_deleted(drawn: Drawn, tmp_path: Path) -> None:
@@ -153,13 +174,13 @@ def test_a_hostile_name_is_drawn_as_it_is(drawn: Drawn, texts: dict[str, list[st
 def test_a_method_looks_the_same_in_all_figures(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where an earlier one is absent: it was not timed."""
     asked: list[int] = []
-    of_series = style.of_series
+    of_look = looks.Look.style
 
-    def spy(index: int) -> dict[str, Any]:
-        asked.append(index)
-        return of_series(index)
+    def spy(look: looks.Look) -> dict[str, Any]:
+        asked.append(look.variant)
+        return of_look(look)
 
-    monkeypatch.setattr(style, "of_series", spy)
+    monkeypatch.setattr(looks.Look, "style", spy)
     runs, rows = many(2, (0.3, 0.5), 1)
     timed = [row for row in rows if not (isinstance(row, records.TimedRow) and "m00" in row.settings)]
     made = drawn(runs, timed, home=Path("none"))
@@ -168,23 +189,26 @@ def test_a_method_looks_the_same_in_all_figures(drawn: Drawn, monkeypatch: pytes
     assert asked[4:6] == [1, 1]  # over the measured and over the theoretical speed-up
 
 
-def test_a_methods_colour_does_not_depend_on_what_is_missing(tmp_path: Path) -> None:
-    """Nor on the conditions of others: what is made at another commit comes after all methods."""
+def test_the_look_of_a_variant_does_not_depend_on_what_is_missing(tmp_path: Path) -> None:
+    """Nor on the conditions of others: what is made at another commit comes after all variants."""
     runs = [run_of(0, budget, name) for name in ("a", "b", "c") for budget in (0.3, 0.5)]
     grid = Grid(title="Example", about="An example.", runs=lambda: runs, timings=(Timing(),))
 
-    def looks() -> list[int]:
-        return figures._looks(cells.table(frames.load(grid, tmp_path, smoke=False))).tolist()
+    def variants() -> list[int]:
+        found = frames.load(grid, tmp_path, smoke=False)
+        of_lines = [look.variant for look in looks.of_lines(cells.table(found))]
+        assert [look.variant for look in looks.of_runs(found.runs)] == of_lines
+        return of_lines
 
     for run in (runs[0], runs[2]):
         records.write(pruned_row(run, 80), tmp_path)
     records.write(timed_row(runs[0], (1.2, 1.1, 1.3)), tmp_path)
-    assert looks() == [0, 0, 1, 1, 2, 2]
+    assert variants() == [0, 0, 1, 1, 2, 2]
     records.write(pruned_row(runs[1], 80, made={"commit": "f" * 40}), tmp_path)
-    assert looks() == [0, 3, 1, 1, 2, 2]
+    assert variants() == [0, 3, 1, 1, 2, 2]
     for run in runs:
         records.write(pruned_row(run, 80), tmp_path)
-    assert looks() == [0, 0, 1, 1, 2, 2]
+    assert variants() == [0, 0, 1, 1, 2, 2]
 
 
 def test_an_absolute_time_is_drawn_for_a_gpu_only(drawn: Drawn) -> None:
@@ -239,8 +263,8 @@ def test_published_numbers_are_marked_with_their_source(
         "digits,resnet8,nothing,,55,,,a page without an accuracy,primary\n"
         "digits,vgg6,other,89,55,,,another model,primary\n"
     )
-    runs = [run_of()]
-    made = drawn(runs, [pruned_row(runs[0], 80)], home=folder)
+    runs = [run_of(), run_of(budget=0.3)]
+    made = drawn(runs, [pruned_row(run, 80) for run in runs], home=folder)
     shown = " ".join(texts["pareto_macs_digits_resnet8"])
     assert "published, their page: 1 theirs" in shown
     assert "another model" not in shown
@@ -261,7 +285,7 @@ def test_a_collapsed_method_does_not_squeeze_the_others(drawn: Drawn, monkeypatc
         name_ends(figure, axes, *rest)
 
     monkeypatch.setattr(style, "name_ends", spy)
-    runs = [run_of(0, 0.5, f"m{i}") for i in range(8)]
+    runs = [*(run_of(0, 0.5, f"m{i}") for i in range(8)), run_of(0, 0.3, "m0")]
     made = drawn(runs, [pruned_row(run, 10 if i == 7 else 89 - 0.1 * i) for i, run in enumerate(runs)])
     assert limits[0][0] > 85
     assert "Arrows at the lower edge: points below" in made["pareto_params_digits_resnet8"].caption
@@ -319,6 +343,54 @@ def test_agreement_is_one_for_the_same_order_and_less_when_it_turns(drawn: Drawn
 def test_budgets_of_one_method_are_not_compared(drawn: Drawn) -> None:
     runs = [run_of(0, 0.3, "a"), run_of(0, 0.5, "b")]
     assert not any(name.startswith(("intervals", "ranks")) for name in drawn(runs, [pruned_row(r, 80) for r in runs]))
+
+
+def near_chance(worst: float) -> tuple[list[Pruned], list[records.Row]]:
+    """Four methods; at 30 % two of them, at 90 % all keep at most `worst`, at 50 % none does."""
+    runs = [run_of(s, b, f"m{m}") for m in range(4) for b in (0.3, 0.5, 0.9) for s in range(2)]
+    rows: list[records.Row] = []
+    for number, run in enumerate(runs):
+        method = int(run.settings.name[1:])  # type: ignore[attr-defined]
+        low = run.budget.share == 0.9 or (run.budget.share == 0.3 and method > 1)
+        rows.append(pruned_row(run, worst - number % 5 if low else 80 - method - 0.1 * run.seed))
+    return runs, rows
+
+
+def test_there_is_no_order_near_chance_level(drawn: Drawn, texts: dict[str, list[str]]) -> None:
+    """Base networks have 90 % of ten classes: near chance is below 18 %."""
+    made = drawn(*near_chance(17.0))["ranks_digits_resnet8"]
+    assert "Ranks mean nothing near chance level (10 %)" in made.caption
+    assert "no method has more at 90 %, which are left out" in made.caption
+    shown = texts[made.name]
+    assert shown.count("near chance") == 1
+    assert {"30 %", "50 %"} <= set(shown)
+    assert "90 %" not in shown
+
+
+def test_ranks_near_chance_level_are_shared() -> None:
+    runs, rows = near_chance(17.0)
+    frame = pd.DataFrame(
+        {
+            **{"name": [run.settings.name for run in runs], "at": [f"{run.budget.share:.0%}" for run in runs]},  # type: ignore[attr-defined]
+            **{"seed": [run.seed for run in runs], "split": "all", "lost_pp": 72.0},
+            **{"drop_pp": [90 - row.pruned_top1_pct for row in rows]},  # type: ignore[attr-defined]
+            **dict.fromkeys(frames.CONDITIONS, ""),
+        }
+    )
+    ranked = comparison.ranked(frame)
+    ranks = ranked.groupby(["at", "name"])["rank"].first()
+    assert ranks.loc["30%"].tolist() == [1, 2, 3.5, 3.5]
+    assert ranks.loc["50%"].tolist() == [1, 2, 3, 4]
+    assert "90%" not in ranks
+    assert ranked[ranked["tied"]]["seed_rank"].unique().tolist() == [3.5]
+    assert comparison.near_chance(frame) == ["90%"]
+
+
+def test_above_chance_level_all_ranks_are_drawn(drawn: Drawn, texts: dict[str, list[str]]) -> None:
+    made = drawn(*near_chance(60.0))["ranks_digits_resnet8"]
+    assert "chance" not in made.caption
+    assert "near chance" not in texts[made.name]
+    assert {"30 %", "50 %", "90 %"} <= set(texts[made.name])
 
 
 def test_coarse_runs_take_no_part(drawn: Drawn, texts: dict[str, list[str]]) -> None:

@@ -16,13 +16,14 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from rich.console import Console
 
 from suite import grids, records
 from suite.contract import Budget, Pruner
 from suite.grids import Grid
-from suite.report import Report, __main__, build, figures, show, words
+from suite.report import Report, __main__, build, figures, looks, show, words
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timed, Timing, identity
 
@@ -455,7 +456,7 @@ def test_an_underscore_inside_a_word_is_not_escaped() -> None:
     assert words.markdown("l1_filter _x_") == "l1_filter \\_x\\_"
 
 
-def test_figures_are_drawn_with_embedded_fonts_and_the_first_colour(report: Reporter) -> None:
+def test_figures_are_drawn_with_embedded_fonts_and_the_methods_colour(report: Reporter) -> None:
     runs = [run_of(seed, budget, name) for seed in (0, 1) for budget in (0.3, 0.5) for name in ("a", "$b_")]
     rows: list[records.Row] = [
         pruned_row(r, 80 - 9 * r.budget.share + r.seed, macs_cut_pct=100 * r.budget.share) for r in runs
@@ -467,8 +468,8 @@ def test_figures_are_drawn_with_embedded_fonts_and_the_first_colour(report: Repo
     for name in ("pareto_macs_digits_resnet8", "pareto_speedup_digits_resnet8"):
         pixels = imread(file(made, f"{name}.png"))[..., :3]
         assert min(pixels.shape[:2]) > 600
-        blue = np.abs(pixels - np.array([0x00, 0x72, 0xB2]) / 255).max(-1) < 0.02
-        assert blue.sum() > 100
+        colour = to_rgb(looks.Look("test_report", 0).style()["color"])
+        assert (np.abs(pixels - np.array(colour)).max(-1) < 0.02).sum() > 100
         pdf = file(made, f"{name}.pdf").read_bytes()
         assert b"/Type42" in pdf or b"/CIDFontType2" in pdf
         assert b"/Type3" not in pdf
@@ -478,9 +479,9 @@ def test_figures_are_drawn_with_embedded_fonts_and_the_first_colour(report: Repo
 def test_a_figure_that_has_no_point_any_more_is_deleted(report: Reporter) -> None:
     run = run_of()
     first = report([run], [pruned_row(run, 80)], draw=True)
-    assert file(first, "pareto_macs_digits_resnet8.png").exists()
+    assert file(first, "intervals_digits_resnet8.png").exists()
     report([run], [failed_row(run, "failed", "redone and failed")], draw=True)
-    assert not file(first, "pareto_macs_digits_resnet8.png").exists()
+    assert not file(first, "intervals_digits_resnet8.png").exists()
 
 
 def test_the_same_rows_give_the_same_bytes(report: Reporter) -> None:

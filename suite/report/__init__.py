@@ -10,10 +10,11 @@ pairs         which methods the runs tell apart
 published     the numbers of others; `reproduction` puts them beside ours
 timings       speed-ups by device and batch
 notes         source and deviations of the methods, under each table
+columns       how columns are described; `table_columns` of the table, `further_columns` of those below it
 content       all of that for one grid
 words         how numbers and conditions are written
 tables        CSV and Markdown; `latex` for papers; `documents` is all of them
-figures       which figures there are; their look is in `style`
+figures       which figures there are; their look is in `style`, that of methods in `looks`
 pareto        accuracy over what was saved, beside what others published
 extent        how far its axes reach
 speed         measured speed-up over the theoretical one

@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from suite.contract import Pruner
 from suite.report import pareto, style, words
 from suite.report.frames import CONDITIONS, SCHEDULES
+from suite.report.looks import Look
 
 LOG_FROM_X = 8
 """Positive values whose largest is so many times the smallest have a logarithmic axis."""
@@ -82,8 +83,9 @@ def draw(varied: Varied, folder: Path) -> style.Picture:
         axes = figure.add_subplot()
         for index, (name, line) in enumerate(points.groupby("line", sort=False)):
             shift = 0 if numeric else 0.09 * (index - (points["line"].nunique() - 1) / 2)
+            look = Look(varied.method, index).style()
             _line(
-                axes, line, [places[repr(value)] + shift for value in line["value"]], str(name), index, spread, numeric
+                axes, line, [places[repr(value)] + shift for value in line["value"]], str(name), look, spread, numeric
             )
         base = points.drop_duplicates(CONDITIONS)["base_top1_mean_pct"]
         for accuracy in base:
@@ -110,16 +112,21 @@ def _places(values: pd.Series, numeric: bool) -> dict[str, float]:
 
 
 def _line(
-    axes: Axes, line: pd.DataFrame, x: list[float], name: str, index: int, spread: pareto.Spread, numeric: bool
+    axes: Axes,
+    line: pd.DataFrame,
+    x: list[float],
+    name: str,
+    look: dict[str, Any],
+    spread: pareto.Spread,
+    numeric: bool,
 ) -> None:
     line = line.assign(x=x).sort_values("x")
-    look = style.of_series(index)
     if spread != "none":
         half = line["top1_t95_pp"] if spread == "t95" else line["top1_sd_pp"]
         bars: dict[str, Any] = {"ecolor": look["color"], "elinewidth": 0.9, "capsize": 2, "alpha": 0.6}
         axes.errorbar(line["x"], line["top1_mean_pct"], half, fmt="none", **bars)
     look = look if numeric else {**look, "linestyle": "none"}
-    axes.plot(line["x"], line["top1_mean_pct"], **look, markeredgecolor="white", label=style.label(name))
+    axes.plot(line["x"], line["top1_mean_pct"], **look, label=style.label(name))
 
 
 def _axis(axes: Axes, values: pd.Series, places: dict[str, float], numeric: bool) -> None:

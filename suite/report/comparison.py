@@ -4,13 +4,16 @@ Only runs of one comparison set (`suite.report.fairness`) stand against each oth
 none that cuts too much.
 
 Rank     1 is the most accurate; equals share their mean rank. Methods are ranked at those budgets, and by those seeds, for
-         which all of them have a run, and only where all budgets have the same conditions.
+         which all of them have a run, and only where all budgets have the same conditions. Near chance level there is no order:
+         methods that keep less than `LEFT` of what the base network has above chance share their rank, and a budget at
+         which all do has none.
 tau      Kendall's rank correlation of two orders: 1 for the same order, 0 for unrelated ones, -1 for the reverse.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,18 +24,21 @@ from matplotlib.axes import Axes
 from matplotlib.markers import CARETRIGHT
 from scipy import stats
 
+from suite import data
 from suite.report import fairness, inference, style, words
 from suite.report.extent import farthest
 from suite.report.frames import CONDITIONS
 
+LEFT = 0.1
+"""Share of the base network's accuracy above chance level, below which a method counts as near chance level."""
 PANELS = 5
 """Budgets that have a panel; of more, those spread evenly over their range."""
 
 
-def compared(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return finished runs of the comparison sets with two or more methods.
+def described(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the finished runs that may be compared.
 
-    Adds `name`, `at` (the set) and `drop_pp`.
+    Adds `name`, `at` (the comparison set), `drop_pp`, and `lost_pp`, the drop from which on a method is near chance level.
     """
     coarse = len(runs) - len(runs := fairness.comparable(runs))
     if runs.empty:
@@ -46,8 +52,39 @@ def compared(runs: pd.DataFrame) -> pd.DataFrame:
         ),
         at=at,
         drop_pp=runs["base_top1_pct"] - runs["pruned_top1_pct"],
+        lost_pp=_lost_pp(runs).groupby(at).transform("mean"),
     )
-    return about[about.groupby("at")["name"].transform("nunique") > 1].sort_values("budget", kind="stable")
+    return about.sort_values("budget", kind="stable")
+
+
+def compared(about: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs (`described`) of the comparison sets with two or more methods."""
+    return about[about.groupby("at")["name"].transform("nunique") > 1] if len(about) else about
+
+
+def _lost_pp(runs: pd.DataFrame) -> pd.Series:
+    """Return the drop from which on a run counts as near chance level.
+
+    The drop is infinite if the number of classes is not known.
+    """
+    chance_pct = runs["data"].map({data: _chance_pct(data) for data in runs["data"].unique()})
+    return (1 - LEFT) * (runs["base_top1_pct"] - chance_pct)
+
+
+def _chance_pct(name: str) -> float:
+    try:
+        return 100 / data.size(name).classes
+    except (ValueError, OSError):  # a data set that states no size, and is missing
+        return -math.inf
+
+
+def _order_pp(runs: pd.DataFrame) -> pd.Series:
+    """Return the mean drop of each method by comparison set.
+
+    All methods near chance level have the same value.
+    """
+    means = runs.groupby(["at", "name"])[["drop_pp", "lost_pp"]].mean()
+    return means.min(axis=1)
 
 
 # ---- intervals -------------------------------------------------------------------------------------------------------
@@ -61,7 +98,7 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
     every = list(dict.fromkeys(runs["at"]))
     budgets = _chosen(every, PANELS)
     runs = runs[runs["at"].isin(budgets)]
-    mean_rank = runs.groupby(["at", "name"])["drop_pp"].mean().groupby("at").rank().groupby("name").mean()
+    mean_rank = _order_pp(runs).groupby("at").rank().groupby("name").mean()
     names = mean_rank.sort_values(kind="stable").index.tolist()
     with style.new_figure(entries=0) as figure:
         rows = sum(1 + style.label(name).count("\n") * 0.6 for name in names)
@@ -69,7 +106,8 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
         panels = figure.subplots(1, len(budgets), squeeze=False, sharey=True)[0]
         for axes, budget in zip(panels, budgets, strict=True):
             _intervals(axes, runs[runs["at"] == budget], names)
-            axes.set_title(f"MACs cut: {budget}" if len(budgets) < 4 else budget, fontsize=8.5, loc="left")
+            named = len(budgets) < 4 or axes is panels[0]
+            axes.set_title(f"MACs cut: {budget}" if named else budget, fontsize=8.5, loc="left")
         panels[0].set_yticks(range(len(names)), [style.label(name) for name in names], fontsize=8, parse_math=False)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         middle = panels[len(panels) // 2]
@@ -97,14 +135,13 @@ def _intervals(axes: Axes, runs: pd.DataFrame, names: list[str]) -> None:
         if own.empty:
             continue
         if best[name] > limit:
-            _far(axes, y, best[name], style.of_series(int(own["look"].iloc[0]))["color"])
+            _far(axes, y, best[name], own["look"].iloc[0].style()["color"])
             continue
-        look, drop = style.of_series(int(own["look"].iloc[0])), own["drop_pp"]
+        look, drop = own["look"].iloc[0].style(), own["drop_pp"]
         axes.scatter(drop, [y] * len(drop), marker="|", s=28, color=look["color"], alpha=0.7, linewidths=0.9)
         if len(drop) >= 3:
             axes.plot(inference.t_interval(drop.tolist()), [y, y], color=look["color"], linewidth=2.2, alpha=0.45)
-        mark: dict[str, Any] = {name: look[name] for name in ("color", "marker", "markersize")}
-        axes.plot([drop.mean()], [y], **mark, markeredgecolor="white", markeredgewidth=0.7)
+        axes.plot([drop.mean()], [y], **{**look, "linestyle": "none"})
     axes.axvline(0, color=style.REFERENCE, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     axes.axvline(best.min(), color=style.FRONT, linewidth=1.2, zorder=0.5)
     axes.tick_params(axis="y", length=0)
@@ -123,9 +160,11 @@ def _caption_intervals(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
     n = runs.groupby(["name", "at"]).size()
     counted = words.runs(n, runs.groupby(["name", "at"])["base_key"].nunique())
     bars = "bars: t 95 % intervals of the mean" if n.min() >= 3 else "no interval is drawn for fewer than three runs"
+    several = runs["name"].nunique() > 1
     sentences = [
         f"{words.who(runs)}: mean over {counted} (mark) of base minus pruned accuracy; ticks: the runs; {bars}",
-        "Dotted line: no drop; grey line: the best mean; arrow: too far for the axis. Methods in the order of their mean rank",
+        "Dotted line: no drop"
+        + "; grey line: the best mean; arrow: too far for the axis. Methods in the order of their mean rank" * several,
         f"T{words.trained(runs)[1:]}",
         *([f"In the table, but without a panel: {', '.join(left_out)}"] if left_out else []),
         *([runs["remarks"].iloc[0]] if runs["remarks"].iloc[0] else []),
@@ -139,28 +178,40 @@ def _caption_intervals(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
 def ranked(runs: pd.DataFrame) -> pd.DataFrame:
     """Add `rank` (of the mean) and `seed_rank` (by seed) of methods with all budgets.
 
-    The frame is empty if there is nothing to rank.
+    `tied` is True near chance level. The frame is empty if there is nothing to rank.
 
-    There is something where two methods share two budgets, or two seeds of one, under the same conditions.
+    There is something where two methods share two budgets, or two seeds of one, under the same conditions, and one of them is
+    not near chance level.
     """
     if runs.empty or len(runs.drop_duplicates(["split", *CONDITIONS])) > 1:
         return runs.iloc[:0]
+    order_pp = _order_pp(runs).rename("order_pp").reset_index()
+    runs = runs.merge(order_pp, on=["at", "name"])
+    runs = runs.assign(tied=runs["order_pp"] >= runs["lost_pp"])
+    runs = runs[~runs.groupby("at")["tied"].transform("all")]
     every = runs["at"].nunique()
     runs = runs[runs.groupby("name")["at"].transform("nunique") == every]
     seeds = runs.groupby("seed").size()
     complete = seeds[seeds == runs["name"].nunique() * every].index
     if runs["name"].nunique() < 2 or (every < 2 and len(complete) < 2):
         return runs.iloc[:0]
-    means = runs.groupby(["at", "name"])["drop_pp"].mean()
+    means = runs.groupby(["at", "name"])["order_pp"].first()
     rank = runs[["at", "name"]].merge(means.groupby("at").rank().rename("rank").reset_index(), how="left")["rank"].array
-    by_seed = runs["drop_pp"].where(runs["seed"].isin(complete)).groupby([runs["at"], runs["seed"]]).rank()
-    return runs.assign(rank=rank, seed_rank=by_seed)
+    of_seed = runs[["drop_pp", "lost_pp"]].min(axis=1).where(runs["seed"].isin(complete))
+    return runs.assign(rank=rank, seed_rank=of_seed.groupby([runs["at"], runs["seed"]]).rank())
 
 
-def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
+def near_chance(runs: pd.DataFrame) -> list[str]:
+    """Return the comparison sets in which all methods are near chance level."""
+    means = runs.groupby(["at", "name"], sort=False)[["drop_pp", "lost_pp"]].mean()
+    near = (means["drop_pp"] >= means["lost_pp"]).groupby("at", sort=False).all()
+    return near.index[near].tolist()
+
+
+def draw_ranks(runs: pd.DataFrame, folder: Path, left_out: Sequence[str] = ()) -> style.Picture:
     """Draw the rank of the methods over the budgets.
 
-    Lines are ranks of the means, bars are ranks by single seeds.
+    Lines are ranks of the means, bars are ranks by single seeds. `left_out` are budgets at which all are near chance level.
     """
     budgets = _chosen(list(dict.fromkeys(runs["at"])), 2 * PANELS)
     names = runs[runs["at"] == budgets[-1]].groupby("name")["rank"].first().sort_values(kind="stable").index
@@ -170,6 +221,8 @@ def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
         axes.set_xlim(-0.3, len(budgets) - 0.7)
         axes.set_ylim(len(names) + 0.6, 0.4)
         beside = np.linspace(-0.12, 0.12, len(names))
+        for x, budget in enumerate(budgets):
+            _tied(axes, runs[runs["at"] == budget], x)
         ends = [
             _ranks(axes, runs[runs["name"] == name], budgets, len(names), shift)
             for name, shift in zip(names, beside, strict=True)
@@ -186,14 +239,14 @@ def draw_ranks(runs: pd.DataFrame, folder: Path) -> style.Picture:
             runs,
             kind="ranks",
             title="Does the order of the methods hold?",
-            caption_text=_caption_ranks(runs),
+            caption_text=_caption_ranks(runs, left_out),
             arrange=lambda: style.name_ends(figure, axes, ends, max(1.9, 0.24 * len(names))),
         )
 
 
 def _ranks(axes: Axes, runs: pd.DataFrame, budgets: list[str], count: int, shift: float) -> style.End:
     """Draw one method, moved by `shift` so that equal ranks do not overlap."""
-    look = style.of_series(int(runs["look"].iloc[0]))
+    look = runs["look"].iloc[0].style()
     mean = runs.groupby("at")["rank"].first().reindex(budgets)
     places = np.arange(len(budgets)) + shift
     for x, budget in zip(places, budgets, strict=True):
@@ -201,11 +254,20 @@ def _ranks(axes: Axes, runs: pd.DataFrame, budgets: list[str], count: int, shift
         if len(seeds) > 1:
             axes.plot([x] * 2, [seeds.min(), seeds.max()], color=look["color"], linewidth=2.0, alpha=0.5, zorder=1)
     thick = 2.0 if count <= style.MANY else 1.3
-    axes.plot(places, mean, **{**look, "linewidth": thick}, markeredgecolor="white", markeredgewidth=0.7)
+    axes.plot(places, mean, **look, linewidth=thick)
     return style.End(str(runs["name"].iloc[0]), places[-1], float(mean.iloc[-1]), look)
 
 
-def _caption_ranks(runs: pd.DataFrame) -> str:
+def _tied(axes: Axes, runs: pd.DataFrame, x: int) -> None:
+    """Draw a grey field behind the methods of a budget near chance level."""
+    tied = runs.loc[runs["tied"], "name"].nunique()
+    if tied:
+        low, high = runs["name"].nunique() + 0.5 - tied, runs["name"].nunique() + 0.5
+        axes.fill_between([x - 0.25, x + 0.25], low, high, color="0.93", linewidth=0, zorder=0)
+        axes.text(x, high - 0.1, "near chance", ha="center", va="bottom", fontsize=6.5, color="0.35")
+
+
+def _caption_ranks(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
     by_budget = runs.pivot_table(index="name", columns="at", values="rank", aggfunc="first")
     by_seed = runs.dropna(subset=["seed_rank"]).pivot_table(index="name", columns=["at", "seed"], values="seed_rank")
     between_seeds = [
@@ -220,9 +282,22 @@ def _caption_ranks(runs: pd.DataFrame) -> str:
         f"{words.who(runs)}: rank of the mean over {words.runs(cells.size(), cells['base_key'].nunique())}; bars: the range "
         "of the ranks by single seeds",
         *([f"Agreement of two orders, Kendall's tau, on average: {', '.join(agreement)}"] if agreement else []),
+        *_about_chance(runs, left_out),
         f"T{words.trained(runs)[1:]}",
     ]
     return ". ".join(sentences) + "."
+
+
+def _about_chance(runs: pd.DataFrame, left_out: Sequence[str]) -> list[str]:
+    """Return what is not ordered near chance level, and the budgets without a rank."""
+    if not runs["tied"].any() and not left_out:
+        return []
+    chance_pct = _chance_pct(runs["data"].iloc[0])
+    without = f"; no method has more at {', '.join(left_out)}, which are left out" if left_out else ""
+    return [
+        f"Ranks mean nothing near chance level ({chance_pct:.3g} %): methods that keep less than {100 * LEFT:.0f} % of what "
+        f"the base network has above it share a place in the grey field{without}"
+    ]
 
 
 def _taus(orders: Iterable[np.ndarray]) -> list[float]:

@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from suite.report import ablation, cells, pareto, style, words
 from suite.report.ablation import Varied
+from suite.report.looks import Look
 from suite.stages import Pruned
 
 APART = 1.5
@@ -63,9 +64,9 @@ def draw(varied: Varied, control: pd.DataFrame, folder: Path) -> style.Picture:
     with style.new_figure(entries=0) as figure:
         figure.set_size_inches(PANEL_IN[0] * (1 + len(shown)) + LEGEND_IN, PANEL_IN[1])
         panels = figure.subplots(1, 1 + len(shown), squeeze=False)[0]
-        _accuracy(panels[0], points, control)
+        _accuracy(panels[0], varied, points, control)
         for axes, name in zip(panels[1:], shown, strict=True):
-            _learned(axes, points, name)
+            _learned(axes, varied, points, name)
         _axes(figure, panels, points)
         style.legend(figure)
         return style.picture(
@@ -79,14 +80,14 @@ def draw(varied: Varied, control: pd.DataFrame, folder: Path) -> style.Picture:
         )
 
 
-def _accuracy(axes: Axes, points: pd.DataFrame, control: pd.DataFrame) -> None:
+def _accuracy(axes: Axes, varied: Varied, points: pd.DataFrame, control: pd.DataFrame) -> None:
     spread = pareto.spread_of(points)
     for index, (name, line) in enumerate(points.groupby("line", sort=False)):
-        look = style.of_series(index)
+        look = Look(varied.method, index).style()
         if spread != "none":
             half = line["top1_t95_pp"] if spread == "t95" else line["top1_sd_pp"]
             axes.errorbar(line["factor"], line["top1_mean_pct"], half, fmt="none", ecolor=look["color"], capsize=2)
-        axes.plot(line["factor"], line["top1_mean_pct"], **look, markeredgecolor="white", label=style.label(str(name)))
+        axes.plot(line["factor"], line["top1_mean_pct"], **look, label=style.label(str(name)))
     dashes = (0, (1, 2))
     axes.axhline(
         points["base_top1_mean_pct"].mean(), color=style.REFERENCE, linewidth=0.9, linestyle=dashes, label="base"
@@ -96,11 +97,11 @@ def _accuracy(axes: Axes, points: pd.DataFrame, control: pd.DataFrame) -> None:
     axes.set_title("top-1 accuracy (%)", fontsize=8.5, loc="left")
 
 
-def _learned(axes: Axes, points: pd.DataFrame, name: str) -> None:
+def _learned(axes: Axes, varied: Varied, points: pd.DataFrame, name: str) -> None:
     """Draw a number of the learned state; all budgets share it."""
     once = points.groupby("factor", sort=True)[name].mean()
-    look = style.of_series(len(points["line"].unique()))
-    axes.plot(once.index, once, **look, markeredgecolor="white")
+    look = Look(varied.method, points["line"].nunique()).style()
+    axes.plot(once.index, once, **look)
     if name == "sparse_pct":
         axes.set_title("sparse kernels (%)", fontsize=8.5, loc="left")
         axes.set_ylim(0, max(1.0, 1.1 * once.max()))

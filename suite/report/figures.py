@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from suite.contract import Pruner
-from suite.report import ablation, comparison, dose, orders, pareto, published, speed
-from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, Frames
+from suite.report import ablation, comparison, dose, looks, orders, pareto, published, speed
+from suite.report.frames import CONDITIONS, Frames
 from suite.report.style import Picture
 
 KINDS = ("pareto", "speed", "intervals", "ranks", "orders", "ablation")
@@ -30,7 +30,7 @@ def draw_all(
     `lines` and `latency` are the tables of `suite.report.cells`, `settings` the method of every run's key, `home` the folder
     of published numbers.
     """
-    lines = lines.assign(look=_looks(lines))
+    lines = lines.assign(look=looks.of_lines(lines))
     numbers = published.load(home).dropna(subset=["top1_pct"])
     if reference is not None and len(reference):
         numbers = pd.concat([numbers, published.from_reference(reference)])
@@ -66,50 +66,24 @@ def _of_model(
 
     `runs` and `latency` have the `look` of their line.
     """
-    compared = comparison.compared(runs)
-    budgets = lines.loc[lines["removes"].astype(bool) & (lines["n"] > 0), "budget"].nunique()
+    about = comparison.described(runs)
+    compared = comparison.compared(about)
+    one_budget = len(about) and about.loc[about["removes"].astype(bool), "budget"].nunique() == 1
     for over in pareto.AXES:
         points = pareto.points_of(lines, over)
-        # cuts of one budget differ by overshoot alone; the figure of intervals shows more
-        if len(points) and not (over == "macs" and budgets == 1 and len(compared) and numbers.empty):
+        if len(points) and (not one_budget or pareto.spreads(points, over, numbers)):
             yield pareto.draw(points, over, numbers, folder)
     if len(measured := speed.points_of(latency)):
         yield speed.draw(measured, folder)
-    if len(compared):
-        yield comparison.draw_intervals(compared, folder)
+    if len(shown := about[about["removes"].astype(bool)] if one_budget else compared):
+        yield comparison.draw_intervals(shown, folder)
     if len(ranked := comparison.ranked(compared)):
-        yield comparison.draw_ranks(ranked, folder)
+        yield comparison.draw_ranks(ranked, folder, comparison.near_chance(compared))
     if len(both := orders.points_of(compared)):
         yield orders.draw(both, folder)
     for varied in ablation.find(lines, runs, settings):
         if not dose.varies(varied.points):
             yield ablation.draw(varied, folder)
-
-
-def _looks(lines: pd.DataFrame) -> pd.Series:
-    """Return the index of colour and marker of each line.
-
-    A line has the same index in all figures of a data set and model.
-
-    It is the place of its series in the grid, whatever was run of it; what a series has under further conditions comes after
-    all series.
-    """
-    trained = _further(lines[lines["n"] > 0], ["series"], CONDITIONS)
-    timed = _further(lines[lines["timed_device"] != ""], ["series", *CONDITIONS], TIMED_CONDITIONS)
-    about = lines[["data", "model", "series"]].assign(trained=trained, timed=timed).fillna({"trained": 0, "timed": 0})
-    looks = pd.Series(0, index=lines.index)
-    for _, part in about.groupby(["data", "model"], sort=False):
-        first = (part["trained"] == 0) & (part["timed"] == 0)
-        looks[part.index] = pd.factorize(part["series"])[0]
-        more = part[~first].groupby(["series", "trained", "timed"], sort=False).ngroup()
-        looks[more.index] = part["series"].nunique() + more
-    return looks
-
-
-def _further(lines: pd.DataFrame, within: list[str], conditions: list[str]) -> pd.Series:
-    """Return the index of each line's set of conditions within its group."""
-    sets = lines.groupby([*within, *conditions], sort=False).ngroup()
-    return sets.groupby([lines[name] for name in within]).transform(lambda part: pd.factorize(part)[0])
 
 
 def _own(frame: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:

@@ -9,8 +9,9 @@ import dataclasses
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 import pandas as pd
@@ -20,9 +21,10 @@ from matplotlib.ticker import MaxNLocator
 
 from suite import grids, jsonfile
 from suite.methods import name_of
-from suite.report import style, words
+from suite.report import looks, style, words
 from suite.report.cells import UNLEARNED
 from suite.report.frames import CONDITIONS
+from suite.report.looks import Look
 from suite.stages import Learned, Pruned
 
 log = logging.getLogger(__name__)
@@ -232,6 +234,7 @@ def draw_all(planned: Sequence[Pruned], runs: pd.DataFrame, results: Path, folde
     The logs are in `results`/work; if the folder does not exist, nothing is written or deleted. `runs` are those of
     `suite.report.frames`: only logs of runs with a finished row are drawn. Different conditions are separate lines.
     """
+    runs = runs.assign(look=looks.of_runs(runs))
     done = runs[runs["status"] == "done"].set_index("key", drop=False)
     # a learning stage of no epochs has an empty log
     with_log = [(run.learned, run.key) for run in planned if run.learned and run.learned.schedule.epochs]
@@ -244,32 +247,33 @@ def draw_all(planned: Sequence[Pruned], runs: pd.DataFrame, results: Path, folde
     ):
         if logs.empty:
             continue
-        for (_, _, method), part in logs.groupby(["data", "model", "method"], sort=False):
+        for _, part in logs.groupby(["data", "model", "method"], sort=False):
             if part["epoch"].nunique() > 1:
                 rows = done.loc[[of_stage.get(key, key) for key in part["run"]]].set_index(part.index)
-                letters, meanings = words.told_apart(rows, CONDITIONS)
-                part = part.assign(line=part["line"] + letters)
-                at = str(method).removeprefix("fine-tuning at ")
-                further = (words.file_name(at).rstrip("_"),)
-                caption = " ".join(
-                    [
-                        _caption(part, kind),
-                        *(f"{m}." for m in ("; ".join(meanings), _trained(rows)) if m),
-                    ]
-                )
-                title = f"{method}: what it learns" if kind == "learning" else f"F{str(method)[1:]}"
-                with style.new_figure(entries=0) as figure:
-                    draw(figure, part)
-                    pictures.append(
-                        style.picture(
-                            figure, folder, part, kind=kind, further=further, title=title, caption_text=caption
-                        )
-                    )
+                pictures.append(_picture(part, rows, kind, folder))
     return pictures
 
 
-def _trained(rows: pd.DataFrame) -> str:
-    return f"T{words.trained(rows)[1:]}"
+def _picture(logs: Logs, rows: pd.DataFrame, kind: str, folder: Path) -> style.Picture:
+    """Draw one figure; `rows` are the runs of the logs' lines."""
+    method = str(logs["method"].iloc[0])
+    letters, meanings = words.told_apart(rows, CONDITIONS)
+    logs = logs.assign(line=logs["line"] + letters)
+    methods = dict(zip(logs["line"], rows["look"], strict=True))
+    trained = f"T{words.trained(rows)[1:]}"
+    with style.new_figure(entries=0) as figure:
+        draw(figure, logs, methods if kind == "finetuning" or len(methods) == 1 else {})
+        return style.picture(
+            figure,
+            folder,
+            logs,
+            kind=kind,
+            further=(words.file_name(method.removeprefix("fine-tuning at ")).rstrip("_"),),
+            title=f"{method}: what it learns" if kind == "learning" else f"F{method[1:]}",
+            caption_text=" ".join(
+                [_caption(logs, kind), *(f"{text}." for text in ("; ".join(meanings), trained) if text)]
+            ),
+        )
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
@@ -283,12 +287,12 @@ def metrics(logs: Logs) -> list[str]:
     return [*own_metrics, *(name for name in COMMON if name in logs.columns)]
 
 
-def draw(figure: Figure, logs: Logs) -> None:
+def draw(figure: Figure, logs: Logs, of_lines: Mapping[str, Look] = MappingProxyType({})) -> None:
     """Draw a panel for each metric and a line for each setting.
 
     Thin lines are seeds.
 
-    `figure` is empty (`style.new_figure`).
+    `figure` is empty (`style.new_figure`), `of_lines` has the look of each line that is a method.
     """
     shown = metrics(logs)
     columns = min(COLUMNS, len(shown))
@@ -299,7 +303,8 @@ def draw(figure: Figure, logs: Logs) -> None:
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten().tolist()
     for axes, metric in zip(panels, shown, strict=False):
         for index, line in enumerate(lines):
-            _line(axes, logs[logs["line"] == line], metric, index)
+            look = of_lines[line].style() if line in of_lines else style.of_series(index)
+            _line(axes, logs[logs["line"] == line], metric, look)
         _label(axes, logs, metric, last_row=shown.index(metric) >= len(shown) - columns)
     for axes in panels[len(shown) :]:
         axes.remove()
@@ -334,9 +339,9 @@ def unlearned_runs(logs: Logs) -> list[str]:
     return last.loc[flat, "run"].tolist()
 
 
-def _line(axes: Axes, logs: Logs, metric: str, index: int) -> None:
+def _line(axes: Axes, logs: Logs, metric: str, look: Mapping[str, Any]) -> None:
     """Draw the seeds of one setting, and their mean over the epochs of all seeds."""
-    look = {name: value for name, value in style.of_series(index).items() if name in ("color", "linestyle")}
+    look = {name: look[name] for name in ("color", "linestyle")}
     by_seed = logs.pivot_table(index="epoch", columns="run", values=metric, dropna=False)
     if by_seed.shape[1] > 1:
         axes.plot(by_seed.index, by_seed, color=look["color"], linewidth=0.6, alpha=0.45)

@@ -63,13 +63,13 @@ def _panel(axes: Axes, points: pd.DataFrame) -> None:
     means = _means(points)
     names = means.xs(1, level="side")["mean"].sort_values(ascending=False).index
     for place, name in enumerate(names):
-        look = style.of_series(int(points.loc[points["name"] == name, "look"].iloc[0]))
+        look = points.loc[points["name"] == name, "look"].iloc[0].style()
         mean, half = (means.loc[name][column].reindex(range(len(SIDES))) for column in ("mean", "half"))
         x = [side + 0.02 * (place - (len(names) - 1) / 2) for side in range(len(SIDES))]
         bars: dict[str, Any] = {"fmt": "none", "ecolor": look["color"], "elinewidth": 0.8, "capsize": 1.8, "alpha": 0.5}
         if half.notna().any():
             axes.errorbar(x, mean, yerr=half.fillna(0), **bars)
-        axes.plot(x, mean, **look, label=style.label(name), markeredgecolor="white", markeredgewidth=0.7)
+        axes.plot(x, mean, **look, label=style.label(name))
     at = points.groupby("side")["at"].first()
     resources = (f"{at[0]} of the MACs cut", f"{at[1]} cut")
     axes.set_xticks(range(len(SIDES)), [resource.replace(" of the", "\nof the") for resource in resources])

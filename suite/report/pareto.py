@@ -95,6 +95,19 @@ def points_of(lines: pd.DataFrame, over: Over) -> pd.DataFrame:
     return lines_with_value.drop_duplicates(["cell", *axis.conditions])
 
 
+def spreads(points: pd.DataFrame, over: Over, published: pd.DataFrame) -> bool:
+    """Return True if networks of one budget lie apart on the axis.
+
+    Their cuts differ by overshoot alone, so only published numbers lie apart from these. Measured times lie apart if there
+    are two.
+    """
+    axis, pruned = AXES[over], points[points["removes"].astype(bool)]
+    own = pruned[axis.column] if over != "macs" else pruned[axis.column].iloc[:1]
+    if axis.timed:
+        return len(own) > 1
+    return not extent.is_narrow(pd.concat([own, published[axis.published]]))
+
+
 def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path) -> style.Picture:
     """Draw one figure.
 
@@ -113,7 +126,7 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
         cut = not axis.timed and extent.is_narrow(shown)
         front = _front(points, axis) if not meanings else None
         ends = [
-            _line(axes, line, axis, spread, style.of_series(int(line["look"].iloc[0])), _weight(line, front, count))
+            _line(axes, line, axis, spread, line["look"].iloc[0].style(), _weight(line, front, count))
             for _, line in points.groupby(keys, sort=False)
         ]
         _reference(axes, points, axis, spread, cut)
@@ -159,7 +172,7 @@ def _line(axes: Axes, line: pd.DataFrame, axis: Axis, spread: Spread, look: dict
         axes.errorbar(x, y, **bars, fmt="none", ecolor=look["color"], elinewidth=0.8, capsize=1.8, alpha=0.5)
     light: dict[str, Any] = {"linewidth": 1.4 if weight == 1 else 0.8, "alpha": 1 if weight == 1 else 0.6}
     look = {**look, "markersize": look["markersize"] * (1 if weight == 1 else 0.7)}
-    axes.plot(x, y, **look, **light, markeredgecolor="white", markeredgewidth=0.7)
+    axes.plot(x, y, **look, **light)
     hollow = (line["verdict"] == "no difference") & axis.timed
     marker = {"marker": look["marker"], "markersize": look["markersize"], "markeredgecolor": look["color"]}
     axes.plot(x[hollow], y[hollow], **marker, linestyle="none", markerfacecolor="white", markeredgewidth=1.2)

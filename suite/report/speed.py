@@ -69,13 +69,13 @@ def _panel(axes: Axes, points: pd.DataFrame) -> list[style.End]:
     axes.axline((1, 1), (2, 2), color="0.6", linewidth=1, zorder=1)
     axes.axhline(1, color=style.REFERENCE, linewidth=0.8, zorder=1)
     for name, line in points.groupby("name", sort=False):
-        style_of = style.of_series(int(line["look"].iloc[0]))
+        style_of = line["look"].iloc[0].style()
         line = line.sort_values("theoretical_x")
         x, y = line["theoretical_x"], line["speedup_x"]
         bars = style.arms(y, line["speedup_low_x"], line["speedup_high_x"])
         axes.errorbar(x, y, bars, fmt="none", ecolor=style_of["color"], elinewidth=0.9, capsize=2, alpha=0.6)
         thin = {**style_of, "linewidth": 0.7}
-        axes.plot(x, y, **thin, markeredgecolor="white", markeredgewidth=0.7, label=style.label(str(name)))
+        axes.plot(x, y, **thin, label=style.label(str(name)))
         hollow = line["verdict"] == "no difference"
         mark: dict[str, Any] = {k: style_of[k] for k in ("marker", "markersize")}
         mark |= {"linestyle": "none", "markerfacecolor": "white", "markeredgewidth": 1.2}

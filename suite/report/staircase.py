@@ -54,7 +54,7 @@ def draw(times: pd.DataFrame, layer: Geometry, device: str, path: Path) -> list[
     with style.new_figure(entries=0) as figure:
         axes = figure.subplots()
         for number, ((layout, precision), line) in enumerate(times.groupby(["layout", "precision"], sort=False)):
-            look = {**style.of_series(number), "markersize": 2.5, "linewidth": 1}
+            look = {**style.of_series(number), "markersize": 2.5, "markeredgewidth": 0, "linewidth": 1}
             axes.plot(line["channels"], line["ms"], **look, label=f"{precision}, {layout}")
         axes.set(xlabel="kept channels", ylabel="milliseconds", ylim=(0, None), xlim=(0, layer["channels"] * 1.02))
         style.legend(figure)

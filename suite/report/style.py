@@ -29,7 +29,7 @@ from suite.report import words
 DPI = 200
 SIZE_IN = (6.8, 4.3)
 CAPTION_CHARACTERS_AN_INCH = 17.5
-LABEL_CHARACTERS = 30
+LABEL_CHARACTERS = 32
 ENTRY_IN = 0.3
 REFERENCE = "0.35"
 """Grey of reference lines and of the unpruned network."""
@@ -40,12 +40,30 @@ MANY = 8
 LINE_IN = 0.145
 """Height of a line of text that labels a point."""
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#B0578D", "#E69F00", "#56B4E9", "#4D4D4D")
-_MARKERS = (("o", 6.0), ("s", 5.6), ("^", 7.0), ("D", 5.4), ("v", 7.0), ("P", 7.0), ("X", 7.0), ("<", 7.0), (">", 7.0))
+COLOURS = {
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "green": "#009E73",
+    "purple": "#B0578D",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "grey": "#4D4D4D",
+}
+"""Okabe and Ito's colours, the purple darkened for white paper."""
+MARKS = {
+    "circle": ("o", 6.0),
+    "square": ("s", 5.6),
+    "up": ("^", 7.0),
+    "diamond": ("D", 5.4),
+    "down": ("v", 7.0),
+    "plus": ("P", 7.0),
+    "cross": ("X", 7.0),
+    "left": ("<", 7.0),
+    "right": (">", 7.0),
+    "pentagon": ("p", 6.8),
+}
 """With the size, in points, at which they look equally large."""
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (5, 1.4, 1.2, 1.4)), (0, (1.2, 1.2)))
-"""Okabe and Ito's colours (the purple darkened for white paper). The counts of colours, markers and dashes are coprime, so
-combinations repeat late."""
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (5, 1.4, 1.2, 1.4)), (0, (1.2, 1.2)))
 
 _HOLLOW = ("o", "s", "^", "D", "v", "p", "h", "<", ">", "8", "d", "*")
 
@@ -74,13 +92,19 @@ _RC: dict[Any, Any] = {
 
 
 def of_series(index: int) -> dict[str, Any]:
-    """Return colour, marker and dashes of the `index`-th line of a figure."""
-    marker, size = _MARKERS[index % len(_MARKERS)]
+    """Return colour, marker and dashes of a line that is no method.
+
+    index  place of the line in its figure
+    `looks` has the colours and markers of methods.
+    """
+    marker, size = list(MARKS.values())[index % len(MARKS)]
     return {
-        "color": _COLOURS[index % len(_COLOURS)],
+        "color": list(COLOURS.values())[index % len(COLOURS)],
         "marker": marker,
         "markersize": size,
-        "linestyle": _DASHES[index % len(_DASHES)],
+        "linestyle": DASHES[index % len(DASHES)],
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.7,
     }
 
 
@@ -181,7 +205,7 @@ def name_ends(figure: Figure, axes: Axes, ends: Sequence[End], height_in: float)
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.55, "shrinkA": 0, "shrinkB": 3}
         axes.annotate("", (end.x, end.y), (1.022, y), textcoords="axes fraction", arrowprops=leader)
         mark = {**end.look, "markersize": 0.8 * end.look["markersize"], "linestyle": "none"}
-        axes.plot([1.032], [y], **mark, transform=axes.transAxes, clip_on=False, markeredgecolor="white")
+        axes.plot([1.032], [y], **mark, transform=axes.transAxes, clip_on=False)
         where: dict[str, Any] = {"ha": "left", "va": "center", "transform": axes.transAxes}
         axes.text(1.055, y, name, **where, fontsize=7.5, parse_math=False, color="0.1", linespacing=1.0)
     fit(figure, axes, height_in)
