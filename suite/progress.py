@@ -46,6 +46,7 @@ class Watch:
         self.holds: Callable[[], bool] = lambda: True
         self.started = time.monotonic()
         self._written = 0.0
+        self._share_before: float | None = None
 
     def check_holder(self) -> None:
         """Raise Superseded if another process has taken the stage over. Called before each write."""
@@ -72,8 +73,11 @@ class Watch:
     def report(self, doing: str, **numbers: Any) -> None:
         """Write the present activity, at most every `INTERVAL_S`. A no-op in between.
 
-        numbers  columns of the report; `share` (0 to 1) is the finished part of the stage, from which the time left follows
+        numbers  columns of the report; `share` (0 to 1) is the finished part of the stage, from which the time left follows;
+                 `share_before` is added: the part that was finished at the first step, by an earlier process
         """
+        if "epoch" in numbers and self._share_before is None:
+            self._share_before = numbers.get("share", 0.0)
         now = time.monotonic()
         if self.path is None or now - self._written < INTERVAL_S or not self.holds():
             return
@@ -87,6 +91,7 @@ class Watch:
             "seconds": round(now - self.started, 1),
             "time": time.time(),
             **numbers,
+            "share_before": self._share_before or 0.0,
         }
         part = self.path.with_suffix(f".{os.getpid()}.part")
         with contextlib.suppress(OSError):  # a folder that cannot be written for a while costs reports

@@ -30,7 +30,7 @@ from suite.launch.__main__ import main
 from suite.launch.display import Display, show
 from suite.launch.picture import log_of, printable, tail
 from suite.launch.record import Launch
-from suite.launch.status import Observer, State, launcher_lives, time_left_s
+from suite.launch.status import Observer, State, launcher_lives, stage_left_s, time_left_s
 from suite.launch.view import PASSING, View
 from suite.progress import Watch, began
 from suite.run import Context, execute, fail, given_up
@@ -188,6 +188,42 @@ def test_the_time_left_comes_from_stages_alike(context: Context) -> None:
     assert time_left_s([other, dataclasses.replace(running, about={})]) is None, "nothing was reported yet"
     assert time_left_s([done, other]) is None
     assert time_left_s([done, other], at_least=1) is not None
+
+
+def test_the_first_seconds_of_a_stage_are_not_extrapolated() -> None:
+    """Loading takes 9 of them, in which a thousandth of the stage was done: by this share 40 stages would take days."""
+    stages = [State(stage=stage, name="to do") for stage in PRUNED]
+    running = dataclasses.replace(stages[0], name="running", about={"share": 0.001, "seconds": 9.0})
+    expected = {stage.key: 30.0 for stage in PRUNED}
+    left_s = time_left_s([running, *stages[1:]], expected=expected)
+    assert left_s is not None
+    assert 30 * len(PRUNED) < left_s < 40 * len(PRUNED)
+    assert time_left_s([running, *stages[1:]]) is None, "nothing is expected, and too little is done"
+
+
+def test_a_stage_that_failed_or_was_interrupted_gives_no_pace() -> None:
+    stopped = State(stage=PRUNED[0], name="interrupted", about={"share": 0.01, "seconds": 3000.0, "reason": "a signal"})
+    failed = dataclasses.replace(stopped, name="failed")
+    waiting = State(stage=PRUNED[1], name="to do")
+    expected = {stage.key: 30.0 for stage in PRUNED}
+    assert time_left_s([stopped, waiting], at_least=1, expected=expected) == pytest.approx(60)
+    assert time_left_s([failed, waiting], at_least=1, expected=expected) == pytest.approx(30)
+    assert time_left_s([stopped, waiting], at_least=1) is None
+
+
+def test_a_stage_that_goes_on_from_a_checkpoint_has_the_pace_of_its_present_process() -> None:
+    about = {"share": 0.75, "share_before": 0.5, "seconds": 10.0}
+    running = State(stage=PRUNED[0], name="running", about=about)
+    assert time_left_s([running]) == pytest.approx(10)
+    assert stage_left_s(running) == pytest.approx(10)
+
+
+def test_measured_stages_outweigh_the_expectation() -> None:
+    """Expected are 1 s, measured 100 s."""
+    done = State(stage=BASE, name="done", seconds=100.0)
+    waiting = State(stage=PRUNED[0], name="to do")
+    left_s = time_left_s([done, waiting], at_least=1, expected={BASE.key: 1.0, PRUNED[0].key: 1.0})
+    assert left_s == pytest.approx(160 / 61)
 
 
 def test_the_log_of_a_lost_job_is_what_it_wrote_to_stderr(context: Context) -> None:

@@ -185,7 +185,7 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
         copied = zoo.available(stages, context) if arguments.from_zoo else []
         todo = dataclasses.replace(todo, todo=tuple(stage for stage in todo.todo if stage not in copied))
         fetch = f"python -m suite.prefetch {_words(arguments)}"
-        return dry_run.show(todo, context, console, fetch=fetch, stages=arguments.stages)
+        return dry_run.show(todo, context, console, fetch=fetch, jobs=arguments.jobs, stages=arguments.stages)
     every = stages if not arguments.only else grids.stages_of(grid, grids.runs_of(grid, smoke=arguments.smoke))
     launcher = Launcher(
         grid=arguments.grid,
@@ -213,7 +213,11 @@ def _view(verb: str, arguments: argparse.Namespace, stages: Sequence[Stage], con
         raise ValueError(
             f"--only {arguments.only} with --cancel: jobs are shared, so all of them are ended; leave --only out"
         )
-    view = View(grids.folder_name(arguments.grid), stages, Context(results=cli.results_of(arguments).absolute()))
+    view = View(
+        grids.folder_name(arguments.grid),
+        stages,
+        Context(results=cli.results_of(arguments).absolute(), device=cli.device_of("auto")),
+    )
     if verb == "cancel":
         console.print(cancel(view), markup=False, highlight=False)
         return 0

@@ -1,70 +1,30 @@
-"""Cost of stages in MACs, GPU-hours and bytes, without data, weights or a GPU.
+"""Cost of stages in MACs, device-hours and bytes, without data, weights or a GPU.
 
 A training step takes three forward passes of the dense network. The seconds of an image come from finished rows of the same
-network on a GPU, else from rows of the grid `STEPS_GRID`, else from the stated throughput of one GPU (`STATED`).
+network on the device. Without such rows they come, for a GPU, from rows of the grid `STEPS_GRID`, else from the stated throughput
+of one GPU; for a CPU, from a probe of a few training steps (`speed`).
 """
 
 from __future__ import annotations
 
-import functools
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import nn
-
-from suite import data, grids, models, records, weights
+from suite import cli, data, grids, records, weights
 from suite.contract import Budget
-from suite.graph import Graph
+from suite.launch import speed
+from suite.launch.speed import BACKWARD, GPU, Network
 from suite.launch.status import TIMED_S
 from suite.run import Context
 from suite.schedule import Schedule
 from suite.stages import Base, Learned, Pruned, Stage, Timed, TimedSteps, describe
 
-BACKWARD = 3
-"""Forward passes that a training step costs."""
 STEPS_GRID = "gpu_training"
 """Grid whose rows of plain training steps give the seconds of an image."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Throughput:
-    """Training speed of a GPU.
-
-    macs_per_s  precision -> MACs of training (forward and backward) a second
-    layer_s     least seconds of a step for each convolution and linear layer, which small networks do not get below
-    """
-
-    device: str
-    macs_per_s: dict[str, float]
-    layer_s: float
-    source: str
-
-
-_RESNET50_MACS = BACKWARD * 4_089_184_256
-STATED = Throughput(
-    device="NVIDIA A100 80GB",
-    macs_per_s={"fp32": 938 * _RESNET50_MACS, "bf16": 2470 * _RESNET50_MACS, "fp16": 2470 * _RESNET50_MACS},
-    layer_s=6e-4,
-    source="NVIDIA DeepLearningExamples, ResNet-50 v1.5: 938 images/s in TF32, 2470 in mixed precision; at least 0.6 ms a step "
-    "for each layer (ours)",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """Size of a network.
-
-    macs     of the forward pass of an image
-    layers   convolutions and linear layers
-    bytes    of the weights in fp32
-    """
-
-    macs: int
-    layers: int
-    bytes: int
+CPU_STAGE_S = 1.0
+"""Seconds of a stage on a CPU besides training: planning, packing, measuring, writing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,71 +54,168 @@ class Cost:
 class Estimator:
     """Costs of stages.
 
+    jobs       stages side by side on a CPU; the seconds of a stage are those beside others
     measured   (data, model, precision) -> seconds of an image in rows of `device`
     steps      (input shape, model, precision) -> the same, in rows of training steps on `device`
+    probed     network -> the same, in a probe on this CPU
     """
 
     context: Context
     device: str
     measured: dict[tuple[str, str, str], float]
     steps: dict[tuple[tuple[int, int, int], str, str], float] = field(default_factory=dict)
+    probed: dict[Network, float] = field(default_factory=dict)
+    jobs: int = 1
 
     @staticmethod
-    def make(stages: Iterable[Stage], context: Context) -> Estimator:
-        """Return an estimator with the rows of these stages; their most frequent GPU counts."""
-        runs = {stage.key: stage for stage in stages if isinstance(stage, Pruned)}
-        timed: dict[str, dict[tuple[str, str, str], list[float]]] = {}
-        rows = records.read_all(context.results, runs) if records.rows_folder(context.results).is_dir() else []
-        for row in rows:
-            run, device = runs[row.key], str(row.provenance.get("device", "cpu"))
-            epochs = run.finetune.epochs
-            if isinstance(row, records.PrunedRow) and row.seconds and epochs and not device.startswith("cpu"):
-                name = run.base.data, run.base.model, run.finetune.compute.precision
-                images = _images(run.base, run.finetune, context)
-                timed.setdefault(device, {}).setdefault(name, []).append(row.seconds / images)
+    def make(stages: Sequence[Stage], context: Context, *, jobs: int = 1, probe: bool = True) -> Estimator:
+        """Return an estimator with the rows of these stages.
+
+        They are those of the most frequent GPU or of this kind of CPU.
+        """
+        if context.device != "cuda":
+            device = records.device_name("cpu")
+            measured = _medians(_timed(stages, context).get(device, {}))
+            missing = [network for name, network in _networks(stages, context) if name not in measured]
+            probed = speed.probe(missing, threads=_threads(context), jobs=jobs) if probe else {}
+            return Estimator(context=context, device=device, measured=measured, probed=probed, jobs=jobs)
+        timed = {device: rows for device, rows in _timed(stages, context).items() if not device.startswith("cpu")}
         count = Counter({device: sum(map(len, of_device.values())) for device, of_device in timed.items()})
         steps = _steps(context)
-        device = next((name for name, _ in count.most_common(1)), next(iter(steps), STATED.device))
-        measured = {name: statistics.median(values) for name, values in timed.get(device, {}).items()}
-        return Estimator(context=context, device=device, measured=measured, steps=steps.get(device, {}))
+        device = next((name for name, _ in count.most_common(1)), next(iter(steps), GPU.device))
+        return Estimator(
+            context=context, device=device, measured=_medians(timed.get(device, {})), steps=steps.get(device, {})
+        )
+
+    @property
+    def on_cpu(self) -> bool:
+        """True if the stages run on a CPU."""
+        return self.context.device != "cuda"
 
     def __call__(self, stage: Stage) -> Cost:
-        """Return the cost of one stage; packed networks cost as much as dense ones.
+        """Return the cost of one stage.
 
-        A base network stays on disk with its initial and its final weights.
+        On a GPU packed networks cost as much as dense ones. A base network stays on disk with its initial and its final weights.
+        Latency is measured alone on its device.
         """
         if isinstance(stage, Timed):
-            return Cost(seconds=TIMED_S[stage.timing.protocol])
+            return Cost(seconds=TIMED_S[stage.timing.protocol] * self.jobs)
         base = stage if isinstance(stage, Base) else stage.base
         schedule = stage.schedule if isinstance(stage, Base | Learned) else stage.finetune
-        about = data.size(base.data, self.context.data)
-        network = size_of(base.model, about.classes, about.input_shape)
-        disk_bytes = network.bytes * (2 if isinstance(stage, Base) else 1)
+        network = _network(base, schedule, self.context)
+        disk_bytes = network.size.bytes * (2 if isinstance(stage, Base) else 1)
+        besides_s = CPU_STAGE_S if self.on_cpu else 0.0
         if schedule is None:
-            return Cost(disk_bytes=disk_bytes)
+            return Cost(seconds=besides_s, disk_bytes=disk_bytes)
         images = _images(base, schedule, self.context)
         images *= stage.settings.step_cost if isinstance(stage, Learned) else 1.0
-        macs = BACKWARD * network.macs * images
-        precision = schedule.compute.precision
-        image_s = self.measured.get((base.data, base.model, precision)) or self.steps.get(
-            (about.input_shape, base.model, precision)
+        share = _packed(stage.budget) if isinstance(stage, Pruned) and self.on_cpu else 1.0
+        return Cost(
+            training_macs=BACKWARD * network.size.macs * images,
+            seconds=besides_s + share * images * self._image_s(base, network, schedule.batch),
+            disk_bytes=disk_bytes,
         )
-        if image_s is None:
-            launches_s = STATED.layer_s * network.layers * images / schedule.batch
-            seconds = max(macs / STATED.macs_per_s[precision], launches_s)
-        else:
-            seconds = image_s * images
-        return Cost(training_macs=macs, seconds=seconds, disk_bytes=disk_bytes)
+
+    def _image_s(self, base: Base, network: Network, batch: int) -> float:
+        """Return the seconds of an image in a training step of the dense network."""
+        image_s = (
+            self.measured.get((base.data, base.model, network.precision))
+            or self.steps.get((network.input_shape, base.model, network.precision))
+            or self.probed.get(network)
+        )
+        if image_s is None and self.on_cpu:
+            return BACKWARD * network.size.macs / (speed.CPU_MACS_PER_S * _threads(self.context))
+        return GPU.image_s(network.size, network.precision, batch) if image_s is None else image_s
 
     @property
     def source(self) -> str:
         """Origin of the seconds."""
+        if self.on_cpu:
+            names = sorted(f"{data}/{model}" for data, model, _ in self.measured)
+            probed = sorted({network.model for network in self.probed})
+            parts = [f"rows of {', '.join(names)} on it"] * bool(names) + [f"a probe of {', '.join(probed)}"] * bool(
+                probed
+            )
+            stated = f"other networks at {speed.CPU_MACS_PER_S / 1e9:g} GMACs/s a thread (ours)"
+            return "; ".join([*parts, stated])
         if not self.measured and not self.steps:
-            return STATED.source
+            return GPU.source
         measured = {f"{name}/{model}" for name, model, _ in self.measured} | {
             f"{STEPS_GRID} {model}" for _, model, _ in self.steps
         }
-        return f"rows of {', '.join(sorted(measured))} on it; other networks as {STATED.device}, {STATED.source}"
+        return f"rows of {', '.join(sorted(measured))} on it; other networks as {GPU.device}, {GPU.source}"
+
+
+def expected(stages: Sequence[Stage], context: Context) -> dict[str, float]:
+    """Return key -> seconds of each stage, from rows or the stated throughput.
+
+    The result is empty if the cost is not known.
+    """
+    try:
+        estimate = Estimator.make(stages, context, probe=False)
+        return {stage.key: estimate(stage).seconds for stage in stages}
+    except (ValueError, OSError):  # a data set of a plug-in that states no size, and is missing
+        return {}
+
+
+def _threads(context: Context) -> int:
+    return context.threads or cli.cores()
+
+
+def _packed(budget: Budget) -> float:
+    """Return the time of a packed network's training step / that of the dense network.
+
+    In rows of ResNet-8, ResNet-20, VGG-6 and VGG-16 on a CPU it is 1.0 to 1.2 at 50 %, 0.74 and 0.80 at 65 %, 0.6 to 0.7 at 90 %.
+    """
+    return 1 - budget.share**2 / 2
+
+
+def _timed(stages: Iterable[Stage], context: Context) -> dict[str, dict[tuple[str, str, str], list[float]]]:
+    """Return device -> (data, model, precision) -> seconds of an image of the dense network.
+
+    They are those of the rows of these stages.
+    Rows on a CPU count if they had as many threads as the launch.
+    """
+    runs = {stage.key: stage for stage in stages if isinstance(stage, Pruned)}
+    timed: dict[str, dict[tuple[str, str, str], list[float]]] = {}
+    rows = records.read_all(context.results, runs) if records.rows_folder(context.results).is_dir() else []
+    for row in rows:
+        run, device = runs[row.key], str(row.provenance.get("device", "cpu"))
+        if not isinstance(row, records.PrunedRow) or not row.seconds or not run.finetune.epochs:
+            continue
+        on_cpu = device.startswith("cpu")
+        if not on_cpu or row.provenance.get("threads") == _threads(context):
+            name = run.base.data, run.base.model, run.finetune.compute.precision
+            images = _images(run.base, run.finetune, context) * (_packed(run.budget) if on_cpu else 1.0)
+            timed.setdefault(device, {}).setdefault(name, []).append(row.seconds / images)
+    return timed
+
+
+def _medians(values: dict[tuple[str, str, str], list[float]]) -> dict[tuple[str, str, str], float]:
+    return {name: statistics.median(each) for name, each in values.items()}
+
+
+def _networks(stages: Iterable[Stage], context: Context) -> list[tuple[tuple[str, str, str], Network]]:
+    """Return (data, model, precision) and the network of all training.
+
+    The network with most MACs of training is first.
+    """
+    macs: Counter[tuple[tuple[str, str, str], Network]] = Counter()
+    for stage in stages:
+        if not isinstance(stage, Timed):
+            base = stage if isinstance(stage, Base) else stage.base
+            schedule = stage.schedule if isinstance(stage, Base | Learned) else stage.finetune
+            if schedule is not None and schedule.epochs:
+                network = _network(base, schedule, context)
+                about = (base.data, base.model, network.precision), network
+                macs[about] += int(network.size.macs * _images(base, schedule, context))
+    return [about for about, _ in macs.most_common()]
+
+
+def _network(base: Base, schedule: Schedule | None, context: Context) -> Network:
+    about = data.size(base.data, context.data)
+    precision = schedule.compute.precision if schedule else "fp32"
+    return Network(base.model, about.classes, about.input_shape, precision)
 
 
 def _steps(context: Context) -> dict[str, dict[tuple[tuple[int, int, int], str, str], float]]:
@@ -182,35 +239,6 @@ def _images(base: Base, schedule: Schedule, context: Context) -> float:
     """Return the images of all epochs of a schedule."""
     every = data.size(base.data, context.data).train_size(base.split)
     return float(min(every, schedule.epoch_images or every) * schedule.epochs)
-
-
-@functools.cache
-def size_of(model: str, classes: int, input_shape: tuple[int, int, int]) -> Size:
-    """Return the size of a network, computed on torch's meta device, without values.
-
-    A network that does not run there is built and traced.
-    """
-    counts: list[int] = []
-
-    def count(layer: nn.Module, _: object, made: torch.Tensor) -> None:
-        counts.append(layer.get_parameter("weight")[0].numel() * made.numel())
-
-    try:
-        with torch.device("meta"), torch.no_grad():
-            network = models.build(model, classes).eval()
-            for layer in network.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear):
-                    layer.register_forward_hook(count)
-            network(torch.empty(1, *input_shape))
-    except (NotImplementedError, RuntimeError):
-        network = models.build(model, classes)
-        graph = Graph(network, input_shape)
-        return Size(macs=graph.dense_macs.total, layers=len(graph.convs) + 1, bytes=_bytes(network))
-    return Size(macs=sum(counts), layers=len(counts), bytes=_bytes(network))
-
-
-def _bytes(network: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
 
 
 # ---- a line for each method and network ----------------------------------------------------------------------------------

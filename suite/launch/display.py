@@ -16,7 +16,7 @@ from rich.text import Text
 
 from suite.launch import picture
 from suite.launch.picture import STYLES
-from suite.launch.status import state_of, time_left_s
+from suite.launch.status import state_of
 from suite.launch.view import View
 from suite.run import Outcome
 from suite.stages import Stage
@@ -80,7 +80,7 @@ class Display:
             return None
         self._left_at = time.monotonic() + LINE_S
         self.view.look()
-        return time_left_s(self.view.states, at_least=1)
+        return self.view.left_s(at_least=1)
 
     def note(self, line: str) -> None:
         """Print a line that stays."""

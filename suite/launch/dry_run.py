@@ -1,26 +1,29 @@
-"""Dry run: the work of a launch and its cost in epochs, GPU-hours and disk."""
+"""Dry run: work of a launch, with its cost in epochs, hours and disk."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from suite.launch import cost
+from suite.launch import cost, picture
 from suite.launch.work import Work
 from suite.run import Context, failure
 
 
-def show(work: Work, context: Context, console: Console, *, fetch: str, stages: bool = False) -> int:
+def show(work: Work, context: Context, console: Console, *, fetch: str, jobs: int, stages: bool = False) -> int:
     """Print counts and cost by network and method; return 0.
 
     Nothing is downloaded, written or trained. Neither data nor weights are needed.
 
     fetch   the command that downloads missing data
+    jobs    stages at a time
     stages  list the stages, too
     """
     if stages:
@@ -40,7 +43,7 @@ def show(work: Work, context: Context, console: Console, *, fetch: str, stages: 
         console.print(f"missing: {message}", markup=False, highlight=False)
     if missing:
         console.print(f"to fetch: {fetch}", markup=False, highlight=False)
-    _show_cost(work, context, console)
+    _show_cost(work, context, console, jobs)
     return 0
 
 
@@ -57,47 +60,72 @@ def _list(work: Work, context: Context, console: Console) -> None:
     console.print()
 
 
-def _show_cost(work: Work, context: Context, console: Console) -> None:
-    """Print a table for each network, with a line for each method, and the total."""
+def _show_cost(work: Work, context: Context, console: Console, jobs: int) -> None:
+    """Print a table for each network, with a line for each method, and the total.
+
+    On a CPU the table has its time beside GPU-hours.
+    """
     if not work.todo:
         return
+    on_gpu = dataclasses.replace(context, device="cuda")
     try:
-        estimate = cost.Estimator.make(work.stages, context)
-        lines = cost.lines(work.todo, estimate)
+        estimates = [cost.Estimator.make(work.stages, on_gpu)]
+        if context.device != "cuda":
+            estimates.append(cost.Estimator.make(work.stages, context, jobs=jobs))
+        lines = list(zip(*(cost.lines(work.todo, estimate) for estimate in estimates), strict=True))
     except (ValueError, OSError) as error:  # a data set of a plug-in that states no size, and is missing
         console.print(f"cost: not known: {error}", markup=False, highlight=False)
         return
-    for network in dict.fromkeys(line.network for line in lines):
-        console.print(_table(network, [line for line in lines if line.network == network]))
-    total = sum((line.cost for line in lines), cost.Cost())
+    for network in dict.fromkeys(line.network for line, *_ in lines):
+        console.print(_table([both for both in lines if both[0].network == network], jobs))
+    plain: dict[str, Any] = {"highlight": False, "markup": False}
+    gpu, *cpu = (sum((line.cost for line in each), cost.Cost()) for each in zip(*lines, strict=True))
     console.print(
-        f"cost: {total.training_macs / 1e15:,.4g} PetaMACs of training, about {_hours(total)} GPU-hours on one "
-        f"{estimate.device}, were every network as slow as its dense one, all seeds together",
-        highlight=False,
-        markup=False,
+        f"cost: {gpu.training_macs / 1e15:,.4g} PetaMACs of training, about {_hours(gpu)} GPU-hours on one "
+        f"{estimates[0].device}, were every network as slow as its dense one, all seeds together",
+        **plain,
     )
+    for total, estimate in zip(cpu, estimates[1:], strict=True):
+        console.print(
+            f"here: about {_time(total, jobs)} on {estimate.device}, {jobs} stage{'s' * (jobs > 1)} at a time; "
+            f"speed: {estimate.source}",
+            **plain,
+        )
     console.print(
-        f"disk: {_gb(total)} GB of weights; checkpoints take two to three times a network's weights for each running stage",
-        highlight=False,
-        markup=False,
+        f"disk: {_gb(gpu)} GB of weights; checkpoints take two to three times a network's weights for each running stage",
+        **plain,
     )
-    console.print(f"speed: {estimate.source}", highlight=False, markup=False)
+    console.print(f"speed of the GPU: {estimates[0].source}", **plain)
 
 
-def _table(network: str, lines: Sequence[cost.Line]) -> Table:
-    """Return a table of one network that fits into 80 characters."""
-    title = Text(f"{network}: {_hours(sum((line.cost for line in lines), cost.Cost()))} GPU-hours")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+def _table(lines: Sequence[tuple[cost.Line, ...]], jobs: int) -> Table:
+    """Return a table of one network that fits into 80 characters.
+
+    lines  of a method, with the costs on a GPU and, unless stages run on a GPU, on this CPU
+    """
+    gpu, *cpu = (sum((line.cost for line in each), cost.Cost()) for each in zip(*lines, strict=True))
+    beside = "".join(f", {_time(total, jobs)} here" for total in cpu)
+    table = Table(
+        title=Text(f"{lines[0][0].network}: {_hours(gpu)} GPU-hours{beside}"),
+        title_justify="left",
+        box=box.SIMPLE,
+        pad_edge=False,
+    )
     table.add_column("method", overflow="fold", min_width=18)
     table.add_column("budgets %", overflow="fold")
     table.add_column("epochs", overflow="fold")
-    for heading in ("rows", "h/row", "GPU-h", "GB"):
+    for heading in ("rows", "here" if cpu else "h/row", "GPU-h", "GB"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for line in lines:
+    for line, *on_cpu in lines:
         rows, each = (str(line.rows), _hours(line.row)) if line.rows else ("", "")
+        each = _time(on_cpu[0].cost, jobs) if on_cpu else each
         row = (line.method, ", ".join(line.budgets), line.epochs, rows, each, _hours(line.cost), _gb(line.cost))
         table.add_row(*map(Text, row))
     return table
+
+
+def _time(cost_of: cost.Cost, jobs: int) -> str:
+    return picture.minutes(cost_of.seconds / jobs)
 
 
 def _gb(cost_of: cost.Cost) -> str:

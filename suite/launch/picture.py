@@ -14,7 +14,7 @@ from rich.text import Text
 
 from suite.launch import heartbeat, record
 from suite.launch.record import Launch
-from suite.launch.status import NAMES, State, counts, launcher_lives, stage_left_s, time_left_s
+from suite.launch.status import NAMES, State, counts, launcher_lives, stage_left_s
 from suite.launch.view import View
 from suite.run import Context
 
@@ -33,7 +33,7 @@ def summary(view: View) -> str:
     """Return one line: the number of stages in each state, and the time left."""
     count = Counter(state.name for state in view.states)
     parts = [f"{count[name]:,} {name}" for name in NAMES if count[name]]
-    left_s = time_left_s(view.states)
+    left_s = view.left_s()
     left = f"; about {minutes(left_s)} left" if left_s is not None else ""
     return f"{view.name}: {len(view.states):,} stages: {', '.join(parts)}{left}"
 

@@ -32,10 +32,14 @@ Name = Literal["done", "running", "queued", "failed", "interrupted", "lost", "to
 NAMES: tuple[Name, ...] = get_args(Name)
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
 ENDED: dict[str, Name] = {"failed": "failed", "diverged": "failed", "interrupted": "interrupted"}
-NUMBERS = ("share", "seconds", "time", "pid", "began", "epoch", "epochs", "train_top1_pct")
+NUMBERS = ("share", "share_before", "seconds", "time", "pid", "began", "epoch", "epochs", "train_top1_pct")
 """Fields of reports that are numbers, 0 or more."""
 TIMED_S = {"quick": 2.0, "full": 60.0}
 """Usual seconds of a timed stage, by protocol."""
+EXPECTED_S = 60.0
+"""Weight of the expectation beside measured seconds."""
+LEAST_SHARE = 0.05
+"""Share of a running stage from which on its pace counts if there is no expectation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +150,7 @@ def _clean(about: object) -> dict[str, Any]:
         name: value
         for name in NUMBERS
         if isinstance(value := values.get(name), int | float)
-        and 0 <= value < (record.LATEST_S if name != "share" else 1 + 1e-9)
+        and 0 <= value < (record.LATEST_S if not name.startswith("share") else 1 + 1e-9)
     }
     return numbers | {name: value for name, value in values.items() if isinstance(value, str) and name not in NUMBERS}
 
@@ -187,17 +191,21 @@ def counts(states: Iterable[State]) -> dict[str, Counter[Name]]:
 
 
 def stage_left_s(state: State) -> float | None:
-    """Return the seconds that a stage still takes; None without a report."""
-    share, seconds = state.about.get("share") or 0.0, state.about.get("seconds")
-    return float(seconds) * (1 - share) / share if share and seconds is not None else None
+    """Return the seconds that a running stage still takes; None without a report."""
+    done, seconds = _since_start(state)
+    return float(seconds) * (1 - state.about["share"]) / done if done > 0 and seconds is not None else None
 
 
-def time_left_s(states: Sequence[State], at_least: int = 0) -> float | None:
+def time_left_s(
+    states: Sequence[State], at_least: int = 0, expected: Mapping[str, float] | None = None
+) -> float | None:
     """Estimate the seconds that the grid still takes.
 
-    As many stages run at a time as now, and `at_least` so many.
-    Each stage takes the mean time of the finished stages of its kind and model; if there is none, that of its epochs in finished
-    and running stages. None if nothing runs, or if no stage has finished or reported.
+    expected  key -> seconds of a stage before anything has run (`cost.expected`)
+
+    As many stages run at a time as now, and `at_least` so many; latency is measured alone.
+    Each stage takes the mean time of the finished stages of its kind and model. If there is none, it takes what is expected,
+    times the pace of finished and running stages. None if nothing runs, or if there is neither pace nor expectation.
     """
     running = max(at_least, sum(state.name == "running" for state in states))
     seconds_by_kind: dict[tuple[str, ...], list[float]] = {}
@@ -205,32 +213,53 @@ def time_left_s(states: Sequence[State], at_least: int = 0) -> float | None:
         if state.seconds is not None:
             seconds_by_kind.setdefault(_alike(state.stage), []).append(state.seconds)
     means = {kind: statistics.mean(seconds) for kind, seconds in seconds_by_kind.items()}
-    epoch_s = _epoch_s(states)
+    pace = _pace(states, expected or {})
     total = 0.0
     for state in states:
         if state.name in ("done", "failed"):
             continue
-        stage, share = state.stage, state.about.get("share") or 0.0
-        whole = TIMED_S[stage.timing.protocol] if isinstance(stage, Timed) else means.get(_alike(stage))
-        left = stage_left_s(state) if whole is None else whole * (1 - share)
-        if left is None and epoch_s is not None:
-            left = epoch_s * _epochs(stage)
-        if left is None:
+        stage = state.stage
+        if isinstance(stage, Timed):
+            whole: float | None = running * TIMED_S[stage.timing.protocol]
+        elif (whole := means.get(_alike(stage))) is None and pace is not None:
+            whole = pace * _weight(stage, expected or {})
+        if whole is None:
             return None
-        total += left
+        share = state.about.get("share") or 0.0 if state.name == "running" else 0.0
+        total += whole * (1 - share)
     return total / running if running else None
 
 
-def _epoch_s(states: Iterable[State]) -> float | None:
-    """Return the seconds of a plain epoch in finished and running stages; None without one."""
-    seconds = epochs = 0.0
+def _pace(states: Iterable[State], expected: Mapping[str, float]) -> float | None:
+    """Return the seconds for each unit of weight in finished and running stages.
+
+    The pace is None without one. Stages that failed or were interrupted do not count. The expectation counts as `EXPECTED_S` that
+    took as long as expected, so that the first seconds of a stage, which are spent on loading, are not extrapolated.
+    """
+    seconds = weight = EXPECTED_S if expected else 0.0
     for state in states:
-        spent = state.seconds if state.seconds is not None else state.about.get("seconds")
-        share = 1.0 if state.seconds is not None else state.about.get("share") or 0.0
-        if spent is not None and share and not isinstance(state.stage, Timed):
-            seconds += float(spent)
-            epochs += share * _epochs(state.stage)
-    return seconds / epochs if epochs else None
+        share, spent = 1.0, state.seconds
+        if state.name == "running":
+            share, spent = _since_start(state)
+            share = share if share >= LEAST_SHARE or expected else 0.0
+        if spent is not None and share > 0 and not isinstance(state.stage, Timed):
+            seconds += spent
+            weight += share * _weight(state.stage, expected)
+    return seconds / weight if weight else None
+
+
+def _since_start(state: State) -> tuple[float, float | None]:
+    """Return share and seconds of a running stage in its present process.
+
+    A process that goes on from a checkpoint has not done the share before it.
+    """
+    share = (state.about.get("share") or 0.0) - (state.about.get("share_before") or 0.0)
+    return share, state.about.get("seconds")
+
+
+def _weight(stage: Stage, expected: Mapping[str, float]) -> float:
+    """Return the expected seconds of a stage, else its epochs."""
+    return expected.get(stage.key) or _epochs(stage)
 
 
 def _epochs(stage: Stage) -> float:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import time
 from collections import Counter
 from collections.abc import Sequence
 
-from suite.launch import queue, record
+from suite.launch import cost, queue, record
 from suite.launch.record import Launch
-from suite.launch.status import RUNNING, Observer, State
+from suite.launch.status import RUNNING, Observer, State, time_left_s
 from suite.run import Context
 from suite.stages import Stage
 
@@ -62,6 +64,20 @@ class View:
         self.states = self.observer.states(self.launch, self.jobs)
         if self.ask_every_s is not None:
             self._ask_accounting(now)
+
+    @functools.cached_property
+    def expected(self) -> dict[str, float]:
+        """Key -> seconds of a stage before anything has run.
+
+        Jobs of SLURM are taken to run on a GPU.
+        """
+        slurm = self.launch is not None and self.launch.cluster == "slurm"
+        context = dataclasses.replace(self.context, device="cuda") if slurm else self.context
+        return cost.expected(self.observer.stages, context)
+
+    def left_s(self, at_least: int = 0) -> float | None:
+        """Return the estimated seconds of the remaining stages (`status.time_left_s`)."""
+        return time_left_s(self.states, at_least, self.expected)
 
     def _ask_queue(self) -> None:
         answer = queue.jobs(self.name) if self.launch and self.launch.jobs else {}

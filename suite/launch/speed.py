@@ -1,0 +1,156 @@
+"""Seconds of an image in training, and the size of a network.
+
+The seconds are stated for a GPU, and probed on a CPU. The size is computed without weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from suite import models
+from suite.graph import Graph
+
+BACKWARD = 3
+"""Forward passes that a training step costs."""
+PROBE_MACS = 6e8
+"""Of a probed step, forward and backward, for each thread. A batch is as small as that, but has an image at least."""
+PROBE_STEPS = 3
+PROBED = 4
+"""Networks that are probed at most."""
+CPU_MACS_PER_S = 2e10
+"""Of a thread in training; stated, for networks that are not probed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Training speed of a device.
+
+    macs_per_s  precision -> MACs of training (forward and backward) a second
+    layer_s     least seconds of a step for each convolution and linear layer, which small networks do not get below
+    """
+
+    device: str
+    macs_per_s: dict[str, float]
+    layer_s: float
+    source: str
+
+    def image_s(self, size: Size, precision: str, batch: int) -> float:
+        """Return the seconds of an image in training."""
+        return max(BACKWARD * size.macs / self.macs_per_s[precision], self.layer_s * size.layers / batch)
+
+
+_RESNET50_MACS = BACKWARD * 4_089_184_256
+GPU = Throughput(
+    device="NVIDIA A100 80GB",
+    macs_per_s={"fp32": 938 * _RESNET50_MACS, "bf16": 2470 * _RESNET50_MACS, "fp16": 2470 * _RESNET50_MACS},
+    layer_s=6e-4,
+    source="NVIDIA DeepLearningExamples, ResNet-50 v1.5: 938 images/s in TF32, 2470 in mixed precision; at least 0.6 ms a step "
+    "for each layer (ours)",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Size of a network.
+
+    macs     of the forward pass of an image
+    layers   convolutions and linear layers
+    bytes    of the weights in fp32
+    """
+
+    macs: int
+    layers: int
+    bytes: int
+
+
+@functools.cache
+def size_of(model: str, classes: int, input_shape: tuple[int, int, int]) -> Size:
+    """Return the size of a network, computed on torch's meta device, without values.
+
+    A network that does not run there is built and traced.
+    """
+    counts: list[int] = []
+
+    def count(layer: nn.Module, _: object, made: torch.Tensor) -> None:
+        counts.append(layer.get_parameter("weight")[0].numel() * made.numel())
+
+    try:
+        with torch.device("meta"), torch.no_grad():
+            network = models.build(model, classes).eval()
+            for layer in network.modules():
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    layer.register_forward_hook(count)
+            network(torch.empty(1, *input_shape))
+    except (NotImplementedError, RuntimeError):
+        network = models.build(model, classes)
+        graph = Graph(network, input_shape)
+        return Size(macs=graph.dense_macs.total, layers=len(graph.convs) + 1, bytes=_bytes(network))
+    return Size(macs=sum(counts), layers=len(counts), bytes=_bytes(network))
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+
+
+# ---- on a CPU ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """Network in training: model, classes, input shape, precision."""
+
+    model: str
+    classes: int
+    input_shape: tuple[int, int, int]
+    precision: str
+
+    @property
+    def size(self) -> Size:
+        """Size of the network."""
+        return size_of(self.model, self.classes, self.input_shape)
+
+
+def probe(networks: Iterable[Network], *, threads: int, jobs: int) -> dict[Network, float]:
+    """Return the seconds of an image in training steps on this CPU.
+
+    networks  dense, the most important ones first; `PROBED` of them are probed, unless one image has too many MACs
+    jobs      networks that train side by side, each with `threads` threads
+    """
+    small = [network for network in networks if BACKWARD * network.size.macs <= PROBE_MACS][:PROBED]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            return {network: statistics.mean(pool.map(_image_s, [network] * jobs)) for network in small}
+    finally:
+        torch.set_num_threads(before)
+
+
+def _image_s(network: Network) -> float:
+    """Return the seconds of an image in the fastest of a few training steps.
+
+    A single thread counts its CPU time, which other processes on the machine prolong less.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    model = models.build(network.model, network.classes).train()
+    batch = max(2, int(PROBE_MACS / (BACKWARD * network.size.macs)))
+    images, labels = torch.rand(batch, *network.input_shape), torch.zeros(batch, dtype=torch.int64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    times = []
+    for _ in range(PROBE_STEPS):
+        began = clock()
+        with torch.autocast("cpu", torch.bfloat16, enabled=network.precision != "fp32"):
+            loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        times.append(clock() - began)
+    return min(times) / batch
