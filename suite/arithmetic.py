@@ -25,9 +25,10 @@ CPU_FLAGS = {"bf16": ("amx_bf16", "avx512_bf16"), "fp16": ("amx_fp16", "avx512_f
 
 
 class _RoundedProducts(TorchFunctionMode):
-    """Products of numbers of `dtype` with sums in fp32, rounded to `dtype`: those of the instructions up to the order of sums.
+    """Products of numbers of `dtype` with sums in fp32, rounded to `dtype`.
 
-    Without the instructions torch has no fast convolution in bf16 and fp16, in some builds none at all.
+    They equal those of the instructions up to the order of sums. Without the instructions torch has no fast convolution in bf16
+    and fp16, in some builds none at all.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from suite.report import answer, columns
+from suite.report import answer, table_columns
 
 LINE = {
     **{"data": "digits", "model": "vgg6", "budget": 0.5, "budget_scope": "network", "n": 3, "speedup_untrusted": 0},
@@ -48,5 +48,5 @@ def test_nothing_is_claimed_without_a_run() -> None:
 
 
 def test_the_first_columns_of_the_page_are_the_answer() -> None:
-    headings = [column.heading for column in columns.page(median=False) if column.heading]
+    headings = [column.heading for column in table_columns.page(median=False) if column.heading]
     assert headings[:4] == ["method", "budget", "pruned top-1 %", "speed-up x"]

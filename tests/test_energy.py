@@ -15,7 +15,7 @@ from suite import records
 from suite.measure import energy
 from suite.measure.energy import Meter
 from suite.measure.protocol import Timing
-from suite.report import cells, columns, frames
+from suite.report import cells, columns, frames, table_columns
 
 TIMING = Timing(batch=4, protocol="full")
 
@@ -114,7 +114,7 @@ def test_tables_show_energy_or_why_there_is_none(
     for row in (pruned_row(run, 80.0), timed_row(run, (1.5, 1.4, 1.6), energy=made)):
         records.write(row, tmp_path)
     lines = cells.table(frames.load(grid_of([run], timings=(Timing(),)), tmp_path, smoke=False))
-    text = columns.text(lines, columns.TABLE).frame
+    text = columns.text(lines, table_columns.TABLE).frame
     assert ("energy x" in text) == (shown is not None)
     if shown is not None:
         assert text["energy x"].tolist() == [shown]

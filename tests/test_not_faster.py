@@ -10,7 +10,7 @@ from test_report import pruned_row, run_of, timed_row
 
 from suite import records
 from suite.grids import Grid
-from suite.report import columns, content, documents, frames, not_faster
+from suite.report import columns, content, documents, frames, further_columns, not_faster
 from suite.stages import Timing
 
 NULL_FAILS = {"null_x": 1.1, "null_low_x": 1.05, "null_high_x": 1.15}
@@ -47,7 +47,7 @@ def test_what_is_listed(
         return
     (line,) = found.to_dict("records")
     assert (line["verdict"], line["seed"]) == (verdict, 0)
-    printed = columns.text(found, columns.NOT_FASTER).frame["speed-up x"].iloc[0]
+    printed = columns.text(found, further_columns.NOT_FASTER).frame["speed-up x"].iloc[0]
     assert printed == ("" if verdict == "not trusted" else "{:.2f} [{:.2f}, {:.2f}]".format(*speedup))
     assert said.not_faster_counts == f"1 of 1 measurements of networks with fewer MACs: 1 {verdict}"
     assert not_faster.TITLE in texts["table.md"]

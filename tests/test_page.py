@@ -23,6 +23,7 @@ from test_report_tables import others
 from suite import grids, records
 from suite.grids import Grid
 from suite.report import build, figures, published
+from suite.report import page as pages
 from suite.report import runs as run_data
 from suite.stages import Pruned, Timing
 
@@ -102,6 +103,29 @@ def test_numbers_that_are_no_numbers_are_empty_cells(tmp_path: Path) -> None:
     text = (written(tmp_path, [run], [row]) / "index.html").read_text()
     assert "nan" not in text.lower()
     assert 'data-v=""' in text
+
+
+def test_each_figure_stands_once(tmp_path: Path) -> None:
+    runs = [run_of(seed, budget, name) for name in ("a", "b") for budget in (0.3, 0.5) for seed in (0, 1)]
+    rows = [pruned_row(run, 80 - run.seed, macs_cut_pct=100 * run.budget.share) for run in runs]
+    page = Elements(written(tmp_path, runs, rows, pictures=3) / "index.html")
+    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert len(sources) == len(set(sources)) == 3
+    assert str(sources[0]).startswith("pareto_macs"), "the main figure is on the first screen"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("1.31 [1.27, 1.36] (5), no difference", ("1.31", "[1.27, 1.36] (5), no difference")),
+        ("94.31 ± 0.20 (5)", ("94.31 ± 0.20", "(5)")),
+        ("50 %", ("50 %", "")),
+        ("not trusted", ("not trusted", "")),
+        ("", ("", "")),
+    ],
+)
+def test_a_number_and_its_detail_are_apart(text: str, parts: tuple[str, str]) -> None:
+    assert pages._parts(text) == parts
 
 
 def test_a_run_shows_what_its_folder_has(tmp_path: Path) -> None:
@@ -289,7 +313,7 @@ def test_every_link_and_picture_is_there(driver: webdriver.Chrome, folder: Path)
         "Promise.all([...document.images].map((image) => image.decode())).then(() => arguments[0](), () => arguments[0]())"
     )
     sizes = driver.execute_script("return [...document.images].map((image) => image.naturalWidth)")
-    assert len(sizes) == 3, "two figures, of which the main one also stands at the top"
+    assert len(sizes) == 2, "two figures, of which the main one stands at the top only"
     assert min(sizes) > 600
     links = driver.execute_script("return [...document.links].map((link) => link.href)")
     for link in links:

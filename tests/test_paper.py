@@ -104,7 +104,11 @@ def test_a_released_row_has_the_verdict_of_its_reproduction(tmp_path: Path, monk
     runs = [run_of(seed) for seed in range(5)]
     with_grid(monkeypatch, runs)
     rows: list[records.Row] = [pruned_row(run, 90 + (run.seed - 2) / 20) for run in runs]
-    assert verdicts(tmp_path, monkeypatch, rows).loc["released", "verdict"] == "reproduced"
+    stated = verdicts(tmp_path, monkeypatch, rows, base_top1_pct=90.0)
+    assert stated.loc["released", "verdict"] == "reproduced"
+    without = verdicts(tmp_path, monkeypatch, rows).loc["released"]
+    assert without["verdict"] == "not judged"
+    assert "states no base accuracy" in without["evidence"]
     other = verdicts(tmp_path, monkeypatch, [], selection="best epoch on test").loc["released"]
     assert other["verdict"] == "not run"
     assert "best epoch on test" in other["evidence"]

@@ -32,6 +32,7 @@ from suite.report import (
     documents,
     fairness,
     frames,
+    further_columns,
     inference,
     pairs,
     published,
@@ -251,7 +252,7 @@ def test_the_table_names_the_method_that_keeps_its_own_variance(tmp_path: Path) 
     wild = (declared["a"] + declared["b"]).str.contains("name=wild")
     assert declared.loc[wild, "error"].tolist() == ["own variance of test_report(name=wild)"]
     assert set(declared.loc[~wild, "error"]) == {"pooled"}
-    shown = columns.text(pairs.shown(compared), columns.PAIRS).frame["test"]
+    shown = columns.text(pairs.shown(compared), further_columns.PAIRS).frame["test"]
     assert all(re.fullmatch(r"declared, (pooled|own variance of .*)|secondary, paired", text) for text in shown)
 
 
@@ -332,7 +333,7 @@ def test_fine_tunings_of_one_base_network_are_not_taken_for_base_networks(tmp_pa
     one = compared.assign(bases=1)
     assert "n counts fine-tunings of 1 base network" in " ".join(pairs.warnings(one))
     assert "fine-tunings" not in " ".join(pairs.warnings(compared))
-    assert columns.text(pairs.shown(one), columns.PAIRS).frame["n"].tolist() == [
+    assert columns.text(pairs.shown(one), further_columns.PAIRS).frame["n"].tolist() == [
         "3 fine-tunings of 1 base network, paired"
     ]
 
@@ -445,12 +446,20 @@ def beside(results: Path, top1: tuple[float, ...], published_rows: pd.DataFrame,
     ],
 )
 def test_the_verdict_follows_from_the_interval(tmp_path: Path, top1: tuple[float, ...], expected: str) -> None:
-    line = beside(tmp_path, top1, others())
+    line = beside(tmp_path, top1, others(base_top1_pct=90.0))
     assert line["verdict"] == expected
-    assert line["ours"] == pytest.approx(np.mean(top1))
+    assert line["ours"] == pytest.approx(90 - np.mean(top1))
     assert line["difference_pp"] == pytest.approx(np.mean(top1) - 80)
-    assert (line["n"], line["statistic"], line["quantity"]) == (len(top1), "mean", "top-1 %")
+    assert (line["n"], line["statistic"], line["quantity"]) == (len(top1), "mean", "drop pp")
     assert ("no interval" in line["reason"]) == (len(top1) == 1)
+
+
+@pytest.mark.parametrize("top1", [(80.0, 80.1, 79.9), (70.0, 70.1, 69.9), (80.0,)])
+def test_an_accuracy_without_a_stated_base_gets_no_verdict(tmp_path: Path, top1: tuple[float, ...]) -> None:
+    line = beside(tmp_path, top1, others())
+    assert (line["verdict"], line["reason"]) == (reproduction.NOT_JUDGED, reproduction.NO_BASE)
+    assert (line["quantity"], line["ours"]) == ("top-1 %", pytest.approx(np.mean(top1)))
+    assert line["difference_pp"] == pytest.approx(np.mean(top1) - 80)
 
 
 def test_a_drop_is_compared_where_the_base_accuracy_is_known(tmp_path: Path) -> None:
@@ -462,9 +471,9 @@ def test_a_drop_is_compared_where_the_base_accuracy_is_known(tmp_path: Path) -> 
 
 
 def test_a_median_stands_beside_a_median(tmp_path: Path) -> None:
-    line = beside(tmp_path, (80.0, 80.1, 80.2, 79.9, 50.0), others(runs="median of 5"))
-    assert (line["statistic"], line["ours"]) == ("median", 80.0)
-    assert (line["ours_low"], line["ours_high"]) == (50.0, 80.2)
+    line = beside(tmp_path, (80.0, 80.1, 80.2, 79.9, 50.0), others(base_top1_pct=90.0, runs="median of 5"))
+    assert (line["statistic"], line["ours"]) == ("median", 10.0)
+    assert (line["ours_low"], line["ours_high"]) == pytest.approx((9.8, 40.0))
     assert line["verdict"] == "open"
 
 
@@ -472,7 +481,8 @@ def test_a_published_median_brings_its_own_error(tmp_path: Path) -> None:
     """The same five accuracies reproduce an exact number, but not the median of five runs."""
     top1 = (80.0, 80.3, 79.7, 80.2, 79.8)
     lines = [
-        beside(tmp_path / name, top1, others(runs=runs)) for name, runs in (("mean", ""), ("median", "median of 5"))
+        beside(tmp_path / name, top1, others(base_top1_pct=90.0, runs=runs))
+        for name, runs in (("mean", ""), ("median", "median of 5"))
     ]
     exact, median = lines
     half = 2.776445105 * np.std(top1, ddof=1)
@@ -520,12 +530,12 @@ def test_rows_of_other_networks_and_methods_are_not_this_grids(tmp_path: Path, o
 
 
 def test_best_on_test_stands_beside_best_on_test_and_else_gets_a_mark(tmp_path: Path) -> None:
-    theirs = others(selection="best epoch on test")
+    theirs = others(base_top1_pct=90.0, selection="best epoch on test")
     top1 = (79.9, 80.0, 80.1)
     assert beside(tmp_path / "same", top1, theirs, selection="best_test")["verdict"] == "reproduced"
     line = beside(tmp_path / "last", top1, theirs)
     assert line["verdict"] == "reproduced (published is best on test)"
-    assert (line["n"], line["ours"]) == (3, pytest.approx(80))
+    assert (line["n"], line["ours"]) == (3, pytest.approx(10))
     assert "best epoch on test; ours, 80.00 % (n = 3), is of the last epoch" in line["reason"]
 
 

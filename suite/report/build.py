@@ -27,6 +27,7 @@ from suite.report import (
     published,
     runs,
     structure,
+    table_columns,
     words,
 )
 from suite.stages import Timed
@@ -139,7 +140,7 @@ def _short_table(lines: pd.DataFrame, title: str) -> Table:
     letters, meanings = words.told_apart(lines, [*frames.CONDITIONS, *frames.TIMED_CONDITIONS])
     numbers, notes = words.numbered(lines["note"])
     named = lines.assign(settings=lines["short"] + letters, note=numbers)
-    described, texts = columns.text(named, columns.TABLE, "terminal")
+    described, texts = columns.text(named, table_columns.TABLE, "terminal")
     headings = [column.heading for column in described]
     table = Table(*headings, title=Text(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
     table.columns[0].overflow, table.columns[0].min_width = "fold", 16

@@ -14,12 +14,12 @@ from typing import Any
 import pandas as pd
 
 from suite import grids
-from suite.report import cells, columns, frames, inference, published, reproduction, words
+from suite.report import cells, columns, frames, further_columns, inference, published, reproduction, words
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, TIMING
 from suite.report.pairs import FOR_A_CLAIM
 
 NOT_RUN, OPEN, SUPPORTED, CONTRADICTED = "not run", "open", "supported", "contradicted"
-COLUMNS = columns.names(columns.CLAIMS)
+COLUMNS = columns.names(further_columns.CLAIMS)
 NOTES = (
     "Without loss, by one-sided tests at 5 % (the ends of a 90 % interval) against a margin of half a point, stated before any "
     'run: "supported" if the upper end of the drop is at most the margin, "contradicted" if the lower end lies above the margin; '
@@ -194,7 +194,8 @@ def _released(
                 f"{line['settings']}, {line['statistic']} {line['quantity'].removesuffix(' %').removesuffix(' pp')} "
                 f"{line['ours']:.2f} {'points' if line['quantity'].endswith('pp') else '%'}",
             )
-            + f" (n = {words.counts_of(line['n'], line['base_n'])})",
+            + f" (n = {words.counts_of(line['n'], line['base_n'])})"
+            + f": {line['reason']}" * (line["verdict"] == reproduction.NOT_JUDGED),
             int(line["base_n"]),
             line["verdict"],
         )
@@ -218,7 +219,7 @@ def _summed(judged: Sequence[Judged], without: str) -> dict[str, Any]:
     """
     if not judged:
         return {"evidence": without, "n": 0, "verdict": NOT_RUN}
-    verdicts = {verdict if n >= FOR_A_CLAIM else OPEN for _, n, verdict in judged}
+    verdicts = {verdict if n >= FOR_A_CLAIM or verdict == reproduction.NOT_JUDGED else OPEN for _, n, verdict in judged}
     evidence = "; ".join(text for text, _, _ in judged)
     return {
         "evidence": evidence,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from suite.files import write_text
-from suite.report import columns, latex, tables
+from suite.report import columns, further_columns, latex, table_columns, tables
 from suite.report.content import Content
 
 OPTIONAL = (
@@ -23,15 +23,15 @@ OPTIONAL = (
 def texts(content: Content, pictures: Sequence[tuple[str, str, str]]) -> dict[str, str]:
     """Return file name -> text. `pictures` are (data, model, file name)."""
     optional = {
-        "not_faster.csv": (content.not_faster, columns.NOT_FASTER),
-        "steps.csv": (content.steps, columns.STEPS),
-        "reproduction.csv": (content.reproduced, columns.REPRODUCTION),
-        "reference.csv": (content.reference, columns.TABLE),
+        "not_faster.csv": (content.not_faster, further_columns.NOT_FASTER),
+        "steps.csv": (content.steps, further_columns.STEPS),
+        "reproduction.csv": (content.reproduced, further_columns.REPRODUCTION),
+        "reference.csv": (content.reference, table_columns.TABLE),
     }
     return {
-        "table.csv": columns.csv(content.lines, columns.TABLE),
-        "latency.csv": columns.csv(content.latency, columns.LATENCY),
-        "comparisons.csv": columns.csv(content.compared, columns.PAIRS),
+        "table.csv": columns.csv(content.lines, table_columns.TABLE),
+        "latency.csv": columns.csv(content.latency, table_columns.LATENCY),
+        "comparisons.csv": columns.csv(content.compared, further_columns.PAIRS),
         **{name: columns.csv(frame, described) for name, (frame, described) in optional.items() if len(frame)},
         "table.md": tables.document(content, pictures),
         **latex.files(content),

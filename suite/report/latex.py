@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from suite.report import columns, notes, reproduction, timings, words
+from suite.report import columns, further_columns, notes, reproduction, table_columns, timings, words
 from suite.report.columns import Column, Text
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
@@ -34,7 +34,7 @@ def files(content: Content) -> dict[str, str]:
     for data, model, part in by_network(content.lines):
         name = words.file_name(data, model)
         title = f"{smoke}{content.grid.title.rstrip('.')}: {data}, {model}"
-        shown = columns.text(part, columns.table(median=(data, model) in content.medians), "latex")
+        shown = columns.text(part, table_columns.table(median=(data, model) in content.medians), "latex")
         shown.frame["speed-up x"] = shown.frame["speed-up x"].str.replace(", no difference", "*")
         shown, alike = _without_alike(shown)
         under = f"{_notes(part)} {alike} {content.undecidable.get((data, model), '')}".strip()
@@ -44,11 +44,11 @@ def files(content: Content) -> dict[str, str]:
         )
         by_timing = timings.table(of_network(content.latency, data, model))
         if len(by_timing):
-            speed = columns.text(by_timing, columns.by_timing(by_timing), "latex")
+            speed = columns.text(by_timing, table_columns.by_timing(by_timing), "latex")
             caption, label = f"{title}, {timings.TITLE[0].lower()}{timings.TITLE[1:]}", f"tab:timings_{name}"
             texts[f"timings_{name}.tex"] = table(speed, caption, label, f"{words.SPEEDUP}.", once=["method"]) + about
         if len(beside := of_network(content.reproduced, data, model)):
-            shown = columns.text(reproduction.shown(beside), columns.REPRODUCTION, "latex")
+            shown = columns.text(reproduction.shown(beside), further_columns.REPRODUCTION, "latex")
             caption, label = f"{title}, published numbers beside ours", f"tab:reproduction_{name}"
             texts[f"reproduction_{name}.tex"] = (
                 table(shown, caption, label, f"Published numbers: {words.REPRODUCTION}.") + about

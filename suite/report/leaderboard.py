@@ -17,7 +17,7 @@ import pandas as pd
 
 from suite import grids
 from suite.files import write_text
-from suite.report import cells, columns, frames, page, words
+from suite.report import cells, columns, frames, page, table_columns, words
 from suite.report.columns import Column
 from suite.report.fairness import SET
 
@@ -101,7 +101,7 @@ COLUMNS = (
         show=lambda line: words.counts_of(line["n"], line["base_n"]),
         about="what n counts",
     ),
-    *(column for column in columns.TABLE if column.name in SHARED),
+    *(column for column in table_columns.TABLE if column.name in SHARED),
     Column(name="grid", heading="grid"),
     *columns.plain("commit", "device", "rows"),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from suite.report import columns
+from suite.report import columns, further_columns
 from suite.report.frames import Frames
 
 TITLE = "Fewer MACs, not faster"
@@ -31,7 +31,7 @@ def table(frames: Frames) -> pd.DataFrame:
     measured = ["speedup_x", "speedup_low_x", "speedup_high_x"]
     slow[measured] = slow[measured].where(slow["claim"] != "not trusted")
     slow["realised_share"] = slow["speedup_x"] / slow["theoretical_x"]
-    return slow[columns.names(columns.NOT_FASTER)]
+    return slow[columns.names(further_columns.NOT_FASTER)]
 
 
 def counts(slow: pd.DataFrame, frames: Frames) -> str:

@@ -17,7 +17,19 @@ from PIL import Image
 
 from suite import grids
 from suite.files import write_text
-from suite.report import answer, columns, not_faster, notes, pairs, reproduction, steps, timings, words
+from suite.report import (
+    answer,
+    columns,
+    further_columns,
+    not_faster,
+    notes,
+    pairs,
+    reproduction,
+    steps,
+    table_columns,
+    timings,
+    words,
+)
 from suite.report.columns import Column
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
@@ -39,66 +51,84 @@ def write(
 
     `runs` is the data of `suite.report.runs`, `downloads` are names of files in `folder`.
     """
-    grid, smoke = content.grid, content.smoke
-    seeds = {run["key"]: run["seed"] for run in runs["runs"]}
-    letters, meanings = words.told_apart(content.lines, [*CONDITIONS, *TIMED_CONDITIONS])
-    lines = content.lines.assign(settings=content.lines["settings"] + letters, absent=content.lines["n"] == 0)
-    lines = lines.sort_values("absent", kind="stable")  # lines with a result come first
-    shown = columns.text(lines, columns.page(median=bool(content.medians)), "page")
-    table = _lines(lines, shown, seeds)
+    about = {"grid": content.grid, "smoke": content.smoke}
+    main = _main(pictures)
     claims = folder.parent / CLAIMS
     index = (
         _environment()
         .get_template("index.html")
         .render(
-            grid=grid,
-            smoke=smoke,
-            answer=answer.sentences(lines, content.compared),
-            main=_main(pictures),
-            tiles=_tiles(lines),
-            counts=words.counts(lines),
-            networks=_networks(lines),
-            columns=shown.columns,
-            filters=_filters(shown),
-            lines=table,
-            meanings=meanings,
-            reference=_each_network(
-                content.reference,
-                lambda part: _frame(part, columns.table(median=False)) | {"trained": words.trained(part)},
-            ),
-            about_reference=words.REFERENCE,
-            compared=_each_network(content.compared, _compared),
-            reproduced=_each_network(
-                content.reproduced, lambda part: _frame(reproduction.shown(part), columns.REPRODUCTION)
-            ),
-            not_faster=_not_faster(content),
-            steps={"title": steps.TITLE, "about": f"{steps.ABOUT}.", **_frame(content.steps, columns.STEPS)},
-            undecidable=[f"{data}, {model}. {reason}" for (data, model), reason in content.undecidable.items()],
-            by_timing=_by_timing(content),
-            about_timing=timings.TITLE,
-            notes=[(notes.marked(note), note) for note in notes.of_methods(lines["method"])],
-            about_notes=notes.TITLE,
-            drops=words.DROPS,
-            counted=words.COUNTS,
-            dose=words.DOSE,
-            levels=words.levels(LEVELS),
+            **about,
+            **_results(content, {run["key"]: run["seed"] for run in runs["runs"]}),
+            **_comparisons(content),
+            **_TEXTS,
+            main=main and _shown(main),
+            sections=_sections(content.lines, [picture for picture in pictures if picture is not main]),
             claims=f"../{CLAIMS}" if claims.is_file() else "",
-            sections=_sections(lines, pictures),
-            problems=content.problems.to_dict("records"),
             downloads=sorted(set(downloads)),
-            few=int(lines.loc[lines["n"] > 0, "n"].min()) if lines["n"].any() else 0,
-            pairs=words.PAIRS,
-            pairs_method=words.PAIRS_METHOD,
-            flops=words.FLOPS,
-            speedup=words.SPEEDUP,
-            reproduction=words.REPRODUCTION,
         )
     )
-    page = _environment().get_template("runs.html").render(grid=grid, smoke=smoke, runs=runs)
+    page = _environment().get_template("runs.html").render(**about, runs=runs)
     paths = [folder / "index.html", folder / "runs.html"]
     for path, text in zip(paths, (index, page), strict=True):
         write_text(path, text)
     return paths
+
+
+_TEXTS = {
+    "about_reference": words.REFERENCE,
+    "about_timing": timings.TITLE,
+    "about_notes": notes.TITLE,
+    "drops": words.DROPS,
+    "counted": words.COUNTS,
+    "dose": words.DOSE,
+    "levels": words.levels(LEVELS),
+    "pairs": words.PAIRS,
+    "pairs_method": words.PAIRS_METHOD,
+    "flops": words.FLOPS,
+    "speedup": words.SPEEDUP,
+    "reproduction": words.REPRODUCTION,
+}
+"""Explanations that all pages share."""
+
+
+def _results(content: Content, seeds: Mapping[str, int]) -> dict[str, Any]:
+    """Return answer, table and counts. `seeds` has the seed of each run's key."""
+    letters, meanings = words.told_apart(content.lines, [*CONDITIONS, *TIMED_CONDITIONS])
+    lines = content.lines.assign(settings=content.lines["settings"] + letters, absent=content.lines["n"] == 0)
+    lines = lines.sort_values("absent", kind="stable")  # lines with a result come first
+    shown = columns.text(lines, table_columns.page(median=bool(content.medians)), "page")
+    return {
+        "answer": answer.sentences(lines, content.compared),
+        "undecidable": [f"{data}, {model}. {reason}" for (data, model), reason in content.undecidable.items()],
+        "tiles": _tiles(lines),
+        "few": int(lines.loc[lines["n"] > 0, "n"].min()) if lines["n"].any() else 0,
+        "counts": words.counts(lines),
+        "columns": shown.columns,
+        "filters": _filters(shown),
+        "lines": _lines(lines, shown, seeds),
+        "meanings": meanings,
+        "networks": _networks(lines),
+        "notes": [(notes.marked(note), note) for note in notes.of_methods(lines["method"])],
+        "problems": content.problems.to_dict("records"),
+    }
+
+
+def _comparisons(content: Content) -> dict[str, Any]:
+    """Return the tables below the first one."""
+    return {
+        "reference": _each_network(
+            content.reference,
+            lambda part: _frame(part, table_columns.table(median=False)) | {"trained": words.trained(part)},
+        ),
+        "compared": _each_network(content.compared, _compared),
+        "by_timing": _by_timing(content),
+        "steps": {"title": steps.TITLE, "about": f"{steps.ABOUT}.", **_frame(content.steps, further_columns.STEPS)},
+        "not_faster": _not_faster(content),
+        "reproduced": _each_network(
+            content.reproduced, lambda part: _frame(reproduction.shown(part), further_columns.REPRODUCTION)
+        ),
+    }
 
 
 def leaderboard(lines: pd.DataFrame, described: Iterable[Column], title: str, about: str) -> str:
@@ -130,15 +160,25 @@ def _environment() -> Environment:
 def _lines(lines: pd.DataFrame, shown: columns.Text, seeds: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return the lines of the table.
 
-    Cells are (text, number to sort by or ""), runs are (key, seed).
+    Cells are (text, its detail, number to sort by or ""), runs are (key, seed).
     """
     described, texts = shown
     result = []
     for line, cells in zip(lines.to_dict("records"), texts.to_numpy().tolist(), strict=True):
         values = (_sorted_by(column, line) for column in described)
+        parts = (_parts(text) if column.number else (text, "") for column, text in zip(described, cells, strict=True))
         runs = [(key, seeds[key]) for key in str(line["rows"]).split() if key in seeds]
-        result.append({"cells": list(zip(cells, values, strict=True)), "runs": runs})
+        result.append({"cells": [(*part, value) for part, value in zip(parts, values, strict=True)], "runs": runs})
     return result
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Split "1.31 [1.27, 1.36] (5)" into the number and the rest.
+
+    A phone shows the rest below the number.
+    """
+    at = min((place for bracket in "[(" if (place := text.find(f" {bracket}")) > 0), default=len(text))
+    return text[:at], text[at + 1 :]
 
 
 def _sorted_by(column: Column, line: Mapping[Any, Any]) -> str:
@@ -163,17 +203,17 @@ def _by_timing(content: Content) -> list[dict[str, Any]]:
     for data, model, part in by_network(content.latency):
         table = timings.table(part)
         if len(table):
-            networks.append({"name": f"{data}, {model}", **_frame(table, columns.by_timing(table))})
+            networks.append({"name": f"{data}, {model}", **_frame(table, table_columns.by_timing(table))})
     return networks
 
 
 def _not_faster(content: Content) -> dict[str, Any]:
     about = f"{content.not_faster_counts}: {not_faster.ABOUT}."
-    return {"title": not_faster.TITLE, "about": about, **_frame(content.not_faster, columns.NOT_FASTER)}
+    return {"title": not_faster.TITLE, "about": about, **_frame(content.not_faster, further_columns.NOT_FASTER)}
 
 
 def _compared(compared: pd.DataFrame) -> dict[str, Any]:
-    return {"warnings": pairs.warnings(compared), **_frame(pairs.shown(compared), columns.PAIRS)}
+    return {"warnings": pairs.warnings(compared), **_frame(pairs.shown(compared), further_columns.PAIRS)}
 
 
 def _frame(frame: pd.DataFrame, described: Iterable[Column]) -> dict[str, Any]:
@@ -213,21 +253,24 @@ def _networks(lines: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _sections(lines: pd.DataFrame, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
-    """Return the figures of each network, with the size of each in pixels."""
+    """Return the figures of each network."""
     sections = []
     for data, model, _ in by_network(lines):
         own = [picture for picture in pictures if (picture.data, picture.model) == (data, model)]
         if own:
-            figures = [{"picture": picture, "size": _size(picture)} for picture in own]
-            sections.append({"name": f"{data}, {model}", "figures": figures})
+            sections.append({"name": f"{data}, {model}", "figures": list(map(_shown, own))})
     return sections
 
 
-def _main(pictures: Sequence[Picture]) -> dict[str, Any] | None:
+def _main(pictures: Sequence[Picture]) -> Picture | None:
     """Return the figure of the first screen: accuracy over MACs, else of intervals, else any."""
     kinds = ("pareto_macs", "intervals", "")
-    picture = next((picture for kind in kinds for picture in pictures if picture.name.startswith(kind)), None)
-    return None if picture is None else {"picture": picture, "size": _size(picture)}
+    return next((picture for kind in kinds for picture in pictures if picture.name.startswith(kind)), None)
+
+
+def _shown(picture: Picture) -> dict[str, Any]:
+    """Return a picture with its size in pixels."""
+    return {"picture": picture, "size": _size(picture)}
 
 
 def _size(picture: Picture) -> tuple[int, int]:

@@ -27,7 +27,7 @@ import pandas as pd
 
 from suite import methods as registered
 from suite.methods import Broken
-from suite.report import columns, inference, words
+from suite.report import columns, further_columns, inference, words
 from suite.report.fairness import SET, Training, comparable, of_pair
 from suite.report.frames import CONDITIONS, FROM_ABSTRACT
 
@@ -36,7 +36,7 @@ FEWEST, FOR_A_CLAIM = inference.FEWEST, 5
 SAME, TOO_FEW = "not distinguishable", "too few runs"
 DECLARED, SECONDARY = "declared", "secondary"
 _TESTED = ["difference_pp", "difference_low_pp", "difference_high_pp", "p", "p_holm", "seeds_needed"]
-COLUMNS = columns.names(columns.PAIRS)
+COLUMNS = columns.names(further_columns.PAIRS)
 
 
 @dataclass(frozen=True)

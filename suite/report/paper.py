@@ -21,7 +21,7 @@ from rich.text import Text
 from suite import grids
 from suite.files import replacing, write_text
 from suite.registry import pick
-from suite.report import claims, columns, frames, latex, notes, structure, words
+from suite.report import claims, columns, frames, further_columns, latex, notes, structure, words
 from suite.report.build import build
 
 TABLES = ("table.csv", "table_*.tex", "reproduction*", "comparisons.csv")
@@ -189,15 +189,15 @@ def _structures(entry: Entry, results: Path, smoke: bool, folder: Path) -> list[
 
 def _claims(_: Entry, results: Path, smoke: bool, folder: Path) -> list[str]:
     table = claims.table(results, smoke=smoke)
-    title, text = "Claims under test", columns.text(table, columns.CLAIMS, "latex")
+    title, text = "Claims under test", columns.text(table, further_columns.CLAIMS, "latex")
     named = notes.of_methods(claims.claimed_methods())
     markdown = [
         f"# {title}",
-        columns.markdown(table, columns.CLAIMS),
+        columns.markdown(table, further_columns.CLAIMS),
         words.markdown(claims.NOTES),
         *notes.markdown(named),
     ]
-    write_text(folder / "claims.csv", columns.csv(table, columns.CLAIMS))
+    write_text(folder / "claims.csv", columns.csv(table, further_columns.CLAIMS))
     write_text(folder / "claims.md", "\n\n".join(markdown) + "\n")
     drawn = latex.table(text, title, "tab:claims", claims.NOTES, wide=("claim", "evidence")) + notes.latex(named)
     write_text(folder / "claims.tex", drawn)

@@ -2,14 +2,15 @@
 
 Which line    the method, settings, data set, model and number of groups of the published row, all training images, and the cut
               that lies next to the published one, at most a point away, counted in the scope that the source counts in
-What          the drop where the source states its base accuracy (bases differ), else the accuracy itself. Our median stands
+What          the drop where the source states its base accuracy, else the accuracy itself, without a verdict. Our median stands
               beside a published median, else our mean
 Training      a number of a network that was trained from scratch stands beside none: ours start from trained weights
 Selection     a number of the epoch that was best on the test set stands beside such a one; if there is none, beside ours with a
               marked verdict, since the choice favours the published number. No other number stands beside ours of that epoch
 Verdict       two one-sided tests on the 95 % interval of ours minus published: "reproduced" if the whole interval lies within
               half a point of 0, "below" or "above" if all of it lies further away on that side, else "open"; "not run"
-              without a line, with the reason. A published median of n runs has the error of such a median, with our standard
+              without a line, with the reason; "not judged" if the source states no base accuracy, since base networks differ
+              by more than the margin. A published median of n runs has the error of such a median, with our standard
               deviation; a number whose source states no runs counts as exact
 """
 
@@ -21,14 +22,15 @@ from typing import Any
 
 import pandas as pd
 
-from suite.report import columns, inference, published, words
+from suite.report import columns, further_columns, inference, published, words
 from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES
 
 NEAR_PP = 1.0
 """Points of cut between a published row and what is compared with it, at most."""
 MARGIN_PP = 0.5
 """Points within which two accuracies count as equal, stated before any run."""
-OPEN = "open"
+OPEN, NOT_JUDGED = "open", "not judged"
+NO_BASE = "the source states no base accuracy, and base networks differ by more than the margin"
 CUT = {"network": "macs_cut_pct", "prunable": "prunable_macs_cut_pct"}
 FROM_SCRATCH = "from scratch"
 """In the variant of a published row."""
@@ -37,7 +39,7 @@ MARKED = " (published is best on test)"
 """Behind the verdict on an epoch that the test set has not chosen, beside one that it has."""
 _KEPT = {"last": "the last epoch", "best_validation": "the best epoch on validation", BEST_ON_TEST: "the best on test"}
 _ABOUT = ["data", "model", "method", "variant", "groups", "flops_cut_pct", "scope", "selection", "seen", "source"]
-COLUMNS = columns.names(columns.REPRODUCTION)
+COLUMNS = columns.names(further_columns.REPRODUCTION)
 
 
 def table(runs: pd.DataFrame, lines: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
@@ -82,7 +84,8 @@ def _beside(row: dict[Any, Any], lines: pd.DataFrame, done: pd.DataFrame) -> Ite
     for line in near.to_dict("records"):
         compared = {**start, **_compared(start, line, done.loc[line["rows"].split()])}
         if reason:
-            compared |= {"verdict": compared["verdict"] + MARKED, "reason": reason}
+            reasons = [text for text in (compared["reason"], reason) if text]
+            compared |= {"verdict": compared["verdict"] + MARKED, "reason": "; ".join(reasons)}
         yield compared
 
 
@@ -154,8 +157,8 @@ def _compared(start: dict[str, Any], line: dict[Any, Any], runs: pd.DataFrame) -
         "difference_pp": (start["published"] - ours) if drop else (ours - start["published"]),
         "difference_low_pp": -high if drop else low,
         "difference_high_pp": -low if drop else high,
-        "verdict": verdict((-high, -low) if drop else (low, high)),
-        "reason": "one or two runs have no interval" if pd.isna(interval[0]) else "",
+        "verdict": verdict((-high, -low)) if drop else NOT_JUDGED,
+        "reason": NO_BASE if not drop else "one or two runs have no interval" if pd.isna(interval[0]) else "",
     }
 
 

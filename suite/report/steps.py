@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from suite import records
-from suite.report import columns
+from suite.report import columns, further_columns
 
 TITLE = "Training steps"
 ABOUT = (
@@ -22,4 +22,4 @@ def table(rows: Iterable[records.Row]) -> pd.DataFrame:
     done = [row for row in rows if isinstance(row, records.StepsRow) and row.status == "done"]
     names = [field.name for field in dataclasses.fields(records.StepsRow)]
     frame = pd.DataFrame([[getattr(row, name) for name in names] for row in done], columns=names)
-    return frame[columns.names(columns.STEPS)]
+    return frame[columns.names(further_columns.STEPS)]

@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from suite.report import columns, not_faster, notes, pairs, reproduction, steps, timings, words
+from suite.report import (
+    columns,
+    further_columns,
+    not_faster,
+    notes,
+    pairs,
+    reproduction,
+    steps,
+    table_columns,
+    timings,
+    words,
+)
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
 from suite.report.frames import by_network, of_network
@@ -32,10 +43,10 @@ def document(content: Content, pictures: Sequence[tuple[str, str, str]]) -> str:
             *_reproductions(of_network(content.reproduced, data, model)),
         ]
     if len(content.not_faster):
-        table = columns.markdown(content.not_faster, columns.NOT_FASTER)
+        table = columns.markdown(content.not_faster, further_columns.NOT_FASTER)
         sections += [f"## {not_faster.TITLE}", f"{content.not_faster_counts}: {not_faster.ABOUT}.", table]
     if len(content.steps):
-        sections += [f"## {steps.TITLE}", f"{steps.ABOUT}.", columns.markdown(content.steps, columns.STEPS)]
+        sections += [f"## {steps.TITLE}", f"{steps.ABOUT}.", columns.markdown(content.steps, further_columns.STEPS)]
     failures = ["## Runs without a result", "\n".join(_problem_lines(problems))] if len(problems) else []
     about = notes.markdown(notes.of_methods(lines["method"]))
     return "\n\n".join([*head, *sections, *failures, *about, "## How to read it", _legend(lines)]) + "\n"
@@ -51,7 +62,7 @@ def _by_timing(latency: pd.DataFrame) -> list[str]:
     table = timings.table(latency)
     if table.empty:
         return []
-    return [f"### {timings.TITLE}", columns.markdown(table, columns.by_timing(table))]
+    return [f"### {timings.TITLE}", columns.markdown(table, table_columns.by_timing(table))]
 
 
 def _section(data: str, model: str, lines: pd.DataFrame, pictures: Sequence[str], median: bool) -> str:
@@ -60,7 +71,7 @@ def _section(data: str, model: str, lines: pd.DataFrame, pictures: Sequence[str]
     if measured := words.measured(done):
         about.append(f"Speed-up: measured {words.markdown(measured)}.")
     images = [f"![{words.markdown(name)}]({name})" for name in pictures]
-    table = columns.markdown(lines, columns.table(median=median))
+    table = columns.markdown(lines, table_columns.table(median=median))
     return "\n\n".join([f"## {words.markdown(data)}, {words.markdown(model)}", " ".join(about), table, *images])
 
 
@@ -69,7 +80,7 @@ def _reference(reference: pd.DataFrame) -> list[str]:
     if reference.empty:
         return []
     about = f"{words.markdown(words.REFERENCE)}. Accuracy: {words.markdown(words.trained(reference))}."
-    return ["### Reference rows", about, columns.markdown(reference, columns.table(median=False))]
+    return ["### Reference rows", about, columns.markdown(reference, table_columns.table(median=False))]
 
 
 def _comparisons(compared: pd.DataFrame) -> list[str]:
@@ -78,7 +89,11 @@ def _comparisons(compared: pd.DataFrame) -> list[str]:
         return []
     warnings = "\n".join(f"- **{words.markdown(text)}**" for text in pairs.warnings(compared))
     shown = pairs.shown(compared)
-    table = ["### Methods told apart", f"{words.PAIRS}.", columns.markdown(shown, columns.PAIRS)] if len(shown) else []
+    table = (
+        ["### Methods told apart", f"{words.PAIRS}.", columns.markdown(shown, further_columns.PAIRS)]
+        if len(shown)
+        else []
+    )
     return [*([warnings] if warnings else []), *table]
 
 
@@ -86,7 +101,7 @@ def _reproductions(reproduced: pd.DataFrame) -> list[str]:
     if reproduced.empty:
         return []
     shown = reproduction.shown(reproduced)
-    return ["### Published numbers beside ours", columns.markdown(shown, columns.REPRODUCTION)]
+    return ["### Published numbers beside ours", columns.markdown(shown, further_columns.REPRODUCTION)]
 
 
 def _problem_lines(problems: pd.DataFrame) -> list[str]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from suite import grids
 from suite.files import write_text
-from suite.report import columns, frames, notes, words
+from suite.report import columns, frames, further_columns, notes, words
 
 TRIAL = ["data", "model", "method"]
 
@@ -32,7 +32,7 @@ def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], l
         raise ValueError(f"no trial of {name} is complete; `python -m suite.launch --grid {name}` goes on with them")
     folder = results / grids.folder_name(name)
     paths = [folder / "winners.csv", folder / "winners.md"]
-    write_text(paths[0], columns.csv(best, columns.WINNERS))
+    write_text(paths[0], columns.csv(best, further_columns.WINNERS))
     write_text(paths[1], _document(grid.title, best))
     missing = int((best["trials"] - best["complete"]).sum())
     return paths, [f"{missing} trials are not complete and were left out"] if missing else []
@@ -65,9 +65,9 @@ def winners(runs: pd.DataFrame) -> pd.DataFrame:
             first = part.iloc[0]
             line = complete.nlargest(1, "top1_mean_pct").assign(trials=len(part), complete=len(complete))
             lines.append(line.assign(first_top1_mean_pct=first["top1_mean_pct"] if first["complete"] else float("nan")))
-    best = pd.concat(lines) if lines else pd.DataFrame(columns=columns.names(columns.WINNERS))
+    best = pd.concat(lines) if lines else pd.DataFrame(columns=columns.names(further_columns.WINNERS))
     return best.assign(gain_pp=best["top1_mean_pct"] - best["first_top1_mean_pct"])[
-        columns.names(columns.WINNERS)
+        columns.names(further_columns.WINNERS)
     ].reset_index(drop=True)
 
 
@@ -88,7 +88,7 @@ def _document(title: str, best: pd.DataFrame) -> str:
         "of several noisy trials, so it is too large. Rows and commits are in winners.csv."
     )
     sections = [
-        f"## {data}, {model}\n\n{columns.markdown(part, columns.WINNERS)}"
+        f"## {data}, {model}\n\n{columns.markdown(part, further_columns.WINNERS)}"
         for data, model, part in frames.by_network(best)
     ]
     under = notes.markdown(notes.of_methods(best["method"]))
