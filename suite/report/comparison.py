@@ -58,8 +58,17 @@ def described(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(about: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs (`described`) of the comparison sets with two or more methods."""
-    return about[about.groupby("at")["name"].transform("nunique") > 1] if len(about) else about
+    """Return the runs (`described`) of the comparison sets with two or more methods.
+
+    The remarks count the others.
+    """
+    if about.empty:
+        return about
+    alone = about.groupby("at")["name"].transform("nunique") == 1
+    if not alone.any():
+        return about
+    remark = f"{alone.sum()} runs are left out: no second method has their budget and conditions"
+    return about[~alone].assign(remarks=[f"{text}. {remark}".removeprefix(". ") for text in about["remarks"][~alone]])
 
 
 def _lost_pp(runs: pd.DataFrame) -> pd.Series:
