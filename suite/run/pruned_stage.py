@@ -43,41 +43,58 @@ class Numbers(TypedDict):
     corrections: NotRequired[int]
 
 
-def do_pruned(work: Workspace[Pruned]) -> None:
-    """Prune to the budget, fine-tune the packed network, measure it, and write the row.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _FineTuned:
+    """The last cycle's packed network and selection, with the history and seconds of all cycles."""
 
-    A schedule of several cycles plans again at the start of each cycle, on the current weights. Removed filters and kernels
-    stay removed. If the best epoch is kept, the current weights are those of the best earlier cycle, with its plan.
-    """
-    stage, folder, data = work.stage, work.folder, work.dataset
+    packed: packing.PackedNetwork
+    selection: Selection
+    history: History
+    seconds: float
+
+
+def do_pruned(work: Workspace[Pruned]) -> None:
+    """Prune to the budget, fine-tune the packed network, measure it, and write the row."""
     work.watch.report("planning", share=0.0)
     model, state = _start(work)
-    graph, task = Graph(model, data.input_shape), work.task()
+    graph = Graph(model, work.dataset.input_shape)
     packing.check_dense(model, graph)
     work.add_layer_times(model, graph)
+    tuned = _fine_tuned(work, model, graph, state)
+    work.save_history(tuned.history)
+    work.watch.report("measuring", share=1.0)
+    _save(work, tuned.packed)
+    columns = _measure(work, tuned.packed, graph, tuned.selection)
+    row = work.row("done", seconds=tuned.seconds, **columns)
+    facts = work.stage.settings.facts(state)
+    learned = {"learned": facts} if facts else {}
+    row = dataclasses.replace(row, provenance={**row.provenance, **learned, **work.dataset.notes})
+    work.finish(("packed.safetensors",), row=row)
+
+
+def _fine_tuned(work: Workspace[Pruned], model: nn.Module, graph: Graph, state: State) -> _FineTuned:
+    """Plan, pack and train, cycle after cycle.
+
+    Each cycle plans again on the current weights. Removed filters and kernels stay removed. If the best epoch is kept, the
+    current weights are those of the best earlier cycle, with its plan. `model` changes in place.
+    """
+    stage, task, cycles = work.stage, work.task(), work.stage.finetune.cycles
     batches = work.batches(stage.finetune, FINETUNE)
     history: History = []
     seconds, plan, best_top1_pct = 0.0, PruningPlan({}), -1.0
-    for cycle in range(stage.finetune.cycles):
+    for cycle in range(cycles):
         with distributed.rank_0_first():
-            selection = _selected(
-                folder / f"plan{cycle}.safetensors",
-                functools.partial(_select, stage, cycle, model, graph, state, task, plan),
-            )
+            select = functools.partial(_select, stage, cycle, model, graph, state, task, plan)
+            selection = _selected(work.folder / f"plan{cycle}.safetensors", select)
         plan = selection.plan
         if cycle == 0:
             stage.settings.reconstruct(model, graph, plan, task)
             distributed.broadcast_in_place(model.state_dict().values())
         packed = packing.pack(model, graph, plan)
-        trainer = make_trainer(
-            packed,
-            batches,
-            stage.finetune,
-            judge=work.judge(stage.finetune, packed),
-            first_epoch=cycle * stage.finetune.cycle_epochs,
-        )
-        doing = "fine-tuning" + (f" {cycle + 1}/{stage.finetune.cycles}" if stage.finetune.cycles > 1 else "")
-        history += fit(trainer, folder / f"train{cycle}.pt", work.watch, seed=stage.seed + cycle, doing=doing)
+        judge, first_epoch = work.judge(stage.finetune, packed), cycle * stage.finetune.cycle_epochs
+        trainer = make_trainer(packed, batches, stage.finetune, judge=judge, first_epoch=first_epoch)
+        doing = "fine-tuning" + (f" {cycle + 1}/{cycles}" if cycles > 1 else "")
+        history += fit(trainer, work.folder / f"train{cycle}.pt", work.watch, seed=stage.seed + cycle, doing=doing)
         packing.unpack(packed, model)
         seconds += trainer.seconds
         top1_pct = trainer.best.get("top1_pct", math.inf)  # without a judge the last cycle is the best
@@ -86,30 +103,29 @@ def do_pruned(work: Workspace[Pruned]) -> None:
         else:
             model.load_state_dict(best[0])
             plan = best[1]
-    work.save_history(history)
-    work.watch.report("measuring", share=1.0)
-    if distributed.is_first():
-        work.watch.check_holder()
-        packing.save(
-            packed,
-            folder / "packed.safetensors",
-            model=stage.base.model,
-            classes=data.classes,
-            input_shape=data.input_shape,
-            about={
-                "data": stage.base.data,
-                "label": stage.label,
-                "mean": data.mean,
-                "std": data.std,
-                "labels": datasets.class_names(data),
-            },
-        )
-    columns = _measure(work, packed, graph, selection)
-    row = work.row("done", seconds=seconds, **columns)
-    facts = stage.settings.facts(state)
-    learned = {"learned": facts} if facts else {}
-    row = dataclasses.replace(row, provenance={**row.provenance, **learned, **data.notes})
-    work.finish(("packed.safetensors",), row=row)
+    return _FineTuned(packed=packed, selection=selection, history=history, seconds=seconds)
+
+
+def _save(work: Workspace[Pruned], packed: packing.PackedNetwork) -> None:
+    """Write the packed network to the stage's folder. A no-op on all ranks but 0."""
+    if not distributed.is_first():
+        return
+    work.watch.check_holder()
+    stage, data = work.stage, work.dataset
+    packing.save(
+        packed,
+        work.folder / "packed.safetensors",
+        model=stage.base.model,
+        classes=data.classes,
+        input_shape=data.input_shape,
+        about={
+            "data": stage.base.data,
+            "label": stage.label,
+            "mean": data.mean,
+            "std": data.std,
+            "labels": datasets.class_names(data),
+        },
+    )
 
 
 def _start(work: Workspace[Pruned]) -> tuple[nn.Module, State]:
