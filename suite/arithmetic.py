@@ -56,10 +56,13 @@ class Arithmetic:
 
     def __init__(self, compute: Compute, device: torch.device) -> None:
         require(compute.precision, device)
+        line = emulation(compute.precision, device)
+        if line:
+            log.warning("%s", line)
         self.compute = compute
         self.device = device
         self.mixed = compute.precision != "fp32"
-        self.emulated = self.mixed and device.type == "cpu" and not computes(compute.precision)
+        self.emulated = bool(line)
         self.layout = LAYOUTS[compute.layout]
         self.scaler = torch.amp.GradScaler(device.type, enabled=compute.precision == "fp16")
 
@@ -95,21 +98,21 @@ def lay_out(model: nn.Module, layout: torch.memory_format) -> None:
 
 
 def require(precision: str, device: torch.device) -> None:
-    """Raise ValueError if the device lacks the precision; warn if a CPU only emulates it."""
-    if precision == "fp32":
-        return
-    if device.type == "cuda":
-        if precision == "bf16" and torch.cuda.get_device_capability(device) < (8, 0):
-            raise ValueError(
-                f"precision = 'bf16': {torch.cuda.get_device_name(device)} has no bf16 units; take 'fp16' or 'fp32'"
-            )
-        return
-    if not computes(precision):
-        log.warning(
-            "this CPU has none of %s: %s is emulated and not faster than fp32",
-            ", ".join(CPU_FLAGS[precision]),
-            precision,
+    """Raise ValueError if the device lacks the precision."""
+    if device.type == "cuda" and precision == "bf16" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise ValueError(
+            f"precision = 'bf16': {torch.cuda.get_device_name(device)} has no bf16 units; take 'fp16' or 'fp32'"
         )
+
+
+def emulation(precision: str, device: torch.device) -> str:
+    """Return a line about a precision that a CPU only emulates; else ""."""
+    if device.type == "cuda" or precision == "fp32" or computes(precision):
+        return ""
+    return (
+        f"this CPU has none of {', '.join(CPU_FLAGS[precision])}: {precision} is emulated and not faster than fp32; a schedule "
+        "with Compute(layout='channels_last') is"
+    )
 
 
 def computes(precision: str) -> bool:

@@ -15,7 +15,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -83,7 +83,7 @@ def process_group(device: str) -> Iterator[None]:
     `nn.BatchNorm2d.forward` is replaced for the duration of the block. `nn.SyncBatchNorm` cannot do this: it refuses CPU
     tensors, and a model would have to be converted to another module type, which tracing and packing do not accept.
 
-    Raises RendezvousError if there is no address, or if a task is missing after `RENDEZVOUS_TIMEOUT`.
+    Raises RendezvousError if there is no address, if a task is missing after `RENDEZVOUS_TIMEOUT`, or if two tasks have one GPU.
     """
     ranks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if ranks == 1:
@@ -96,6 +96,10 @@ def process_group(device: str) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
         store = dist.TCPStore(host, port, ranks, is_master=job.global_rank == 0, timeout=RENDEZVOUS_TIMEOUT)
+        if device == "cuda":
+            own = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+            store.set(f"gpu/{job.global_rank}", f"{own} of {socket.gethostname()}")
+            check_gpus([store.get(f"gpu/{rank}").decode() for rank in range(ranks)])
         dist.init_process_group(backend, store=store, rank=job.global_rank, world_size=ranks, timeout=TIMEOUT)
     except dist.DistError as error:
         reason = str(error).splitlines()[0]
@@ -111,6 +115,19 @@ def process_group(device: str) -> Iterator[None]:
         nn.BatchNorm2d.forward = forward  # type: ignore[method-assign]
         _group.rank, _group.ranks, _group.store = 0, 1, None
         dist.destroy_process_group()
+
+
+def check_gpus(gpus: Sequence[str]) -> None:
+    """Raise RendezvousError if two tasks have one GPU, which NCCL refuses.
+
+    gpus  name of each task's GPU, by rank
+    """
+    for rank, gpu in enumerate(gpus):
+        if (first := gpus.index(gpu)) < rank:
+            raise RendezvousError(
+                f"tasks {first} and {rank} of {len(gpus)} have one GPU, {gpu}; start as many tasks as GPUs: "
+                "ntasks_per_node = gpus_per_node"
+            )
 
 
 def _place(job: SlurmJobEnvironment) -> tuple[str, int]:

@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import tiny_grid
 import torch
 import torch.nn.functional as F
 from test_train import DIGITS, StopAfter, same
 from torch import Tensor, nn
 
 from dsp import DSP
-from suite import arithmetic, models
+from suite import arithmetic, grids, models
 from suite.arithmetic import require
 from suite.contract import Batch, Learner, Step, Task
 from suite.graph import Graph
+from suite.launch import __main__ as launch
+from suite.launch.work import emulated
 from suite.progress import Interrupted
+from suite.run import Context
 from suite.schedule import Compute, Schedule
 from suite.train import fit, seed_everything
 from suite.trainer import Trainer
@@ -262,7 +266,7 @@ def test_a_precision_that_the_device_lacks_is_refused(
     require("fp16", torch.device("cuda"))
     monkeypatch.setattr(arithmetic, "cpu_flags", frozenset)
     with caplog.at_level(logging.WARNING):
-        require("bf16", torch.device("cpu"))
+        arithmetic.Arithmetic(BF16, torch.device("cpu"))
     assert "bf16 is emulated and not faster than fp32" in caplog.text
 
 
@@ -289,3 +293,23 @@ def test_an_emulated_product_is_the_sum_in_fp32_of_rounded_numbers(
     assert conv.weight.grad is not None
     assert conv.weight.grad.dtype == torch.float32
     assert torch.equal(conv.weight.grad, conv.weight.grad.to(dtype).float()), "rounded on the way back, too"
+
+
+def test_the_launcher_states_a_precision_that_the_cpu_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = tmp_path / "mine.py"
+    grid.write_text(
+        "from tiny_grid import run_of, SETTINGS\n"
+        "from suite.grids import Grid\n"
+        "from suite.schedule import Compute, Schedule\n"
+        "FINE = Schedule(epochs=1, compute=Compute(precision='fp16'), **SETTINGS)\n"
+        "GRID = Grid(title='Mine', about='', runs=lambda: [run_of('l1_filter', finetune=FINE)], timings=())\n"
+    )
+    arguments = ("--grid", grid, "--results", tmp_path / "results", "--device", "cpu")
+    monkeypatch.setattr(arithmetic, "cpu_flags", frozenset)
+    assert tiny_grid.call(launch.main, *arguments, "--dry-run") == 0
+    assert "1 of 2 stages to do train in fp16: this CPU has none of amx_fp16" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    slurm = Context(results=tmp_path, device="cuda")
+    assert emulated(grids.runs_of(grids.load(str(grid))), slurm) == []

@@ -262,6 +262,12 @@ def test_a_task_that_is_missing_is_counted_in_one_line(monkeypatch: pytest.Monke
     assert "\n" not in str(error.value)
 
 
+def test_two_tasks_of_one_gpu_are_named() -> None:
+    distributed.check_gpus(["GPU-a of node0", "GPU-b of node0", "GPU-a of node1"])
+    with pytest.raises(distributed.RendezvousError, match="tasks 0 and 2 of 3 have one GPU, GPU-a of node0; start"):
+        distributed.check_gpus(["GPU-a of node0", "GPU-b of node0", "GPU-a of node0"])
+
+
 @pytest.mark.parametrize("tasks", [2, 3, 7])
 def test_shares_of_an_evaluation_count_each_image_once(tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = data.load("digits")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from suite.launch import cost, picture
-from suite.launch.work import Work
+from suite.launch.work import Work, emulated
 from suite.run import Context, failure
 
 
@@ -38,6 +38,8 @@ def show(work: Work, context: Context, console: Console, *, fetch: str, jobs: in
     reasons = Counter([*work.left_alone.values(), *work.again.values()])
     for reason, number in reasons.items():
         console.print(f"{number} stages: {reason}", markup=False, highlight=False)
+    for line in _precisions(work, context):
+        console.print(f"precision: {line}", markup=False, highlight=False)
     missing = cost.missing(work.todo, context)
     for message in missing:
         console.print(f"missing: {message}", markup=False, highlight=False)
@@ -45,6 +47,14 @@ def show(work: Work, context: Context, console: Console, *, fetch: str, jobs: in
         console.print(f"to fetch: {fetch}", markup=False, highlight=False)
     _show_cost(work, context, console, jobs)
     return 0
+
+
+def _precisions(work: Work, context: Context) -> list[str]:
+    """Return a line for each precision that this machine emulates or lacks."""
+    try:
+        return emulated(work.todo, context)
+    except ValueError as error:
+        return [str(error)]
 
 
 def _list(work: Work, context: Context, console: Console) -> None:

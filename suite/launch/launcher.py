@@ -53,6 +53,8 @@ class Launcher:
             if problems := problems or work.missing_data(todo.stages, self.context):
                 start = [f"--data {folder}: there is no such folder"] if absent else []
                 raise ValueError("; ".join([*start, *problems]))
+        for line in () if self.options else work.emulated(todo.todo, self.context):
+            self._print(f"{self.grid}: {line}")
         with work.alone(self.context.results, self.name):
             outcomes = self._run(todo)
         return self._summary(todo, outcomes)

@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from suite import data, lease, models, weights
+import torch
+
+from suite import arithmetic, data, lease, models, weights
 from suite.launch import record
 from suite.launch.record import Launch
 from suite.registry import pick
 from suite.run import Context, code, given_up, repair
 from suite.run.folder import DamagedError, output
-from suite.stages import Base, Stage, Timed
+from suite.schedule import Schedule
+from suite.stages import Base, Pruned, Stage, Timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,29 @@ def missing_data(stages: Sequence[Stage], context: Context) -> list[str]:
         except (ValueError, OSError) as error:
             messages.append(str(error))
     return list(dict.fromkeys(messages))
+
+
+def emulated(stages: Sequence[Stage], context: Context) -> list[str]:
+    """Return a line for each precision of trainings that this CPU emulates.
+
+    Raises ValueError if the device cannot compute in the precision of a training. The GPUs of SLURM's jobs are not checked.
+    """
+    device, lines = torch.device(context.device), []
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return []
+    counts = Counter(schedule.compute.precision for schedule in map(_schedule, stages) if schedule)
+    for precision, count in counts.items():
+        arithmetic.require(precision, device)
+        if line := arithmetic.emulation(precision, device):
+            lines.append(f"{count} of {len(stages)} stages to do train in {precision}: {line}")
+    return lines
+
+
+def _schedule(stage: Stage) -> Schedule | None:
+    """Return the schedule that the stage itself trains by, or None."""
+    if isinstance(stage, Timed):
+        return None
+    return stage.finetune if isinstance(stage, Pruned) else stage.schedule
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from suite.trainer import Trainer, make_trainer
 
 KINDS = {
     "fp32": Compute(),
+    "fp32 channels_last": Compute(layout="channels_last"),
     "bf16": Compute(precision="bf16", layout="channels_last"),
     "bf16 compiled": Compute(precision="bf16", layout="channels_last", compiled=True),
 }
