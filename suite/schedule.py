@@ -23,11 +23,14 @@ class Compute:
                A CPU without the instructions rounds the factors and sums in fp32, at the speed of fp32.
     layout     of images, activations and weights
     compiled   True runs the network through torch.compile
+    packed     layers with several filter groups in fine-tuning: "union", one convolution over all channels that a group reads;
+               "groups", one a group in wide layers. Results differ by rounding
     """
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     layout: Literal["contiguous", "channels_last"] = "contiguous"
     compiled: bool = False
+    packed: Literal["union", "groups"] = "union"
 
     def __post_init__(self) -> None:
         check_choices(self)

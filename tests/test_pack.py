@@ -21,6 +21,7 @@ from suite.graph import Graph
 from suite.measure.counting import count_macs, count_params
 from suite.models import build
 from suite.pack import PackedNetwork, header, load, load_full, masks, pack, per_group, save, unpack
+from suite.pack.modules import PackedConv
 from suite.schedule import Schedule
 from suite.trainer import Trainer
 
@@ -389,3 +390,56 @@ def test_training_with_channels_last_computes_the_same(name: str, groups: int) -
     gradients = dict(other.named_parameters())
     for parameter_name, parameter in plain.named_parameters():
         torch.testing.assert_close(gradients[parameter_name].grad, parameter.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["resnet8", "vgg6"])
+def test_training_by_groups_computes_the_same(name: str, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    model = build(name, 10).double().train()
+    graph = Graph(model, (3, 32, 32))
+    layers = {
+        conv.name: ConvPlan(
+            torch.arange(conv.filters) % 4,
+            torch.rand(4, conv.channels) < 0.4,
+            torch.ones(conv.filters, dtype=torch.bool),
+        )
+        for conv in graph.convs.values()
+        if conv.prunable
+    }
+    plain = pack(model, graph, PruningPlan(layers)).train().to(memory_format=layout)
+    other = copy.deepcopy(plain)
+    other.split()
+    split = {conv.weights[0].shape[2:] for conv in other.convs() if conv.splits}
+    assert split == {(3, 3)}
+    assert not all(conv.splits for conv in other.convs() if len(conv.weights) > 1), "narrow layers stay whole"
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64).contiguous(memory_format=layout)
+    outputs = [network(images) for network in (plain, other)]
+    assert_equal(outputs[1], outputs[0], 1e-9)
+    for output in outputs:
+        output.square().sum().backward()
+    gradients = dict(other.named_parameters())
+    for parameter_name, parameter in plain.named_parameters():
+        torch.testing.assert_close(gradients[parameter_name].grad, parameter.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "filters", "reads", "splits"),
+    [
+        (3, 1, 12, 20, True),
+        (3, 1, 11, 20, False),  # 99 products a value
+        (1, 1, 100, 20, True),
+        (3, 2, 44, 20, False),
+        (3, 2, 45, 20, True),
+        (3, 1, 64, 60, True),
+        (3, 1, 64, 61, False),  # more than three quarters of the union
+    ],
+)
+def test_a_layer_is_split_if_its_groups_save_products(
+    kernel: int, stride: int, filters: int, reads: int, splits: bool
+) -> None:
+    reads_G = [torch.arange(reads), torch.arange(80 - reads, 80)]
+    conv = PackedConv(nn.Conv2d(80, 2 * filters, kernel, stride), reads_G, [filters, filters], 80)
+    conv.split()
+    union = len(torch.cat(reads_G).unique())
+    assert conv.splits == splits == (filters * kernel**2 >= 100 * stride**2 and reads <= 0.75 * union)

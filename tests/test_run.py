@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,18 +29,21 @@ import torch
 from safetensors.torch import load_file
 from tiny_grid import call, results, run_of, stages
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from baselines.l1_filter import L1Filter
 from suite import data, grids, lease, models, pack, records
 from suite.contract import Budget, Criterion, Learner, Planner, PruningPlan, State, Step, Task
 from suite.files import write_text
 from suite.graph import Graph
+from suite.grids import cross
+from suite.pack import modules
 from suite.progress import Interrupted, Watch
 from suite.run import Context, execute, failure, given_up, is_done, repair
 from suite.run.__main__ import main
 from suite.run.execute import DECISIONS
 from suite.run.workspace import Workspace
-from suite.schedule import Schedule
+from suite.schedule import Compute, Schedule
 from suite.stages import Pruned, Stage, Timed, Timing, in_order
 from suite.train import top1_pct
 
@@ -163,6 +166,27 @@ def test_a_cycle_starts_from_the_best_of_all_before_it(
     base, first, second = planned_on
     assert not torch.equal(base, first)
     assert torch.equal(second, first) == (later < 50)
+
+
+def test_wide_layers_train_by_groups_if_the_schedule_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results differ from training by the union of channels, but by rounding only."""
+    trained: list[bool] = []
+    by_group = modules.by_group
+
+    def spied(conv: modules.PackedConv | modules.GroupedConv, inputs: Iterable[Tensor]) -> Tensor:
+        trained.append(isinstance(conv, modules.PackedConv))
+        return by_group(conv, inputs)
+
+    monkeypatch.setattr(modules, "by_group", spied)
+    context, weights = Context(results=tmp_path, threads=1), {}
+    for compute in (Compute(), Compute(packed="groups")):
+        finetune = dataclasses.replace(tiny_grid.SHORT, compute=compute)
+        run = cross(bases=[tiny_grid.base()], method="random_groups", groups=2, budgets=[0.5], finetune=finetune)[0]
+        assert do_all(list(in_order([run])), context)[-1] == "done", failure(run, context)
+        weights[compute.packed] = load_file(context.folder(run) / "packed.safetensors")
+        assert any(trained) == (compute.packed == "groups")
+    assert_close(weights["groups"], weights["union"], rtol=0, atol=1e-3)
+    assert any(not torch.equal(weights["groups"][name], tensor) for name, tensor in weights["union"].items())
 
 
 def test_a_run_leaves_a_packed_network_and_a_row_that_tell_the_same(finished: Context) -> None:

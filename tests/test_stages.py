@@ -105,6 +105,7 @@ def variants() -> Sequence[Stage]:
     ]
     options += [("decay", "weights"), ("compute", Compute(precision="bf16")), ("compute", Compute(precision="fp16"))]
     options += [("compute", Compute(layout="channels_last")), ("compute", Compute(compiled=True))]
+    options += [("compute", Compute(packed="groups"))]
     schedules = [dataclasses.replace(SHORT, **{name: value}) for name, value in options]
     found: list[Stage] = [BASE, PUBLIC, LEARNED, PRUNED, PLAIN, FOLLOWING, TIMED, *timed, *bases]
     return [

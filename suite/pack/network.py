@@ -44,6 +44,14 @@ class PackedNetwork(nn.Module):
         """Return the packed convolutions in the order of execution."""
         return (module for module in self.body.modules() if isinstance(module, PackedConv))
 
+    def split(self) -> None:
+        """Train wide layers by one convolution a filter group.
+
+        The choice follows from the shapes alone, so a resumed training makes it again.
+        """
+        for conv in self.convs():
+            conv.split()
+
 
 def pack(model: nn.Module, graph: Graph, plan: PruningPlan) -> PackedNetwork:
     """Build the network of live channels with the weights of `model`.

@@ -91,6 +91,8 @@ def _fine_tuned(work: Workspace[Pruned], model: nn.Module, graph: Graph, state: 
             stage.settings.reconstruct(model, graph, plan, task)
             distributed.broadcast_in_place(model.state_dict().values())
         packed = packing.pack(model, graph, plan)
+        if stage.finetune.compute.packed == "groups":
+            packed.split()
         judge, first_epoch = work.judge(stage.finetune, packed), cycle * stage.finetune.cycle_epochs
         trainer = make_trainer(packed, batches, stage.finetune, judge=judge, first_epoch=first_epoch)
         doing = "fine-tuning" + (f" {cycle + 1}/{cycles}" if cycles > 1 else "")

@@ -4,8 +4,9 @@
 
 All steps alternate in one process, in an order that rotates. `x fp32` is the median over rounds of the fp32 step's time divided
 by this step's, with quartiles; `/ masked` is the time divided by that of the masked dense step in the same precision, which
-packed fine-tuning replaces. With --compiled a third kind, bf16 through torch.compile, is added. `--processes` compares two
-processes of one thread with one of two threads instead.
+packed fine-tuning replaces. "split" is packed fine-tuning with `Compute.packed` = "groups". With --compiled a further kind, bf16
+through torch.compile, is added. `--processes` compares two processes of one thread with one of two threads instead. --cpu-time
+counts seconds of the CPU: with one thread, other work on the machine then changes them little.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from dsp import DSP
 from suite import models
+from suite.arithmetic import emulation
 from suite.contract import Batch, ConvPlan, PruningPlan, Task
 from suite.graph import Graph
 from suite.pack import masks, pack
@@ -38,6 +40,9 @@ KINDS = {
     "bf16": Compute(precision="bf16", layout="channels_last"),
     "bf16 compiled": Compute(precision="bf16", layout="channels_last", compiled=True),
 }
+PLAIN = ("base", "learning")
+FORMS = {1: ("masked", "packed"), 4: ("masked", "packed", "split")}
+"""Number of groups -> masked dense steps, and packed ones: `Compute.packed` = "union", "groups"."""
 Step = Callable[[], None]
 
 
@@ -74,11 +79,13 @@ def build(
     task = Task(train_epoch=lambda epoch: iter(()), samples=lambda n: (images, labels), seed=0)
     learner = DSP(groups=4).learner(model, graph, task) if stage == "learning" else None
     cut, after_step = 0.0, None
-    if stage.startswith(("packed", "masked")):
+    if stage.startswith(("packed", "split", "masked")):
         plan = random_plan(graph, int(stage.split()[1]), options.share)
         cut, packed = graph.cut(plan), pack(model, graph, plan)
-        if stage.startswith("packed"):
+        if not stage.startswith("masked"):
             model = packed
+            if stage.startswith("split"):
+                packed.split()
         else:
             kept: Any = list(masks(packed, model).values())
             parameters: list[Tensor] = list(model.parameters())
@@ -101,8 +108,9 @@ def stepper(stage: str, compute: Compute, options: argparse.Namespace) -> tuple[
 
 def measured(options: argparse.Namespace) -> Table:
     """Return the table of all stages and kinds."""
-    kinds = [kind for kind in KINDS if options.compiled or kind != "bf16 compiled"]
-    stages = ["base", "learning", *(f"{form} {groups}" for groups in (1, 4) for form in ("masked", "packed"))]
+    kinds = [kind for kind in options.kinds if options.compiled or kind != "bf16 compiled"]
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    stages = [*options.stages, *(f"{form} {groups}" for groups in (1, 4) for form in FORMS[groups])]
     runs = {(stage, kind): stepper(stage, KINDS[kind], options) for stage in stages for kind in kinds}
     times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     for step, _ in runs.values():
@@ -112,15 +120,15 @@ def measured(options: argparse.Namespace) -> Table:
     for round_ in range(options.rounds):
         first = round_ * 5 % len(keys)
         for key in keys[first:] + keys[:first]:
-            began = time.perf_counter()
+            began = clock()
             for _ in range(options.steps):
                 runs[key][0]()
-            times[key].append((time.perf_counter() - began) / options.steps)
+            times[key].append((clock() - began) / options.steps)
     table = Table("stage", "groups", "MACs cut", "steps", "median ms", "steps/s", "x fp32", "quartiles", "/ masked")
     for (stage, kind), seconds in times.items():
         form, _, groups = stage.partition(" ")
         low, middle, high = _ratio(times[stage, "fp32"], seconds)
-        masked = f"{_ratio(seconds, times[f'masked {groups}', kind])[1]:.2f}" if form == "packed" else ""
+        masked = f"{_ratio(seconds, times[f'masked {groups}', kind])[1]:.2f}" if form in ("packed", "split") else ""
         median = statistics.median(seconds)
         table.add_row(
             *(form, groups, f"{runs[stage, kind][1]:.0%}" if groups else "", kind, f"{1e3 * median:.1f}"),
@@ -182,6 +190,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=1, help="of a block")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="the first is fp32")
+    parser.add_argument(
+        "--stages", nargs="*", choices=PLAIN, default=PLAIN, help="beside masked and packed fine-tuning"
+    )
+    parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--processes", action="store_true")
     options = parser.parse_args()
@@ -189,6 +202,8 @@ def main() -> None:
     console = Console()
     load = f"load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores"
     console.print(f"torch {torch.__version__}, {options.threads} threads, {load} before, {time.strftime('%Y-%m-%d')}")
+    if line := emulation("bf16", torch.device("cpu")):
+        console.print(line, highlight=False)
     console.print(compared(options) if options.processes else measured(options))
 
 
