@@ -116,8 +116,8 @@ def emulation(precision: str, device: torch.device) -> str:
 
 
 def computes(precision: str) -> bool:
-    """Return True if this CPU has instructions for products in "bf16" or "fp16"."""
-    return bool(cpu_flags() & set(CPU_FLAGS[precision]))
+    """Return True if this CPU has instructions for products in this precision."""
+    return precision == "fp32" or bool(cpu_flags() & set(CPU_FLAGS[precision]))
 
 
 @functools.cache

@@ -172,6 +172,8 @@ def test_load_of_other_processes_is_seen_and_flagged(monkeypatch: pytest.MonkeyP
         f"other processes used 0.3 of {len(os.sched_getaffinity(0))} cores",
     )
     assert machine.flags([{"other_cores": 0.1}], "cpu") == ()
+    monkeypatch.setattr(machine.arithmetic, "cpu_flags", frozenset)
+    assert machine.flags([{"other_cores": 0.1}], "cpu", ["fp32", "bf16"]) == ("this CPU has no bf16 instructions",)
 
 
 def test_peak_memory_is_weights_and_what_is_held_at_once() -> None:

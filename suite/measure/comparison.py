@@ -291,7 +291,7 @@ def _leg(dense: Mapping[str, Run], other: Mapping[str, Run], job: Job, leg: Leg,
         measurement = latency.alternate(runs[0], runs[1], device, job.protocol, report)
     with_energy = job.timing.protocol == "full" and not job.chosen  # in the first process alone
     return LegResult(
-        measurement=dataclasses.replace(measurement, flags=machine.flags([conditions], device)),
+        measurement=dataclasses.replace(measurement, flags=machine.flags([conditions], device, [job.timing.precision])),
         chosen=names,
         executions_ms=(milliseconds[0], milliseconds[1]),
         conditions=conditions,

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import torch
 
+from suite import arithmetic
+
 BUSY_CORES = 0.2
 """Cores used by other processes above which a measurement on the CPU is flagged; an idle system uses a few hundredths."""
 THROTTLES = {
@@ -44,13 +46,15 @@ def watched(device: str) -> Iterator[dict[str, Any]]:
     conditions["other_cores"] = round(max(0.0, other_s / seconds), 3)
 
 
-def flags(conditions: Sequence[Mapping[str, Any]], device: str) -> tuple[str, ...]:
-    """Return the reasons to doubt measurements under these conditions, a phrase each."""
+def flags(
+    conditions: Sequence[Mapping[str, Any]], device: str, precisions: Sequence[str] = ("fp32",)
+) -> tuple[str, ...]:
+    """Return the reasons to doubt measurements in these precisions under these conditions, a phrase each."""
     if device != "cuda":
         other = max(one["other_cores"] for one in conditions)
-        return (
-            (f"other processes used {other:.1f} of {len(os.sched_getaffinity(0))} cores",) if other > BUSY_CORES else ()
-        )
+        busy = f"other processes used {other:.1f} of {len(os.sched_getaffinity(0))} cores"
+        slow = [f"this CPU has no {name} instructions" for name in precisions if not arithmetic.computes(name)]
+        return (*([busy] if other > BUSY_CORES else []), *slow)
     states = [one[when] or {} for one in conditions for when in ("before", "after")]
     processes = max(state.get("other_processes", 0) for state in states)
     throttles = sorted({name for state in states for name in state.get("throttled", ())})

@@ -146,7 +146,7 @@ def _measure(arguments: argparse.Namespace, layer: Layer, console: Console) -> N
     costs = rounding(times)
     path = arguments.results / "staircase" / f"{device}_{layer.name}"
     about: dict[str, Any] = {"layer": vars(layer), "step": arguments.step, "rounds": arguments.rounds}
-    about |= {"conditions": conditions, "flags": machine.flags([conditions], device)}
+    about |= {"conditions": conditions, "flags": machine.flags([conditions], device, precisions)}
     files = [path.with_name(path.name + suffix) for suffix in (".csv", "_rounding.csv", ".json")]
     write_text(files[0], times.to_csv(index=False, float_format="%.6g"))
     write_text(files[1], costs.to_csv(index=False, float_format="%.6g"))
