@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from suite.contract import Criterion, Per, Planner, Ranking, State, Task
 from suite.graph import Graph
 from suite.knapsack import Family, ranks, solve
-from suite.select import set_families, set_scores, without_sets
+from suite.select import set_families, set_scores, sets_of_scope, without_sets
 
 SHARE = 0.5
 """Share of the cost to remove without a budget."""
@@ -32,8 +32,9 @@ class HALP(Criterion):
 
     granularity = "filter"
     source = (
-        "Shen et al., Structural Pruning via Latency-Saliency Knapsack, NeurIPS 2022, section 3: importance of equation 5, "
-        "knapsack with preceding filters, groups of filters, exponential targets; the authors' pruner.py"
+        "Shen et al., Structural Pruning via Latency-Saliency Knapsack, NeurIPS 2022, section 3: Taylor importance of coupled "
+        "batch norms, knapsack with preceding filters, groups of filters, exponential targets; the authors' importance.py and "
+        "pruner.py"
     )
     deviations = (
         "all knapsacks are solved on the base weights, `rounds` of them, not 30 with 40 training steps between; one group size "
@@ -41,6 +42,7 @@ class HALP(Criterion):
         "the budget follow by importance per cost; a budget of MACs fills the knapsack with MACs"
     )
     evidence = "latency"
+    version = 2
     scopes = ("coupled",)
     lowest: ClassVar[Mapping[str, float]] = {"rounds": 1, "batches": 1, "batch_size": 1}
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {"step": (4, 8, 16)}
@@ -53,25 +55,24 @@ class HALP(Criterion):
     batch_size: int = 32
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:
-        """Return layer -> importance of each filter [O].
+        """Return layer -> importance of each filter's coupled set [O].
 
-        The importance is the mean over batches of |sum of gradient * parameter| over the filter's batch norm.
-        A layer without a batch norm has the sum over its weight and bias.
+        The importance of a set is the mean over batches of |sum of gradient * parameter| over the batch norms of all its
+        filters: the terms of coupled layers are added before the absolute value. A layer without a batch norm has the sum
+        over its weight.
         """
         images, labels = task.samples(self.batches * self.batch_size)
-        gates = [
-            (name, p) for name in graph.convs for p in model.get_submodule(graph.convs[name].bn or name).parameters()
-        ]
-        scores = {name: torch.zeros(conv.filters, dtype=torch.float64) for name, conv in graph.convs.items()}
+        gates = [(name, p) for name, conv in graph.convs.items() for p in _gates(model, name, conv.bn)]
+        sets = sets_of_scope(graph, self.scope)
+        importance_S = torch.zeros(1 + max(int(ids.max()) for ids in sets.values()), dtype=torch.float64)
         parts = list(zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True))
         for x, y in parts:
             gradients = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), [p for _, p in gates])
-            changes = {name: torch.zeros_like(score) for name, score in scores.items()}
+            change_S = torch.zeros_like(importance_S)
             for (name, p), gradient in zip(gates, gradients, strict=True):
-                changes[name] += (gradient * p.detach()).reshape(len(p), -1).sum(1).double().cpu()
-            for name, change in changes.items():
-                scores[name] += change.abs() / len(parts)
-        return scores
+                change_S.index_add_(0, sets[name], (gradient * p.detach()).reshape(len(p), -1).sum(1).double().cpu())
+            importance_S += change_S.abs() / len(parts)
+        return {name: importance_S[ids] for name, ids in sets.items()}
 
     def planner(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Planner:
         """Return the order of removal of all knapsacks, and of what they keep."""
@@ -100,6 +101,12 @@ class HALP(Criterion):
         for place, step in enumerate(order):
             rank_S[step] = place / len(order)
         return rank_S
+
+
+def _gates(model: nn.Module, name: str, bn: str | None) -> list[Tensor]:
+    """Return the parameters of a layer's batch norm, else its weight."""
+    module = model.get_submodule(bn or name)
+    return list(module.parameters()) if bn else [cast(nn.Conv2d, module).weight]
 
 
 def in_order(steps: Sequence[Sequence[Tensor]], families: Sequence[Family], counts: Sequence[int]) -> list[Tensor]:

@@ -230,20 +230,39 @@ class PruningPlan(Mapping[str, ConvPlan]):
         return PruningPlan({name: ConvPlan(**fields) for name, fields in layers.items()})
 
 
+Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
+CONDITIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "onnxruntime": ("cpu", ("fp32",)),
+    "openvino": ("cpu", ("fp32", "bf16")),
+    "tensorrt": ("cuda", ("fp32", "fp16", "bf16")),
+}
+"""Runtime other than torch -> its device and precisions in this suite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Conditions of a latency measurement. `device` "cpu" or "cuda"; `batch` images at once."""
+    """Conditions of a latency measurement. `device` "cpu" or "cuda"; `batch` images at once.
+
+    runtime   "torch": all that the protocol tries; another one: both networks run in this runtime only
+    """
 
     device: Literal["cpu", "cuda"] = "cpu"
     batch: int = 32
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     layout: Literal["contiguous", "channels_last"] = "contiguous"
     protocol: Literal["quick", "full"] = "full"
+    runtime: Runtime = "torch"
 
     def __post_init__(self) -> None:
         check_choices(self)
         if self.batch < 1:
             raise ValueError(f"batch = {self.batch}: latency is measured on at least one image")
+        device, precisions = CONDITIONS.get(self.runtime, (self.device, (self.precision,)))
+        if self.device != device or self.precision not in precisions:
+            raise ValueError(
+                f"runtime {self.runtime} runs on {device} in {' and '.join(precisions)}, and the timing is for {self.device} in "
+                f"{self.precision}: change the one or the other"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

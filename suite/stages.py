@@ -220,7 +220,8 @@ class Timed(_Named):
     def label(self) -> str:
         """Description for people."""
         timing = self.timing
-        return f"{self.pruned.label} on {timing.device}, batch {timing.batch}, {timing.precision}"
+        runtime = "" if timing.runtime == "torch" else f", {timing.runtime}"
+        return f"{self.pruned.label} on {timing.device}, batch {timing.batch}, {timing.precision}{runtime}"
 
     @property
     def needs(self) -> tuple[Stage, ...]:

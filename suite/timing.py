@@ -48,6 +48,15 @@ def cpu_seconds(run: Run, device: str | torch.device, repeats: int = 1) -> float
     return both_clocks(run, device, repeats)[1]
 
 
+def steady_clock(device: str | torch.device) -> Mapping[str, Any]:
+    """Return the `clock` of `rounds` and `least_ms` for choices.
+
+    It is CPU time with one CPU thread; elsewhere there is no keyword.
+    """
+    one_thread = torch.device(device).type == "cpu" and torch.get_num_threads() == 1
+    return {"clock": cpu_seconds} if one_thread else {}
+
+
 def _wall(run: Run, device: str | torch.device, repeats: int) -> float:
     return seconds_per_run(run, device, repeats)
 

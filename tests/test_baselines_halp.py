@@ -97,3 +97,31 @@ def test_the_importance_is_the_loss_change_of_the_gate_without_its_sign() -> Non
                 losses.append(float(nn.functional.cross_entropy(model(images), labels)))
                 norm.weight[filter_], norm.bias[filter_] = kept
         assert value == pytest.approx(abs(losses[1] - losses[0]) / 2e-5, rel=1e-4)
+
+
+def test_coupled_layers_add_their_changes_before_the_sign_is_dropped() -> None:
+    """Two branches that cancel each other: both gates matter, and scaling them together changes no loss."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2)
+            self.other, self.other_bn = nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2)
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc((self.bn(self.conv(x)) + self.other_bn(self.other(x))).flatten(1))
+
+    torch.manual_seed(0)
+    model = Twice().double().eval()
+    with torch.no_grad():
+        model.other.weight.copy_(model.conv.weight)
+        model.other_bn.weight.neg_()
+        model.other_bn.weight[1] *= 0.5
+    graph = Graph(model, (1, 1, 1))
+    images, labels = torch.rand(4, 1, 1, 1).double(), torch.tensor([0, 1, 1, 0])
+    task = dataclasses.replace(task_of(0), samples=lambda n: (images[:n], labels[:n]))
+    score = HALP(batches=1, batch_size=4).score(model, graph, {}, task)
+    assert torch.equal(score["conv"], score["other"])
+    assert score["conv"][0] == pytest.approx(0, abs=1e-12)
+    assert score["conv"][1] > 1e-3

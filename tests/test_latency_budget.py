@@ -14,9 +14,10 @@ from torch import nn
 import suite
 from suite import models, records
 from suite.graph import Graph
-from suite.measure import latency_budget, layer_times
+from suite.measure import executions, latency_budget, layer_times
 from suite.measure.layer_times import TERMS, LayerTable
-from suite.plan import Budget, Planner, PruningPlan, Timing
+from suite.pack.runtimes import why_not
+from suite.plan import Budget, Planner, PruningPlan, Runtime, Timing
 from suite.run import Context, execute
 from suite.run.folder import failure
 from suite.schedule import Schedule
@@ -103,6 +104,44 @@ def test_a_table_is_measured_once_and_only_for_its_device(tmp_path: Path, monkey
         layer_times.save(table_of(graph, device="another CPU"), path)
     with pytest.raises(ValueError, match="has the layer times of another CPU, and this machine is"):
         latency_budget.table_for(MODEL, graph, TIMING, tmp_path)
+
+
+def test_a_table_is_of_one_runtime_and_the_names_of_torchs_tables_stay() -> None:
+    graph = graph_of()
+    assert latency_budget._name(graph, TIMING) == "cpu_1threads_fp32_batch2_contiguous_3effaf11"
+    other = latency_budget._name(graph, dataclasses.replace(TIMING, runtime="onnxruntime"))
+    assert other.startswith("cpu_1threads_onnxruntime_fp32_batch2_contiguous_")
+
+
+def test_a_runtime_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="no time in openvino is measured here: openvino is not installed"):
+        latency_budget.table_for(MODEL, graph_of(), dataclasses.replace(TIMING, runtime="openvino", precision="bf16"))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_budget_of_time_in_another_runtime_is_planned_and_measured_there(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing = dataclasses.replace(TIMING, batch=64, runtime=runtime)
+    if reason := why_not(runtime, "cpu", "fp32"):
+        pytest.skip(f"{runtime}: {reason}")
+    monkeypatch.setattr(layer_times, "PLANS", 6)
+    graph = graph_of()
+    graph.times = table = latency_budget.table_for(MODEL, graph, timing)
+    assert table.timing.runtime == runtime
+    assert all(sum(costs) > 0 for costs in table.costs.values())
+    compiled: list[str] = []
+    real = executions.compiled
+
+    def spy(module: nn.Module, inputs: Any, runtime: Runtime, precision: str) -> Any:
+        compiled.append(runtime)
+        return real(module, inputs, runtime, precision)
+
+    monkeypatch.setattr(executions, "compiled", spy)
+    selection = latency_budget.meet(planner_of(graph), MODEL, graph, budget(0.1, timing=timing))
+    assert set(compiled) == {runtime}
+    assert selection.measured_cut is not None
 
 
 @pytest.mark.parametrize(("factor", "corrections", "coarse"), [(1.0, 0, False), (1.15, 1, False), (0.8, 1, False)])

@@ -317,7 +317,7 @@ def test_what_reads_by_position_lies_where_its_input_is(monkeypatch: pytest.Monk
     assert all(got.is_cuda and got.shape == expected.shape for got, expected in compared)
     walk: Any = SimpleNamespace(_emit=lambda _, module, value: (None, module(value.tensor)))
     value: Any = SimpleNamespace(columns_C=shuffled, tensor=other, node=None)
-    assert tune._Walk._in_order(walk, fx.Graph().placeholder("x"), 0, value).tensor.shape == other.shape
+    assert tune.Walk._in_order(walk, fx.Graph().placeholder("x"), 0, value).tensor.shape == other.shape
 
 
 def test_rounding_is_offered_where_it_widens_little() -> None:
@@ -466,7 +466,9 @@ def test_a_choice_that_does_not_fit_is_refused() -> None:
     _, choice = tuned(packed, images(2))
     with pytest.raises(ValueError, match="the choice of executions is of another network"):
         tuned(other, images(2), choice=choice)
-    with pytest.raises(ValueError, match=r"is for \('cpu', 'fp64', 2\), and the images are \('cpu', 'fp32', 2\)"):
+    with pytest.raises(
+        ValueError, match=r"is for \('cpu', 'fp64', 2, 'torch'\), and the images are \('cpu', 'fp32', 2, 'torch'\)"
+    ):
         tuned(packed, images(2).float(), choice=choice)
     layers = {**choice.layers, next(iter(choice.layers)): "magic"}
     with pytest.raises(ValueError, match="execution 'magic' of conv_1_3x3 is not one of whole, union, groups"):

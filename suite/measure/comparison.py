@@ -19,8 +19,8 @@ import torch
 
 from suite import pack as packing
 from suite.cudagraph import captured
-from suite.measure import bounds, energy, latency, machine, networks
-from suite.measure.executions import ONNX, Executions, check, executions, random_images, reference, runtime
+from suite.measure import bounds, energy, int8, latency, machine, networks
+from suite.measure.executions import ONNX, TUNED, Executions, check, executions, random_images, reference, runtime
 from suite.measure.memory import peak_bytes
 from suite.measure.networks import Shape
 from suite.measure.protocol import Protocol, protocol, set_up_torch
@@ -29,8 +29,8 @@ from suite.progress import Interrupted, Watch
 from suite.records import Leg
 from suite.timing import Run, fastest
 
-Choices = tuple[packing.Choice | None, packing.Choice | None]
-"""Executions of the layers of the dense and of the other network; None for one that is not tuned."""
+Choices = tuple[Mapping[str, packing.Choice], Mapping[str, packing.Choice]]
+"""Execution -> executions of the layers, of the dense and of the other network (`Executions.choices`)."""
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 Report = Callable[[float], object]
@@ -56,7 +56,7 @@ class Job:
     also: tuple[str, ...] = ()
     strict: bool = True
     chosen: Mapping[Leg, tuple[str, str]] = field(default_factory=dict)
-    choices: Choices = (None, None)
+    choices: Choices = field(default_factory=lambda: ({}, {}))
     trust: bool = False
 
 
@@ -83,7 +83,9 @@ class Comparison:
 
     legs     "eager" and, on a GPU, "graph" (a captured CUDA graph) -> the result of each process
     choices  executions of the layers of the dense and of the other network, where both were tuned; else ()
+    runtime_choices   of both networks, the same in each other runtime that was tried
     missing  execution that was not tried -> reason
+    int8     both networks in int8 (`int8.columns`); {} by the quick protocol
     limits   peak memory and the least time on paper of both, where both were tuned; else {}
     """
 
@@ -92,6 +94,8 @@ class Comparison:
     choices: tuple[packing.Choice, ...]
     limits: Mapping[str, Any]
     missing: Mapping[str, str] = field(default_factory=dict)
+    int8: Mapping[str, Any] = field(default_factory=dict)
+    runtime_choices: Choices = field(default_factory=lambda: ({}, {}))
 
     @property
     def leg(self) -> Leg:
@@ -149,6 +153,7 @@ class Comparison:
             "runtimes": dict(zip(("dense", "packed"), self.runtimes, strict=True)),
             "reference": self.reference,
             "reference_missing": dict(self.missing),
+            "runtime_layers": self._runtime_layers(),
             "execution": self.first.chosen[1],
             "executions_ms": dict(self.first.executions_ms[1]),
             "deployed": self.deployed,
@@ -160,6 +165,7 @@ class Comparison:
                 for number, result in enumerate(results)
             ),
             "energy": dict(self.first.energy),
+            "int8": dict(self.int8),
             "flags": tuple(dict.fromkeys(flags)),
             "cudnn_benchmark": torch.backends.cudnn.benchmark if self.timing.device == "cuda" else None,
             **self.limits,
@@ -169,6 +175,15 @@ class Comparison:
             columns["layers"] = {name: one.columns() for name, one in zip(names, self.choices, strict=True)}
             columns["of_bound"] = columns["bound_ms"] / columns["packed_ms"]
         return columns
+
+    def _runtime_layers(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Return runtime -> "dense" and "packed" -> number of layers per execution."""
+        layers: dict[str, dict[str, dict[str, int]]] = {}
+        for network, choices in zip(("dense", "packed"), self.runtime_choices, strict=True):
+            for name, choice in choices.items():
+                if name != TUNED:
+                    layers.setdefault(name, {})[network] = choice.columns()["executions"]
+        return layers
 
 
 def compare(
@@ -222,12 +237,14 @@ def compare(
             watch.report("timing", share=(done + min(seconds / first_s, 0.95)) / count)
 
         processes.append(in_fresh_process(measure, job, report)[0])
-    tuned = tuple(choice for choice in choices if choice is not None)
+    tuned = tuple(by_name[TUNED] for by_name in choices if TUNED in by_name)
     both_tuned = len(tuned) == len(choices)
     return Comparison(
         timing=timing,
         legs={leg: [process[leg] for process in processes] for leg in first},
         choices=tuned if both_tuned else (),
+        runtime_choices=choices,
+        int8=_int8(job) if timing.protocol == "full" else {},
         limits=_limits(job) if both_tuned else {},
         missing={**missing, **failed},
     )
@@ -256,7 +273,7 @@ def _measure(job: Job, report: Report) -> tuple[dict[Leg, LegResult], Choices, d
             report((number + share) / len(legs))
 
         results[leg] = _leg(dense.runs, other.runs, job, leg, report_leg)
-    return results, (dense.choice, other.choice), {**dense.missing, **other.missing}
+    return results, (dense.choices, other.choices), {**dense.missing, **other.missing}
 
 
 def _prepare(job: Job) -> list[Executions]:
@@ -269,8 +286,8 @@ def _prepare(job: Job) -> list[Executions]:
     for network in loaded:
         check(network, job.timing, also)
     return [
-        executions(network, images, job.timing, also=also, only=names, choice=choice, strict=job.strict)
-        for network, names, choice in zip(loaded, chosen, job.choices, strict=True)
+        executions(network, images, job.timing, also=also, only=names, choices=choices, strict=job.strict)
+        for network, names, choices in zip(loaded, chosen, job.choices, strict=True)
     ]
 
 
@@ -315,9 +332,9 @@ def _limits(job: Job) -> dict[str, Any]:
     images = random_images(job.timing, job.shape)
     columns: dict[str, Any] = {}
     loaded = [networks.load(str(path), trust=job.trust) for path in (job.dense, job.other)]
-    for name, network, choice in zip(("dense", "packed"), loaded, job.choices, strict=True):
+    for name, network, choices in zip(("dense", "packed"), loaded, job.choices, strict=True):
         assert network.packed is not None
-        tuned, _ = packing.tuned(network.packed, images, choice=choice)
+        tuned, _ = packing.tuned(network.packed, images, choice=choices[TUNED])
         columns[f"{name}_peak_bytes"] = peak_bytes(tuned, images)
     peak = bounds.measured_peak(job.timing.device, images.dtype, job.threads)
     for name, network in zip(("dense_bound_ms", "bound_ms"), loaded, strict=True):
@@ -325,6 +342,18 @@ def _limits(job: Job) -> dict[str, Any]:
         layers = bounds.layer_bounds(graph, plan, peak, batch=job.timing.batch, dtype=images.dtype)
         columns[name] = bounds.total_ms(layers)
     return columns
+
+
+def _int8(job: Job) -> dict[str, Any]:
+    """Return the columns of both networks in int8 (`int8.columns`)."""
+    loaded = [networks.load(str(path), trust=job.trust) for path in (job.dense, job.other)]
+    packed = [network.packed for network in loaded if network.packed is not None]
+    if len(packed) < len(loaded):
+        return {"missing": "only packed networks are quantized here"}
+    names = ("dense", "packed")
+    choices = {name: by[ONNX] for name, by in zip(names, job.choices, strict=True) if ONNX in by}
+    images = random_images(job.timing, job.shape)
+    return int8.columns(dict(zip(names, packed, strict=True)), choices, images, job.timing, job.protocol)
 
 
 def in_fresh_process(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import shutil
-import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +15,29 @@ from torch import Tensor, nn
 from suite import pack as packing
 from suite.measure.networks import Network, Shape
 from suite.measure.protocol import DTYPES
+from suite.pack import trial
 from suite.pack.choice import FORMATS
-from suite.pack.export import OnnxModule, export
-from suite.plan import Timing
-from suite.timing import Run
+from suite.pack.runtimes import compiled, why_not
+from suite.plan import Runtime, Timing
+from suite.timing import Run, fastest
 
+CHECKED = 2
+"""Images whose logits in another runtime are compared with the packed network's."""
 TUNED, PLAIN, ONNX, COMPILED, TENSORRT, OPENVINO = "tuned", "plain", "onnxruntime", "compile", "tensorrt", "openvino"
 COMPILERS = (ONNX, OPENVINO, COMPILED, TENSORRT)
 """Other runtimes: each takes a while to compile a network, and needs a package that may not be installed."""
-_PACKAGES = {ONNX: ("onnxruntime", "onnxscript"), OPENVINO: ("openvino", "onnxscript"), TENSORRT: ("torch_tensorrt",)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Executions:
-    """Executions of one network by name; `choice` has the layers of the tuned one.
+    """Executions of one network by name.
 
+    choices   execution -> executions of the layers: those of `TUNED`, and those of each runtime
     missing   execution that was asked for -> reason why it does not run
     """
 
     runs: dict[str, Run]
-    choice: packing.Choice | None = None
+    choices: dict[str, packing.Choice] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -48,8 +50,11 @@ def reference(timing: Timing) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the executions to try beside the tuned ones, and a reason for each other.
 
     The reference of a speed-up is the dense network in the fastest of them. The quick protocol stays in torch: compilers take
-    longer than the measurement.
+    longer than the measurement. A timing of another runtime has this runtime only.
     """
+    if timing.runtime != "torch":
+        names = (name for name in COMPILERS if name != timing.runtime)
+        return (timing.runtime,), dict.fromkeys(names, f"the timing is of {timing.runtime}")
     if timing.protocol == "quick":
         return (), dict.fromkeys(COMPILERS, "not tried by the quick protocol")
     reasons = {name: _why_not(name, timing) for name in COMPILERS}
@@ -59,16 +64,10 @@ def reference(timing: Timing) -> tuple[tuple[str, ...], dict[str, str]]:
 
 def _why_not(name: str, timing: Timing) -> str:
     """Return the reason why an execution does not run here, "" if there is none."""
-    if (name in (ONNX, OPENVINO)) != (timing.device == "cpu") and name != COMPILED:
-        return f"does not run on {timing.device}"
-    if name == ONNX and timing.precision != "fp32":
-        return "runs in fp32 only"
-    if name == OPENVINO and timing.precision == "fp16":
-        return "runs in fp32 and bf16 only"
-    if name == COMPILED and timing.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        return "no C++ compiler"
-    absent = [package for package in _PACKAGES.get(name, ()) if importlib.util.find_spec(package) is None]
-    return f"{absent[0]} is not installed" if absent else ""
+    if name != COMPILED:
+        return why_not(cast(Runtime, name), timing.device, timing.precision)
+    has_compiler = timing.device != "cpu" or shutil.which("g++") or shutil.which("clang++")
+    return "" if has_compiler else "no C++ compiler"
 
 
 def random_images(timing: Timing, shape: Shape) -> Tensor:
@@ -84,48 +83,89 @@ def executions(
     *,
     also: Collection[str] = (),
     only: Collection[str] = (),
-    choice: packing.Choice | None = None,
+    choices: Mapping[str, packing.Choice] = MappingProxyType({}),
     strict: bool = True,
 ) -> Executions:
     """Prepare the executions of a network for `images` [N, C, H, W].
 
     A packed network is tuned ("full" protocol), or has one execution for all its layers ("quick").
 
-    also    of `PLAIN` (untuned executions by the full protocol too) and `COMPILERS`, for packed networks
-    only    names of the executions to prepare; empty: all
-    choice  executions of the layers, chosen earlier; None: chosen here
-    strict  False: a compiler that fails is left out, with its reason
+    also     of `PLAIN` (untuned executions by the full protocol too) and `COMPILERS`, for packed networks
+    only     names of the executions to prepare; empty: all
+    choices  executions of the layers, chosen earlier
+    strict   False: a compiler that fails is left out, with its reason
     Raises ValueError if the network cannot run under these conditions (`check`).
     """
     if network.kind == "onnx":
         return Executions(runs={ONNX: functools.partial(network.module, images.contiguous())})
     if network.packed is None:
+        if timing.runtime != "torch":
+            raise ValueError(f"{network.name} is no packed network, and only those are converted to {timing.runtime}")
         return Executions(runs={network.kind: functools.partial(_placed(network.module, timing), images)})
-    packed, runs = network.packed, dict[str, Run]()
-    plain = _untuned(packed) if timing.protocol == "quick" or PLAIN in also else ()
-    for name in plain:
-        if _is_wanted(name, only):
-            runs[name] = functools.partial(
-                packing.tuned(packed, images, execution=name, layout=timing.layout)[0], images
-            )
-    if timing.protocol == "full" and _is_wanted(TUNED, only):
-        tuned, choice = packing.tuned(packed, images, choice=choice)
-        runs[TUNED] = functools.partial(tuned, images)
-    makers: dict[str, Callable[[], Run]] = {
-        ONNX: lambda: _by_onnxruntime(packed, images),
-        COMPILED: lambda: _by_torch_compile(packed, images, timing),
-        TENSORRT: lambda: _by_tensorrt(packed, images, timing),
-        OPENVINO: lambda: _by_openvino(packed, images, timing),
-    }
-    missing = {}
-    for name in (name for name in makers if name in also and _is_wanted(name, only)):
+    made = Executions(runs={})
+    if timing.runtime == "torch":
+        _in_torch(network.packed, images, timing, PLAIN in also, only, choices, made)
+    runtimes = {*also, *([] if timing.runtime == "torch" else [timing.runtime])}
+    for name in (name for name in COMPILERS if name in runtimes and _is_wanted(name, only)):
         try:
-            runs[name] = makers[name]()
+            if name == COMPILED:
+                made.runs[name] = _by_torch_compile(network.packed, images, timing)
+            else:
+                runtime = cast(Runtime, name)
+                made.runs[name], made.choices[name] = _by(runtime, network.packed, images, timing, choices.get(name))
         except ValueError as error:
             if strict:
                 raise
-            missing[name] = " ".join(str(error).split())[:160]
-    return Executions(runs=runs, choice=choice, missing=missing)
+            made.missing[name] = " ".join(str(error).split())[:160]
+    return made
+
+
+def _in_torch(
+    packed: packing.PackedNetwork,
+    images: Tensor,
+    timing: Timing,
+    plain: bool,
+    only: Collection[str],
+    choices: Mapping[str, packing.Choice],
+    made: Executions,
+) -> None:
+    """Add the executions in torch to `made`."""
+    for name in _untuned(packed) if plain or timing.protocol == "quick" else ():
+        if _is_wanted(name, only):
+            network, _ = packing.tuned(packed, images, execution=name, layout=timing.layout)
+            made.runs[name] = functools.partial(network, images)
+    if timing.protocol == "full" and _is_wanted(TUNED, only):
+        network, made.choices[TUNED] = packing.tuned(packed, images, choice=choices.get(TUNED))
+        made.runs[TUNED] = functools.partial(network, images)
+
+
+def _by(
+    runtime: Runtime, packed: packing.PackedNetwork, images: Tensor, timing: Timing, choice: packing.Choice | None
+) -> tuple[Run, packing.Choice]:
+    """Compile the packed network for a runtime.
+
+    Each layer has the execution that is fastest there; by the quick protocol all layers have one execution. The output is
+    compared with the packed network's.
+    Raises ValueError if the runtime does not run here, and if the output disagrees.
+    """
+    if choice is None and timing.protocol == "quick" and len(names := _untuned(packed)) > 1:
+        tried = {name: packing.tuned_for(packed, images, runtime, execution=name) for name in names}
+        runs = {name: _compiled(runtime, network, images, timing) for name, (network, _) in tried.items()}
+        name, _ = fastest(runs, timing.device)
+        run, made = runs[name], tried[name][1]
+    else:
+        network, made = packing.tuned_for(packed, images, runtime, choice=choice)
+        run = _compiled(runtime, network, images, timing)
+    few = images[:CHECKED].to(torch.float32 if timing.device == "cpu" else images.dtype)
+    with torch.no_grad():
+        expected = packing.per_group(packed).to(few.device, few.dtype)(few).to(images.dtype)
+    trial.check(f"the network in {runtime}", cast(Tensor, run())[:CHECKED].to(images.dtype), expected)
+    return run, made
+
+
+def _compiled(runtime: Runtime, network: nn.Module, images: Tensor, timing: Timing) -> Run:
+    values = images.contiguous().to(torch.float32 if timing.device == "cpu" else images.dtype)
+    return compiled(network, [values], runtime, timing.precision).run
 
 
 def check(network: Network, timing: Timing, also: Collection[str]) -> None:
@@ -164,47 +204,3 @@ def _by_torch_compile(packed: packing.PackedNetwork, images: Tensor, timing: Tim
     except Exception as error:  # torch._dynamo and its backends have error classes of their own
         raise ValueError(f"torch.compile does not work here: {error}") from error
     return functools.partial(compiled, images)
-
-
-def _by_tensorrt(packed: packing.PackedNetwork, images: Tensor, timing: Timing) -> Run:
-    """Compile the packed network by TensorRT. Raises ValueError if torch_tensorrt is not installed."""
-    try:
-        import torch_tensorrt
-    except ImportError as error:
-        raise ValueError("torch_tensorrt is not installed: pip install torch-tensorrt, or drop tensorrt") from error
-    module = _placed(packing.per_group(packed), timing)
-    engine = torch_tensorrt.compile(module, ir="dynamo", inputs=[images], enabled_precisions={images.dtype})
-    return functools.partial(engine, images)
-
-
-def _by_onnxruntime(packed: packing.PackedNetwork, images: Tensor) -> Run:
-    """Export the packed network to a temporary file and load that file into ONNX Runtime."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        export(packed, tuple(images.shape[1:]), "onnx", path)
-        return functools.partial(OnnxModule(path), images.contiguous())
-
-
-def _by_openvino(packed: packing.PackedNetwork, images: Tensor, timing: Timing) -> Run:
-    """Compile the exported network by OpenVINO, for this batch, precision and number of threads.
-
-    Raises ValueError if openvino is not installed.
-    """
-    try:
-        import openvino  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise ValueError("openvino is not installed: pip install openvino, or drop openvino") from error
-    hints = {
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(timing.precision, timing.precision),
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        export(packed, tuple(images.shape[1:]), "onnx", path)
-        core = openvino.Core()
-        model = core.read_model(path)
-        model.reshape(list(images.shape))
-        compiled = core.compile_model(model, "CPU", hints)
-    request, values = compiled.create_infer_request(), images.float().contiguous().numpy()
-    return functools.partial(request.infer, [values], share_inputs=True, share_outputs=True)

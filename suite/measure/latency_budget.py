@@ -23,9 +23,10 @@ from suite.measure.executions import executions, random_images
 from suite.measure.layer_times import LayerTable
 from suite.measure.networks import Network, Shape
 from suite.measure.protocol import check_device, protocol, set_up_torch
+from suite.pack.runtimes import why_not
 from suite.plan import Budget, Planner, PruningPlan, Timing
 from suite.select import Selection
-from suite.timing import Run, fastest
+from suite.timing import Run, fastest, steady_clock
 
 FOLDER = "layer_times"
 """Name of the folder of tables in a results folder."""
@@ -41,9 +42,11 @@ def table_for(model: nn.Module, graph: Graph, timing: Timing, folder: Path | Non
     folder   holds a file for each geometry, timing and number of threads. A missing table is measured and stored there; a
              process that needs the same table waits. None: the table is measured and not stored
 
-    Raises ValueError if the device is missing, or if the file's table is of another device.
+    Raises ValueError if the device or the runtime is missing, or if the file's table is of another device.
     """
     check_device(timing)
+    if reason := why_not(timing.runtime, timing.device, timing.precision):
+        raise ValueError(f"no time in {timing.runtime} is measured here: {reason}")
     if folder is None:
         return _measured_table(model, graph, timing)
     path = folder / f"{_name(graph, timing)}.json"
@@ -66,11 +69,18 @@ def table_for(model: nn.Module, graph: Graph, timing: Timing, folder: Path | Non
 
 
 def _name(graph: Graph, timing: Timing) -> str:
-    """Return the name of a table's file, with a hash of the geometries."""
-    content = json.dumps([layer_times.geometries(graph), dataclasses.asdict(timing)], sort_keys=True)
+    """Return the name of a table's file, with a hash of geometries and timing.
+
+    Names of tables in torch are those of the time before other runtimes had tables.
+    """
+    conditions = dataclasses.asdict(timing)
+    runtime = "" if timing.runtime == "torch" else f"_{timing.runtime}"
+    if not runtime:
+        del conditions["runtime"]
+    content = json.dumps([layer_times.geometries(graph), conditions], sort_keys=True)
     threads = f"_{torch.get_num_threads()}threads" if timing.device == "cpu" else ""
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    return f"{timing.device}{threads}_{timing.precision}_batch{timing.batch}_{timing.layout}_{digest}"
+    return f"{timing.device}{threads}{runtime}_{timing.precision}_batch{timing.batch}_{timing.layout}_{digest}"
 
 
 def _measured_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
@@ -121,16 +131,19 @@ def measured_cut(model: nn.Module, graph: Graph, plan: PruningPlan, timing: Timi
     with _measuring():
         dense, packed = (_fastest(model, graph, each, timing) for each in (PruningPlan({}), plan))
         result = latency.alternate(dense, packed, timing.device, quick)
-    ratio = result.cpu if layer_times.clock(timing.device) and result.cpu is not None else result.ratio
+    ratio = result.cpu if steady_clock(timing.device) and result.cpu is not None else result.ratio
     return 1 - 1 / ratio[0]
 
 
 def _fastest(model: nn.Module, graph: Graph, plan: PruningPlan, timing: Timing) -> Run:
-    """Return a run of the fastest execution in torch; on a GPU a captured graph."""
+    """Return a run of the fastest execution in the timing's runtime.
+
+    In torch on a GPU the run is a captured graph.
+    """
     packed = packing.pack(model, graph, plan).eval()
     network = Network(name="packed", kind="packed", module=packed, params=0, packed=packed)
     runs = executions(network, random_images(timing, cast(Shape, graph.input_shape)), timing).runs
-    if timing.device == "cuda":
+    if timing.device == "cuda" and timing.runtime == "torch":
         runs = {name: captured(run) for name, run in runs.items()}
     return runs[fastest(runs, timing.device)[0]] if len(runs) > 1 else next(iter(runs.values()))
 

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,9 +28,10 @@ from suite import pack as packing
 from suite.files import write_json
 from suite.graph import Graph, Live
 from suite.measure.executions import random_images
+from suite.pack.runtimes import Compiled, compiled
 from suite.plan import ConvPlan, PruningPlan, Timing
 from suite.select import same_layers
-from suite.timing import cpu_seconds, least_ms
+from suite.timing import least_ms, steady_clock
 
 TERMS = ("convolutions", "filters", "channels", "macs", "vector_macs", "gathered", "copied", "summed")
 """Quantities of a layer to which its time is proportional; MACs are those of one output pixel and kernel element."""
@@ -45,7 +46,7 @@ REPEATS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTable:
-    """Layer times for one device, precision, layout and batch.
+    """Layer times for one device, runtime, precision, layout and batch.
 
     layers      layer -> name of its geometry
     costs       geometry -> milliseconds of each of `TERMS`
@@ -115,15 +116,15 @@ def measure_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
     """Time random plans of a network in eval mode, and fit the terms.
 
     The number of threads is torch's. Each plan is timed beside the dense network, and its layers' times are shares of its
-    time. All times are multiples of the
-    dense one, so that a machine whose speed changes meanwhile does not bend the table.
+    time. All times are multiples of the dense one, so that a machine whose speed changes meanwhile does not bend the table.
+    Layers' shares are those of torch's nodes, or of the profiler of another runtime.
+    Raises ValueError if the runtime does not run here or has no profiler.
     """
     images, layers = random_images(timing, cast(Any, graph.input_shape)), geometries(graph)
-    dense = _tuned(model, graph, PruningPlan({}), images, timing, "groups")
+    dense = prepared(model, graph, PruningPlan({}), images, timing, "groups")
     device = timing.device
-    dense_ms = least_ms(
-        {"dense": functools.partial(dense, images)}, device, 2, seconds=1, counts=range(6, 60), **clock(device)
-    )["dense"]
+    how = steady_clock(device)
+    dense_ms = least_ms({"dense": dense.run}, device, 2, seconds=1, counts=range(6, 60), **how)["dense"]
     samples: dict[str, list[tuple[np.ndarray, float]]] = defaultdict(list)
     rests = []
     generator = torch.Generator().manual_seed(0)
@@ -131,11 +132,13 @@ def measure_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
         plan = random_plan(graph, generator, number) if number else PruningPlan({})
         live = graph.live(plan)
         names = EXECUTIONS if any(len(layer.groups) > 1 for layer in live.layers.values()) else EXECUTIONS[:1]
-        networks = {name: _tuned(model, graph, plan, images, timing, name) for name in names}
-        runs = {name: functools.partial(network, images) for name, network in {"dense": dense, **networks}.items()}
-        whole_ms = least_ms(runs, device, seconds=0.15, counts=range(4, 24), **clock(device))
+        networks = {name: prepared(model, graph, plan, images, timing, name) for name in names}
+        runs = {name: network.run for name, network in {"dense": dense, **networks}.items()}
+        whole_ms = least_ms(runs, device, seconds=0.15, counts=range(4, 24), **how)
         for name, network in networks.items():
-            node_ms = _node_ms(network, images, device)
+            node_ms = network.module_ms()
+            if not node_ms:
+                raise ValueError(f"{timing.runtime} has no profile of layers here: plan for another runtime")
             factor = dense_ms * whole_ms[name] / whole_ms["dense"] / sum(node_ms.values())
             rests.append(factor * sum(ms for node, ms in node_ms.items() if node not in layers))
             for layer, geometry in layers.items():
@@ -158,12 +161,18 @@ def _fitted(samples: list[tuple[np.ndarray, float]]) -> tuple[float, ...]:
     return tuple(nnls(terms_NT / ms_N[:, None], np.ones(len(ms_N)))[0].tolist())
 
 
-def _tuned(
+def prepared(
     model: nn.Module, graph: Graph, plan: PruningPlan, images: Tensor, timing: Timing, execution: str
-) -> fx.GraphModule:
+) -> Compiled:
+    """Return the packed network in the timing's runtime, with one execution for all layers."""
     packed = packing.pack(model, graph, plan).eval()
-    network, _ = packing.tuned(packed, images, execution=execution, layout=timing.layout)
-    return cast(fx.GraphModule, network)
+    if timing.runtime == "torch":
+        network = cast(fx.GraphModule, packing.tuned(packed, images, execution=execution, layout=timing.layout)[0])
+        node_ms = functools.partial(_node_ms, network, images, timing.device)
+        return Compiled(run=functools.partial(network, images), module_ms=node_ms)
+    network, _ = packing.tuned_for(packed, images, timing.runtime, execution=execution)
+    values = images.contiguous().to(torch.float32 if timing.device == "cpu" else images.dtype)
+    return compiled(network, [values], timing.runtime, timing.precision)
 
 
 class _NodeTimes(fx.Interpreter):
@@ -186,7 +195,7 @@ def _node_ms(network: fx.GraphModule, images: Tensor, device: str) -> dict[str, 
     """Return node's target -> least milliseconds over `REPEATS` passes, each node in its place."""
     least: dict[str, float] = {}
     times = _NodeTimes(
-        network, _event if device == "cuda" else time.process_time if clock(device) else time.perf_counter
+        network, _event if device == "cuda" else time.process_time if steady_clock(device) else time.perf_counter
     )
     with torch.inference_mode():
         for _ in range(REPEATS):
@@ -249,11 +258,6 @@ def geometries(graph: Graph) -> dict[str, str]:
         text = f"{conv.out_channels}x{conv.in_channels} kernel {conv.kernel_size} stride {conv.stride} padding {conv.padding}"
         texts[name] = f"{text} dilation {conv.dilation} on {size}"
     return texts
-
-
-def clock(device: str) -> Mapping[str, Any]:
-    """Return the clock of a table: CPU time with one thread, else the wall clock."""
-    return {"clock": cpu_seconds} if device == "cpu" and torch.get_num_threads() == 1 else {}
 
 
 def save(table: LayerTable, path: Path) -> None:

@@ -5,6 +5,7 @@ from suite.pack.choice import Choice, load_choices, save_choices
 from suite.pack.fold import per_group
 from suite.pack.network import PackedNetwork, check_dense, load_full, masks, pack, unpack
 from suite.pack.plain import plain
+from suite.pack.portable import tuned_for
 from suite.pack.tune import tuned
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "save",
     "save_choices",
     "tuned",
+    "tuned_for",
     "unpack",
 ]

@@ -15,6 +15,7 @@ import torch
 
 from suite import jsonfile
 from suite.files import write_bytes
+from suite.plan import Runtime
 
 Layout = Literal["contiguous", "channels_last"]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -23,11 +24,12 @@ PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The execution of every layer, for one device, precision and batch.
+    """The execution of every layer, for one device, precision, batch and runtime.
 
     layers     layer -> execution
     layer_ms   layer -> execution -> milliseconds, for layers with several timed executions
-    layout_ms  layout -> milliseconds of the whole network, if both were timed
+    layout_ms  layout -> milliseconds of the whole network, if both were timed; in another runtime than torch the candidates are
+               networks of one execution ("whole"), and the network of each layer's fastest one ("fastest")
     """
 
     device: str
@@ -37,11 +39,12 @@ class Choice:
     layers: dict[str, str]
     layer_ms: dict[str, dict[str, float]]
     layout_ms: dict[str, float]
+    runtime: Runtime = "torch"
 
     @property
-    def where(self) -> tuple[str, str, int]:
-        """Device, precision and batch of the choice."""
-        return self.device, self.precision, self.batch
+    def where(self) -> tuple[str, str, int, Runtime]:
+        """Device, precision, batch and runtime of the choice."""
+        return self.device, self.precision, self.batch, self.runtime
 
     def columns(self) -> dict[str, Any]:
         """Return the columns of a row: the layout, and the number of layers per execution."""

@@ -15,19 +15,24 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from suite import cli
 from suite.files import replacing
+from suite.pack import onnx_writer
 from suite.pack.checkpoint import header, load
+from suite.pack.choice import PRECISIONS
 from suite.pack.fold import per_group
 from suite.pack.network import PackedNetwork
+from suite.pack.portable import tuned_for
+from suite.pack.runtimes import COMPILERS, session
 
 TOLERANCE = 1e-4
 """Largest error of the logits, as a share of the largest logit."""
 CHECKED_BATCH = 3
 """Differs from the traced batch, so that the check fails for an export with a constant batch."""
 
+log = logging.getLogger(__name__)
 METADATA = ("mean", "std", "labels")
 """Entries of a packed network's header that an ONNX file carries."""
 
@@ -38,14 +43,8 @@ class OnnxModule(nn.Module):
     """An ONNX network, run by ONNX Runtime on the CPU with torch's number of threads."""
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime
-
         super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads slow what runs next
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.session = session(path)
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
             raise ValueError(f"{path} takes {len(inputs)} inputs; a network to measure takes one batch of images")
@@ -58,22 +57,30 @@ class OnnxModule(nn.Module):
 
 
 def export(
-    packed: PackedNetwork, shape: tuple[int, ...], to: str, path: Path, about: Mapping[str, Any] = MappingProxyType({})
+    packed: PackedNetwork,
+    shape: tuple[int, ...],
+    to: str,
+    path: Path,
+    about: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    form: nn.Module | None = None,
 ) -> float:
     """Write the network for batches of images [C, H, W]; return its largest error.
 
     The error is a share of the largest logit of the eager network on random images. Batch norm is folded.
     about  mean and std of a channel of pixels in [0, 1], and labels: metadata of an ONNX file, as JSON
+    form   the network to write, of `tuned_for`; None: one convolution a filter group
     Raises ValueError, and writes nothing, if the export disagrees or does not run, or if a package is missing.
     """
-    network = per_group(packed).cpu()
+    expected = per_group(packed).cpu().float()
+    network = expected if form is None else form.cpu().float()
     images = torch.randn(CHECKED_BATCH, *shape, generator=torch.Generator().manual_seed(0))
     try:
         with replacing(path) as part, torch.no_grad():
             if to == "onnx":
                 metadata = {name: json.dumps(about[name]) for name in METADATA if name in about}
-                return _check(write_onnx(network, images[:2], part, metadata), network, images, to)
-            return _check(WRITERS[to](network, images[:2], part), network, images, to)
+                return _check(write_onnx(network, images[:2], part, metadata), expected, images, to)
+            return _check(WRITERS[to](network, images[:2], part), expected, images, to)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--to {to} cannot write this network ({reason}); try another format") from error
@@ -110,7 +117,20 @@ def write_pt2(network: nn.Module, images: Tensor, path: Path) -> Runner:
 def write_onnx(
     network: nn.Module, images: Tensor, path: Path, metadata: Mapping[str, str] = MappingProxyType({})
 ) -> Runner:
-    """Write an ONNX network with its weights and metadata; return it in ONNX Runtime."""
+    """Write an ONNX network with its weights and metadata; return it in ONNX Runtime.
+
+    A network of `tuned_for` is written as it was timed, if its operators are those of `onnx_writer`.
+    """
+    if isinstance(network, fx.GraphModule):
+        try:
+            model = onnx_writer.write(network, [images])
+        except onnx_writer.Unsupported as reason:
+            log.info("torch exports the network: %s is not written here", reason)
+        else:
+            for name, value in metadata.items():
+                model.metadata_props.add(key=name, value=value)
+            path.write_bytes(model.SerializeToString())
+            return OnnxModule(path)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # a warning per constant that is not folded
     program = torch.onnx.export(
         _program(network, images),
@@ -154,8 +174,40 @@ def parser() -> argparse.ArgumentParser:
     cli.add_plugins_option(result)
     result.add_argument("packed", type=Path, metavar="PACKED", help="packed.safetensors of a finished run")
     result.add_argument("--to", required=True, choices=tuple(WRITERS), help="the format")
+    runtime = "write each layer in the execution that is fastest in this runtime, by measuring here (torch: in plain operators)"
+    result.add_argument("--runtime", choices=tuple(COMPILERS), help=runtime)
+    result.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="images of a batch in that measurement (default: 1)"
+    )
+    result.add_argument(
+        "--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="precision of that measurement"
+    )
+    result.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of it (default: all cores)")
     result.add_argument("--out", type=Path, metavar="FILE", help="default: beside PACKED, with the format's suffix")
     return result
+
+
+def _form(packed: PackedNetwork, shape: tuple[int, ...], arguments: argparse.Namespace) -> nn.Module:
+    """Return the network in the executions that are fastest in the runtime; print their numbers."""
+    if arguments.batch < 1 or arguments.threads < 0:
+        raise ValueError(
+            f"--batch {arguments.batch} --threads {arguments.threads}: at least 1 image, and 0 (all cores) or more"
+        )
+    if arguments.runtime in ("onnxruntime", "openvino") and arguments.to != "onnx":
+        raise ValueError(f"--runtime {arguments.runtime} reads ONNX: add --to onnx")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = "cuda" if arguments.runtime == "tensorrt" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--runtime tensorrt needs a CUDA device, and torch finds none here")
+    dtype = next(dtype for dtype, name in PRECISIONS.items() if name == arguments.precision)
+    images = torch.randn(arguments.batch, *shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    network, choice = tuned_for(packed, images, arguments.runtime)
+    counts = ", ".join(f"{count} layers {name}" for name, count in choice.columns()["executions"].items())
+    Console(stderr=True).print(
+        f"fastest in {arguments.runtime}: {counts}", markup=False, highlight=False, soft_wrap=True
+    )
+    return network
 
 
 def main() -> int:
@@ -165,7 +217,8 @@ def main() -> int:
     out = arguments.out or arguments.packed.with_suffix(SUFFIX[arguments.to])
     try:
         packed, about = load(arguments.packed), header(arguments.packed)
-        error = export(packed, tuple(about["input_shape"]), arguments.to, out, about)
+        form = _form(packed, tuple(about["input_shape"]), arguments) if arguments.runtime else None
+        error = export(packed, tuple(about["input_shape"]), arguments.to, out, about, form=form)
     except (ValueError, OSError) as problem:
         sys.stderr.write(f"suite.export: {problem}\n")
         return 2

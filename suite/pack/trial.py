@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from suite.cudagraph import captured
-from suite.pack.executions import build
-from suite.pack.layer import Layer, Operands, positions
+from suite.pack import executions
+from suite.pack.layer import Built, Layer, Operands, positions
 from suite.pack.operations import Read
-from suite.timing import Run, least_ms
+from suite.timing import Run, least_ms, steady_clock
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest error of a layer's output and of the logits, as a share of the largest entry (of 1e-3 at least)."""
@@ -25,12 +25,25 @@ GPU_SECONDS, REPLAYS = 0.05, 5
 """A GPU is steadier. Several replays per time make the wait for the last one a small part of it."""
 
 
-def choose(names: Sequence[str], layer: Layer, operands: Operands) -> tuple[str, dict[str, float]]:
+def in_torch(module: nn.Module, inputs: Sequence[Tensor]) -> Run:
+    """Return a run of the module as it is."""
+    return lambda: module(*inputs)
+
+
+def choose(
+    names: Sequence[str],
+    layer: Layer,
+    operands: Operands,
+    *,
+    build: Callable[[str, Layer, Operands], Built] = executions.build,
+    prepare: Callable[[nn.Module, Sequence[Tensor]], Run] = in_torch,
+) -> tuple[str, dict[str, float]]:
     """Return the fastest execution and the milliseconds of all.
 
-    Nothing is timed if there is one name.
+    build     returns the module of an execution
+    prepare   returns a run of a module and its inputs in the runtime for which the network is tuned
 
-    An execution that gathers its input must gain `GATHERS_X`.
+    Nothing is prepared or timed if there is one name. An execution that gathers its input must gain `GATHERS_X`.
     Raises ValueError naming layer and execution if an output disagrees with the reference.
     """
     expected = layer.reference(operands)
@@ -43,7 +56,8 @@ def choose(names: Sequence[str], layer: Layer, operands: Operands) -> tuple[str,
         output = module(*inputs)
         in_order = Read(positions(order, columns_C), output.shape[1]).to(output.device)
         check(f"{layer.name} as {name!r}", in_order(output), expected)
-        runs[name] = lambda module=module, inputs=inputs: module(*inputs)  # type: ignore[misc]
+        if len(names) > 1:
+            runs[name] = prepare(module, inputs)
         handicap[name] = GATHERS_X if getattr(module, "gathers", False) else 1.0
     milliseconds = fastest_ms(runs, operands.x.device)
     return min(names, key=lambda name: milliseconds.get(name, 0) * handicap[name]), milliseconds
@@ -69,11 +83,12 @@ def tolerance(expected: Tensor) -> float:
 def fastest_ms(runs: Mapping[str, Run], device: torch.device) -> dict[str, float]:
     """Return the least milliseconds of each run, {} if there is one run.
 
-    On a GPU the runs are captured in CUDA graphs, as whole networks are: a launch takes longer than a small kernel.
+    The clock of a CPU is CPU time with one thread, else the wall clock. On a GPU the runs are captured in CUDA graphs, as whole
+    networks are: a launch takes longer than a small kernel.
     """
     if len(runs) < 2:
         return {}
     if device.type == "cuda":
         graphs = {name: captured(run) for name, run in runs.items()}
         return least_ms(graphs, device, REPLAYS, seconds=GPU_SECONDS, counts=ROUNDS)
-    return least_ms(runs, device, seconds=SECONDS, counts=ROUNDS)
+    return least_ms(runs, device, seconds=SECONDS, counts=ROUNDS, **steady_clock(device))

@@ -20,7 +20,7 @@ from suite.pack.choice import FORMATS, PRECISIONS, Choice, Layout
 from suite.pack.executions import EXECUTIONS, build, offered
 from suite.pack.fold import per_group
 from suite.pack.fuse import Fused, Nodes, fuse, only_user
-from suite.pack.layer import TILES, Layer, Operands, positions
+from suite.pack.layer import TILES, Built, Layer, Operands, positions
 from suite.pack.modules import GroupedConv
 from suite.pack.network import PackedNetwork
 from suite.pack.operations import Read
@@ -54,7 +54,7 @@ def tuned(
         )
     if execution in TILES and not images.is_cuda:
         raise ValueError(f"execution {execution!r} needs a CUDA device, and the images are on the CPU")
-    conditions = images.device.type, PRECISIONS[images.dtype], len(images)
+    conditions = images.device.type, PRECISIONS[images.dtype], len(images), "torch"
     if choice is not None and choice.where != conditions:
         raise ValueError(
             f"the choice of executions is for {choice.where}, and the images are {conditions}; tune it again"
@@ -62,7 +62,7 @@ def tuned(
     body = per_group(packed).to(images.device, images.dtype)
     expected = body(images)
     layouts = (choice.layout,) if choice else (layout,) if layout else get_args(Layout)
-    walks = {name: _Walk(body, images, name, choice.layers if choice else None, execution) for name in layouts}
+    walks = {name: Walk(body, images, name, choice.layers if choice else None, execution) for name in layouts}
     for walk in walks.values():
         trial.check("the network", walk.network(images), expected)
     runs: dict[str, Run] = {name: lambda walk=walk: walk.network(images) for name, walk in walks.items()}  # type: ignore[misc]
@@ -90,7 +90,9 @@ class _Value:
     columns_C: Tensor
 
 
-class _Layout(nn.Module):
+class InLayout(nn.Module):
+    """Images in a memory layout."""
+
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.format = FORMATS[layout]
@@ -99,7 +101,7 @@ class _Layout(nn.Module):
         return x.contiguous(memory_format=self.format)
 
 
-class _Walk:
+class Walk:
     """Builds the network in one layout, node by node, on the tensors of the images.
 
     choices    layer -> execution, None to choose here
@@ -157,7 +159,7 @@ class _Walk:
             rank=self._rank(fused),
         )
         self.layers[name] = self._choose(layer, operands)
-        module, columns_C = build(self.layers[name], layer, operands)
+        module, columns_C = self.built(self.layers[name], layer, operands)
         inputs = [self.value[fused.conv.all_input_nodes[0]], *([self.value[fused.addend]] if fused.addend else [])]
         result = _Value(*self._emit(name, module, *inputs), columns_C)
         for node in fused.nodes:
@@ -173,10 +175,18 @@ class _Walk:
                 raise ValueError(f"execution {names[0]!r} of {layer.name} is not one of {', '.join(EXECUTIONS)}")
         elif self.execution is not None:
             names = next((name,) for name in (self.execution, "union", "whole") if name in names)
-        name, milliseconds = trial.choose(names, layer, operands)
+        name, milliseconds = self.fastest(names, layer, operands)
         if milliseconds:
             self.layer_ms[layer.name] = milliseconds
         return name
+
+    def built(self, execution: str, layer: Layer, operands: Operands) -> Built:
+        """Build an execution of a layer."""
+        return build(execution, layer, operands)
+
+    def fastest(self, names: tuple[str, ...], layer: Layer, operands: Operands) -> tuple[str, dict[str, float]]:
+        """Return the fastest execution and the milliseconds of all, {} for one name."""
+        return trial.choose(names, layer, operands)
 
     def _operands(self, fused: Fused) -> Operands:
         x = self.value[fused.conv.all_input_nodes[0]]
@@ -221,7 +231,7 @@ class _Walk:
         """Emit a node that is not part of a layer."""
         if node.op == "placeholder":
             start = _Value(self.out.placeholder("images"), images, torch.arange(images.shape[1]))
-            self.value[node] = _Value(*self._emit("layout", _Layout(layout), start), start.columns_C)
+            self.value[node] = _Value(*self._emit("layout", InLayout(layout), start), start.columns_C)
             # The layout may return the caller's images themselves, which no sum may overwrite.
             self.images = self.value[node].tensor
         elif node.op == "output":

@@ -142,6 +142,8 @@ class TimedRow(MeasuredRow):
     """Measured packed execution: the fastest of `executions_ms`, or "tuned" if each layer has its own ("full")."""
     layers: dict[str, Any] = field(default_factory=dict)
     """Memory layout and number of layers per execution, of "dense" and "packed", if layers were tuned."""
+    runtime_layers: dict[str, Any] = field(default_factory=dict)
+    """Runtime -> network -> number of layers per execution, in other runtimes than torch. {} in earlier rows."""
     executions_ms: dict[str, float] = field(default_factory=dict)
     dense_execution: str | None = None
     dense_executions_ms: dict[str, float] = field(default_factory=dict)
@@ -189,6 +191,9 @@ class TimedRow(MeasuredRow):
     packed_cpu_ms: float | None = None
     energy: dict[str, Any] = field(default_factory=dict)
     """Millijoules an image and their ratio (`suite.measure.energy`), or why they are missing. {}: not asked for."""
+    int8: dict[str, Any] = field(default_factory=dict)
+    """Both networks in int8 by ONNX Runtime, by the full protocol: milliseconds, ratio, null test, verdict of its own and the
+    logits' error (`suite.measure.int8`), or why they are missing. {}: not asked for."""
     verdict: str | None = None
     """"faster", "slower", "no difference" or "not trusted", as written at the time; reports decide again from the
     intervals and the flags (`measure.claim`)."""

@@ -7,22 +7,21 @@ with one thread. Prints the error of the predicted share of the dense time that 
 from __future__ import annotations
 
 import argparse
-import functools
 import random
 import sys
 import time
+from typing import get_args
 
 import numpy as np
 import torch
 
 from baselines.random_groups import random_groups_planner
 from suite import models
-from suite import pack as packing
 from suite.graph import Graph
 from suite.measure import Timing, layer_times
 from suite.measure.executions import random_images
 from suite.measure.protocol import set_up_torch
-from suite.plan import Budget, PruningPlan
+from suite.plan import Budget, PruningPlan, Runtime
 from suite.select import filter_planner, meet
 from suite.timing import cpu_seconds, least_ms
 
@@ -39,17 +38,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many seconds")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--layout", choices=("contiguous", "channels_last"), default="contiguous")
+    parser.add_argument("--runtime", choices=get_args(Runtime), default="torch")
     options = parser.parse_args()
     set_up_torch(1)
     started, layer_times.PLANS = time.monotonic(), options.train
     shape = (3, 32, 32) if not options.model.startswith("resnet50") else (3, 224, 224)
     model = models.build(options.model, 10).eval()
     graph = Graph(model, shape)
-    timing = Timing(batch=options.batch, precision=options.precision, layout=options.layout, protocol="quick")
+    conditions = {name: getattr(options, name) for name in ("batch", "precision", "layout", "runtime")}
+    timing = Timing(**conditions, protocol="quick")
     images = random_images(timing, shape)
     table = layer_times.measure_table(model, graph, timing)
-    whole = packing.pack(model, graph, PruningPlan({}))
-    dense = functools.partial(packing.tuned(whole, images, execution="groups", layout=timing.layout)[0], images)
+    dense = layer_times.prepared(model, graph, PruningPlan({}), images, timing, "groups").run
     sys.stdout.write(f"table of {options.train} plans in {time.monotonic() - started:.0f} s\n")
     draw, errors = random.Random(0), list[tuple[int, float, float]]()
     for number in range(options.plans):
@@ -58,9 +58,7 @@ def main() -> int:
         plan = random_plan(graph, draw, number)
         runs = {"dense": dense}
         for name in layer_times.EXECUTIONS[: 2 if number % 3 == 2 else 1]:
-            packed = packing.pack(model, graph, plan)
-            network = packing.tuned(packed, images, execution=name, layout=timing.layout)[0]
-            runs[name] = functools.partial(network, images)
+            runs[name] = layer_times.prepared(model, graph, plan, images, timing, name).run
         times = least_ms(runs, "cpu", 1, seconds=0.3, counts=range(5, 30), clock=cpu_seconds)
         left = min(ms for name, ms in times.items() if name != "dense") / times["dense"]
         predicted = 1 - table.cut(graph, plan)
@@ -71,8 +69,8 @@ def main() -> int:
             values = np.array([error[place] for error in own])
             median, p95 = np.quantile(np.abs(values), (0.5, 0.95))
             sys.stdout.write(
-                f"{options.model} {options.precision} batch {options.batch}, {len(own)} plans ({title}), error of time left, "
-                f"{unit}: median {median:.1f}, 95th percentile {p95:.1f}, bias {values.mean():+.1f}\n"
+                f"{options.model} in {options.runtime} {options.precision} batch {options.batch}, {len(own)} plans ({title}), "
+                f"error of time left, {unit}: median {median:.1f}, 95th percentile {p95:.1f}, bias {values.mean():+.1f}\n"
             )
     return 0
 

@@ -1,0 +1,89 @@
+"""Latency of both networks in int8 by ONNX Runtime.
+
+Weights (per filter) and activations are quantized statically, as QuantizeLinear and DequantizeLinear pairs. The ranges of the
+activations are those of the random images that are timed: the leg has times and no accuracy. It is never the reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suite import pack as packing
+from suite.measure import latency, machine
+from suite.measure.protocol import Protocol
+from suite.pack.runtimes import compiled_onnx, session, to_onnx, why_not
+from suite.plan import Runtime, Timing
+
+RUNTIME: Runtime = "onnxruntime"
+CALIBRATION = "random images: times only"
+
+
+def columns(
+    networks: Mapping[str, packing.PackedNetwork],
+    choices: Mapping[str, packing.Choice],
+    images: Tensor,
+    timing: Timing,
+    protocol: Protocol,
+) -> dict[str, Any]:
+    """Return times, ratio, null test and verdict in int8, or {"missing": reason}.
+
+    networks   "dense" and "packed" -> the network
+    choices    the same -> executions of its layers in ONNX Runtime in fp32; a missing one is chosen here
+
+    `dense_error` and `packed_error` are the largest differences of logits from fp32, as shares of the largest logit.
+    """
+    if reason := why_not(RUNTIME, timing.device, timing.precision):
+        return {"missing": f"{RUNTIME} {reason}"}
+    runs, errors = {}, {}
+    for name, packed in networks.items():
+        form, _ = packing.tuned_for(packed, images, RUNTIME, choice=choices.get(name))
+        try:
+            runs[name] = _quantized(to_onnx(form, [images.contiguous()]), images.contiguous())
+        except Exception as error:  # onnxruntime.quantization raises errors of many classes
+            return {"missing": f"the {name} network cannot be quantized: {' '.join(str(error).split())[:120]}"}
+        with torch.no_grad():
+            expected = form(images)
+        errors[f"{name}_error"] = float((runs[name]() - expected).abs().max() / expected.abs().max())
+    with machine.watched(timing.device) as conditions:
+        measured = latency.alternate(runs["dense"], runs["packed"], timing.device, protocol)
+    measured = dataclasses.replace(measured, flags=machine.flags([conditions], timing.device))
+    every = measured.columns()
+    return {
+        **{name: value for name, value in every.items() if "_ms_" not in name},
+        "flags": measured.flags,
+        "calibration": CALIBRATION,
+        **errors,
+    }
+
+
+def _quantized(content: bytes, images: Tensor) -> Callable[[], Tensor]:
+    """Return a run of an ONNX network in int8, calibrated on its images."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Images(CalibrationDataReader):
+        def __init__(self, name: str) -> None:
+            self.batches = iter([{name: images.numpy()}])
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.batches, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(content)
+        quantize_static(
+            source,
+            target,
+            Images(session(content).get_inputs()[0].name),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return compiled_onnx(target.read_bytes(), [images]).run
