@@ -85,7 +85,9 @@ class Listing:
             if isinstance(error, OSError) and error.errno is not None:  # the storage is the cause
                 raise
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UnreadableImage(f"{path} is not a readable image ({reason}); fetch it again") from None
+            raise UnreadableImage(
+                f"{path} is not a readable image ({reason}); fetch it again, or set SUITE_BAD_IMAGES=skip"
+            ) from None
 
 
 def _images(root: Path, name: str) -> tuple[list[bytes], int]:

@@ -1,17 +1,19 @@
 """Print the time of training steps in fp32 and bf16 for each kind of stage.
 
-    python tests/benchmarks/training.py --model resnet20 --batch 128 --rounds 6
+    python -m tests.benchmarks.training --model resnet20 --batch 128 --rounds 6
 
 All steps alternate in one process, in an order that rotates. `x fp32` is the median over rounds of the fp32 step's time divided
 by this step's, with quartiles; `/ masked` is the time divided by that of the masked dense step in the same precision, which
 packed fine-tuning replaces. "split" is packed fine-tuning with `Compute.packed` = "groups". With --compiled a further kind, bf16
 through torch.compile, is added. `--processes` compares two processes of one thread with one of two threads instead. --cpu-time
-counts seconds of the CPU: with one thread, other work on the machine then changes them little.
+counts seconds of the CPU: with one thread, other work on the machine then changes them little. suite/pack/README.md has the
+times and the changes that were tried.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import os
 import statistics
@@ -204,6 +206,7 @@ def main() -> None:
     console.print(f"torch {torch.__version__}, {options.threads} threads, {load} before, {time.strftime('%Y-%m-%d')}")
     if line := emulation("bf16", torch.device("cpu")):
         console.print(line, highlight=False)
+        logging.getLogger("suite.arithmetic").setLevel(logging.ERROR)  # one line is enough
     console.print(compared(options) if options.processes else measured(options))
 
 
