@@ -172,7 +172,9 @@ def relative(path: Path) -> str:
 
 
 def minutes(seconds: float) -> str:
-    """Return a duration for people: 40 s, 12 min, 3.5 h, 2.1 days."""
+    """Return a duration for people: 40 s, 12 min, 3.5 h, 2.1 days, 12 years."""
+    if seconds >= 2 * 365 * 86400:
+        return f"{seconds / (365 * 86400):,.0f} years"
     for unit, size in (("days", 86400), ("h", 3600)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
