@@ -307,6 +307,20 @@ def test_nothing_is_wider_than_the_screen(driver: webdriver.Chrome, folder: Path
 
 
 @pytest.mark.slow
+def test_a_phone_shows_method_budget_accuracy_and_speed_up(driver: webdriver.Chrome, folder: Path) -> None:
+    browser.resize(driver, "phone")
+    driver.get((folder / "index.html").as_uri())
+    shown = driver.execute_script(
+        "const edge = document.querySelector('#results').parentElement.getBoundingClientRect().right;"
+        "const cells = [...document.querySelectorAll('#results thead th, #results tbody tr:first-child > *')];"
+        "return cells.filter((cell) => cell.getBoundingClientRect().right <= edge).map((cell) => cell.textContent.trim());"
+    )
+    assert shown[:4] == ["method", "budget", "pruned top-1 %", "speed-up x"]
+    assert len(shown) == 8, "heads and cells of four columns"
+    browser.resize(driver, "desktop")
+
+
+@pytest.mark.slow
 def test_every_link_and_picture_is_there(driver: webdriver.Chrome, folder: Path) -> None:
     driver.get((folder / "index.html").as_uri())
     driver.execute_async_script(

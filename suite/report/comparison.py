@@ -152,7 +152,8 @@ def _intervals(axes: Axes, runs: pd.DataFrame, names: list[str]) -> None:
             axes.plot(inference.t_interval(drop.tolist()), [y, y], color=look["color"], linewidth=2.2, alpha=0.45)
         axes.plot([drop.mean()], [y], **{**look, "linestyle": "none"})
     axes.axvline(0, color=style.REFERENCE, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-    axes.axvline(best.min(), color=style.FRONT, linewidth=1.2, zorder=0.5)
+    if len(best) > 1:
+        axes.axvline(best.min(), color=style.FRONT, linewidth=1.2, zorder=0.5)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=7.5)
     axes.spines["left"].set_visible(False)
