@@ -126,6 +126,25 @@ def family(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
 # ---- idioms ----------------------------------------------------------------------------------------------------------
 
 
+class Padded(nn.Conv2d):
+    """A convolution with a forward method of its own, as TensorFlow pads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, x.shape[3] % 2 + 1, 0, 1))
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Activated(nn.BatchNorm2d):
+    """A batch norm with an activation inside."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        self.act = nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
 class Net(nn.Module):
     """Two convolutions with an idiom between them, and a linear head."""
 
@@ -141,6 +160,10 @@ class Net(nn.Module):
         self.prelu, self.frozen = nn.PReLU(8), FrozenBatchNorm2d(8)
         self.plain_bn, self.same = nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 8, 4, padding="same")
         self.reflect = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+        self.padded, self.activated = Padded(8, 8, 3, 2), Activated(8)
+        self.up, self.across = nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv1d(1, 1, 3, padding=1)
+        if "slopes" in idiom:
+            self.slopes = nn.Parameter(torch.randn(8))
         if "scale" in idiom or idiom == "channels last":
             self.scale = nn.Parameter(torch.randn(8, 1, 1))
         self.register_buffer("mean", torch.randn(1, 3, 1, 1))
@@ -200,6 +223,16 @@ def _by_size(net: Net, x: Tensor) -> Tensor:
     return F.avg_pool2d(x, x.size()[3]) if x.shape[3] < 100 and x.size(1) == 8 else x
 
 
+def _checked(net: Net, x: Tensor) -> Tensor:
+    assert isinstance(x, Tensor)
+    return net.b(x)
+
+
+def _channel_attention(net: Net, x: Tensor) -> Tensor:
+    gate = net.across(x.mean((2, 3))[:, None]).sigmoid().transpose(1, 2)
+    return x * gate[..., None].expand_as(x)
+
+
 def _leaky(net: Net, x: Tensor) -> Tensor:
     return net.b(torch.where(x > 0, x, 0.1 * x))
 
@@ -254,6 +287,14 @@ IDIOMS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "skip read again": _skip_read_again,
     "added in place": _added_in_place,
     "control flow": _by_size,
+    "layer with a forward method": lambda net, x: net.activated(net.padded(net.activated(net.b(x)))),
+    "train mode": lambda net, x: net.b(0.9 * F.relu(x) + 0.1 if net.training else x),
+    "eval mode": lambda net, x: x if net.training else x.softmax(1),
+    "isinstance": _checked,
+    "slopes": lambda net, x: net.b(F.prelu(x, net.slopes)),
+    "view of slopes": lambda net, x: x + net.b(x) * net.slopes.view(1, -1, 1, 1),
+    "channel attention": _channel_attention,
+    "transposed convolution": lambda net, x: net.b(net.up(x)),
     "where": _leaky,
     "zeros": _zeros,
     "dropout function": lambda net, x: F.dropout(net.b(x), 0.0, training=net.training),

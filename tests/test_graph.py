@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import pytest
@@ -320,6 +321,26 @@ def test_what_is_left_is_just_what_takes_part(name: str, removed: float, groups:
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
+class Straight(torch.autograd.Function):
+    """Rounding with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+
+    @torch.jit.script
+    def squared(x: Tensor) -> Tensor:
+        return x * x
+
+
 class Applied(nn.Module):
     """A convolution and a linear layer, put together by `how`."""
 
@@ -331,10 +352,14 @@ class Applied(nn.Module):
         self.bn, self.constant = nn.BatchNorm2d(3), torch.ones(3, 1, 1)
         if "attention" in how:
             self.attention = nn.MultiheadAttention(3, 1, batch_first=True)
-        elif how == "deconvolution":
-            self.up = nn.ConvTranspose2d(3, 3, 1)
+        elif how == "recurrent":
+            self.rnn = nn.GRU(3, 3, batch_first=True)
         elif how == "parameter twice":
             self.spare = nn.Parameter(torch.ones(3, 1, 1))
+        elif how == "views of a parameter":
+            self.spare = nn.Parameter(torch.ones(3))
+        elif how == "own weight":
+            self.kernels = nn.Parameter(torch.ones(3, 3, 1, 1))
         elif how == "never":
             self.aux = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Linear(3, 3))
         elif how == "never read":
@@ -353,8 +378,8 @@ class Applied(nn.Module):
             x = nn.functional.scaled_dot_product_attention(x, x, x)
         elif self.how == "product":
             x = torch.einsum("nchw,ndhw->nchw", x, x)
-        elif self.how == "deconvolution":
-            x = self.up(x)
+        elif self.how == "recurrent":
+            x = self.rnn(x.flatten(2).transpose(1, 2))[0].mean(1)[..., None, None]
         elif self.how == "flat rows":
             return self.head(nn.functional.interpolate(x, (3, 3)).flatten(1, 2))
         elif self.how == "parameter twice":
@@ -364,6 +389,22 @@ class Applied(nn.Module):
             x = torch.cat([self.relu(x), view], 1)[:, :3]
         elif self.how == "part":
             x[:, 0] = 0
+        elif self.how == "layer and function":
+            x = x * self.bn.weight[:, None, None]
+        elif self.how == "views of a parameter":
+            view = self.spare.view(1, 3, 1, 1)
+            x = x * view + view
+        elif self.how == "weight with other settings":
+            x = x + nn.functional.conv2d(x, self.conv.weight, self.conv.bias, padding=2, dilation=2)
+        elif self.how == "own weight":
+            x = nn.functional.conv2d(x, self.kernels)
+        elif self.how == "no gradient":
+            with torch.no_grad():
+                x = torch.relu(x)
+        elif self.how == "autograd function":
+            x = Straight.apply(x)
+        elif self.how == "script":
+            x = squared(x)
         elif self.how == "made tensor":
             x = x + torch.ones(3, 1, 1)
         elif self.how == "attribute":
@@ -384,13 +425,23 @@ class Applied(nn.Module):
         ("attention", r"Applied is a transformer \(attention computes attention\)"),
         ("fused attention", "Applied is a transformer"),
         ("product", "'einsum'.*it has no rule; write it with nn.Conv2d"),
-        ("deconvolution", "'up'.*it has weights and no rule"),
+        ("recurrent", "'rnn'.*it has weights and no rule"),
         ("flat rows", "'head'.*channels in the last dimension"),
         ("parameter twice", "'spare'.*several times"),
         ("view", r"'relu' \(ReLU.* changes in place what 'cat.*' reads later; set inplace=False"),
         ("part", r"Applied assigns to a part of a tensor; write it with torch.cat, .*test_graph.py:\d+"),
-        ("made tensor", "Applied reads a tensor that is neither parameter nor buffer; register it"),
-        ("attribute", "Applied reads a tensor that is neither parameter nor buffer; register it"),
+        ("made tensor", "Applied reads a tensor that is neither parameter nor buffer, .* register it as a buffer"),
+        ("attribute", "Applied reads a tensor that is neither parameter nor buffer, .* register it as a buffer"),
+        ("layer and function", r"'bn.weight' several times \(in bn and mul\)"),
+        ("views of a parameter", r"'spare' several times \(in add and mul\)"),
+        (
+            "weight with other settings",
+            "'conv2d'.*no call of a whole layer with its own settings, but a function of conv.weight",
+        ),
+        ("own weight", "'conv2d'.*but a function of kernels"),
+        ("no gradient", "Applied computes without gradient .*test_graph.py"),
+        ("autograd function", "Applied computes without gradient .*autograd.Function"),
+        ("script", r"Applied calls a function of torch.jit.script, .* remove the decorator \(.*test_graph.py"),
         ("parameters alone", "'t'.*it computes on parameters and buffers alone"),
         ("functional norm", "Applied calls batch_norm with self.training; write it as a module"),
         ("never", "Applied computes nothing with aux in eval mode, so its 24 parameters .* delete it"),

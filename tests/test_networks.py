@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import FAMILIES, IDIOM_SHAPE, IDIOMS, LARGE, Net, draw_weights, family, masked, random_plan
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from suite.contract import PruningPlan
 from suite.graph import Graph
@@ -154,9 +155,11 @@ class Idiosyncratic(nn.Module):
         if how == "hook":
             self.conv.register_forward_hook(lambda module, images, maps: 2 * maps)
 
-    def forward(self, x: Tensor) -> Any:
-        x = self.conv(x)
-        if (self.how == "mode" and self.training) or (self.how == "batch" and len(x) == 1):
+    def forward(self, images: Tensor) -> Any:
+        x = self.conv(images)
+        if self.how == "mode" and self.training:
+            x = F.pad(self.conv(images), (1, 1))
+        elif self.how == "batch" and len(x) == 1:
             x = 2 * x
         elif self.how == "float":
             x = x.float()
@@ -187,6 +190,37 @@ def test_packing_without_a_cut_is_the_network(how: str) -> None:
 def test_a_network_that_differs_from_its_trace_is_refused(how: str, words: str) -> None:
     with pytest.raises(ValueError, match=f"Idiosyncratic {words}"):
         check_dense(Idiosyncratic(how), Graph(Idiosyncratic(how), (3, 8, 8)))
+
+
+class Noisy(nn.Module):
+    """Operators of train mode alone: dropout, noise, an in-place sum, a further output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.drop, self.head = nn.Conv2d(3, 8, 3), nn.Dropout(0.5), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.conv(x))
+        if self.training:
+            x += 0.1 * torch.randn_like(x)
+            x = self.drop(x)
+        logits = self.head(x.mean((2, 3)))
+        return (logits, x) if self.training else logits.softmax(1)
+
+
+@torch.no_grad()
+def test_operators_of_train_mode_stay_in_the_packed_network_and_leave_the_deployed_one() -> None:
+    model: Any = draw_weights(Noisy())
+    model.drop.p = 0.5
+    graph, x = Graph(model, (3, 8, 8)), torch.randn(4, 3, 8, 8).double()
+    check_dense(model, graph)
+    packed = pack(model, graph, random_plan(graph, "filter", 1, 0.4, 1))
+    close(packed(x), masked(model, graph, packed.plan)(x))
+    assert not torch.equal(packed.train()(x), packed(x))
+    targets = [str(node.target) for node in per_group(packed).graph.nodes]
+    assert not any("drop" in target or "randn" in target or "train_or_eval" in target for target in targets)
+    close(per_group(packed)(x), packed.eval()(x))
+    assert count_macs(per_group(packed), graph.input_shape).macs == graph.macs(packed.plan).total
 
 
 # ---- plain modules ---------------------------------------------------------------------------------------------------

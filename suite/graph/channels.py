@@ -22,10 +22,12 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 
 from suite.graph import liveness, table
+from suite.graph.checks import check_read_once, check_used
+from suite.graph.layers import plain_layer
 from suite.graph.liveness import Live
 from suite.graph.operators import Kind, Operator, Tie
 from suite.graph.table import Reader
-from suite.graph.tracing import check_used, described, trace
+from suite.graph.tracing import trace
 from suite.plan import Budget, BudgetScope, ConvPlan, PruningPlan
 
 Role = Literal["stem", "inner", "closing", "shortcut"]
@@ -114,7 +116,7 @@ class Graph:
         title = type(model).__name__
         self.input_shape = tuple(input_shape)
         self.trace = trace(model, input_shape)
-        self.modules = dict(self.trace.skeleton.named_modules())
+        self.modules = self.trace.modules
         self.nodes = list(self.trace.graph.nodes)
         self.operators: dict[fx.Node, Operator] = {}
         reader = Reader(title, self.modules, self.operators, {})
@@ -134,7 +136,7 @@ class Graph:
         self.repeated = {node: str(node.target) for node in self.nodes if len(self.calls.get(str(node.target), ())) > 1}
         if not self.conv_nodes:
             raise ValueError(f"{title} has no convolution to prune")
-        self._check_rules(title)
+        check_read_once(self.trace.graph, self.modules, title)
         check_used(self.trace.graph, self.modules, title)
         roles = self._roles()
         self.convs = {name: self._conv(node, roles[node]) for name, node in self.conv_nodes.items()}
@@ -159,25 +161,25 @@ class Graph:
 
     def bound(self, model: nn.Module) -> fx.GraphModule:
         """Return the traced network with the modules, parameters and buffers of `model`, which it shares."""
-        own = dict(model.named_modules())
         targets: dict[str, Any] = {}
         for node in self.nodes:
             name = str(node.target)
             if node.op == "call_module":
-                targets[name] = own[name] if name in own else self.modules[name]
+                targets[name] = self.layer(node, model)
             elif node.op == "get_attr":
                 targets[name] = operator.attrgetter(name)(model)
         return fx.GraphModule(targets, self.trace.graph)
 
-    # ---- reading the trace -------------------------------------------------------------------------------------------
+    def layer(self, node: fx.Node, model: nn.Module) -> nn.Module:
+        """Return the module of `model` that a node calls, or one that the trace added: dropout, switch of modes."""
+        name = str(node.target)
+        try:
+            own = model.get_submodule(name)
+        except AttributeError:
+            return self.modules[name]
+        return plain_layer(own) if name in self.trace.functions else own
 
-    def _check_rules(self, model: str) -> None:
-        """Raise ValueError for a parameter that several operators read."""
-        for node in self.nodes:
-            if node.op == "get_attr" and len(node.users) > 1 and isinstance(node.meta["value"], nn.Parameter):
-                raise ValueError(
-                    f"{model} uses {described(node, self.modules)} several times; a parameter may be used once"
-                )
+    # ---- reading the trace -------------------------------------------------------------------------------------------
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         """Return the operands that are tensors of channels."""

@@ -20,8 +20,8 @@ from torch import Tensor, fx
 from suite.plan import count
 
 Kind = Literal[
-    "input", "constant", "conv", "grouped", "bn", "shortcut", "linear", "sum", "product", "concat", "take", "view", "flatten",
-    "pass", "shift", "whole", "fixed", "pending", "output",
+    "input", "constant", "conv", "grouped", "bn", "shortcut", "linear", "sum", "switch", "product", "concat", "take", "view",
+    "flatten", "pass", "shift", "whole", "fixed", "pending", "output",
 ]  # fmt: skip
 Tie = Callable[[np.ndarray, np.ndarray], None]
 """Ties filters pairwise: they can only be removed together."""
@@ -114,7 +114,7 @@ class Whole(_Untied):
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(Whole):
-    """A layer that is called several times and is computed on all channels.
+    """A layer that is computed on all channels: called several times, or a transposed convolution.
 
     full_macs  multiply-accumulates of one call
     """
@@ -247,6 +247,12 @@ class Where(Sum):
 
     def nonzero(self, operands: list[Tensor]) -> Tensor:
         return torch.stack(operands[1:]).any(0)
+
+
+class Switch(Sum):
+    """One tensor in train mode, another in eval mode."""
+
+    kind: ClassVar[Kind] = "switch"
 
 
 class Product(Tied):

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from suite.graph import operators as ops
+from suite.graph.modes import Switch
+from suite.graph.names import described, named
 from suite.graph.operators import Operator
-from suite.graph.tracing import described, named
 from suite.models._layers import PaddedShortcut
 
 Rule = Callable[["Reader", fx.Node], Operator]
@@ -50,10 +51,12 @@ MOVES = _names(
     "contiguous"
 )
 """Operators that only move numbers. Their rule is found by running them on the positions of the numbers."""
+VIEWS = _names("view reshape unsqueeze getitem")
+"""Operators that a parameter or buffer of one number a channel may pass."""
 MIXES = _names(
     "layernorm groupnorm instancenorm1d instancenorm2d localresponsenorm normalize softmax logsoftmax "
     "softmax2d softmin glu std var norm cumsum stack cat concat maximum minimum max min topk where rsub pow "
-    "pad pixelshuffle square argmax cosinesimilarity"
+    "pad pixelshuffle square argmax cosinesimilarity randlike randnlike"
 )
 """Operators that read all channels; they are computed on all of them."""
 
@@ -87,6 +90,8 @@ class Reader:
         name = named(node, self.modules)
         module = self.module(node)
         if all(self.operators[source].kind == "constant" for source in node.all_input_nodes):
+            if name in VIEWS and _is_vector(node):
+                return ops.Constant(sources=[], width=1)
             raise self.refusal(node, "it computes on parameters and buffers alone; register its result as a buffer")
         if name in MOVES and (move := _move(self, node)) is not None:
             return move
@@ -100,7 +105,7 @@ class Reader:
         sources = [source for source in node.all_input_nodes if self.operators[source].kind != "constant"]
         if name in RULES and (result := RULES[name](self, node)) is not None:
             return result
-        if len(sources) == 1 and (name in ZERO or name in ONE):
+        if len(sources) == 1 and (name in ZERO or name in ONE) and not _has_vector(node, sources[0]):
             return self.alike(node, ops.Shift if name in ONE else ops.Pass)
         if len(sources) == 1 and name in POOLS and len(shape(node)) == 4 and self.axis(node) == 1:
             return self.alike(node, ops.Pass)
@@ -108,7 +113,11 @@ class Reader:
             return self.alike(node, ops.Pass, axis=axis)
         if name in MIXES | MOVES | POOLS | REDUCTIONS | ZERO | ONE | RULES.keys():
             return self.whole(node)
-        raise self.refusal(node, "it has no rule")
+        parameter = next((source for source in node.all_input_nodes if self.operators[source].kind == "constant"), None)
+        reason = "it has no rule"
+        if parameter is not None:
+            reason = f"it is no call of a whole layer with its own settings, but a function of {parameter.target}"
+        raise self.refusal(node, reason)
 
     def refusal(self, node: fx.Node, reason: str) -> ValueError:
         """Return the error for an operator whose channels cannot be followed."""
@@ -157,8 +166,8 @@ class Reader:
             axis = min(1, value.ndim - 1)
         return ops.Whole(sources=sources, axis=axis, width=value.shape[axis] if value.ndim else 1)
 
-    def fixed(self, node: fx.Node) -> Operator:
-        """Return the rule of a repeated layer that is computed on all channels."""
+    def fixed(self, node: fx.Node) -> ops.Fixed:
+        """Return the rule of a layer that is computed on all channels."""
         rule, module = self.whole(node), self.module(node)
         macs = 0
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -180,6 +189,21 @@ class Reader:
         if axis in reduced or 0 in reduced:
             return None
         return axis if keep else axis - sum(dim < axis for dim in reduced)
+
+
+def _is_vector(node: fx.Node) -> bool:
+    """Return True for a view of a parameter or buffer [C] as [1, C, 1, 1] or alike."""
+    base = node
+    while base.op != "get_attr":
+        if len(base.all_input_nodes) != 1 or not isinstance(base.args[0], fx.Node):
+            return False
+        base = base.args[0]
+    return len(shape(base)) == 1 and sorted(shape(node))[-1:] == list(shape(base)) == [math.prod(shape(node))]
+
+
+def _has_vector(node: fx.Node, source: fx.Node) -> bool:
+    """Return True if another operand than `source` has several numbers, such as the slopes of `F.prelu`."""
+    return any(math.prod(shape(operand)) > 1 for operand in node.all_input_nodes if operand is not source)
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:
@@ -231,6 +255,17 @@ def _shortcut(reader: Reader, node: fx.Node) -> Operator:
     return ops.Shortcut(sources=[reader.first(node)], width=len(index), index=index)
 
 
+def _switch(reader: Reader, node: fx.Node) -> Operator:
+    return _arithmetic(reader, node, ops.Switch, ops.Shift) or reader.whole(node)
+
+
+def _unpruned(reader: Reader, node: fx.Node) -> Operator:
+    """Return the rule of a convolution in one or three dimensions, or of a transposed one: computed on all channels."""
+    module: Any = reader.module(node)
+    positions = shape(reader.first(node) if module.transposed else node)[2:]
+    return dataclasses.replace(reader.fixed(node), full_macs=module.weight.numel() * math.prod(positions))
+
+
 def _refused(reader: Reader, node: fx.Node) -> Operator:
     raise reader.refusal(node, "it has weights and no rule")
 
@@ -240,7 +275,8 @@ MODULES: Mapping[Any, Rule] = {
     nn.Linear: _linear,
     nn.modules.batchnorm._BatchNorm: _norm,
     PaddedShortcut: _shortcut,
-    nn.modules.conv._ConvNd: _refused,
+    Switch: _switch,
+    nn.modules.conv._ConvNd: _unpruned,
     nn.RNNBase: _refused,
     nn.Bilinear: _refused,
     nn.Embedding: _refused,
@@ -460,6 +496,7 @@ def _is_follower(conv: fx.Node, operators: Mapping[fx.Node, Operator]) -> bool:
                 "pass",
                 "shift",
                 "sum",
+                "switch",
                 "product",
                 "concat",
                 "take",

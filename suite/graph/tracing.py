@@ -3,12 +3,14 @@
 A network that a trace would change is refused.
 
 Shapes, sizes and types of tensors are numbers while the network is traced, so that control flow on them is followed. The number
-of images is `BATCH`; a view of the batch dimension is rewritten to any number of images. A dropout function that receives
-`self.training` becomes a module.
+of images is `BATCH`; a view of the batch dimension is rewritten to any number of images. A network whose control flow reads
+`self.training` is traced in both modes (`modes`). A dropout function that receives `self.training` becomes a module, and a
+function of a layer's parameters becomes the layer (`layers`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
 import sys
@@ -16,12 +18,17 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize, prune
 
+from suite.graph.checks import check_modules
 from suite.graph.copying import copied
+from suite.graph.inplace import out_of_place
+from suite.graph.layers import layer_of_call, plain_layer
+from suite.graph.modes import Unlike, joined
+from suite.graph.names import named
 
 BATCH = 2
 LEAVES = {"PaddedShortcut", "StochasticDepth", "DropPath", "FrozenBatchNorm2d"}
@@ -39,57 +46,13 @@ _METHODS = (
     "get_device",
 )
 _ATTENTION = {"scaleddotproductattention", "multiheadattentionforward"}
-_WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
-"""Classes that hold a network -> the attribute with the network."""
 _DROPOUTS: dict[str, type[nn.Module]] = {"dropout": nn.Dropout, "dropout1d": nn.Dropout1d, "dropout2d": nn.Dropout2d}
 _DROPOUTS |= {"alpha_dropout": nn.AlphaDropout, "feature_alpha_dropout": nn.FeatureAlphaDropout}
 """Functions that may receive `self.training` -> their modules."""
 _VIEWS = {"view", "reshape", "expand"}
-_ALIASES = {
-    "view",
-    "reshape",
-    "flatten",
-    "permute",
-    "transpose",
-    "squeeze",
-    "unsqueeze",
-    "getitem",
-    "chunk",
-    "split",
-    "narrow",
-}
-_ALIASES |= {
-    "identity",
-    "dropout",
-    "dropout1d",
-    "dropout2d",
-    "contiguous",
-    "detach",
-    "expand",
-    "stochasticdepth",
-    "unbind",
-}
-
-
+_AS = ("view_as", "reshape_as", "expand_as")
 _SAME_SHAPE = (nn.ReLU, nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.GELU, nn.LeakyReLU, nn.ELU)
 """Activations whose result has the shape and the type of the operand."""
-
-
-def named(node: fx.Node, modules: dict[str, nn.Module]) -> str:
-    """Return the operator's name in lower case without underscores; one for module, function and method."""
-    target: Any = node.target
-    if node.op == "call_module":
-        target = type(modules[str(target)]).__name__
-    elif node.op == "call_function":
-        target = getattr(target, "__name__", str(target))
-    name = str(target).strip("_").lower().replace("_", "")
-    return {"truediv": "div", "subtract": "sub", "multiply": "mul", "divide": "div"}.get(name, name)
-
-
-def described(node: fx.Node, modules: dict[str, nn.Module]) -> str:
-    """Return node, module and operator in words, for messages."""
-    module = modules.get(str(node.target)) if node.op == "call_module" else None
-    return f"{node.target!r} ({module})" if module is not None else f"{node.name!r} ({node.target})"
 
 
 class _Refusal(Exception):
@@ -97,14 +60,14 @@ class _Refusal(Exception):
 
 
 class _Mode(int):
-    """`self.training` of a network in eval mode. It records the lines that read it."""
+    """`self.training` of a network: 0 or 1. It records the lines that read it."""
 
     reads: list[str]
 
     def __bool__(self) -> bool:
         frame = sys._getframe(1)
         self.reads.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
-        return False
+        return int(self) > 0
 
 
 class _Proxy(fx.Proxy):
@@ -143,10 +106,24 @@ class _Proxy(fx.Proxy):
         return (operator.getitem(self, index) for index in range(len(self.value)))
 
 
+def _isinstance(value: Any, kinds: Any) -> bool:
+    """Return True for a proxy of a tensor as for the tensor."""
+    return isinstance(value.value if type(value) is _Proxy else value, kinds)
+
+
 class _Tracer(fx.Tracer):
-    """Records the operators of one pass in eval mode, and the value of each node."""
+    """Records the operators of one pass, and the value of each node.
+
+    training   the mode of the pass
+    functions  names of layers that are called as functions only
+    """
 
     evaluating = False
+
+    def __init__(self, training: bool) -> None:
+        super().__init__()
+        self.training = training
+        self.functions: set[str] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m).__name__ in LEAVES or super().is_leaf_module(m, module_qualified_name)
@@ -167,7 +144,8 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and id(a) not in self.registered:
             raise _Refusal(
-                "reads a tensor that is neither parameter nor buffer; register it as a buffer (zeros: torch.zeros_like)"
+                "reads a tensor that is neither parameter nor buffer, such as one made in the forward method; register it as a "
+                "buffer (zeros: torch.zeros_like)"
             )
         return super().create_arg(a)
 
@@ -188,8 +166,18 @@ class _Tracer(fx.Tracer):
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
     ) -> Any:
-        if kind == "call_function" and any(isinstance(value, _Mode) for value in (*args, *kwargs.values())):
+        if kind.startswith("call") and not torch.is_grad_enabled():
+            raise _Refusal(
+                "computes without gradient (torch.no_grad, or an autograd.Function), which packing would not keep; write the "
+                "function with operators of torch, and x.detach() for a stopped gradient"
+            )
+        if kind == "call_function" and (layer := layer_of_call(target, args, kwargs, self.root, self.training)):
+            kind, target, args, kwargs = "call_module", layer[0], (layer[1],), {}
+            self.functions.add(target)
+        elif kind == "call_function" and any(isinstance(value, _Mode) for value in (*args, *kwargs.values())):
             kind, (target, args), kwargs = "call_module", self._as_module(target, args, kwargs), {}
+        if kind == "call_method" and target in _AS:
+            target, args = target.removesuffix("_as"), (args[0], *args[1].meta["value"].shape)
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         if kind == "placeholder":
             node.meta["value"] = self.image
@@ -211,6 +199,8 @@ class _Tracer(fx.Tracer):
             return getattr(args[0], target)(*args[1:], **kwargs)
         if node.op == "call_module":
             module = self.root.get_submodule(target)
+            if target in self.functions:
+                module = plain_layer(module)
             if isinstance(module, _SAME_SHAPE) and len(args) == 1:
                 return args[0]  # on the meta device many of these are slow decompositions
             if isinstance(module, nn.BatchNorm2d) and len(args) == 1 and args[0].shape[1] == module.num_features:
@@ -224,9 +214,16 @@ class _Tracer(fx.Tracer):
         """Return the operators of `skeleton` on `image`, each with its value."""
         self.image = image
         self.registered = {id(tensor) for tensor in (*skeleton.parameters(), *skeleton.buffers())}
-        parameters = list(inspect.signature(skeleton.forward).parameters.values())
-        defaults = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
-        return self.trace(skeleton, concrete_args=defaults or None)
+        files = {id(names): names for m in skeleton.modules() if (names := getattr(m.forward, "__globals__", None))}
+        with contextlib.ExitStack() as stack, torch.enable_grad():
+            for names in files.values():
+                if not str(names.get("__name__")).startswith("torch."):
+                    stack.enter_context(mock.patch.dict(names, {"isinstance": _isinstance}))
+            kind: Any = type(skeleton)
+            of_images = {"forward": lambda self, images: kind.forward(self, images)}
+            skeleton.__class__ = type(kind.__name__, (kind,), of_images)  # other arguments have their defaults
+            stack.callback(setattr, skeleton, "__class__", kind)
+            return self.trace(skeleton)
 
 
 class _Attention(Exception):
@@ -237,13 +234,15 @@ class _Attention(Exception):
 class Trace:
     """A traced network.
 
-    skeleton    copy of the network without storage; dropout functions are modules of it, too
-    graph       the operators in eval mode
+    modules     name -> module, of a copy without storage; dropout functions and switches of modes are modules, too
+    graph       the operators
+    functions   names of layers that are called as functions of their parameters
     mode_reads  lines "file:number" whose control flow reads `self.training`
     """
 
-    skeleton: nn.Module
+    modules: dict[str, nn.Module]
     graph: fx.Graph
+    functions: set[str]
     mode_reads: list[str]
 
 
@@ -253,14 +252,30 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     Raises ValueError with the reason if the network cannot be traced, or if a trace would be of another network.
     """
     title = type(model).__name__
-    _check_modules(model, title)
+    check_modules(model, title)
     skeleton = _without_storage(model).to(torch.float32).eval()
-    tracer, mode = _Tracer(), _Mode(0)
+    image = torch.zeros(BATCH, *input_shape, device="meta")
+    graph, tracer, reads = _traced(skeleton, image, title, training=False)
+    if reads:
+        with contextlib.suppress(
+            ValueError, Unlike
+        ):  # the check of train mode refuses what differs (`suite.pack.check_dense`)
+            graph = joined(graph, _traced(skeleton, image, title, training=True)[0], skeleton)
+    modules = _modules(skeleton, tracer.functions)
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+        _free_batch(node, modules)
+    return Trace(modules, graph, tracer.functions, reads)
+
+
+def _traced(skeleton: nn.Module, image: Tensor, title: str, training: bool) -> tuple[fx.Graph, _Tracer, list[str]]:
+    """Return the operators of one mode, the tracer, and the lines that read the mode."""
+    tracer, mode = _Tracer(training), _Mode(training)
     mode.reads = []
     for module in skeleton.modules():
         if not tracer.is_leaf_module(module, ""):
             module.training = mode  # type: ignore[assignment]
-    image = torch.zeros(BATCH, *input_shape, device="meta")
     try:
         graph = tracer.traced(skeleton, image)
     except _Attention as error:
@@ -271,18 +286,25 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
         raise ValueError(f"{title} {error}{_place(error)}") from error
     except (RuntimeError, IndexError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{title} takes no images of shape {list(input_shape)}: {reason}{_place(error)}") from error
+        if _Proxy.__name__ in reason:
+            raise ValueError(
+                f"{title} calls a function of torch.jit.script, which cannot be traced; remove the decorator{_place(error)}"
+            ) from error
+        raise ValueError(
+            f"{title} takes no images of shape {list(image.shape[1:])}: {reason}{_place(error)}"
+        ) from error
     except fx.proxy.TraceError as error:
         reason = "its control flow depends on the values of a tensor; write it with torch.where"
         raise ValueError(f"{title} cannot be traced by torch.fx: {reason}{_place(error)}") from error
-    except (TypeError, AttributeError, NameError) as error:
-        reason = str(error).splitlines()[0]
+    except (TypeError, AttributeError, NameError, NotImplementedError, AssertionError) as error:
+        reason = (str(error).splitlines() or [f"{type(error).__name__}"])[0]
         raise ValueError(f"{title} cannot be traced by torch.fx: {reason}{_place(error)}") from error
-    modules = dict(skeleton.named_modules())
-    _check_in_place(graph, modules, title)
-    for node in graph.nodes:
-        _free_batch(node, modules)
-    return Trace(skeleton, graph, mode.reads)
+    out_of_place(graph, _modules(skeleton, tracer.functions), title)
+    return graph, tracer, mode.reads
+
+
+def _modules(skeleton: nn.Module, functions: set[str]) -> dict[str, nn.Module]:
+    return {name: plain_layer(module) if name in functions else module for name, module in skeleton.named_modules()}
 
 
 def _place(error: BaseException) -> str:
@@ -302,144 +324,6 @@ def _without_storage(model: nn.Module) -> nn.Module:
         empty = tensor.detach().to("meta")
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copied(model, memo)
-
-
-# ---- refusals --------------------------------------------------------------------------------------------------------
-
-
-def _check_modules(model: nn.Module, title: str) -> None:
-    if title in _WRAPPERS:
-        raise ValueError(f"{title} is no network of its own; give the network inside, .{_WRAPPERS[title]}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(f"{title} is TorchScript, which cannot be pruned; give the module that it was made from")
-    owner: dict[object, str] = {}
-    for name, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            raise ValueError(
-                f"{name} of {title} is parametrized: torch.nn.utils.parametrize.remove_parametrizations first"
-            )
-        for hook in module._forward_pre_hooks.values():
-            kind = type(hook).__name__
-            if isinstance(hook, prune.BasePruningMethod):
-                raise ValueError(
-                    f"{name} of {title} has a mask of torch.nn.utils.prune: torch.nn.utils.prune.remove first"
-                )
-            if kind in ("WeightNorm", "SpectralNorm"):
-                raise ValueError(f"{name} of {title} has {kind}: torch.nn.utils.remove_{_snake(kind)} first")
-        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset()) if tensor.numel() else (0, 0)
-            first = owner.setdefault(place if place[0] else id(tensor), f"{name}.{key}")
-            if first != f"{name}.{key}":
-                kind = "parameter" if isinstance(tensor, nn.Parameter) else "tensor"
-                raise ValueError(f"{first} and {name}.{key} of {title} are one {kind}; give each layer its own")
-
-
-def check_used(graph: fx.Graph, modules: dict[str, nn.Module], title: str) -> None:
-    """Raise ValueError for a parameter without effect, which would count as removed."""
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    reached, todo = {output}, [output]
-    while todo:
-        new = set(todo.pop().all_input_nodes) - reached
-        reached |= new
-        todo += new
-    used: set[int] = set()
-    for node in reached:
-        if node.op == "call_module":
-            used.update(id(parameter) for parameter in modules[str(node.target)].parameters())
-        elif node.op == "get_attr":
-            used.add(id(node.meta["value"]))
-    for name, module in modules.items():
-        parameters = list(module.parameters())
-        if name and parameters and not any(id(parameter) in used for parameter in parameters):
-            count = sum(parameter.numel() for parameter in parameters)
-            raise ValueError(
-                f"{title} computes nothing with {name} in eval mode, so its {count:,} parameters would count as removed: "
-                f"delete it first ({name} = None)"
-            )
-        for key, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in used:
-                where = f"{name}.{key}".strip(".")
-                raise ValueError(f"{title} computes nothing with the parameter {where} in eval mode: delete it first")
-
-
-def _snake(name: str) -> str:
-    return "".join("_" + letter.lower() if letter.isupper() else letter for letter in name).strip("_")
-
-
-_CHANGES = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
-_CHANGES[operator.itruediv] = operator.truediv
-
-
-def _inplace_index(node: fx.Node) -> int | None:
-    """Return the position of the argument `inplace` of a function, None if there is none."""
-    if node.op != "call_function" or getattr(node.target, "__module__", "") != "torch.nn.functional":
-        return None
-    names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
-    return names.index("inplace") if "inplace" in names else None
-
-
-def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(modules[str(node.target)], "inplace", False))
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    index = _inplace_index(node)
-    return (
-        node.target in _CHANGES
-        or (name.endswith("_") and not name.endswith("__"))
-        or bool(node.kwargs.get("inplace"))
-        or (index is not None and bool(dict(enumerate(node.args)).get(index)))
-    )
-
-
-def _out_of_place(node: fx.Node) -> None:
-    """Let the node return a new tensor; modules keep their setting."""
-    target: Any = node.target
-    if node.op == "call_method":
-        node.target = target.rstrip("_")
-    elif node.op == "call_function":
-        if target in _CHANGES:
-            node.target = _CHANGES[target]
-        elif target.__name__.endswith("_"):
-            plain = target.__name__.rstrip("_")
-            node.target = getattr(torch, plain, None) or getattr(nn.functional, plain)
-        if (index := _inplace_index(node)) is not None:
-            node.args = node.args[:index]
-        node.kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
-
-
-def _check_in_place(graph: fx.Graph, modules: dict[str, nn.Module], title: str) -> None:
-    """Let later readers of a tensor that changes in place read the result.
-
-    Raises ValueError if a view of the tensor has later readers.
-    """
-    place = {node: index for index, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        if not node.all_input_nodes or not _in_place(node, modules):
-            continue
-        source = node.all_input_nodes[0]
-        for alias in _aliases(source, modules) - {source, node}:
-            if late := [user for user in alias.users if place[user] > place[node]]:
-                raise ValueError(
-                    f"{described(node, modules)} of {title} changes in place what {late[0].name!r} reads later; set inplace=False"
-                )
-        for user in [user for user in source.users if place[user] > place[node]]:
-            user.replace_input_with(source, node)
-        _out_of_place(node)
-
-
-def _aliases(node: fx.Node, modules: dict[str, nn.Module]) -> set[fx.Node]:
-    """Return the nodes that may share memory with `node`, through views."""
-    shared, todo = {node}, [node]
-    while todo:
-        member = todo.pop()
-        near = [user for user in member.users if named(user, modules) in _ALIASES]
-        if member.op != "placeholder" and named(member, modules) in _ALIASES:
-            near += member.all_input_nodes[:1]
-        todo += [other for other in near if other not in shared]
-        shared.update(near)
-    return shared
 
 
 def _free_batch(node: fx.Node, modules: dict[str, nn.Module]) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor, fx, nn
 
 from suite.graph import Graph
 from suite.graph.copying import copied
+from suite.graph.names import named
 from suite.graph.operators import Grouped, Kind
 from suite.graph.operators import Take as TakeRule
 from suite.graph.table import constant_dim, shape
-from suite.graph.tracing import named
 from suite.models._layers import PaddedShortcut
 from suite.pack.modules import Constant, PackedConv, PackedShortcut, Spread, SumInto, Take
 from suite.plan import PruningPlan
@@ -64,7 +64,12 @@ class Builder:
         self.graph = graph
         self.live = graph.live(plan)
         self.plan = PruningPlan(self.live.layers)
-        self.added = graph.modules.keys() - dict(model.named_modules(remove_duplicate=False)).keys()
+        self.paths = {
+            f"{name}.{child}": f"{name}_{child}"
+            for name in graph.trace.functions
+            for child, _ in model.get_submodule(name).named_children()
+        }
+        """Names of modules inside of a layer -> names beside the layer, as the packed layer has no such modules."""
         self.modules: dict[str, Any] = {}
         self.slots: list[Slot] = []
         self.out = fx.Graph()
@@ -111,12 +116,19 @@ class Builder:
         order = read.nonzero()[:, 0]
         return self._aligned(self.graph.operators[node].sources[0], order, node.name), order
 
+    def _path(self, name: str) -> str:
+        """Return the packed name of a module or tensor."""
+        for inside, beside in self.paths.items():
+            if name == inside or name.startswith(f"{inside}."):
+                return beside + name.removeprefix(inside)
+        return name
+
     def _call(self, name: str, module: nn.Module, *arguments: fx.Node) -> fx.Node:
-        self.modules[name] = module
-        return self.out.call_module(name, arguments)
+        self.modules[self._path(name)] = module
+        return self.out.call_module(self._path(name), arguments)
 
     def _slot(self, packed: str, full: str, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
-        self.slots.append(Slot(packed, full, rows, columns))
+        self.slots.append(Slot(self._path(packed), full, rows, columns))
 
     def _positions(self, channels: Tensor, order: Tensor) -> Tensor:
         """Return the index in `order` of each channel."""
@@ -165,8 +177,11 @@ class Builder:
         return live.nonzero()[:, 0]
 
     def _constant(self, node: fx.Node, user: fx.Node, channels: Tensor | None) -> fx.Node:
-        """Return the packed parameter or buffer, cut to the channels that `user` has."""
-        name = str(node.target)
+        """Return the packed parameter or buffer, or view of one, cut to the channels that `user` has."""
+        base: Any = node
+        while base.op != "get_attr":
+            base = base.args[0]
+        name = str(base.target)
         full = operator.attrgetter(name)(self.model)
         if name not in self.model.state_dict():
             raise ValueError(
@@ -176,14 +191,19 @@ class Builder:
         columns: Tensor | None = None
         if channels is not None:
             (source,) = self.graph.operators[user].sources
-            dim = constant_dim(tuple(full.shape), self.graph.operators[source], len(shape(source)))
-            rows, columns = channels if dim == 0 else None, channels if dim == 1 else None
+            dim = constant_dim(shape(node), self.graph.operators[source], len(shape(source)))
+            viewed = node is not base and dim in (0, 1)
+            rows, columns = channels if dim == 0 or viewed else None, channels if dim == 1 and not viewed else None
         slot = Slot(node.name, name, rows, columns)
         part = slot.read(full.detach()).clone()
-        packed = f"{name}_{node.name}" if name in self.modules else name
+        packed = self._path(name)
+        packed = f"{packed}_{node.name}" if packed in self.modules else packed
         self.modules[packed] = nn.Parameter(part) if isinstance(full, nn.Parameter) else part
         self._slot(packed, name, rows, columns)
-        return self.out.get_attr(packed)
+        part_node = self.out.get_attr(packed)
+        if node is base:
+            return part_node
+        return self.out.call_method("reshape", (part_node, *(1 if size == 1 else -1 for size in shape(node))))
 
     def _again(self, node: fx.Node, operand: Callable[[fx.Node], fx.Node]) -> fx.Node:
         """Emit the same operator on other operands; functions do not change their input in place."""
@@ -194,15 +214,10 @@ class Builder:
         make = self.out.call_method if node.op == "call_method" else self.out.call_function
         return make(node.target, args, kwargs)  # type: ignore[arg-type]
 
-    def _module(self, node: fx.Node) -> nn.Module:
-        """Return the module that a node calls, or the replacement of a dropout function."""
-        name = str(node.target)
-        return self.graph.modules[name] if name in self.added else self.model.get_submodule(name)
-
     def _copied(self, node: fx.Node, channels: Tensor | None = None) -> nn.Module:
         """Return a copy of the module, with its tensors of one number a channel cut."""
         name = str(node.target)
-        module = copied(self._module(node))
+        module = copied(self.graph.layer(node, self.model))
         if hasattr(module, "inplace"):
             # Without its residual branch a sum is the shortcut itself, which must not change in place.
             module.inplace = False
@@ -225,15 +240,15 @@ class Builder:
 
     def _conv(self, node: fx.Node) -> None:
         name = str(node.target)
-        like: Any = self.model.get_submodule(name)
+        like: Any = self.graph.layer(node, self.model)
         value, order = self._input(node, self.plan[name].read_I)
         groups = self.plan[name].groups
         reads = [self._positions(channels, order) for _, channels in groups]
         value, padding = self._padded(like, value)
         conv = PackedConv(like, reads, [len(filters) for filters, _ in groups], len(order), padding)
         filters = torch.cat([filters for filters, _ in groups])
-        if name in self.modules:
-            self._set(node, self.out.call_module(name, (value,)), filters)
+        if self._path(name) in self.modules:
+            self._set(node, self.out.call_module(self._path(name), (value,)), filters)
             return
         self._set(node, self._call(name, conv, value), filters)
         for g, (filters, channels) in enumerate(groups):
@@ -258,7 +273,7 @@ class Builder:
 
     def _grouped(self, node: fx.Node) -> None:
         name = str(node.target)
-        like: Any = self.model.get_submodule(name)
+        like: Any = self.graph.layer(node, self.model)
         rule = self.graph.operators[node]
         assert isinstance(rule, Grouped)
         kept_G = rule.by_group(self.live.channels[node]).nonzero()[:, 0]
@@ -278,11 +293,11 @@ class Builder:
 
     def _bn(self, node: fx.Node) -> None:
         name = str(node.target)
-        like: Any = self.model.get_submodule(name)
+        like: Any = self.graph.layer(node, self.model)
         value, order = self._input(node, self.live.channels[node])
         kept = order[self.live.channels[node][order]]
-        if name in self.modules:
-            self._set(node, self.out.call_module(name, (value,)), kept)
+        if self._path(name) in self.modules:
+            self._set(node, self.out.call_module(self._path(name), (value,)), kept)
             return
         if len(kept) < len(order):
             value = self._call(f"{name}_take", Take(self._positions(kept, order), len(order)), value)
@@ -304,7 +319,7 @@ class Builder:
         (source,) = self.graph.operators[node].sources
         value, order = self.value[source], self.order[source]
         constants = [operand for operand in node.all_input_nodes if operand is not source]
-        owned = node.op == "call_module" and any(True for _ in self._module(node).parameters())
+        owned = node.op == "call_module" and any(True for _ in self.graph.layer(node, self.model).parameters())
         if self.graph.kinds[node] == "shift" or owned or constants:
             order = self._live_order(node)
             value = self._aligned(source, order, node.name)
@@ -429,7 +444,7 @@ class Builder:
 
     def _linear(self, node: fx.Node) -> None:
         name = str(node.target)
-        like: Any = self.model.get_submodule(name)
+        like: Any = self.graph.layer(node, self.model)
         (source,) = self.graph.operators[node].sources
         value, order = self.value[source], self.order[source]
         rows = self.live.channels[node].nonzero()[:, 0]
@@ -467,6 +482,7 @@ EMIT: Mapping[Kind, Callable[[Builder, fx.Node], None]] = {
     "shortcut": Builder._shortcut,
     "linear": Builder._linear,
     "sum": Builder._sum,
+    "switch": Builder._aligned_operands,
     "product": Builder._aligned_operands,
     "concat": Builder._concat,
     "take": Builder._take,

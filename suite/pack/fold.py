@@ -10,25 +10,28 @@ import copy
 import torch
 from torch import fx, nn
 
+from suite.graph.modes import without_switches
 from suite.pack.modules import GroupedConv, PackedConv
 from suite.pack.network import PackedNetwork
 
 
 @torch.no_grad()
 def per_group(packed: PackedNetwork, *, fold: bool = True) -> fx.GraphModule:
-    """Return a copy in eval mode with one plain convolution per filter group.
+    """Return a copy in eval mode with one plain convolution per filter group, without operators of train mode alone.
 
     fold   fold every batch norm that alone reads a convolution into that convolution
 
     The result computes the same function, to rounding.
     """
     body = copy.deepcopy(packed.body).eval()
+    without_switches(body.graph, body)
     _split_calls(body)
     for name, module in list(body.named_modules()):
         if isinstance(module, PackedConv):
             body.set_submodule(name, GroupedConv(module))
     if fold:
         _fold_batch_norms(body)
+    body.recompile()
     return body.requires_grad_(False)
 
 
@@ -57,7 +60,6 @@ def _fold_batch_norms(body: fx.GraphModule) -> None:
             node.replace_all_uses_with(source)
             body.graph.erase_node(node)
             body.delete_submodule(str(node.target))
-    body.recompile()
 
 
 def _is_fixed(bn: nn.BatchNorm2d) -> bool:

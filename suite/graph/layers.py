@@ -1,0 +1,69 @@
+"""Layers that a network calls as functions of their parameters.
+
+A subclass of nn.Conv2d, nn.Linear or batch norm with a forward method of its own is traced into. The call of the function
+inside, such as `F.conv2d(x, self.weight, self.bias, self.stride)`, is the layer itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx, nn
+
+_KINDS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d)
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+_ARGUMENTS: Mapping[str, dict[str, Any]] = {
+    "conv2d": {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1},
+    "linear": {"input": None, "weight": None, "bias": None},
+    "batch_norm": {"input": None, "running_mean": None, "running_var": None, "weight": None, "bias": None}
+    | {"training": False, "momentum": 0.1, "eps": 1e-5},
+}
+"""Function -> its arguments and their defaults, in order."""
+_CLASS: Mapping[str, Any] = {"conv2d": nn.Conv2d, "linear": nn.Linear, "batch_norm": nn.modules.batchnorm._BatchNorm}
+
+
+def layer_of_call(
+    function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], root: nn.Module, training: bool
+) -> tuple[str, fx.Node] | None:
+    """Return the name of the layer that a function computes, and its operand.
+
+    None if the function's parameters and settings are not those of one layer.
+    """
+    name = getattr(function, "__name__", "")
+    if name not in _ARGUMENTS:
+        return None
+    given = {**_ARGUMENTS[name], **dict(zip(_ARGUMENTS[name], args, strict=False)), **kwargs}
+    weight, operand = given["weight"], given["input"]
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or not isinstance(operand, fx.Node):
+        return None
+    path = str(weight.target).rpartition(".")[0]
+    layer: Any = root.get_submodule(path)
+    if not path or not isinstance(layer, _CLASS[name]) or getattr(layer, "padding_mode", "zeros") != "zeros":
+        return None
+    for key, value in given.items():
+        if key in _TENSORS:
+            own = f"{path}.{key}" if getattr(layer, key) is not None else None
+            same = own == (str(value.target) if isinstance(value, fx.Node) else value)
+        elif key == "training":
+            same = bool(value) == training
+        else:
+            same = key == "input" or _pair(value) == _pair(getattr(layer, key))
+        if not same:
+            return None
+    return path, operand
+
+
+def _pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list) else value
+
+
+def plain_layer(layer: nn.Module) -> nn.Module:
+    """Return the layer without a forward method and modules of its own; it shares parameters and buffers."""
+    kind: Any = next((kind for kind in _KINDS if isinstance(layer, kind)), type(layer))
+    if type(layer) is kind:
+        return layer
+    result = object.__new__(kind)
+    vars(result).update(vars(layer), _modules={})
+    vars(result).pop("inplace", None)  # of an activation in the forward method
+    return result
