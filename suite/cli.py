@@ -99,12 +99,17 @@ def check_machine_options(arguments: argparse.Namespace) -> None:
 
     Raises ValueError naming the bad value.
     """
-    if arguments.threads is not None and arguments.threads < 1:
-        raise ValueError(f"--threads {arguments.threads}: it takes 1 or more; leave it out for all cores")
-    arguments.threads = arguments.threads or 0
+    arguments.threads = threads_of(arguments.threads)
     loggers.check()
     if arguments.max_minutes is not None and not arguments.max_minutes >= 0:
         raise ValueError(f"--max-minutes {arguments.max_minutes}: it takes 0 or more")
+
+
+def threads_of(choice: int | None) -> int:
+    """Return the number of the --threads option, 0 (all cores) if it is absent. Raises ValueError for less than 1."""
+    if choice is not None and choice < 1:
+        raise ValueError(f"--threads {choice}: it takes 1 or more; leave it out for all cores")
+    return choice or 0
 
 
 def device_of(choice: str) -> str:

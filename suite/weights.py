@@ -97,7 +97,7 @@ def _timm(name: str) -> PublicWeights:
 
     Raises ValueError if timm is not installed or has no pretrained weights of this name.
     """
-    config: Any = _zoo.timm().get_pretrained_cfg(name)
+    config = _zoo.timm_weights(name)
     if config is None:
         raise ValueError(f"timm has no pretrained weights {name!r}")
     return PublicWeights(

@@ -435,7 +435,8 @@ def test_images_are_normalised_as_the_network_was_trained(
         ("script", "scripted", ("--mean", 0.5), "--mean and --std belong together"),
         ("script", "scripted", ("--normalize", "half"), "a normalisation is of the images of --dataset NAME"),
         ("script", "scripted", ("--dataset", "digits", "--mean", 0, 0, "--std", 1), "take 1 or 3 numbers"),
-        ("script", "scripted", ("--threads", -1), "--threads -1: it takes 0 (all cores) or more"),
+        ("script", "scripted", ("--threads", -1), "--threads -1: it takes 1 or more; leave it out"),
+        ("script", "scripted", ("--threads", 0), "--threads 0: it takes 1 or more; leave it out"),
     ],
 )
 def test_bad_input_gets_one_line(

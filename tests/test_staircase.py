@@ -52,7 +52,8 @@ def test_the_commands_write_numbers_conditions_and_a_plot(tmp_path: Path) -> Non
     [
         (("--channels", 0), "--channels 0: it takes 1 or more"),
         (("--step", -1), "--step -1: it takes 1 or more"),
-        (("--threads", -1), "--threads -1: it takes 0 (all cores) or more"),
+        (("--threads", -1), "--threads -1: it takes 1 or more; leave it out"),
+        (("--threads", 0), "--threads 0: it takes 1 or more; leave it out"),
         (("--device", "cuda"), "no CUDA device that torch can use"),
     ],
 )

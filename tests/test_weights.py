@@ -140,17 +140,26 @@ def test_networks_of_timm_are_found_by_name_where_it_is_installed(
         made.append(pretrained)
         return models.build("vgg6", num_classes)
 
+    def get_pretrained_cfg(name: str) -> SimpleNamespace | None:
+        if name == "tiny.wrong":
+            raise RuntimeError("Invalid pretrained tag (wrong) for tiny.")
+        return config if name == "tiny.a1" else None
+
     config = SimpleNamespace(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     for name, value in {
         "create_model": create_model,
-        "is_model": lambda name: name == "tiny.a1",
+        "is_model": lambda name: name.partition(".")[0] == "tiny",
         "list_models": lambda: ["tiny"],
-        "get_pretrained_cfg": lambda name: config if name == "tiny.a1" else None,
+        "list_pretrained": lambda names: ["tiny.a1", "tiny.a2"] if names == "tiny.*" else [],
+        "get_pretrained_cfg": get_pretrained_cfg,
     }.items():
         setattr(package, name, value)
     monkeypatch.setitem(sys.modules, "timm", package)
     with pytest.raises(ValueError, match="timm has no model 'tinny'; did you mean tiny"):
         models.build("timm/tinny", 10)
+    for use in (lambda: models.build("timm/tiny.wrong", 10), lambda: weights.check("timm/tiny.wrong")):
+        with pytest.raises(ValueError, match="^timm has no weights 'wrong' of tiny; its tags: a1, a2$"):
+            use()
     with pytest.raises(ValueError, match=r"timm has no pretrained weights 'tiny\.a9'"):
         weights.check("timm/tiny.a9")
     stage = Base(data="digits", model="timm/tiny.a1", schedule=None, seed=0, weights="timm/tiny.a1")

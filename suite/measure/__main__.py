@@ -79,7 +79,7 @@ def _add_latency_options(result: argparse.ArgumentParser) -> None:
     add("--protocol", choices=("quick", "full"), default="full", help="full: three processes (default)")
     also = "runtimes to try for both networks beside torch (default: with --protocol full all that are installed)"
     add("--also", nargs="*", choices=executions.COMPILERS, help=also)
-    add("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all cores)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     add("--layers", action="store_true", help="the least time of each layer on this machine (packed networks)")
 
 
@@ -102,13 +102,12 @@ def main() -> int:
     console = Console()
     try:
         cli.device_of(arguments.device)
-        if arguments.threads < 0:
-            raise ValueError(f"--threads {arguments.threads}: it takes 0 (all cores) or more")
+        threads = cli.threads_of(arguments.threads) or cli.cores()
         if arguments.report_to is None and (programs := _programs(arguments)):
             limits = confined.Limits(first_pass_s=arguments.timeout, minutes=arguments.max_minutes)
             return confined.run(programs, sys.argv[1:], limits, trust=arguments.trust)
         confined.report(arguments.report_to, confined.IMPORTED)
-        torch.set_num_threads(arguments.threads or cli.cores())
+        torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory() as scratch:
             values = measure(arguments, Path(scratch))
     except Exception as error:  # networks of other people raise errors of any class

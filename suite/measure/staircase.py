@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--precision", nargs="*", choices=tuple(DTYPES), help="default: fp32, on a GPU fp16 and bf16 as well"
     )
-    result.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all cores)")
+    result.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     result.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     return result
 
@@ -128,8 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         numbers = {name: getattr(arguments, name) for name in (*vars(Layer()), "step", "rounds")}
         if bad := [name for name, value in numbers.items() if value < 1]:
             raise ValueError(f"--{bad[0]} {numbers[bad[0]]}: it takes 1 or more")
-        if arguments.threads < 0:
-            raise ValueError(f"--threads {arguments.threads}: it takes 0 (all cores) or more")
+        arguments.threads = cli.threads_of(arguments.threads)
         _measure(arguments, Layer(**{name: numbers[name] for name in vars(Layer())}), Console())
     except (ValueError, OSError) as error:
         sys.stderr.write(f"suite.measure.staircase: {error}\n")

@@ -40,10 +40,24 @@ def timm() -> ModuleType:
     return package
 
 
+def timm_weights(name: str) -> Any:
+    """Return timm's entry of pretrained weights, None for a model without any.
+
+    Raises ValueError with the valid tags if the model has no weights of this tag.
+    """
+    try:
+        return timm().get_pretrained_cfg(name)
+    except RuntimeError as error:
+        model, _, tag = name.partition(".")
+        tags = [other.partition(".")[2] for other in timm().list_pretrained(f"{model}.*")]
+        raise ValueError(f"timm has no weights {tag!r} of {model}; its tags: {', '.join(tags) or 'none'}") from error
+
+
 def _of_timm(model: str) -> Callable[[int], nn.Module]:
     package = timm()
     if not package.is_model(model):
         raise ValueError(f"timm has no model {model!r}{_close(model, package.list_models())}")
+    timm_weights(model)
     return lambda classes: package.create_model(model, pretrained=False, num_classes=classes)
 
 
