@@ -158,7 +158,7 @@ def test_networks_of_timm_are_found_by_name_where_it_is_installed(
     with pytest.raises(ValueError, match="timm has no model 'tinny'; did you mean tiny"):
         models.build("timm/tinny", 10)
     for use in (lambda: models.build("timm/tiny.wrong", 10), lambda: weights.check("timm/tiny.wrong")):
-        with pytest.raises(ValueError, match="^timm has no weights 'wrong' of tiny; its tags: a1, a2$"):
+        with pytest.raises(ValueError, match=r"^timm has no weights 'wrong' of tiny; its tags: a1, a2$"):
             use()
     with pytest.raises(ValueError, match=r"timm has no pretrained weights 'tiny\.a9'"):
         weights.check("timm/tiny.a9")
