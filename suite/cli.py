@@ -106,7 +106,10 @@ def check_machine_options(arguments: argparse.Namespace) -> None:
 
 
 def threads_of(choice: int | None) -> int:
-    """Return the number of the --threads option, 0 (all cores) if it is absent. Raises ValueError for less than 1."""
+    """Return the threads of the --threads option; 0, all cores, if absent.
+
+    Raises ValueError for a number below 1.
+    """
     if choice is not None and choice < 1:
         raise ValueError(f"--threads {choice}: it takes 1 or more; leave it out for all cores")
     return choice or 0

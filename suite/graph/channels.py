@@ -171,7 +171,10 @@ class Graph:
         return fx.GraphModule(targets, self.trace.graph)
 
     def layer(self, node: fx.Node, model: nn.Module) -> nn.Module:
-        """Return the module of `model` that a node calls, or one that the trace added: dropout, switch of modes."""
+        """Return the module of `model` that a node calls.
+
+        A dropout function or a switch of modes is a module of the trace.
+        """
         name = str(node.target)
         try:
             own = model.get_submodule(name)

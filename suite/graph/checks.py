@@ -11,7 +11,7 @@ _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "Opt
 
 
 def check_modules(model: nn.Module, title: str) -> None:
-    """Raise ValueError for a wrapper, and for weights that are no plain parameters of one layer."""
+    """Raise ValueError for a wrapper, and for weights that are no plain parameters."""
     if title in _WRAPPERS:
         raise ValueError(f"{title} is no network of its own; give the network inside, .{_WRAPPERS[title]}")
     if isinstance(model, torch.jit.ScriptModule):
@@ -71,9 +71,9 @@ def _snake(name: str) -> str:
 
 
 def check_read_once(graph: fx.Graph, modules: dict[str, nn.Module], title: str) -> None:
-    """Raise ValueError for a parameter that several operators read, and for a buffer of a layer that others read.
+    """Raise ValueError for a parameter that several operators read.
 
-    All calls of one module are one reader.
+    The same holds for a buffer of a layer. All calls of one module are one reader.
     """
     readers: dict[int, set[str]] = {}
     for node in graph.nodes:

@@ -33,15 +33,15 @@ def layer_of_call(
     name = getattr(function, "__name__", "")
     if name not in _ARGUMENTS:
         return None
-    given = {**_ARGUMENTS[name], **dict(zip(_ARGUMENTS[name], args, strict=False)), **kwargs}
-    weight, operand = given["weight"], given["input"]
+    bound = {**_ARGUMENTS[name], **dict(zip(_ARGUMENTS[name], args, strict=False)), **kwargs}
+    weight, operand = bound["weight"], bound["input"]
     if not isinstance(weight, fx.Node) or weight.op != "get_attr" or not isinstance(operand, fx.Node):
         return None
     path = str(weight.target).rpartition(".")[0]
     layer: Any = root.get_submodule(path)
     if not path or not isinstance(layer, _CLASS[name]) or getattr(layer, "padding_mode", "zeros") != "zeros":
         return None
-    for key, value in given.items():
+    for key, value in bound.items():
         if key in _TENSORS:
             own = f"{path}.{key}" if getattr(layer, key) is not None else None
             same = own == (str(value.target) if isinstance(value, fx.Node) else value)
@@ -59,7 +59,10 @@ def _pair(value: Any) -> Any:
 
 
 def plain_layer(layer: nn.Module) -> nn.Module:
-    """Return the layer without a forward method and modules of its own; it shares parameters and buffers."""
+    """Return the layer as an instance of the class of torch.nn.
+
+    The result shares parameters and buffers, and has no modules inside.
+    """
     kind: Any = next((kind for kind in _KINDS if isinstance(layer, kind)), type(layer))
     if type(layer) is kind:
         return layer

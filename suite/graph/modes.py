@@ -45,12 +45,16 @@ class _Join:
         self.switches: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
         self.node: dict[fx.Node, fx.Node] = {}
         """Node of train mode -> the node here that computes the same in train mode."""
-        ours, theirs = list(self.graph.nodes), list(in_train.nodes)
-        pairs = difflib.SequenceMatcher(None, [*map(self._key, theirs)], [*map(self._key, ours)], autojunk=False)
+        eval_nodes, train_nodes = list(self.graph.nodes), list(in_train.nodes)
+        pairs = difflib.SequenceMatcher(
+            None, [*map(self._key, train_nodes)], [*map(self._key, eval_nodes)], autojunk=False
+        )
         for block in pairs.get_matching_blocks():
-            for their, our in zip(theirs[block.a :][: block.size], ours[block.b :][: block.size], strict=True):
+            for their, our in zip(
+                train_nodes[block.a :][: block.size], eval_nodes[block.b :][: block.size], strict=True
+            ):
                 self._pair(their, our)
-        if any(self._has_state(node) for node in set(ours) - set(self.node.values())):
+        if any(self._has_state(node) for node in set(eval_nodes) - set(self.node.values())):
             raise Unlike
 
     def _has_state(self, node: fx.Node) -> bool:
@@ -64,15 +68,21 @@ class _Join:
         return node.op, str(node.target)
 
     def _pair(self, their: fx.Node, our: fx.Node) -> None:
-        """Let `our` node compute in train mode what `their` node does, if the settings of both are equal."""
-        theirs, their_form = tree_flatten((their.args, dict(their.kwargs)))
-        ours, our_form = tree_flatten((our.args, dict(our.kwargs)))
+        """Let `our` node compute in train mode what `their` node does.
+
+        Nothing changes if the settings of both differ.
+        """
+        train_operands, their_form = tree_flatten((their.args, dict(their.kwargs)))
+        eval_operands, our_form = tree_flatten((our.args, dict(our.kwargs)))
         if our.op == "output":
-            theirs, their_form = theirs[: len(ours)], our_form
-        if their_form != our_form or not all(map(_alike, theirs, ours)):
+            train_operands, their_form = train_operands[: len(eval_operands)], our_form
+        if their_form != our_form or not all(map(_alike, train_operands, eval_operands)):
             return
         with self.graph.inserting_before(our):
-            operands = [self._chosen(a, b) if isinstance(a, fx.Node) else b for a, b in zip(theirs, ours, strict=True)]
+            operands = [
+                self._chosen(a, b) if isinstance(a, fx.Node) else b
+                for a, b in zip(train_operands, eval_operands, strict=True)
+            ]
         our.args, our.kwargs = tree_unflatten(operands, our_form)
         self.node[their] = our
 
@@ -92,7 +102,10 @@ class _Join:
         return self.switches[in_train, our]
 
     def _built(self, their: fx.Node) -> fx.Node:
-        """Return the node that computes the same in train mode; operators of train mode alone are added."""
+        """Return the node that computes the same in train mode.
+
+        An operator of train mode alone is added.
+        """
         if their not in self.node:
             if their.op in ("get_attr", "placeholder") or self._has_state(their):
                 raise Unlike

@@ -192,7 +192,7 @@ class Reader:
 
 
 def _is_vector(node: fx.Node) -> bool:
-    """Return True for a view of a parameter or buffer [C] as [1, C, 1, 1] or alike."""
+    """Return True for a view of a parameter [C], such as [1, C, 1, 1]."""
     base = node
     while base.op != "get_attr":
         if len(base.all_input_nodes) != 1 or not isinstance(base.args[0], fx.Node):
@@ -202,7 +202,7 @@ def _is_vector(node: fx.Node) -> bool:
 
 
 def _has_vector(node: fx.Node, source: fx.Node) -> bool:
-    """Return True if another operand than `source` has several numbers, such as the slopes of `F.prelu`."""
+    """Return True if an operand other than `source` has several numbers: slopes of `F.prelu`."""
     return any(math.prod(shape(operand)) > 1 for operand in node.all_input_nodes if operand is not source)
 
 
@@ -260,7 +260,7 @@ def _switch(reader: Reader, node: fx.Node) -> Operator:
 
 
 def _unpruned(reader: Reader, node: fx.Node) -> Operator:
-    """Return the rule of a convolution in one or three dimensions, or of a transposed one: computed on all channels."""
+    """Return the rule of a transposed, 1-D or 3-D convolution, computed on all channels."""
     module: Any = reader.module(node)
     positions = shape(reader.first(node) if module.transposed else node)[2:]
     return dataclasses.replace(reader.fixed(node), full_macs=module.weight.numel() * math.prod(positions))

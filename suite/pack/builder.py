@@ -177,7 +177,7 @@ class Builder:
         return live.nonzero()[:, 0]
 
     def _constant(self, node: fx.Node, user: fx.Node, channels: Tensor | None) -> fx.Node:
-        """Return the packed parameter or buffer, or view of one, cut to the channels that `user` has."""
+        """Return the packed parameter, buffer or view, cut to the channels of `user`."""
         base: Any = node
         while base.op != "get_attr":
             base = base.args[0]

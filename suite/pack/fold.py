@@ -17,7 +17,9 @@ from suite.pack.network import PackedNetwork
 
 @torch.no_grad()
 def per_group(packed: PackedNetwork, *, fold: bool = True) -> fx.GraphModule:
-    """Return a copy in eval mode with one plain convolution per filter group, without operators of train mode alone.
+    """Return a copy in eval mode with one plain convolution per filter group.
+
+    Operators of train mode alone are left out.
 
     fold   fold every batch norm that alone reads a convolution into that convolution
 
