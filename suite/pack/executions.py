@@ -139,6 +139,7 @@ EXECUTIONS: dict[str, Callable[[Layer, Operands], Built]] = {
 def build(execution: str, layer: Layer, operands: Operands) -> Built:
     """Build the execution of that name on the device of the layer's input."""
     module, columns_C = EXECUTIONS[execution](layer, operands)
+    module.eval()  # in training `Take` gathers by a convolution, which takes many times as long
     return (module if operands.x.device.type == "cpu" else module.to(operands.x.device)), columns_C
 
 
