@@ -56,13 +56,11 @@ class Arithmetic:
 
     def __init__(self, compute: Compute, device: torch.device) -> None:
         require(compute.precision, device)
-        line = emulation(compute.precision, device)
-        if line:
+        if line := emulation(compute.precision, device):
             log.warning("%s", line)
         self.compute = compute
         self.device = device
         self.mixed = compute.precision != "fp32"
-        self.emulated = bool(line)
         self.layout = LAYOUTS[compute.layout]
         self.scaler = torch.amp.GradScaler(device.type, enabled=compute.precision == "fp16")
 
@@ -73,13 +71,7 @@ class Arithmetic:
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context of forward passes."""
-        if not self.mixed:
-            return contextlib.nullcontext()
-        stack = contextlib.ExitStack()
-        stack.enter_context(torch.autocast(self.device.type, DTYPES[self.compute.precision]))
-        if self.emulated:
-            stack.enter_context(_RoundedProducts(DTYPES[self.compute.precision]))
-        return stack
+        return mixed(self.compute.precision, self.device)
 
     def images(self, images: Tensor) -> Tensor:
         """Return the images [B, C, H, W] in the layout."""
@@ -88,6 +80,17 @@ class Arithmetic:
     def logits(self, logits: Tensor) -> Tensor:
         """Return the logits in fp32 if they come from autocast."""
         return logits.float() if self.mixed else logits
+
+
+def mixed(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return the context of forward passes in a precision."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.autocast(device.type, DTYPES[precision]))
+    if emulation(precision, device):
+        stack.enter_context(_RoundedProducts(DTYPES[precision]))
+    return stack
 
 
 def lay_out(model: nn.Module, layout: torch.memory_format) -> None:
@@ -109,10 +112,8 @@ def emulation(precision: str, device: torch.device) -> str:
     """Return a line about a precision that a CPU only emulates; else ""."""
     if device.type == "cuda" or precision == "fp32" or computes(precision):
         return ""
-    return (
-        f"this CPU has none of {', '.join(CPU_FLAGS[precision])}: {precision} is emulated and not faster than fp32; a schedule "
-        "with Compute(layout='channels_last') is"
-    )
+    flags = ", ".join(CPU_FLAGS[precision])
+    return f"this CPU has none of {flags}: {precision} is emulated and not faster than fp32 in the same layout"
 
 
 def computes(precision: str) -> bool:

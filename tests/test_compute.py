@@ -22,6 +22,7 @@ from suite.arithmetic import require
 from suite.contract import Batch, Learner, Step, Task
 from suite.graph import Graph
 from suite.launch import __main__ as launch
+from suite.launch import speed
 from suite.launch.work import emulated
 from suite.progress import Interrupted
 from suite.run import Context
@@ -313,3 +314,18 @@ def test_the_launcher_states_a_precision_that_the_cpu_lacks(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     slurm = Context(results=tmp_path, device="cuda")
     assert emulated(grids.runs_of(grids.load(str(grid))), slurm) == []
+
+
+def test_the_probe_of_a_cpu_computes_as_a_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "cpu_flags", frozenset)
+    products: list[torch.dtype] = []
+    rounded = arithmetic._RoundedProducts._rounded
+
+    def spied(mode: arithmetic._RoundedProducts, value: Any) -> Any:
+        products.append(mode.dtype)
+        return rounded(mode, value)
+
+    monkeypatch.setattr(arithmetic._RoundedProducts, "_rounded", spied)
+    network = speed.Network("resnet8", 10, (3, 32, 32), "fp16")
+    assert speed.probe([network], threads=1, jobs=1)[network] > 0
+    assert set(products) == {torch.float16}

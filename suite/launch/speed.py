@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from suite import models
+from suite import arithmetic, models
 from suite.graph import Graph
 
 BACKWARD = 3
@@ -146,7 +146,7 @@ def _image_s(network: Network) -> float:
     times = []
     for _ in range(PROBE_STEPS):
         began = clock()
-        with torch.autocast("cpu", torch.bfloat16, enabled=network.precision != "fp32"):
+        with arithmetic.mixed(network.precision, images.device):
             loss = nn.functional.cross_entropy(model(images), labels)
         loss.backward()
         with torch.no_grad():  # as an optimizer does, whose first step imports torch's compiler, which takes seconds
