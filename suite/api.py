@@ -154,7 +154,7 @@ def prune(
     pruner = kind.for_task("", "", **settings)
     names = {id(module): name for name, module in model.named_modules()}
     ignored = [layer if isinstance(layer, str) else names.get(id(layer), repr(layer)) for layer in ignored_layers]
-    model, shape = copy.deepcopy(model), (example.shape[1], example.shape[2], example.shape[3])
+    model, shape = copy.deepcopy(model), _shape(example)
     graph, goal = Graph(model, shape), budget if isinstance(budget, Budget) else Budget(share=budget, refill=True)
     packing.check_dense(model, graph)
     if goal.timing is not None:
@@ -195,6 +195,7 @@ def compare(dense: nn.Module, other: nn.Module, images: Tensor, *, protocol: str
 
     protocol  "quick" takes about a second, "full" three processes and minutes
     """
+    shape = _shape(images)
     about: dict[str, Any] = {"device": images.device.type, "batch": len(images), "protocol": protocol}
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("dense", "other")]
@@ -202,13 +203,20 @@ def compare(dense: nn.Module, other: nn.Module, images: Tensor, *, protocol: str
             network = packing.per_group(network) if isinstance(network, packing.PackedNetwork) else network
             copied = copy.deepcopy(network).cpu().eval()
             write_torchscript(copied, images.cpu(), path)
-        shape = (images.shape[1], images.shape[2], images.shape[3])
         return compare_files(paths[0], paths[1], Timing(**about), shape=shape)
 
 
 def count(model: nn.Module, images: Tensor) -> Count:
     """Count MACs of one image; parameters are `count_params(model)`."""
-    return count_macs(model, tuple(images.shape[1:]))
+    return count_macs(model, _shape(images))
+
+
+def _shape(images: Tensor) -> tuple[int, int, int]:
+    """Return (C, H, W). Raises ValueError if this is no batch of images."""
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        kind = f"shape {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images are a tensor [B, C, H, W], got {kind}; one image is images[None]")
+    return images.shape[1], images.shape[2], images.shape[3]
 
 
 @dataclass(frozen=True)

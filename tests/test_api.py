@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -157,3 +158,14 @@ def test_a_packed_network_of_any_class_is_saved_loaded_and_exported(model: nn.Mo
     assert metadata == {"mean": [0.5] * 3, "std": [0.25] * 3, "labels": ["a", "b", "c", "d"]}
     (images_in,), (logits,) = network.graph.input, network.graph.output
     assert [value.type.tensor_type.shape.dim[0].dim_param for value in (images_in, logits)] == ["batch", "batch"]
+
+
+@pytest.mark.parametrize("images", [torch.zeros(3, 32, 32), [1, 2]])
+def test_images_without_a_batch_are_refused(images: Any) -> None:
+    for use in (
+        lambda: suite.prune(nn.Identity(), images, method="l1_filter"),
+        lambda: suite.count(nn.Identity(), images),
+        lambda: suite.compare(nn.Identity(), nn.Identity(), images),
+    ):
+        with pytest.raises(ValueError, match=r"images are a tensor \[B, C, H, W\], got (shape \[3, 32, 32\]|list)"):
+            use()
