@@ -20,7 +20,9 @@ from suite.report.frames import CONDITIONS
 
 HOME = Path(__file__).resolve().parents[2] / "results" / "reference" / "published"
 NAMES = "names.csv"
-TEXTS = ("data", "model", "method", "variant", "flops_scope", "runs", "selection", "derived", "seen", "source")
+TEXTS = (
+    "data", "model", "method", "variant", "flops_scope", "runs", "selection", "epochs", "derived", "seen", "source",
+)  # fmt: skip
 NUMBERS = ("groups", "base_top1_pct", "top1_pct", "flops_cut_pct", "params_cut_pct")
 COLUMNS = (*TEXTS, *NUMBERS, "ours", "needs", "scope")
 """Of the frame: what the files have; the suite's name of the method and the settings that it takes, as "n=4, ranking=layer";

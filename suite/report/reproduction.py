@@ -2,16 +2,17 @@
 
 Which line    the method, settings, data set, model and number of groups of the published row, all training images, and the cut
               that lies next to the published one, at most a point away, counted in the scope that the source counts in
-What          the drop where the source states its base accuracy, else the accuracy itself, without a verdict. Our median stands
-              beside a published median, else our mean
+What          the drop where the source states its base accuracy, else the accuracy itself, with a verdict only if the source
+              states the epochs of its whole training, base network included, and ours has the same. Our median stands beside
+              a published median, else our mean
 Training      a number of a network that was trained from scratch stands beside none: ours start from trained weights
 Selection     a number of the epoch that was best on the test set stands beside such a one; if there is none, beside ours with a
               marked verdict, since the choice favours the published number. No other number stands beside ours of that epoch
 Verdict       two one-sided tests on the 95 % interval of ours minus published: "reproduced" if the whole interval lies within
               half a point of 0, "below" or "above" if all of it lies further away on that side, else "open"; "not run"
-              without a line, with the reason; "not judged" if the source states no base accuracy, since base networks differ
-              by more than the margin. A published median of n runs has the error of such a median, with our standard
-              deviation; a number whose source states no runs counts as exact
+              without a line, with the reason; "not judged" if neither base accuracy nor epochs are known to agree, since base
+              networks differ by more than the margin. A published median of n runs has the error of such a median, with our
+              standard deviation; a number whose source states no runs counts as exact
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def _beside(row: dict[Any, Any], lines: pd.DataFrame, done: pd.DataFrame) -> Ite
         "quantity": "drop pp" if drop else "top-1 %",
         "statistic": "median" if row["runs"].startswith("median") else "mean",
         "published_runs": _median_of(row["runs"]),
+        "published_epochs": row["epochs"],
         "published": row["base_top1_pct"] - row["top1_pct"] if drop else row["top1_pct"],
         "verdict": "not run",
     }
@@ -142,6 +144,7 @@ def _compared(start: dict[str, Any], line: dict[Any, Any], runs: pd.DataFrame) -
     values = (runs["base_top1_pct"] - runs["pruned_top1_pct"] if drop else runs["pruned_top1_pct"]).tolist()
     ours = float(pd.Series(values).median() if median else pd.Series(values).mean())
     interval = inference.bootstrap_median_interval(values) if median else inference.t_interval(values)
+    judged = drop or start["published_epochs"] == " + ".join(f"{line[name]:g}" for name in EPOCHS)
     low, high = inference.difference_interval(
         values, start["published"], median=median, of_runs=start["published_runs"]
     )
@@ -157,8 +160,8 @@ def _compared(start: dict[str, Any], line: dict[Any, Any], runs: pd.DataFrame) -
         "difference_pp": (start["published"] - ours) if drop else (ours - start["published"]),
         "difference_low_pp": -high if drop else low,
         "difference_high_pp": -low if drop else high,
-        "verdict": verdict((-high, -low)) if drop else NOT_JUDGED,
-        "reason": NO_BASE if not drop else "one or two runs have no interval" if pd.isna(interval[0]) else "",
+        "verdict": verdict((-high, -low) if drop else (low, high)) if judged else NOT_JUDGED,
+        "reason": NO_BASE if not judged else "one or two runs have no interval" if pd.isna(interval[0]) else "",
     }
 
 

@@ -34,8 +34,8 @@ DOSE = (
     "A group entropy of ln G: no groups were learned"
 )
 REPRODUCTION = (
-    "a drop is compared if the source states its base accuracy; else accuracies stand beside each other, and are not judged. Our "
-    "median stands beside a published median. "
+    "a drop is compared if the source states its base accuracy; else accuracies stand beside each other, and are judged only if "
+    "both have the same epochs of training, base network included. Our median stands beside a published median. "
     '"reproduced": the 95 % interval of ours minus published lies within half a point of 0. "below" or "above": all of the '
     'interval lies further away, on that side. "open": neither. A published median has the error of a median of as many runs; '
     'a number whose source states no runs counts as exact. "published is best on test": the authors\' code keeps the epoch that '
