@@ -109,7 +109,9 @@ def test_a_released_row_has_the_verdict_of_its_reproduction(tmp_path: Path, monk
     without = verdicts(tmp_path, monkeypatch, rows).loc["released"]
     assert without["verdict"] == "not judged"
     assert "states no base accuracy" in without["evidence"]
-    epochs = " + ".join(f"{getattr(rows[0], name):g}" for name in ("base_epochs", "learning_epochs", "finetune_epochs"))
+    epochs = " + ".join(
+        f"{getattr(rows[0], name) or 0:g}" for name in ("base_epochs", "learning_epochs", "finetune_epochs")
+    )
     assert verdicts(tmp_path, monkeypatch, rows, epochs=epochs).loc["released", "verdict"] == "reproduced"
     other = verdicts(tmp_path, monkeypatch, [], selection="best epoch on test").loc["released"]
     assert other["verdict"] == "not run"

@@ -144,7 +144,8 @@ def _compared(start: dict[str, Any], line: dict[Any, Any], runs: pd.DataFrame) -
     values = (runs["base_top1_pct"] - runs["pruned_top1_pct"] if drop else runs["pruned_top1_pct"]).tolist()
     ours = float(pd.Series(values).median() if median else pd.Series(values).mean())
     interval = inference.bootstrap_median_interval(values) if median else inference.t_interval(values)
-    judged = drop or start["published_epochs"] == " + ".join(f"{line[name]:g}" for name in EPOCHS)
+    epochs = " + ".join(f"{0 if pd.isna(line[name]) else line[name]:g}" for name in EPOCHS)
+    judged = drop or start["published_epochs"] == epochs
     low, high = inference.difference_interval(
         values, start["published"], median=median, of_runs=start["published_runs"]
     )
