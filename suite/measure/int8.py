@@ -43,14 +43,15 @@ def columns(
         return {"missing": f"{RUNTIME} {reason}"}
     runs, errors = {}, {}
     for name, packed in networks.items():
-        form, _ = packing.tuned_for(packed, images, RUNTIME, choice=choices.get(name))
         try:
+            form, _ = packing.tuned_for(packed, images, RUNTIME, choice=choices.get(name))
             runs[name] = _quantized(to_onnx(form, [images.contiguous()]), images.contiguous())
-        except Exception as error:  # onnxruntime.quantization raises errors of many classes
+            actual = runs[name]()
+        except Exception as error:  # onnxruntime and its quantization raise errors of many classes
             return {"missing": f"the {name} network cannot be quantized: {' '.join(str(error).split())[:120]}"}
         with torch.no_grad():
             expected = form(images)
-        errors[f"{name}_error"] = float((runs[name]() - expected).abs().max() / expected.abs().max())
+        errors[f"{name}_error"] = float((actual - expected).abs().max() / expected.abs().max())
     with machine.watched(timing.device) as conditions:
         measured = latency.alternate(runs["dense"], runs["packed"], timing.device, protocol)
     measured = dataclasses.replace(measured, flags=machine.flags([conditions], timing.device))
