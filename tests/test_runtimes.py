@@ -114,6 +114,8 @@ def test_the_command_writes_the_fastest_form(
     printed = capsys.readouterr()
     assert "fastest in onnxruntime: " in printed.err
     assert "packed.onnx (largest error" in printed.out
+    assert call(export.main, path, "--to", "onnx", "--runtime", "onnxruntime", "--threads", "0") == 2
+    assert "--threads 0: it takes 1 or more" in capsys.readouterr().err
     assert call(export.main, path, "--to", "pt2", "--runtime", "onnxruntime") == 2
     assert "--runtime onnxruntime reads ONNX: add --to onnx" in capsys.readouterr().err
     assert call(export.main, path, "--to", "onnx", "--runtime", "onnxruntime", "--precision", "bf16") == 2
@@ -193,6 +195,16 @@ def test_both_networks_are_measured_in_int8(monkeypatch: pytest.MonkeyPatch) -> 
     assert int8.columns(networks, choices, x, Timing(precision="bf16"), quick) == {
         "missing": "onnxruntime runs in fp32 only"
     }
+
+
+def test_a_network_that_onnxruntime_refuses_has_a_reason_in_place_of_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise ValueError("a layer in onnxruntime disagrees")
+
+    monkeypatch.setattr(int8.packing, "tuned_for", refused)
+    networks = {"dense": packed_of("resnet8", 1, 0.0), "packed": packed_of("resnet8", 2, 0.6)}
+    columns = int8.columns(networks, {}, images(2).float(), Timing(batch=2), protocol(Timing(protocol="quick")))
+    assert columns == {"missing": "the dense network cannot be quantized: a layer in onnxruntime disagrees"}
 
 
 def test_a_quantized_network_has_integer_weights() -> None:

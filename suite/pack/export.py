@@ -182,21 +182,18 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="precision of that measurement"
     )
-    result.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of it (default: all cores)")
+    result.add_argument("--threads", type=int, metavar="N", help="CPU threads of it (default: all cores)")
     result.add_argument("--out", type=Path, metavar="FILE", help="default: beside PACKED, with the format's suffix")
     return result
 
 
 def _form(packed: PackedNetwork, shape: tuple[int, ...], arguments: argparse.Namespace) -> nn.Module:
     """Return the network in the executions that are fastest in the runtime; print their numbers."""
-    if arguments.batch < 1 or arguments.threads < 0:
-        raise ValueError(
-            f"--batch {arguments.batch} --threads {arguments.threads}: at least 1 image, and 0 (all cores) or more"
-        )
+    if arguments.batch < 1:
+        raise ValueError(f"--batch {arguments.batch}: it takes 1 or more")
     if arguments.runtime in ("onnxruntime", "openvino") and arguments.to != "onnx":
         raise ValueError(f"--runtime {arguments.runtime} reads ONNX: add --to onnx")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(cli.threads_of(arguments.threads) or cli.cores())
     device = "cuda" if arguments.runtime == "tensorrt" else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--runtime tensorrt needs a CUDA device, and torch finds none here")
