@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +82,15 @@ class Arithmetic:
         return logits.float() if self.mixed else logits
 
 
-def mixed(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return the context of forward passes in a precision."""
+@contextlib.contextmanager
+def mixed(precision: str, device: torch.device) -> Iterator[None]:
+    """Run forward passes in a precision."""
     if precision == "fp32":
-        return contextlib.nullcontext()
-    stack = contextlib.ExitStack()
-    stack.enter_context(torch.autocast(device.type, DTYPES[precision]))
-    if emulation(precision, device):
-        stack.enter_context(_RoundedProducts(DTYPES[precision]))
-    return stack
+        yield
+        return
+    emulated = _RoundedProducts(DTYPES[precision]) if emulation(precision, device) else contextlib.nullcontext()
+    with torch.autocast(device.type, DTYPES[precision]), emulated:
+        yield
 
 
 def lay_out(model: nn.Module, layout: torch.memory_format) -> None:

@@ -296,6 +296,16 @@ def test_an_emulated_product_is_the_sum_in_fp32_of_rounded_numbers(
     assert torch.equal(conv.weight.grad, conv.weight.grad.to(dtype).float()), "rounded on the way back, too"
 
 
+def test_a_precision_applies_within_the_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "cpu_flags", frozenset)
+    linear, x = nn.Linear(4, 2), torch.ones(1, 4)
+    context = arithmetic.mixed("bf16", torch.device("cpu"))
+    assert linear(x).dtype == torch.float32
+    with context:
+        assert linear(x).dtype == torch.bfloat16
+    assert linear(x).dtype == torch.float32
+
+
 def test_the_launcher_states_a_precision_that_the_cpu_lacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
