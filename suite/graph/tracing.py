@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -217,8 +216,9 @@ class _Tracer(fx.Tracer):
         files = {id(names): names for m in skeleton.modules() if (names := getattr(m.forward, "__globals__", None))}
         with contextlib.ExitStack() as stack, torch.enable_grad():
             for names in files.values():
-                if not str(names.get("__name__")).startswith("torch."):
-                    stack.enter_context(mock.patch.dict(names, {"isinstance": _isinstance}))
+                if not str(names.get("__name__")).startswith("torch.") and "isinstance" not in names:
+                    names["isinstance"] = _isinstance
+                    stack.callback(names.pop, "isinstance")
             kind: Any = type(skeleton)
             of_images = {"forward": lambda self, images: kind.forward(self, images)}
             skeleton.__class__ = type(kind.__name__, (kind,), of_images)  # other arguments have their defaults
