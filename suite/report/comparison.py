@@ -65,10 +65,11 @@ def compared(about: pd.DataFrame) -> pd.DataFrame:
     if about.empty:
         return about
     alone = about.groupby("at")["name"].transform("nunique") == 1
-    if not alone.any():
-        return about
-    remark = f"{alone.sum()} runs are left out: no second method has their budget and conditions"
-    return about[~alone].assign(remarks=[f"{text}. {remark}".removeprefix(". ") for text in about["remarks"][~alone]])
+    shown, count = about[~alone], int((alone & about["removes"].astype(bool)).sum())
+    if not count:
+        return shown
+    remark = f"{count} runs are left out: no second method has their budget and conditions"
+    return shown.assign(remarks=[f"{text}. {remark}".removeprefix(". ") for text in shown["remarks"]])
 
 
 def _lost_pp(runs: pd.DataFrame) -> pd.Series:
@@ -119,8 +120,8 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
             axes.set_title(f"MACs cut: {budget}" if named else budget, fontsize=8.5, loc="left")
         panels[0].set_yticks(range(len(names)), [style.label(name) for name in names], fontsize=8, parse_math=False)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
-        middle = panels[len(panels) // 2]
-        middle.set_xlabel("accuracy drop (points; left is better)")
+        left, between = divmod(len(panels) - 1, 2)
+        panels[left].set_xlabel("accuracy drop (points; left is better)", x=1.05 if between else 0.5)
         return style.picture(
             figure,
             folder,
