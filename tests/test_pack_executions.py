@@ -33,6 +33,7 @@ from suite.pack import (
     trial,
     tune,
     tuned,
+    tuned_for,
 )
 from suite.pack import layer as layers
 from suite.pack.choice import Layout
@@ -497,6 +498,29 @@ def test_no_module_of_a_tuned_network_is_in_training_mode(layout: Layout) -> Non
     ]
     assert any(isinstance(module, Take) for _, module in modules)
     assert [name for name, module in modules if module.training] == []
+
+
+class _Cast(nn.Module):
+    """A network with a cast to fp32, which cannot run in fp64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu().float()).mean((2, 3))
+
+
+def test_a_network_with_a_cast_is_tuned_without_onednns_layout() -> None:
+    model, x = _Cast().eval(), torch.randn(2, 3, 8, 8)
+    packed = pack(model, Graph(model, (3, 8, 8)), PruningPlan({})).eval()
+    network, choice = tuned(packed, x)
+    assert list(choice.layout_ms) == ["contiguous", "channels_last"]
+    torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="the layout 'onednn' does not run this network"):
+        tuned(packed, x, layout="onednn")
+    with pytest.raises(ValueError, match="no form of this network for torch can be built"):
+        tuned_for(packed, x, "torch")
 
 
 def test_onednns_layout_is_tried_and_chosen_if_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:

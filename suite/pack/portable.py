@@ -65,13 +65,17 @@ def tuned_for(
         )
     body, few = per_group(packed).to(images.device, torch.float64), images[:IMAGES].double()
     setting = _Setting(images, runtime, precision)
-    if choice is not None:
-        walks = {"": _Walk(body, few, setting, choice.layers, None)}
-    elif execution is not None:
-        walks = {execution: _Walk(body, few, setting, None, execution)}
-    else:
-        walks = _candidates(body, few, setting)
-    expected = body(few)
+    try:
+        if choice is not None:
+            walks = {"": _Walk(body, few, setting, choice.layers, None)}
+        elif execution is not None:
+            walks = {execution: _Walk(body, few, setting, None, execution)}
+        else:
+            walks = _candidates(body, few, setting)
+        expected = body(few)
+    except RuntimeError as error:  # float64 here, fp32 after a cast in the network
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"no form of this network for {runtime} can be built: {reason}") from error
     for walk in walks.values():
         trial.check("the network", walk.network(few), expected)
     networks_ms = choice.layout_ms if choice else setting.networks_ms(walks)

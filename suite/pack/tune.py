@@ -66,14 +66,21 @@ def tuned(
     expected = body(images)
     layouts = (choice.layout,) if choice else (layout,) if layout else _layouts(images, execution)
     layers = choice.layers if choice else None
-    walks = {name: Walk(body, images, name, layers, execution) for name in layouts if name != "onednn"}
+    walks: dict[Layout, Walk] = {
+        name: Walk(body, images, name, layers, execution) for name in layouts if name != "onednn"
+    }
     if "onednn" in layouts:
-        walks["onednn"] = _by_onednn(packed, images, layers, execution or "whole")
+        try:
+            walks["onednn"] = _by_onednn(packed, images, layers, execution or "whole")
+        except RuntimeError as error:  # a cast in the network, or an operator that oneDNN Graph cannot trace
+            if not walks:
+                reason = str(error).strip().splitlines()[-1]
+                raise ValueError(f"the layout 'onednn' does not run this network ({reason}); tune it again") from error
     for walk in walks.values():
         trial.check("the network", walk.network(images), expected)
     runs: dict[str, Run] = {name: lambda walk=walk: walk.network(images) for name, walk in walks.items()}  # type: ignore[misc]
     layout_ms = choice.layout_ms if choice else trial.fastest_ms(runs, images.device)
-    best: Layout = min(layouts, key=lambda name: layout_ms.get(name, 0))
+    best: Layout = min(walks, key=lambda name: layout_ms.get(name, 0))
     walk = walks[best]
     made = Choice(
         device=conditions[0],
