@@ -153,7 +153,8 @@ class PackedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.splits and self.training:
-            return by_group(self, (take.gather(x) for take in self.takes))
+            takes: Any = self.takes
+            return by_group(self, (take.gather(x) for take in takes))
         if self.folds and self.training and is_channels_last(x):
             return F.conv2d(x, self.folded_weight(), self.bias, self.stride, self.padding, self.dilation)
         one = len(self.weights) == 1  # its channels may be in another order than the union's
