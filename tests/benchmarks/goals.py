@@ -33,9 +33,8 @@ from suite.measure.protocol import set_up_torch
 from suite.pack import pack, save
 from suite.plan import Budget, PruningPlan
 from suite.records.origin import device_name
-from suite.select import meet
+from suite.select import filter_planner, meet
 from suite.timing import Run, cpu_seconds, least_ms, rounds
-from tests.benchmarks.rounding import IMAGENET, random_filter_planner
 
 
 @dataclass(frozen=True)
@@ -94,18 +93,21 @@ GOALS = (
 
 def measure(goal: Goal, batch: int, options: argparse.Namespace, scratch: Path) -> list[str]:
     """Return one line of the table."""
-    pixels, classes = (224, 1000) if goal.model in IMAGENET else (32, 10)
+    pixels, classes = (32, 10) if goal.model == "resnet56" else (224, 1000)
     torch.manual_seed(0)
     model = models.build(goal.model, classes).eval()
     graph = Graph(model, (3, pixels, pixels))
     timing = Timing(batch=batch, layout="channels_last")
-    images = executions.random_images(timing, graph.input_shape)
+    images = executions.random_images(timing, (3, pixels, pixels))
     plans, runs = [], list[Mapping[str, Run]]()
+    draw = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(conv.filters, generator=draw) for name, conv in graph.convs.items()}
+    filters = filter_planner(graph, scores, ranking="layer")
     for number, side in enumerate((goal.above, goal.below)):
-        planner = random_groups_planner(graph, side.groups, 0) if side.groups > 1 else random_filter_planner(graph)
+        planner = random_groups_planner(graph, side.groups, 0) if side.groups > 1 else filters
         plans.append(meet(planner, graph, Budget(share=side.removed)).plan if side.removed else PruningPlan({}))
-        path, about = scratch / str(number), {"model": goal.model, "classes": classes}
-        save(pack(model, graph, plans[-1]), path, **about, input_shape=graph.input_shape, about={})
+        path, packed = scratch / str(number), pack(model, graph, plans[-1])
+        save(packed, path, model=goal.model, classes=classes, input_shape=graph.input_shape, about={})
         also, only = options.also, [side.runtime] * bool(side.runtime)
         network = networks.load(str(path))
         runs.append(executions.executions(network, images, timing, also=also, only=only, strict=False).runs)
