@@ -182,6 +182,15 @@ def test_layout_changes_belong_to_the_next_layer() -> None:
     assert runtimes._by_module(nodes) == {"stem": 1.0, "a": 2.75, "": 0.125}
 
 
+def test_an_error_of_a_runtime_is_one_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no operator\nand a trace")
+
+    monkeypatch.setattr(runtimes, "COMPILERS", {"torch": fails})
+    with pytest.raises(ValueError, match=r"^torch cannot compile this network: no operator$"):
+        compiled(torch.nn.Identity(), [images(1)], "torch", "fp32")
+
+
 def test_both_networks_are_measured_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     x = images(2).float()
     networks = {"dense": packed_of("resnet8", 1, 0.0), "packed": packed_of("resnet8", 2, 0.6)}

@@ -63,12 +63,18 @@ def compiled(module: nn.Module, inputs: Sequence[Tensor], runtime: Runtime, prec
     """Compile a module of plain operators for these inputs.
 
     The module and the inputs of a CPU runtime are fp32, whatever the precision; those of TensorRT have the precision.
-    Raises ValueError if the runtime does not run here.
+    Raises ValueError if the runtime does not run here, or cannot compile the module.
     """
     device = inputs[0].device.type
     if reason := why_not(runtime, device, precision):
         raise ValueError(f"{runtime} {reason}")
-    return COMPILERS[runtime](module.eval(), list(inputs), precision)
+    try:
+        return COMPILERS[runtime](module.eval(), list(inputs), precision)
+    except ValueError:
+        raise
+    except Exception as error:  # exporters and runtimes have error classes of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{runtime} cannot compile this network: {reason}") from error
 
 
 def _torch(module: nn.Module, inputs: list[Tensor], precision: str) -> Compiled:
