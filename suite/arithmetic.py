@@ -22,6 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 CPU_FLAGS = {"bf16": ("amx_bf16", "avx512_bf16"), "fp16": ("amx_fp16", "avx512_fp16")}
 """Flags of a CPU with instructions for products in this precision; without them, products are emulated."""
+_PRODUCTS = (torch.conv2d, torch.conv_transpose2d, F.linear, torch.matmul, torch.bmm)
 
 
 class _RoundedProducts(TorchFunctionMode):
@@ -38,7 +39,7 @@ class _RoundedProducts(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if function not in (torch.conv2d, F.linear):
+        if function not in _PRODUCTS:
             return function(*args, **(kwargs or {}))
         with torch.autocast("cpu", enabled=False):
             rounded = {name: self._rounded(value) for name, value in (kwargs or {}).items()}

@@ -152,6 +152,9 @@ class Pruned(_Named):
             raise ValueError(f"{name_of(self.settings)} removes nothing: give it a budget of 0")
         if self.settings.learns and self.learning is None:
             raise ValueError(f"{name_of(self.settings)} learns before it prunes: give it a `learning` schedule")
+        for schedule in (self.base.schedule, self.learning):
+            if schedule and schedule.compute.packed != "union":
+                raise ValueError("Compute.packed is of packed networks: give it to the `finetune` schedule alone")
         for schedule in (self.base.schedule, self.learning, self.finetune):
             if schedule and schedule.keep == "best_validation" and self.base.split == "all":
                 raise ValueError("keep='best_validation' needs a validation part: give the base split='held_out'")

@@ -218,7 +218,7 @@ def test_a_killed_task_stops_the_others_and_one_task_goes_on(grid: Path, tmp_pat
             vectors.append(torch.cat([tensor.double().flatten() for _, tensor in sorted(state.items())]))
     init, two, same_init, alone = vectors
     assert torch.equal(init, same_init)
-    assert (two - alone).norm() < 0.1 * (alone - init).norm(), "rounding grows with the steps, by 0.01 to 0.03 here"
+    assert (two - alone).norm() < 0.05 * (alone - init).norm(), "rounding grows with the steps, by 0.01 to 0.03 here"
 
 
 def in_group(monkeypatch: pytest.MonkeyPatch, ranks: int) -> dist.Store:

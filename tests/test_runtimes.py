@@ -116,6 +116,8 @@ def test_the_command_writes_the_fastest_form(
     assert "packed.onnx (largest error" in printed.out
     assert call(export.main, path, "--to", "onnx", "--runtime", "onnxruntime", "--threads", "0") == 2
     assert "--threads 0: it takes 1 or more" in capsys.readouterr().err
+    assert call(export.main, path, "--to", "onnx", "--batch", "8") == 2
+    assert "add --runtime" in capsys.readouterr().err
     assert call(export.main, path, "--to", "pt2", "--runtime", "onnxruntime") == 2
     assert "--runtime onnxruntime reads ONNX: add --to onnx" in capsys.readouterr().err
     assert call(export.main, path, "--to", "onnx", "--runtime", "onnxruntime", "--precision", "bf16") == 2
@@ -213,7 +215,7 @@ def test_a_network_that_onnxruntime_refuses_has_a_reason_in_place_of_int8(monkey
     monkeypatch.setattr(int8.packing, "tuned_for", refused)
     networks = {"dense": packed_of("resnet8", 1, 0.0), "packed": packed_of("resnet8", 2, 0.6)}
     columns = int8.columns(networks, {}, images(2).float(), Timing(batch=2), protocol(Timing(protocol="quick")))
-    assert columns == {"missing": "the dense network cannot be quantized: a layer in onnxruntime disagrees"}
+    assert columns == {"missing": "the dense network has no int8 form here: a layer in onnxruntime disagrees"}
 
 
 def test_a_quantized_network_has_integer_weights() -> None:

@@ -203,6 +203,14 @@ def test_the_best_epoch_is_picked_on_a_part_that_the_split_has(keep: Any, split:
     assert dataclasses.replace(PRUNED, base=held_out, finetune=best).key != PRUNED.key
 
 
+def test_only_fine_tuning_has_packed_layers() -> None:
+    split = dataclasses.replace(SHORT, compute=Compute(packed="groups"))
+    assert dataclasses.replace(PRUNED, finetune=split).key != PRUNED.key
+    for changes in ({"learning": split}, {"base": dataclasses.replace(BASE, schedule=split)}):
+        with pytest.raises(ValueError, match="give it to the `finetune` schedule alone"):
+            dataclasses.replace(PRUNED, **changes)
+
+
 def test_only_a_method_that_follows_a_run_has_a_reference() -> None:
     with pytest.raises(ValueError, match="l1_filter follows no other run: drop `reference`"):
         dataclasses.replace(PLAIN, reference=PRUNED)

@@ -21,7 +21,7 @@ from suite.graph import Graph
 BACKWARD = 3
 """Forward passes that a training step costs."""
 PROBE_MACS = 6e8
-"""Of a probed step, forward and backward, for each thread. A batch is as small as that, but has an image at least."""
+"""Of a probed step, forward and backward. The batch follows from it, with two images at least."""
 PROBE_STEPS = 3
 PROBED = 4
 """Networks that are probed at most."""

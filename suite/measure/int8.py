@@ -48,7 +48,7 @@ def columns(
             runs[name] = _quantized(to_onnx(form, [images.contiguous()]), images.contiguous())
             actual = runs[name]()
         except Exception as error:  # onnxruntime and its quantization raise errors of many classes
-            return {"missing": f"the {name} network cannot be quantized: {' '.join(str(error).split())[:120]}"}
+            return {"missing": f"the {name} network has no int8 form here: {' '.join(str(error).split())[:120]}"}
         with torch.no_grad():
             expected = form(images)
         errors[f"{name}_error"] = float((actual - expected).abs().max() / expected.abs().max())

@@ -187,8 +187,12 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def _form(packed: PackedNetwork, shape: tuple[int, ...], arguments: argparse.Namespace) -> nn.Module:
-    """Return the network in the executions that are fastest in the runtime; print their numbers."""
+def _form(packed: PackedNetwork, shape: tuple[int, ...], arguments: argparse.Namespace) -> nn.Module | None:
+    """Return the network in the executions that are fastest in the runtime, None without one; print their numbers."""
+    if arguments.runtime is None:
+        if (arguments.batch, arguments.precision, arguments.threads) != (1, "fp32", None):
+            raise ValueError("--batch, --precision and --threads are of the measurement for a runtime: add --runtime")
+        return None
     if arguments.batch < 1:
         raise ValueError(f"--batch {arguments.batch}: it takes 1 or more")
     if arguments.runtime in ("onnxruntime", "openvino") and arguments.to != "onnx":
@@ -214,7 +218,7 @@ def main() -> int:
     out = arguments.out or arguments.packed.with_suffix(SUFFIX[arguments.to])
     try:
         packed, about = load(arguments.packed), header(arguments.packed)
-        form = _form(packed, tuple(about["input_shape"]), arguments) if arguments.runtime else None
+        form = _form(packed, tuple(about["input_shape"]), arguments)
         error = export(packed, tuple(about["input_shape"]), arguments.to, out, about, form=form)
     except (ValueError, OSError) as problem:
         sys.stderr.write(f"suite.export: {problem}\n")
