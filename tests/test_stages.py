@@ -105,7 +105,6 @@ def variants() -> Sequence[Stage]:
     ]
     options += [("decay", "weights"), ("compute", Compute(precision="bf16")), ("compute", Compute(precision="fp16"))]
     options += [("compute", Compute(layout="channels_last")), ("compute", Compute(compiled=True))]
-    options += [("compute", Compute(packed="groups"))]
     schedules = [dataclasses.replace(SHORT, **{name: value}) for name, value in options]
     found: list[Stage] = [BASE, PUBLIC, LEARNED, PRUNED, PLAIN, FOLLOWING, TIMED, *timed, *bases]
     return [
@@ -114,6 +113,7 @@ def variants() -> Sequence[Stage]:
         *(dataclasses.replace(PRUNED, finetune=schedule) for schedule in schedules),
         *(dataclasses.replace(PRUNED, learning=schedule) for schedule in schedules),
         *(dataclasses.replace(PRUNED, base=base) for base in bases),
+        dataclasses.replace(PRUNED, finetune=dataclasses.replace(SHORT, compute=Compute(packed="groups"))),
         dataclasses.replace(PRUNED, seed=1),
         dataclasses.replace(PRUNED, smoke=True),
         dataclasses.replace(PRUNED, budget=Budget(share=0.5, scope="prunable")),
