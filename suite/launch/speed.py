@@ -21,7 +21,7 @@ from suite.graph import Graph
 BACKWARD = 3
 """Forward passes that a training step costs."""
 PROBE_MACS = 6e8
-"""Of a probed step, forward and backward. The batch follows from it, with two images at least."""
+"""Of a probed step, forward and backward. The batch follows from it: 2 to 256 images, so that memory stays small."""
 PROBE_STEPS = 3
 PROBED = 4
 """Networks that are probed at most."""
@@ -141,7 +141,7 @@ def _image_s(network: Network) -> float:
     """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     model = models.build(network.model, network.classes).train()
-    batch = max(2, int(PROBE_MACS / (BACKWARD * network.size.macs)))
+    batch = min(max(2, int(PROBE_MACS / (BACKWARD * network.size.macs))), 256)
     images, labels = torch.rand(batch, *network.input_shape), torch.zeros(batch, dtype=torch.int64)
     times = []
     for _ in range(PROBE_STEPS):
