@@ -4,7 +4,6 @@
 |---|---|---|
 | `torch.ops.mkldnn`: `_convolution_pointwise(_)`, `_reorder_convolution_weight` | torch 2.14.1 | `F.conv2d` |
 | `torch.ops.mkldnn`: `_is_mkldnn_bf16_supported`, `_is_mkldnn_fp16_supported` | torch 2.14.1 | both are taken as supported |
-| `torch.jit.enable_onednn_fusion` (deprecated), with `trace` and `freeze` | torch 2.14.1 | layout "onednn" is not offered |
 | `torch.cudnn_convolution_relu`, `torch.cudnn_convolution_add_relu` (not documented) | torch 2.14.1 | `F.conv2d` |
 | `torch.profiler`'s `kineto_results` | torch 2.14.1 | ValueError: peak memory on a CPU has no other source |
 | `submitit.slurm.slurm._make_sbatch_string` | submitit 1.5.4 | the parameters of that version |
@@ -14,17 +13,15 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import inspect
 import logging
 import re
-import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 log = logging.getLogger(__name__)
 SBATCH_PARAMETERS = frozenset(
@@ -91,42 +88,6 @@ def onednn_convolution_add(
     if in_place:
         return torch.ops.mkldnn._convolution_pointwise_(addend, x, weight, bias, *window, *then)
     return torch.ops.mkldnn._convolution_pointwise(x, addend, weight, bias, *window, *then)
-
-
-# ---- oneDNN Graph: a traced network as a few compiled parts, in which oneDNN chooses the layout of tensors ---------------
-
-
-@functools.cache
-def has_onednn_graph() -> bool:
-    """Return True if oneDNN Graph compiles two convolutions and a ReLU, and computes them."""
-    conv, x = nn.Conv2d(8, 8, 1), torch.ones(1, 8, 2, 2)
-    network = nn.Sequential(conv, nn.ReLU(), copy.deepcopy(conv)).eval().requires_grad_(False)
-    try:
-        compiled = onednn_graph(network, x)
-        fused = "prim::oneDNNFusionGroup" in str(compiled.graph_for(x))
-        return fused and torch.allclose(compiled(x), network(x), rtol=1e-4, atol=1e-5)
-    except (AttributeError, RuntimeError) as error:  # missing in this version
-        log.warning("oneDNN Graph does not work with torch %s: %s", torch.__version__, error)
-        return False
-
-
-@torch.no_grad()
-def onednn_graph(network: nn.Module, images: Tensor) -> Any:
-    """Return the compiled network, in eval mode.
-
-    It is compiled for the shape and layout of `images`; other inputs run uncompiled.
-    """
-    enabled = torch.jit.onednn_fusion_enabled()
-    torch.jit.enable_onednn_fusion(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit is deprecated
-            compiled = torch.jit.freeze(torch.jit.trace(network, images, check_trace=False))
-        for _ in range(2):  # the first pass records the shapes, the second one compiles
-            compiled(images)
-    finally:
-        torch.jit.enable_onednn_fusion(enabled)
-    return compiled
 
 
 # ---- cuDNN: the same on a GPU ----------------------------------------------------------------------------------------

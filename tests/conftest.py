@@ -9,6 +9,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# The first backward pass of a process decides if autograd has threads of devices, after which no forked process can train. Here
+# no test has set up a device yet, real or not.
+torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(autouse=True)

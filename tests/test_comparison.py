@@ -53,7 +53,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     def captured(run: Run) -> Run:
         return run_named(f"{run()} captured")
 
-    monkeypatch.setattr(comparison.machine, "flags", lambda conditions, device: ())  # whatever else runs here
+    monkeypatch.setattr(comparison.machine, "flags", lambda *_: ())  # whatever else runs here
     monkeypatch.setattr(comparison, "_prepare", prepare)
     monkeypatch.setattr(comparison, "reference", lambda timing: ((), {}))
     monkeypatch.setattr(comparison, "captured", captured)

@@ -509,7 +509,7 @@ def test_a_grid_leaves_rows_a_table_and_figures(launched: Launched) -> None:
     assert all(is_done(stage, launched.context) for stage in stages())
     made = {path.name for path in (folder / "tiny_grid").iterdir()}
     assert made >= {"table.csv", "table.md", "latency.csv"}
-    assert {Path(name).suffix for name in made if name.startswith("pareto")} == {".png", ".pdf"}
+    assert {Path(name).suffix for name in made if name.startswith("intervals")} == {".png", ".pdf"}
     assert "9 of 9 stages to do, 2 at a time on cpu" in launched.output
     assert "Traceback" not in launched.output
     assert [line.split()[2] for line in launched.output.splitlines() if "/9] done" in line][-3:] == ["timed"] * 3

@@ -163,7 +163,7 @@ def test_images_are_not_overwritten_in_the_layout_that_is_theirs_already() -> No
     model = ImageSum().double().eval()
     packed = pack(model, Graph(model, (3, 32, 32)), PruningPlan({}))
     _, choice = tuned(packed, images(3).float())
-    for layout in ("contiguous", "channels_last", "onednn"):
+    for layout in ("contiguous", "channels_last"):
         assert_tuned(packed, torch.float32, choice=dataclasses.replace(choice, layout=layout))
 
 
@@ -478,7 +478,7 @@ def test_a_choice_that_does_not_fit_is_refused() -> None:
         tuned(packed, images(2), execution="magic")
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "onednn"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_one_execution_in_one_layout_times_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "least_ms", None)
     packed = packed_of("resnet8", 2, 0.5)
@@ -489,7 +489,7 @@ def test_one_execution_in_one_layout_times_nothing(layout: Layout, monkeypatch: 
         assert assert_tuned(packed, torch.float32, choice=choice)[1] == choice
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "onednn"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_no_module_of_a_tuned_network_is_in_training_mode(layout: Layout) -> None:
     """In training a gather is a convolution, which takes many times as long."""
     network, _ = tuned(packed_of("resnet8", 2, 0.5), images(2).float(), execution="padded", layout=layout)
@@ -511,29 +511,14 @@ class _Cast(nn.Module):
         return self.last(self.first(x).relu().float()).mean((2, 3))
 
 
-def test_a_network_with_a_cast_is_tuned_without_onednns_layout() -> None:
+def test_a_network_with_a_cast_is_tuned() -> None:
     model, x = _Cast().eval(), torch.randn(2, 3, 8, 8)
     packed = pack(model, Graph(model, (3, 8, 8)), PruningPlan({})).eval()
     network, choice = tuned(packed, x)
     assert list(choice.layout_ms) == ["contiguous", "channels_last"]
     torch.testing.assert_close(network(x), model(x), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="the layout 'onednn' does not run this network"):
-        tuned(packed, x, layout="onednn")
     with pytest.raises(ValueError, match="no form of this network for torch can be built"):
         tuned_for(packed, x, "torch")
-
-
-def test_onednns_layout_is_tried_and_chosen_if_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed, x = packed_of("resnet8", 2, 0.5), images(2).float()
-    monkeypatch.setattr(trial, "fastest_ms", lambda runs, device: {name: float(name != "onednn") for name in runs})
-    network, choice = tuned(packed, x)
-    assert list(choice.layout_ms) == ["contiguous", "channels_last", "onednn"]
-    assert choice.columns() == {"layout": "onednn", "executions": {"whole": len(list(packed.convs()))}}
-    assert peak_bytes(network, x) > sum(4 * weight.numel() for conv in packed.convs() for weight in conv.weights)
-    assert not torch.jit.onednn_fusion_enabled(), "other networks of this process run as they are"
-    for other in (x.double(), x.bfloat16()):
-        assert "onednn" not in tuned(packed, other)[1].layout_ms
-    assert tuned(packed, x, execution="groups")[1].layout != "onednn"
 
 
 def test_the_packed_network_is_not_changed() -> None:

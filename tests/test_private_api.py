@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -60,34 +59,6 @@ def test_networks_run_without_onednn(without_onednn: None, caplog: pytest.LogCap
     network, _ = tuned(packed, x, execution="padded", layout="channels_last")
     assert "oneDNN's fused operators do not work" in caplog.text
     torch.testing.assert_close(network(x), packed.float()(x), rtol=1e-3, atol=1e-3)
-
-
-@pytest.fixture
-def without_onednn_graph(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A torch without the deprecated switch."""
-    monkeypatch.delattr(torch.jit, "onednn_fusion_enabled")
-    private_api.has_onednn_graph.cache_clear()
-    yield
-    monkeypatch.undo()
-    private_api.has_onednn_graph.cache_clear()
-
-
-@torch.no_grad()
-def test_networks_run_without_onednn_graph(without_onednn_graph: None, caplog: pytest.LogCaptureFixture) -> None:
-    packed, x = packed_of("resnet8", 2, 0.5), images(2).float()
-    network, choice = tuned(packed, x, execution="whole")
-    assert "oneDNN Graph does not work" in caplog.text
-    assert list(choice.layout_ms) == ["contiguous", "channels_last"]
-    torch.testing.assert_close(network(x), packed.float()(x), rtol=1e-3, atol=1e-3)
-    with pytest.raises(
-        ValueError, match="the layout 'onednn' needs fp32 images on a CPU, and a torch with oneDNN Graph"
-    ):
-        tuned(packed, x, choice=dataclasses.replace(choice, layout="onednn"))
-
-
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
-def test_onednn_graph_fuses_a_network() -> None:
-    assert private_api.has_onednn_graph()
 
 
 def test_networks_run_without_fused_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -615,7 +615,7 @@ def test_two_processes_with_one_stage_leave_one_good_output(copied: Context, fin
     for process in processes:
         process.join(20)
         assert process.exitcode == 0
-    assert [outcome for _, outcome in found] == ["done", "done"]
+    assert [outcome for _, outcome in found] == ["done", "done"], failure(stage, copied)
     assert results(copied, [stage]) == results(finished, [stage])
     assert len(log_of(stage, copied)) == 0, "nothing went wrong in either"
 

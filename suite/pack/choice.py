@@ -17,14 +17,8 @@ from suite import jsonfile
 from suite.files import write_bytes
 from suite.plan import Runtime
 
-Layout = Literal["contiguous", "channels_last", "onednn"]
-"""Of the tensors between layers; "onednn": the network is compiled by oneDNN Graph, which chooses the layout."""
-FORMATS = {
-    "contiguous": torch.contiguous_format,
-    "channels_last": torch.channels_last,
-    "onednn": torch.contiguous_format,
-}
-"""Layout -> memory format of the images."""
+Layout = Literal["contiguous", "channels_last"]
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PRECISIONS = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -34,7 +28,7 @@ class Choice:
 
     layers     layer -> execution
     layer_ms   layer -> execution -> milliseconds, for layers with several timed executions
-    layout_ms  layout -> milliseconds of the whole network, if several were timed; in another runtime than torch the candidates
+    layout_ms  layout -> milliseconds of the whole network, if both were timed; in another runtime than torch the candidates
                are networks of one execution ("whole"), and the network of each layer's fastest one ("fastest")
     """
 

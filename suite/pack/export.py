@@ -188,7 +188,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _form(packed: PackedNetwork, shape: tuple[int, ...], arguments: argparse.Namespace) -> nn.Module | None:
-    """Return the network in the executions that are fastest in the runtime, None without one; print their numbers."""
+    """Return the network in the fastest executions in the runtime; None without a runtime."""
     if arguments.runtime is None:
         if (arguments.batch, arguments.precision, arguments.threads) != (1, "fp32", None):
             raise ValueError("--batch, --precision and --threads are of the measurement for a runtime: add --runtime")

@@ -1,10 +1,8 @@
 """Inference form of a packed network: the fastest execution of every layer.
 
 `tuned` builds the network node by node on a batch of images. At each convolution, with the residual sum and the ReLU that follow,
-it builds every execution, checks the output, times it on the layer's real input, and continues with the fastest. All memory
-layouts are built, and the fastest network is returned. A dense network (an empty plan) is treated alike.
-
-On a CPU in fp32 one more network has every layer as `whole` and is compiled by oneDNN Graph: less time passes between layers.
+it builds every execution, checks the output, times it on the layer's real input, and continues with the fastest. Both memory
+layouts are built, and the faster network is returned. A dense network (an empty plan) is treated alike.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from suite import private_api
 from suite.pack import trial
 from suite.pack.choice import FORMATS, PRECISIONS, Choice, Layout
 from suite.pack.executions import EXECUTIONS, build, offered
@@ -26,7 +23,7 @@ from suite.pack.fuse import Fused, Nodes, fuse, only_user
 from suite.pack.layer import TILES, Built, Layer, Operands, positions
 from suite.pack.modules import GroupedConv
 from suite.pack.network import PackedNetwork
-from suite.pack.operations import Read, onednn_fusible
+from suite.pack.operations import Read
 from suite.pack.slices import slice_rank
 from suite.timing import Run
 
@@ -45,7 +42,7 @@ def tuned(
     images     [N, C, H, W] of the final batch size, device and precision
     choice     use these executions; nothing is timed
     execution  use this one in every layer that offers it, `union` or `whole` elsewhere; layers are not timed
-    layout     use this memory layout; None times all
+    layout     use this memory layout; None times both
 
     The network is on the device and in the precision of `images`; `packed` is not changed.
     Raises ValueError if the choice is for another network, device, precision or batch, and, naming the layer, if an output
@@ -64,28 +61,13 @@ def tuned(
         )
     body = per_group(packed).to(images.device, images.dtype)
     expected = body(images)
-    layouts = (choice.layout,) if choice else (layout,) if layout else _layouts(images, execution)
-    layers = choice.layers if choice else None
-    walks: dict[Layout, Walk] = {
-        name: Walk(body, images, name, layers, execution) for name in layouts if name != "onednn"
-    }
-    if "onednn" in layouts:
-        try:
-            walks["onednn"] = _by_onednn(packed, images, layers, execution or "whole")
-        except RuntimeError as error:  # a cast in the network, or an operator that oneDNN Graph cannot trace
-            if not walks:
-                reason = str(error).strip().splitlines()[-1]
-                raise ValueError(f"the layout 'onednn' does not run this network ({reason}); tune it again") from error
-    for name, walk in list(walks.items()):
-        try:
-            trial.check("the network", walk.network(images), expected)
-        except ValueError:
-            if name != "onednn" or len(walks) == 1:
-                raise
-            del walks[name]
+    layouts = (choice.layout,) if choice else (layout,) if layout else get_args(Layout)
+    walks = {name: Walk(body, images, name, choice.layers if choice else None, execution) for name in layouts}
+    for walk in walks.values():
+        trial.check("the network", walk.network(images), expected)
     runs: dict[str, Run] = {name: lambda walk=walk: walk.network(images) for name, walk in walks.items()}  # type: ignore[misc]
     layout_ms = choice.layout_ms if choice else trial.fastest_ms(runs, images.device)
-    best: Layout = min(walks, key=lambda name: layout_ms.get(name, 0))
+    best: Layout = min(layouts, key=lambda name: layout_ms.get(name, 0))
     walk = walks[best]
     made = Choice(
         device=conditions[0],
@@ -97,40 +79,6 @@ def tuned(
         layout_ms=layout_ms,
     )
     return walk.network, made
-
-
-def _layouts(images: Tensor, execution: str | None) -> tuple[Layout, ...]:
-    """Return the layouts to try.
-
-    Gathers and slices are no part of oneDNN Graph, so "onednn" is tried with `whole` only.
-    """
-    graph = execution in (None, "whole") and onednn_fusible(images) and private_api.has_onednn_graph()
-    return tuple(name for name in get_args(Layout) if graph or name != "onednn")
-
-
-def _by_onednn(packed: PackedNetwork, images: Tensor, layers: Mapping[str, str] | None, execution: str) -> Walk:
-    """Build the network from plain operators, which fp64 has, and compile it for `images`.
-
-    Raises ValueError if oneDNN Graph does not work here or not for such images.
-    """
-    if not (onednn_fusible(images) and private_api.has_onednn_graph()):
-        raise ValueError("the layout 'onednn' needs fp32 images on a CPU, and a torch with oneDNN Graph; tune it again")
-    one = images[:1].double()
-    walk = Walk(per_group(packed).to(one), one, "onednn", layers, execution)
-    walk.network = _Compiled(walk.network.float(), images).eval()
-    return walk
-
-
-class _Compiled(nn.Module):
-    """A network compiled by oneDNN Graph for one shape of images; `network` has the weights."""
-
-    def __init__(self, network: nn.Module, images: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.compiled = private_api.onednn_graph(network, images.contiguous())
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.compiled(images.contiguous())
 
 
 @dataclass

@@ -24,7 +24,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -141,11 +140,9 @@ def measure(target: Target, batch: int, options: argparse.Namespace, console: Co
     result, choices = comparison.measurement(), comparison.choices
     if options.profile:
         images = torch.randn(batch, *graph.input_shape)
-        # A network of oneDNN Graph is compiled as a whole and has no nodes to time.
-        hows: list[dict[str, Any]] = [
-            {"layout": "channels_last"} if choice.layout == "onednn" else {"choice": choice} for choice in choices
-        ]
-        dense, network = (tuned(load(path), images, **how)[0] for path, how in zip(paths, hows, strict=True))
+        dense, network = (
+            tuned(load(path), images, choice=choice)[0] for path, choice in zip(paths, choices, strict=True)
+        )
         with torch.inference_mode():
             console.print(profile(graph, plan, dense, network, images))
     if options.layers and choices[1].layer_ms:
