@@ -18,7 +18,7 @@ from suite.stages import Stage
 
 OPTIONS = ("--cluster", "slurm", "--device", "cpu", "--threads", 1)
 RESOURCES = ("time=60", "cpus_per_task=1", "mem=1500")
-DEADLINE_S = 240
+DEADLINE_S = 480
 
 
 class Cluster:
