@@ -107,7 +107,7 @@ def waiting() -> str:
 
 
 def asked(*words: str) -> str:
-    """What a command says."""
+    """Return the output of a command."""
     return subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout
 
 
@@ -118,5 +118,5 @@ def job_of(stage: Stage, context: Context, grid: str = "mine") -> str:
 
 
 def state_of(job: str) -> str:
-    """What SLURM says of it; "" when it has ended."""
+    """Return SLURM's state of a job; "" after its end."""
     return (queue.states() or {}).get(job, "")

@@ -1,4 +1,4 @@
-"""What the tests share: where real data and a real Slurm are, and a small network."""
+"""Fixtures of all tests: folders of real data, a real Slurm, a small network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ torch.ones(1, requires_grad=True).sum().backward()
 
 @pytest.fixture(autouse=True)
 def _exact() -> None:
-    """A stage pins the number of threads; the next test starts from one again. fp32 is fp32 on a GPU too."""
+    """Reset the number of threads, which stages pin, and TF32 before each test."""
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 

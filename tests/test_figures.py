@@ -70,7 +70,7 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawn:
 
 @pytest.fixture
 def texts(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """What the figures say, by name: axis labels, names of lines, keys."""
+    """Return the texts of each figure by name: axis labels, names of lines, keys."""
     found: dict[str, list[str]] = {}
 
     def spy(figure: Figure, path: Path) -> list[Path]:
@@ -346,7 +346,10 @@ def test_budgets_of_one_method_are_not_compared(drawn: Drawn) -> None:
 
 
 def near_chance(worst: float) -> tuple[list[Pruned], list[records.Row]]:
-    """Four methods; at 30 % two of them, at 90 % all keep at most `worst`, at 50 % none does."""
+    """Return runs of four methods.
+
+    At 30 % two of them, at 90 % all keep at most `worst`, at 50 % none does.
+    """
     runs = [run_of(s, b, f"m{m}") for m in range(4) for b in (0.3, 0.5, 0.9) for s in range(2)]
     rows: list[records.Row] = []
     for number, run in enumerate(runs):

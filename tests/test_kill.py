@@ -1,4 +1,6 @@
-"""SIGKILL at random moments in every kind of stage: started again until it is done, a run ends with the same bits.
+"""SIGKILL at random moments in every kind of stage.
+
+A run that is started again until it is done ends with the same bits.
 
 Most kills hit forked processes, which need no time to start; a slow test kills the command line.
 """
@@ -150,7 +152,7 @@ def test_killed_many_times_it_ends_with_the_same_bits(tmp_path: Path, capsys: py
     kills = kill_all_kinds(tmp_path, {"base": 8, "learned": 8, "pruned": 10, "timed": 4})
     with capsys.disabled():
         print(f" [{kills} kills hit a running stage]", end="")
-    assert kills >= 8, "of 30; on a machine that got faster since the undisturbed run, a stage ends before many kills"
+    assert kills >= 12, "of 30; on a machine that got faster since the undisturbed run, a stage ends before many kills"
 
 
 GRID_TEXT = """

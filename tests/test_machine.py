@@ -1,4 +1,4 @@
-"""What is recorded beside a measurement: other processes, throttling, peak memory, bounds on paper; and fresh processes."""
+"""Records beside a measurement: other processes, throttling, peak memory, bounds; and fresh processes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class FakeNvml(types.ModuleType):
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = range(3)
 
     class NVMLError(Exception):
-        """As NVML's."""
+        """Stand in for NVML's error."""
 
     def __init__(self, *, throttle: int = 0, pids: tuple[int, ...] = (), fails: bool = False) -> None:
         super().__init__("pynvml")
@@ -177,7 +177,7 @@ def test_load_of_other_processes_is_seen_and_flagged(monkeypatch: pytest.MonkeyP
 
 
 def test_peak_memory_is_weights_and_what_is_held_at_once() -> None:
-    """Both activations of the second convolution, [2, 8, 64, 64] floats each, beside 8 * 8 + 3 * 8 weights."""
+    """Compare with two activations of [2, 8, 64, 64] floats and 8 * 8 + 3 * 8 weights."""
     network = nn.Sequential(
         nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 1, bias=False), nn.AdaptiveAvgPool2d(1)
     ).eval()
@@ -200,7 +200,10 @@ class Two(nn.Module):
 
 
 def test_bounds_of_layers_by_hand() -> None:
-    """Two groups of three filters, one reads channels 0 to 2 and the other channel 3; images of 8x8, a batch of 2, fp16."""
+    """Compare two groups of three filters with bounds by hand.
+
+    One reads channels 0 to 2, the other channel 3; images of 8x8, a batch of 2, fp16.
+    """
     graph = Graph(Two(), (3, 8, 8))
     kept_GI = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 1]]).bool()
     plan = PruningPlan({"second": ConvPlan(torch.tensor([0, 0, 0, 1, 1, 1]), kept_GI, torch.ones(6).bool())})

@@ -211,7 +211,7 @@ def test_an_empty_plan_is_the_dense_network(name: str) -> None:
 
 
 class ReadAgain(nn.Module):
-    """Where the branch is gone, its sum is the stem's output, which is read again after the ReLU."""
+    """A sum whose branch is gone: the stem's output is read again after the ReLU."""
 
     def __init__(self, relu: nn.Module) -> None:
         super().__init__()
@@ -373,7 +373,7 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["resnet20", "vgg6"])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_training_with_channels_last_computes_the_same(name: str, groups: int) -> None:
-    """Channels are then taken by 1x1 convolutions, or not at all, with weights of 0 for those that no group keeps."""
+    """Channels are then taken by 1x1 convolutions, or not at all, with weights of 0."""
     torch.manual_seed(0)
     model = build(name, 10).double().train()
     graph = Graph(model, (3, 32, 32))

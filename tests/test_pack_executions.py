@@ -124,7 +124,7 @@ def test_a_network_without_convolutions() -> None:
 
 
 class Shared(nn.Module):
-    """Sums that must not be made in place: what is added is the branch's own input, and is read again later."""
+    """Sums that must not be in place: the addend is the branch's input and is read again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -336,7 +336,7 @@ def test_rounding_is_offered_where_it_widens_little() -> None:
 @pytest.mark.parametrize("name", ["resnet8", "resnet8_a", "vgg6"])
 @torch.no_grad()
 def test_padding_changes_nothing(name: str, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: outputs filled up to whole vectors, by whatever execution, in sums too."""
+    """Fill outputs up to whole vectors, as on a GPU, in every execution and in sums."""
     draw = random.Random(groups)
     packed, filled = packed_of(name, groups, 0.5), []
 

@@ -48,7 +48,7 @@ def written(folder: Path, runs: Iterable[Pruned], rows: Iterable[records.Row], *
 
 
 def data_of(folder: Path) -> dict[str, Any]:
-    """What runs.html holds as data."""
+    """Return the data in runs.html."""
     found = re.search(
         r'<script type="application/json" id="data">(.*?)</script>', (folder / "runs.html").read_text(), re.S
     )
@@ -209,7 +209,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def errors(driver: webdriver.Chrome) -> list[Any]:
-    """What the browser's console holds."""
+    """Return the lines of the browser's console."""
     return driver.get_log("browser")
 
 

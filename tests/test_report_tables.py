@@ -1,4 +1,4 @@
-"""What tables claim: fairness, methods told apart, published numbers beside ours, and LaTeX that LaTeX takes."""
+"""Claims of tables: fairness, methods told apart, published numbers beside ours; valid LaTeX."""
 
 from __future__ import annotations
 

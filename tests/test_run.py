@@ -722,7 +722,7 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(copied: Context) ->
 
 @pytest.mark.parametrize("alive", [False, True])
 def test_an_owner_on_another_host_is_given_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool) -> None:
-    """As long as it touches its file it keeps it; then the other one is told."""
+    """An owner keeps its lease while it touches the file; afterwards another process takes it."""
     monkeypatch.setattr(lease, "LEASE_S", 2.0)
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.2)
     path, lost = tmp_path / ".lease", threading.Event()

@@ -206,6 +206,8 @@ def test_both_networks_are_measured_in_int8(monkeypatch: pytest.MonkeyPatch) -> 
     assert int8.columns(networks, choices, x, Timing(precision="bf16"), quick) == {
         "missing": "onnxruntime runs in fp32 only"
     }
+    of_another = Timing(batch=2, runtime="openvino")
+    assert int8.columns(networks, choices, x, of_another, quick) == {"missing": "the timing is of openvino"}
 
 
 def test_a_network_that_onnxruntime_refuses_has_a_reason_in_place_of_int8(monkeypatch: pytest.MonkeyPatch) -> None:

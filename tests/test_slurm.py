@@ -177,7 +177,10 @@ def as_on_this_machine(found: list[Stage], context: Context, folder: Path) -> bo
 
 
 def test_preempted_more_often_than_submitit_allows_it_goes_on(tmp_path: Path) -> None:
-    """First by jobs that come first, then by the signal alone; with a limit that lets submitit count each as a time-out."""
+    """Pre-empt by jobs of higher priority, then by the signal alone.
+
+    The time limit lets submitit count each as a time-out.
+    """
     grid, found, context = long_run(tmp_path, epochs=400)
     base = found[0]
     process = submit(grid, tmp_path, resources=("time=9", "cpus_per_task=1", "mem=1500"))
@@ -216,7 +219,7 @@ def test_preempted_more_often_than_submitit_allows_it_goes_on(tmp_path: Path) ->
 def test_a_job_whose_processes_are_stopped_for_ever_is_requeued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As after a suspension that a killed controller lost: SLURM counts the job as running, and nobody continues it."""
+    """SLURM counts a stopped job as running, as after a suspension that a killed controller lost."""
     monkeypatch.setattr(heartbeat, "STALLED_S", lease.HEARTBEAT_S + 5)
     grid, found, context = long_run(tmp_path, epochs=60)
     stopped: list[str] = []
@@ -419,7 +422,10 @@ def test_a_grid_is_watched_and_ended_from_another_process(
 
 
 def test_two_tasks_of_a_job_stop_and_go_on_together(tmp_path: Path) -> None:
-    """By real srun: the signal to all, then to the second task alone; the row is that of one process, to rounding."""
+    """Send the signal to all tasks, then to the second one, through a real srun.
+
+    The row is that of one process, up to rounding.
+    """
     runs = "cross(bases=bases(), method='l1_filter', budgets=[0.5], finetune=schedule(epochs=50, images=256, lr=1e-3))"
     grid = write_grid(tmp_path, runs)
     base, pruned = stages_of(grid)

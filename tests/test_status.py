@@ -1,4 +1,4 @@
-"""Where a grid stands is read from its folder: while it runs, after the launcher was killed, from any process."""
+"""State of a grid, read from its folder by any process, also after the launcher was killed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def state_of(stage: Stage, context: Context, launch: Launch | None = None, jobs:
 
 
 def report(stage: Stage, context: Context, **about: Any) -> None:
-    """What a process that does the stage reports."""
+    """Write the report of a process that does the stage."""
     here = {"host": socket.gethostname(), "pid": os.getpid(), "job": "", "seconds": 10.0, "time": time.time()}
     write_json(context.folder(stage) / "progress.json", {"doing": "base", "share": 0.5, **here, **about})
 
@@ -191,7 +191,7 @@ def test_the_time_left_comes_from_stages_alike(context: Context) -> None:
 
 
 def test_the_first_seconds_of_a_stage_are_not_extrapolated() -> None:
-    """Loading takes 9 of them, in which a thousandth of the stage was done: by this share 40 stages would take days."""
+    """Loading takes 9 s, in which a thousandth is done: 40 stages would take days."""
     stages = [State(stage=stage, name="to do") for stage in PRUNED]
     running = dataclasses.replace(stages[0], name="running", about={"share": 0.001, "seconds": 9.0})
     expected = {stage.key: 30.0 for stage in PRUNED}
@@ -468,7 +468,7 @@ def test_only_recorded_jobs_are_cancelled(
 
 
 def test_a_launcher_is_stopped_before_its_jobs(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it submits while it stops is cancelled, too."""
+    """Jobs that the launcher submits while it stops are cancelled, too."""
     asked: list[str] = []
 
     def scancel(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:

@@ -23,8 +23,6 @@ _ALIASES = {
     "chunk",
     "split",
     "narrow",
-}
-_ALIASES |= {
     "identity",
     "dropout",
     "dropout1d",
@@ -36,8 +34,12 @@ _ALIASES |= {
     "unbind",
 }
 
-_CHANGES = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
-_CHANGES[operator.itruediv] = operator.truediv
+_CHANGES = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
 
 
 def _inplace_index(node: fx.Node) -> int | None:

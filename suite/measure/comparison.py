@@ -222,7 +222,26 @@ def compare(
         strict=also is not None,
         trust=trust,
     )
-    watch = watch or Watch()
+    processes, choices, failed = _repeated(job, watch or Watch())
+    tuned = tuple(by_name[TUNED] for by_name in choices if TUNED in by_name)
+    both_tuned = len(tuned) == len(choices)
+    chosen = dataclasses.replace(job, choices=choices)
+    return Comparison(
+        timing=timing,
+        legs={leg: [process[leg] for process in processes] for leg in processes[0]},
+        choices=tuned if both_tuned else (),
+        runtime_choices=choices,
+        int8=_int8(chosen) if timing.protocol == "full" else {},
+        limits=_limits(chosen) if both_tuned else {},
+        missing={**missing, **failed},
+    )
+
+
+def _repeated(job: Job, watch: Watch) -> tuple[list[dict[Leg, LegResult]], Choices, dict[str, str]]:
+    """Measure here, then in fresh processes with the executions chosen here.
+
+    Raises Interrupted between processes.
+    """
     count, started = job.protocol.processes, time.monotonic()
     watch.report("timing", share=0.0)
     first, choices, failed = measure(job, lambda share: watch.report("timing", share=share / count))
@@ -237,17 +256,7 @@ def compare(
             watch.report("timing", share=(done + min(seconds / first_s, 0.95)) / count)
 
         processes.append(in_fresh_process(measure, job, report)[0])
-    tuned = tuple(by_name[TUNED] for by_name in choices if TUNED in by_name)
-    both_tuned = len(tuned) == len(choices)
-    return Comparison(
-        timing=timing,
-        legs={leg: [process[leg] for process in processes] for leg in first},
-        choices=tuned if both_tuned else (),
-        runtime_choices=choices,
-        int8=_int8(job) if timing.protocol == "full" else {},
-        limits=_limits(job) if both_tuned else {},
-        missing={**missing, **failed},
-    )
+    return processes, choices, failed
 
 
 def measure(job: Job, report: Report = lambda share: None) -> tuple[dict[Leg, LegResult], Choices, dict[str, str]]:

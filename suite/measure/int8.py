@@ -41,6 +41,8 @@ def columns(
     """
     if reason := why_not(RUNTIME, timing.device, timing.precision):
         return {"missing": f"{RUNTIME} {reason}"}
+    if timing.runtime not in ("torch", RUNTIME):
+        return {"missing": f"the timing is of {timing.runtime}"}
     runs, errors = {}, {}
     for name, packed in networks.items():
         try:

@@ -32,9 +32,14 @@ def main() -> int:
     parser.add_argument("--model", default="resnet56")
     parser.add_argument("--batch", type=int, default=128)
     options = parser.parse_args()
+    if options.batch < 1:
+        parser.error(f"--batch {options.batch}: it takes 1 or more")
     set_up_torch(1)
     shape = (3, 224, 224) if options.model in ("resnet18", "resnet50") else (3, 32, 32)
-    model = models.build(options.model, 10).eval()
+    try:
+        model = models.build(options.model, 10).eval()
+    except ValueError as error:
+        parser.error(str(error))
     graph, images = Graph(model, shape), torch.randn(options.batch, *shape)
     plan = meet(random_groups_planner(graph, 2, 0), graph, Budget(share=0.64)).plan
     whole = packing.pack(model, graph, PruningPlan({}))
