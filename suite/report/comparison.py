@@ -111,7 +111,7 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
     mean_rank = _order_pp(runs).groupby("at").rank().groupby("name").mean()
     names = mean_rank.sort_values(kind="stable").index.tolist()
     with style.new_figure(entries=0) as figure:
-        rows = sum(1 + style.label(name).count("\n") * 0.6 for name in names)
+        rows = len(names) * (1.4 if any("\n" in style.label(name) for name in names) else 1)
         figure.set_size_inches(2.0 + max(1.35 * len(budgets), 3.5), 1.15 + 0.21 * rows)
         panels = figure.subplots(1, len(budgets), squeeze=False, sharey=True)[0]
         for axes, budget in zip(panels, budgets, strict=True):

@@ -125,7 +125,7 @@ def _learned(axes: Axes, varied: Varied, points: pd.DataFrame, name: str) -> Non
 
 def _axes(figure: Figure, panels: Sequence[Axes], points: pd.DataFrame) -> None:
     """Label the factors, with the dose below each."""
-    ticks = points.groupby(points["factor"].map(lambda factor: f"{factor:.3g}"), sort=False)[["factor", "dose"]].first()
+    ticks = points.groupby(points["factor"].map(words.significant), sort=False)[["factor", "dose"]].first()
     labels = [f"×{factor}\n{words.significant(dose)}" for factor, dose in zip(ticks.index, ticks["dose"], strict=True)]
     for axes in panels:
         axes.set_xscale("log")
@@ -159,8 +159,8 @@ def _learned_words(points: pd.DataFrame) -> list[str]:
     """Return which factors learned no groups."""
     if points["group_entropy_nats"].isna().all():
         return []
-    without = points[cells.is_unlearned(points)]["factor"].map(lambda factor: f"×{factor:.3g}").unique()
-    every = points["factor"].map(lambda factor: f"×{factor:.3g}").nunique()
+    without = points[cells.is_unlearned(points)]["factor"].map(lambda factor: f"×{words.significant(factor)}").unique()
+    every = points["factor"].map(words.significant).nunique()
     if not len(without):
         return ["Groups were learned at every dose"]
     at = "any dose" if len(without) == every else ", ".join(without)
