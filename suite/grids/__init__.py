@@ -54,14 +54,15 @@ class Grid:
 
 def names() -> list[str]:
     """Return the names of all grids."""
-    return sorted({*_plugins()})
+    return [*_plugins()]
 
 
 @registry.cached
 def _plugins() -> dict[str, Plugin]:
-    """Return name -> file of all grids; of two equal names the first."""
+    """Return name -> file of all grids in order; of two equal names the first."""
     every = [*registry.own("grids"), *registry.added("grids")]
-    return {plugin.name: plugin for plugin in reversed(every)}
+    first = {plugin.name: plugin for plugin in reversed(every)}
+    return dict(sorted(first.items()))
 
 
 def load(name: str) -> Grid:

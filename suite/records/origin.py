@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from suite import jsonfile, methods, registry
+from suite import arithmetic, jsonfile, methods, registry
 from suite.files import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,12 +55,16 @@ def provenance(device: str, plugins: Iterable[str] = ()) -> dict[str, Any]:
 
 @functools.cache
 def _lasting(device: str) -> dict[str, Any]:
-    """Return the part of the provenance that is constant in this process."""
+    """Return the part of the provenance that is constant in this process.
+
+    `emulated` names the precisions without instructions on this CPU; training computes them in fp32 and rounds.
+    """
     return {
         **source(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "torchvision", "fvcore", "numpy", "scipy", "safetensors")},
         "device": device_name(device),
+        "emulated": [name for name in arithmetic.CPU_FLAGS if device == "cpu" and not arithmetic.computes(name)],
         "driver": _driver() if device == "cuda" else "",
         "platform": f"{platform.system()} {platform.machine()}",
     }
