@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import sys
@@ -38,6 +39,31 @@ def test_a_folder_is_listed_by_class_and_name(tmp_path: Path) -> None:
     small = small_folder(tmp_path)
     assert (small.classes, small.input_shape, small.train_size("all"), small.test_size) == (2, (3, 32, 32), 13, 5)
     assert torch.cat([labels for _, labels in small.test(2, CPU)]).tolist() == [0, 0, 1, 1, 1]
+
+
+def colour(pid: int) -> tuple[int, int, int]:
+    return pid % 256, pid // 256 % 256, pid // 65536
+
+
+def colour_of_parent(path: Path) -> Image.Image:
+    """An image whose colour is the parent of the process that decodes it."""
+    return Image.new("RGB", (40, 40), colour(os.getppid()))
+
+
+def test_processes_that_decode_are_forked_in_a_stage_of_a_fork_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = small_folder(tmp_path)
+    monkeypatch.setenv("SUITE_WORKERS", "1")
+    monkeypatch.setitem(imagefolder.DECODERS, "pil", colour_of_parent)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)  # as in the processes of the local launcher
+    try:
+        images, _ = next(iter(small.test(2, CPU)))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    pixel = images[0, :, 0, 0] * torch.tensor(small.std) + torch.tensor(small.mean)
+    assert (255 * pixel).round().tolist() == list(colour(os.getpid()))
 
 
 def test_evaluation_is_torchvisions_resize_and_centre_crop(tmp_path: Path) -> None:
@@ -344,7 +370,8 @@ def test_data_folders_are_read_as_people_have_them(tmp_path: Path, caplog: pytes
         for name in (".DS_Store", "._0.png"):
             (root / "dog" / name).write_bytes(b"no image")
     dataset = data.image_folder(tmp_path, "mine", size_px=16, resize_px=20, mean=(0.5,) * 3, std=(0.25,) * 3)
-    assert "val: 4 hidden files and folders are left out" in caplog.text
+    imagefolder.Listing.read(tmp_path / "mine" / "val")
+    assert caplog.text.count("val: 4 hidden files and folders are left out") == 1
     assert data.class_names(dataset) == ["cat", "dog"]
     assert (dataset.size("train"), dataset.size("test"), dataset.mean) == (4, 6, (0.5,) * 3)
     listing = imagefolder.Listing.read(tmp_path / "mine" / "val")

@@ -9,6 +9,7 @@ leaves all other files to Pillow. torchcodec takes over from torchvision's decod
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -62,7 +63,7 @@ class Listing:
             paths += files
             labels += [label] * len(files)
         if hidden:
-            log.warning("%s: %d hidden files and folders are left out", root, hidden)
+            _log_hidden(root, hidden)
         if not classes:
             raise ValueError(f"{root} has no class folders; it should hold CLASS/*.JPEG")
         return Listing(root, classes, np.array(paths), np.array(labels, np.int64))
@@ -88,6 +89,12 @@ class Listing:
             raise UnreadableImage(
                 f"{path} is not a readable image ({reason}); fetch it again, or set SUITE_BAD_IMAGES=skip"
             ) from None
+
+
+@functools.cache
+def _log_hidden(root: Path, number: int) -> None:
+    """Log the number of hidden entries, once a process."""
+    log.warning("%s: %d hidden files and folders are left out", root, number)
 
 
 def _images(root: Path, name: str) -> tuple[list[bytes], int]:

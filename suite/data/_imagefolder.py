@@ -126,10 +126,13 @@ class ImageFolder(Dataset):
 
         replace  another image stands for a skipped one; else the batch is smaller
         """
+        processes = min(workers(), len(chunks))
+        context = "fork" if processes else None  # children of the launcher's fork server would import torch, every pass
         loader: DataLoader[tuple[Tensor, int, int]] = DataLoader(
             files,
             batch_sampler=chunks,
-            num_workers=min(workers(), len(chunks)),
+            num_workers=processes,
+            multiprocessing_context=context,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own: the loader would draw from the global one otherwise
         )
