@@ -19,6 +19,7 @@ import logging
 import os
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -162,7 +163,14 @@ def load(plugin: Plugin) -> ModuleType | Broken:
     try:
         return importlib.import_module(plugin.module)
     except (Exception, SystemExit) as error:
-        return Broken(file=plugin.file, reason=f"{type(error).__name__}: {error}")
+        return Broken(file=plugin.file, reason=reason(error, plugin.file))
+
+
+def reason(error: BaseException, file: str) -> str:
+    """Return class and message of an error, and the line of `file`, if any."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename.endswith(file)]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}" + (f" (line {lines[-1]})" if lines else "")
 
 
 def collect(kind: Kind, attribute: str) -> dict[str, Any]:

@@ -302,7 +302,9 @@ def test_a_comparison_without_dense_control_is_warned_of_in_one_line(caplog: pyt
         for run in grids.cross(bases=bases, method=m, budgets=(0.5,), finetune=short)
     ]
     control = grids.dense_control(bases=bases, finetune=short, learning=short)
-    for runs, lines in ((compared, 1), (compared + control, 0), (compared[:1], 0)):
+    without_learning = grids.dense_control(bases=bases, finetune=short)
+    assert [run.plain_epochs for run in without_learning] == [compared[0].plain_epochs]
+    for runs, lines in ((compared, 1), (compared + control, 0), (compared + without_learning, 0), (compared[:1], 0)):
         caplog.clear()
         grids.runs_of(grids.Grid(title="mine", about="", runs=lambda runs=runs: runs))  # type: ignore[misc]
         messages = [record.getMessage() for record in caplog.records]

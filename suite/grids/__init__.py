@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import math
 import runpy
@@ -90,7 +91,7 @@ def _run(path: Path) -> dict[str, object]:
     try:
         return runpy.run_path(str(path))
     except (Exception, SystemExit) as error:  # a user's file may fail in any way
-        raise ValueError(f"grid file {path} cannot be run: {type(error).__name__}: {error}") from error
+        raise ValueError(f"grid file {path} cannot be run: {registry.reason(error, str(path))}") from error
 
 
 def folder_name(name: str) -> str:
@@ -110,7 +111,8 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
     except ValueError:
         raise
     except (Exception, SystemExit) as error:  # a user's file may fail in any way
-        raise ValueError(f"the runs of {grid.title!r} cannot be listed: {type(error).__name__}: {error}") from error
+        reason = registry.reason(error, inspect.getfile(grid.runs)) if inspect.isfunction(grid.runs) else repr(error)
+        raise ValueError(f"the runs of {grid.title!r} cannot be listed: {reason}") from error
     check_classes(runs)
     if smoke:
         runs = smoked(runs)
@@ -124,7 +126,7 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
     if bare := without_control(runs):
         logger.warning(
             f"grid {grid.title!r} has no dense control on {', '.join(bare)}, so its drops include the effect of longer training: "
-            "add suite.grids.dense_control"
+            "add suite.grids.dense_control(bases=..., finetune=...)"
         )
     chosen = [run for run in runs if only.lower() in run.label.lower() or _has_key(run, only)]
     if not chosen:
@@ -307,8 +309,15 @@ def _rest(finetune: Schedule, total: float, settings: Pruner, base: Base, taught
     return dataclasses.replace(finetune, epochs=finetune.cycles * round((total - spent) / finetune.cycles))
 
 
-def dense_control(*, bases: Iterable[Base], finetune: Schedule, learning: Schedule, **options: Any) -> list[Pruned]:
-    """Return the dense networks of a grid, trained for its base, learning and fine-tuning schedules."""
+def dense_control(
+    *, bases: Iterable[Base], finetune: Schedule, learning: Schedule | None = None, **options: Any
+) -> list[Pruned]:
+    """Return the dense networks of a grid, trained for its base, learning and fine-tuning schedules.
+
+    learning  None if no method of the grid learns
+    """
+    if learning is None:
+        learning = Schedule(epochs=0, lr=finetune.lr, weight_decay=finetune.weight_decay, batch=finetune.batch)
     return cross(
         bases=bases, method="dense_control", budgets=(Budget(share=0),), finetune=finetune, learning=learning, **options
     )
