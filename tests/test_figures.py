@@ -511,3 +511,22 @@ def test_curves_of_other_schedules_and_commits_are_lines_of_their_own(
     assert "[A] commit 01234567; [B] commit ffffffff" in made.caption
     names = [f"test_report [{epochs} epochs] [{letter}]" for epochs, letter in ((2, "A"), (9, "A"), (2, "B"))]
     assert set(names) <= {" ".join(text.split()) for text in texts[made.name]}
+
+
+def test_axes_keep_their_height_above_a_long_caption() -> None:
+    with style.new_figure(entries=0) as figure:
+        figure.set_size_inches(5.5, 1.5)
+        axes = figure.subplots()
+        style.caption(figure, "a word of the caption " * 60)
+        style.fit(figure, axes, 0.42)
+        figure.draw_without_rendering()
+        assert axes.get_position().height * figure.get_figheight() == pytest.approx(0.42, abs=0.02)
+
+
+def test_rows_of_other_code_name_the_whole_release_of_an_installed_package() -> None:
+    rows = [
+        pruned_row(run_of(seed), 90.0, made={"commit": commit, "code": code})
+        for seed, commit, code in ((0, "package 0.1.0", "aaaa"), (1, COMMIT, "bbbb"))
+    ]
+    marked = [row.provenance["commit"] for row in frames._marked(rows, [0, 0])]
+    assert marked == ["package 0.1.0 code aaaa", f"{COMMIT[:8]} code bbbb"]

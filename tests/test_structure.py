@@ -153,8 +153,16 @@ def test_a_grid_has_the_structure_of_its_first_grouped_run_that_can_be_read(
     damaged.parent.mkdir()
     damaged.write_text("no tensors")
     shared = {"data": "digits", "model": "resnet8", "status": "done", "label": "a run", "short": "a method"}
-    made = dict.fromkeys(CONDITIONS, "same")
-    about = {**shared, **made, "budget": 0.5, "budget_scope": "network", "granularity": "intra_channel", "seed": 1}
+    made = {**dict.fromkeys(CONDITIONS, "same"), "removes": True}
+    about = {
+        **shared,
+        **made,
+        "budget": 0.5,
+        "budget_scope": "network",
+        "granularity": "intra_channel",
+        "seed": 1,
+        "removes": True,
+    }
     whole = {**about, "key": "pruned-0000000000ff", "granularity": "filter", "seed": 0}
     runs = [whole, {**about, "key": damaged.parent.name, "seed": 0}, {**about, "key": packed_run.parent.name}]
     (picture,) = structure.draw_all(pd.DataFrame(runs), tmp_path, tmp_path / "grid")
@@ -162,7 +170,8 @@ def test_a_grid_has_the_structure_of_its_first_grouped_run_that_can_be_read(
     assert "a run, pruned-0123456789ab" in picture.caption
     assert "n = 1 run" in picture.caption
     assert f"no structure of {damaged.parent.name} is drawn" in caplog.text
-    assert structure.draw_all(pd.DataFrame(runs).assign(status="failed"), tmp_path, tmp_path / "grid") == []
+    for none in ({"status": "failed"}, {"removes": False}):  # the dense control has no structure worth a figure
+        assert structure.draw_all(pd.DataFrame(runs).assign(**none), tmp_path, tmp_path / "grid") == []
 
 
 def test_bad_input_is_one_line(packed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

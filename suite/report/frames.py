@@ -287,7 +287,7 @@ def _marked(rows: Sequence[records.PrunedRow], series: Sequence[int]) -> list[re
     marked = []
     for row, number in zip(rows, series, strict=True):
         if len(codes.get(number, ())) > 1 and "code" in row.provenance:
-            commit = f"{str(row.provenance.get('commit'))[:8]} code {row.provenance['code']}"
+            commit = f"{words.commit(str(row.provenance.get('commit')), '')} code {row.provenance['code']}"
             row = dataclasses.replace(row, provenance={**row.provenance, "commit": commit})
         marked.append(row)
     return marked

@@ -187,9 +187,10 @@ def _legend(colours: Sequence[str]) -> list[Patch]:
 def draw_all(runs: pd.DataFrame, results: Path, folder: Path) -> list[style.Picture]:
     """Draw one finished run of each network that has a packed network.
 
-    It is the first one that can be read, of a method with filter groups if there is one. `runs` are those of `frames`.
+    It is the first one that can be read, of a method with filter groups if there is one; methods that remove nothing are left
+    out. `runs` are those of `frames`.
     """
-    done = runs[runs["status"] == "done"]
+    done = runs[(runs["status"] == "done") & runs["removes"].astype(bool)]
     first = done.assign(whole=done["granularity"] != "intra_channel").sort_values(["whole", "seed"], kind="stable")
     pictures: dict[tuple[str, str], style.Picture] = {}
     for run in first.to_dict("records"):

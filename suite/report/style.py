@@ -37,6 +37,8 @@ FRONT = "0.82"
 """Grey of a Pareto front, behind everything."""
 MANY = 8
 """A figure with more lines than this draws thick only those that matter most in it."""
+ROOM_IN = 2.0
+"""Height that a figure is given for its caption, before its axes are measured."""
 LINE_IN = 0.145
 """Height of a line of text that labels a point."""
 
@@ -159,6 +161,7 @@ def caption(figure: Figure, text: str) -> None:
 
 def fit(figure: Figure, axes: Axes, height_in: float) -> None:
     """Set the height of the figure so that these axes have height `height_in`."""
+    figure.set_figheight(figure.get_figheight() + ROOM_IN)  # a long caption would leave the axes no height to measure
     figure.draw_without_rendering()
     now = axes.get_position().height * figure.get_figheight()
     figure.set_figheight(figure.get_figheight() + height_in - now)
