@@ -207,8 +207,11 @@ def compare(dense: nn.Module, other: nn.Module, images: Tensor, *, protocol: str
 
 
 def count(model: nn.Module, images: Tensor) -> Count:
-    """Count MACs of one image; parameters are `count_params(model)`."""
-    return count_macs(model, _shape(images))
+    """Count MACs of one image; parameters are `count_params(model)`.
+
+    A layer of several filter groups counts as one convolution a group, as in a plan and in a row.
+    """
+    return count_macs(packing.per_group(model) if isinstance(model, packing.PackedNetwork) else model, _shape(images))
 
 
 def _shape(images: Tensor) -> tuple[int, int, int]:

@@ -125,10 +125,19 @@ def test_a_criterion_that_reads_images_names_what_is_missing(model: nn.Module) -
     assert suite.prune(model, EXAMPLE, method="hrank", train=loader()).report.macs_cut_pct >= 50
 
 
+def test_a_network_of_several_groups_has_the_macs_of_its_report(model: nn.Module) -> None:
+    result = suite.prune(model, EXAMPLE, method="equal_gkp", budget=0.4)
+    assert any(groups > 1 for *_, groups in result.report.layers.values())
+    assert suite.count(result.network, EXAMPLE).macs == result.report.macs
+
+
 def test_latency_is_compared_beside_the_dense_network(model: nn.Module) -> None:
     result = suite.prune(model, EXAMPLE, method="l1_filter")
     comparison = suite.compare(model.eval(), result.network, torch.randn(4, 3, 8, 8))
-    assert comparison.columns()["speedup_x"] > 0
+    ratio = comparison.columns()["speedup_x"]
+    assert ratio > 0
+    assert f"{ratio:.2f} [" in str(comparison)
+    assert f"times as fast: {comparison.verdict}" in str(comparison)
 
 
 def test_importing_the_suite_is_light(tmp_path: Path) -> None:

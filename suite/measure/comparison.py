@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from suite import pack as packing
@@ -139,6 +140,16 @@ class Comparison:
         claim = self.measurement().verdict
         across = dense != other and claim in ("faster", "slower")
         return f"{claim} across runtimes: {other} beside dense in {dense}" if across else claim
+
+    def __str__(self) -> str:
+        measured, about = self.measurement(), self.timing
+        ratio, low, high = measured.ratio
+        doubts = f" ({'; '.join(measured.flags)})" if measured.flags else ""
+        return (
+            f"{about.device}, batch {about.batch}, {about.precision}: {np.median(measured.dense_ms):.3g} ms dense, "
+            f"{np.median(measured.packed_ms):.3g} ms packed, {ratio:.2f} [{low:.2f}, {high:.2f}] times as fast: "
+            f"{self.verdict}{doubts}"
+        )
 
     def columns(self) -> dict[str, Any]:
         """Return the measured columns of a `TimedRow`."""
