@@ -84,6 +84,14 @@ class ConvPlan:
         vars(result)["kept_O"] = kept_O
         return result
 
+    def has_tensors_of(self, other: ConvPlan) -> bool:
+        """Return True if the tensors are equal, so that both plans are written alike."""
+        return (
+            torch.equal(self.kept_O, other.kept_O)
+            and (self.kept_GI is other.kept_GI or torch.equal(self.kept_GI, other.kept_GI))
+            and (self.filter_group_O is other.filter_group_O or torch.equal(self.filter_group_O, other.filter_group_O))
+        )
+
     def with_inputs(self, nonzero_I: Tensor) -> ConvPlan:
         """Return the plan that also removes the input channels outside of `nonzero_I`."""
         kept_GI = self.kept_GI & nonzero_I
@@ -157,6 +165,8 @@ class ConvPlan:
 
         Removed filters are in group 0. A filter without kept channels is removed.
         """
+        if self.kept_GI.shape[0] == 1:
+            return self.with_inputs(self.kept_GI[0]).with_readers(self.kept_O)
         kept_O = self.kept_O & self.kept_GI.any(1)[self.filter_group_O]
         index_of_row: dict[bytes, int] = {}
         rows: list[Tensor] = []
@@ -196,7 +206,9 @@ class PruningPlan(Mapping[str, ConvPlan]):
     def canonical(self) -> PruningPlan:
         """Return every pruned layer in canonical form, without the unpruned ones."""
         layers = {name: plan.canonical() for name, plan in self.items()}
-        return PruningPlan({name: plan for name, plan in layers.items() if not bool(plan.mask_OI.all())})
+        return PruningPlan(
+            {name: plan for name, plan in layers.items() if plan.kernels < plan.kept_O.numel() * plan.kept_GI.shape[1]}
+        )
 
     @property
     def sha256(self) -> str:

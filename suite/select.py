@@ -5,7 +5,6 @@ Shapes: O filters, I input channels, G filter groups, S filter sets (the filters
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -162,11 +161,11 @@ def without_sets(graph: Graph, sets: Mapping[str, Tensor], kept_S: Tensor) -> Pr
 
     sets   layer name -> int64 [O], the set of each filter (`set_scores`)
     """
-    masks = {name: kept_S[ids] for name, ids in sets.items()}
+    kept = kept_S[torch.cat([*sets.values()])].split([ids.shape[0] for ids in sets.values()])
     return PruningPlan(
         {
             name: graph.full[name].having(kept_O=kept_O)
-            for name, kept_O in masks.items()
+            for name, kept_O in zip(sets, kept, strict=True)
             if count(kept_O) < kept_O.shape[0]
         }
     )
@@ -289,12 +288,13 @@ def same_layers(sets: Mapping[str, Tensor]) -> list[Tensor]:
 
     Every layer is a union of classes. Classes are in the order of their first sets.
     """
-    lies_LS = torch.zeros(len(sets), 1 + max(int(ids.max()) for ids in sets.values()), dtype=torch.bool)
-    for row, ids in zip(lies_LS, sets.values(), strict=True):
-        row[ids] = True
-    _, class_S = lies_LS.unique(dim=1, return_inverse=True)
-    classes = [(class_S == number).nonzero()[:, 0] for number in range(int(class_S.max()) + 1)]
-    return sorted(classes, key=lambda members: int(members[0]))
+    class_S = torch.zeros(1 + max(int(ids.max()) for ids in sets.values()), dtype=torch.int64)
+    last = 0
+    for ids in sets.values():  # each layer splits the classes so far
+        _, part = class_S[ids].unique(return_inverse=True)
+        class_S[ids] = part + last + 1
+        last += int(part.max()) + 1
+    return _classes(class_S)
 
 
 def isomorphic_classes(graph: Graph, sets: Mapping[str, Tensor]) -> list[Tensor]:
@@ -315,9 +315,14 @@ def isomorphic_classes(graph: Graph, sets: Mapping[str, Tensor]) -> list[Tensor]
         raw_S[ids] = graph.filter_sets[name]
     for name, ids in graph.input_sets.items():
         topology_SK[torch.isin(raw_S, ids), 2 + int(name not in graph.convs)] += 1
-    _, class_S = topology_SK.unique(dim=0, return_inverse=True)
-    classes = [(class_S == number).nonzero()[:, 0] for number in range(int(class_S.max()) + 1)]
-    return sorted(classes, key=lambda members: int(members[0]))
+    return _classes(topology_SK.unique(dim=0, return_inverse=True)[1])
+
+
+def _classes(class_S: Tensor) -> list[Tensor]:
+    """Return the members of each class, ascending, in the order of their first members."""
+    _, sizes = class_S.unique(return_counts=True)
+    members = class_S.argsort(stable=True).split(sizes.tolist())
+    return sorted(members, key=lambda each: int(each[0]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,20 +360,24 @@ def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
         return Selection(plan=PruningPlan({}), knob=0.0, cut=0.0, coarse=False)
     if budget.round_to > 1:
         planner = rounded(planner, graph, budget.round_to)
-    cuts: dict[bytes, float] = {}
-    best, cut = _at(planner, graph, budget, 1.0, cuts)
+    best = _plan(planner, 1.0)
+    cut = graph.cut(best, budget.scope)
     if cut < budget.share:
         raise ValueError(
             f"a budget of {budget.share:.2%} cannot be met: this method removes at most {cut:.2%} of the {budget.resource} here"
         )
-    low, high = _bits(0.0), _bits(1.0)
+    low, high, less = _bits(0.0), _bits(1.0), PruningPlan({})
     for _ in range(HALVINGS):
         middle = (low + high) // 2
-        plan, middle_cut = _at(planner, graph, budget, _from_bits(middle), cuts)
-        if middle_cut >= budget.share:
+        plan = _plan(planner, _from_bits(middle))
+        if _equal(plan, best):  # most halvings end at a plan that is counted already
+            high = middle
+        elif _equal(plan, less):
+            low = middle
+        elif (middle_cut := graph.cut(plan, budget.scope)) >= budget.share:
             high, best, cut = middle, plan, middle_cut
         else:
-            low = middle
+            low, less = middle, plan
     if budget.refill and budget.round_to == 1:
         best = refill(planner, graph, budget, best, _from_bits(high))
         cut = graph.cut(best, budget.scope)
@@ -434,19 +443,13 @@ def _from_bits(bits: int) -> float:
     return float(struct.unpack(">d", bits.to_bytes(8, "big"))[0])
 
 
-def _at(
-    planner: Planner, graph: Graph, budget: Budget, knob: float, cuts: dict[bytes, float]
-) -> tuple[PruningPlan, float]:
-    """Return the plan at a knob, and the plan's cut.
-
-    cuts  content of each plan so far -> cut: most halvings of a bisection end at one of two plans
-    """
+def _plan(planner: Planner, knob: float) -> PruningPlan:
     plan = planner(knob)
     if not isinstance(plan, PruningPlan):
         raise ValueError(f"a planner returns a PruningPlan, not {type(plan).__name__}")
-    digest = hashlib.sha256()
-    for name, tensor in plan.to_tensors().items():
-        digest.update(f"{name}{list(tensor.shape)}".encode() + tensor.numpy().tobytes())
-    if (content := digest.digest()) not in cuts:
-        cuts[content] = graph.cut(plan, budget.scope)
-    return plan, cuts[content]
+    return plan
+
+
+def _equal(first: PruningPlan, second: PruningPlan) -> bool:
+    """Return True if all tensors of both plans are equal, beyond the canonical form."""
+    return list(first) == list(second) and all(map(ConvPlan.has_tensors_of, first.values(), second.values()))

@@ -52,6 +52,8 @@ def check_used(graph: fx.Graph, modules: dict[str, nn.Module], title: str) -> No
             used.update(id(parameter) for parameter in modules[str(node.target)].parameters())
         elif node.op == "get_attr":
             used.add(id(node.meta["value"]))
+    if all(id(parameter) in used for parameter in modules[""].parameters()):
+        return
     for name, module in modules.items():
         parameters = list(module.parameters())
         if name and parameters and not any(id(parameter) in used for parameter in parameters):
@@ -76,14 +78,15 @@ def check_read_once(graph: fx.Graph, modules: dict[str, nn.Module], title: str) 
     The same holds for a buffer of a layer. All calls of one module are one reader.
     """
     readers: dict[int, set[str]] = {}
-    for node in graph.nodes:
+    constants = [node for node in graph.nodes if node.op == "get_attr"]
+    for node in graph.nodes if constants else ():
         if node.op == "call_module":
             module = modules[str(node.target)]
             for tensor in (*module.parameters(), *module.buffers()):
                 readers.setdefault(id(tensor), set()).add(str(node.target))
-    for node in graph.nodes:
+    for node in constants:
         tensor = node.meta.get("value")
-        if node.op == "get_attr" and (isinstance(tensor, nn.Parameter) or id(tensor) in readers):
+        if isinstance(tensor, nn.Parameter) or id(tensor) in readers:
             every = readers.setdefault(id(tensor), set())
             every.update(_readers(node))
             if len(every) > 1:

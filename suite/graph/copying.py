@@ -37,6 +37,8 @@ def _attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
         return value
     if name == "_modules":
         return {key: child if child is None else copied(child, memo) for key, child in value.items()}
+    if name in ("_parameters", "_buffers"):
+        return {key: memo[id(item)] if id(item) in memo else copy.deepcopy(item, memo) for key, item in value.items()}
     if type(value) is tuple and all(isinstance(item, _ATOMS) for item in value):
         return value
     if type(value) in (dict, set, list, OrderedDict) and not value:

@@ -52,6 +52,8 @@ _VIEWS = {"view", "reshape", "expand"}
 _AS = ("view_as", "reshape_as", "expand_as")
 _SAME_SHAPE = (nn.ReLU, nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.GELU, nn.LeakyReLU, nn.ELU)
 """Activations whose result has the shape and the type of the operand."""
+_ELEMENTWISE = {"add", "iadd", "mul", "imul"}
+"""Functions whose result often has the shape and the type of an operand."""
 
 
 class _Refusal(Exception):
@@ -197,7 +199,7 @@ class _Tracer(fx.Tracer):
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         if node.op == "call_module":
-            module = self.root.get_submodule(target)
+            module = self.layers.get(target) or self.root.get_submodule(target)
             if target in self.functions:
                 module = plain_layer(module)
             if isinstance(module, _SAME_SHAPE) and len(args) == 1:
@@ -205,13 +207,16 @@ class _Tracer(fx.Tracer):
             if isinstance(module, nn.BatchNorm2d) and len(args) == 1 and args[0].shape[1] == module.num_features:
                 return args[0]
             return module.forward(*args, **kwargs)
-        if getattr(target, "__name__", "").replace("_", "") in _ATTENTION:
+        name = getattr(target, "__name__", "")
+        if name.replace("_", "") in _ATTENTION:
             raise _Attention(node.name)
+        if name in _ELEMENTWISE and len(args) == 2 and (same := _broadcast(name, *args)) is not None:
+            return same
         return target(*args, **kwargs)
 
     def traced(self, skeleton: nn.Module, image: Tensor) -> fx.Graph:
         """Return the operators of `skeleton` on `image`, each with its value."""
-        self.image = image
+        self.image, self.layers = image, dict(skeleton.named_modules())
         self.registered = {id(tensor) for tensor in (*skeleton.parameters(), *skeleton.buffers())}
         files = {id(names): names for m in skeleton.modules() if (names := getattr(m.forward, "__globals__", None))}
         with contextlib.ExitStack() as stack, torch.enable_grad():
@@ -224,6 +229,18 @@ class _Tracer(fx.Tracer):
             skeleton.__class__ = type(kind.__name__, (kind,), of_images)  # other arguments have their defaults
             stack.callback(setattr, skeleton, "__class__", kind)
             return self.trace(skeleton)
+
+
+def _broadcast(name: str, first: Any, second: Any) -> Tensor | None:
+    """Return the operand that a sum or product equals in shape and type, or None.
+
+    An operator that changes its first operand in place has the first one's shape.
+    """
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or first.dtype != second.dtype:
+        return None
+    shape = torch.broadcast_shapes(first.shape, second.shape)
+    operands = (first,) if name.startswith("i") else (first, second)
+    return next((operand for operand in operands if operand.shape == shape), None)
 
 
 class _Attention(Exception):
@@ -253,7 +270,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     """
     title = type(model).__name__
     check_modules(model, title)
-    skeleton = _without_storage(model).to(torch.float32).eval()
+    skeleton = _without_storage(model).eval()
     image = torch.zeros(BATCH, *input_shape, device="meta")
     graph, tracer, reads = _traced(skeleton, image, title, training=False)
     if reads:
@@ -318,10 +335,10 @@ def _place(error: BaseException) -> str:
 
 
 def _without_storage(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` on the meta device; no weight is copied."""
+    """Return a copy of `model` in float32 on the meta device; no weight is copied."""
     memo: dict[int, object] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        empty = tensor.detach().to("meta")
+        empty = tensor.detach().to("meta", torch.float32 if tensor.is_floating_point() else tensor.dtype)
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copied(model, memo)
 

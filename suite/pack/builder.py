@@ -35,9 +35,10 @@ class Slot:
 
     def read(self, full: Tensor) -> Tensor:
         """Return the packed tensor of a full one."""
-        if self.rows is not None:
-            full = full[self.rows]
-        return full if self.columns is None else full[:, self.columns]
+        for dim, entries in enumerate((self.rows, self.columns)):
+            if entries is not None:
+                full = full.index_select(dim, entries.to(full.device))  # several times faster than full[entries]
+        return full
 
     def write(self, full: Tensor, packed: Tensor | float) -> None:
         """Write the packed tensor to the slot's entries of the full one, in place."""
@@ -127,8 +128,14 @@ class Builder:
         self.modules[self._path(name)] = module
         return self.out.call_module(self._path(name), arguments)
 
-    def _slot(self, packed: str, full: str, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
-        self.slots.append(Slot(self._path(packed), full, rows, columns))
+    def _part(
+        self, tensor: Tensor, packed: str, full: str, rows: Tensor | None = None, columns: Tensor | None = None
+    ) -> Tensor:
+        """Return a copy of a tensor's entries for the packed network, and add its slot."""
+        slot = Slot(self._path(packed), full, rows, columns)
+        self.slots.append(slot)
+        part = slot.read(tensor.detach()).contiguous()
+        return part.clone() if rows is None and columns is None else part
 
     def _positions(self, channels: Tensor, order: Tensor) -> Tensor:
         """Return the index in `order` of each channel."""
@@ -139,12 +146,14 @@ class Builder:
     def _aligned(self, source: fx.Node, order: Tensor, name: str) -> fx.Node:
         """Return the packed node with the channels of `order`, absent ones zero."""
         value, own = self.value[source], self.order[source]
+        if value is not None and torch.equal(own, order):
+            return value
         axis = self.graph.operators[source].axis
         if value is None or (len(order) and not bool(torch.isin(own, order).any())):
             sizes = list(shape(source)[1:])
             sizes[axis - 1] = len(order)
             value = self._call(f"{name}_zeros", Constant(None, sizes), self.image)
-        elif not torch.equal(own, order):
+        else:
             kept = own[torch.isin(own, order)] if len(own) > len(order) else order[torch.isin(order, own)]
             if len(own) > len(kept) or len(kept) == len(order):
                 kept = order[torch.isin(order, own)]
@@ -194,12 +203,10 @@ class Builder:
             dim = constant_dim(shape(node), self.graph.operators[source], len(shape(source)))
             viewed = node is not base and dim in (0, 1)
             rows, columns = channels if dim == 0 or viewed else None, channels if dim == 1 and not viewed else None
-        slot = Slot(node.name, name, rows, columns)
-        part = slot.read(full.detach()).clone()
         packed = self._path(name)
         packed = f"{packed}_{node.name}" if packed in self.modules else packed
+        part = self._part(full, packed, name, rows, columns)
         self.modules[packed] = nn.Parameter(part) if isinstance(full, nn.Parameter) else part
-        self._slot(packed, name, rows, columns)
         part_node = self.out.get_attr(packed)
         if node is base:
             return part_node
@@ -214,26 +221,30 @@ class Builder:
         make = self.out.call_method if node.op == "call_method" else self.out.call_function
         return make(node.target, args, kwargs)  # type: ignore[arg-type]
 
-    def _copied(self, node: fx.Node, channels: Tensor | None = None) -> nn.Module:
-        """Return a copy of the module, with its tensors of one number a channel cut."""
-        name = str(node.target)
-        module = copied(self.graph.layer(node, self.model))
+    def _copied(self, node: fx.Node, rows: Tensor | None = None, columns: Tensor | None = None, **fields: Any) -> Any:
+        """Return a copy of the module without hooks, cut to the live channels.
+
+        rows     entries of the tensors that have one entry a channel
+        columns  entries of the weight in its second dimension
+        fields   attributes that differ
+        """
+        name, width = str(node.target), self.graph.width[node]
+        like = self.graph.layer(node, self.model)
+        parts: dict[int, Any] = {}
+        for key, tensor in [*like.named_parameters(), *like.named_buffers()]:
+            own = rows if tensor.shape[:1] == (width,) and width > 1 else None
+            part = self._part(tensor, f"{name}.{key}", f"{name}.{key}", own, columns if key == "weight" else None)
+            parts[id(tensor)] = nn.Parameter(part) if isinstance(tensor, nn.Parameter) else part
+        module = copied(like, parts)
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
         if hasattr(module, "inplace"):
             # Without its residual branch a sum is the shortcut itself, which must not change in place.
             module.inplace = False
-        width = self.graph.width[node]
-        for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            rows = channels if channels is not None and tensor.shape[:1] == (width,) and width > 1 else None
-            self._slot(f"{name}.{key}", f"{name}.{key}", rows)
-            if rows is not None:
-                part = tensor.detach()[rows.to(tensor.device)].clone()
-                holder, _, leaf = key.rpartition(".")
-                kept = nn.Parameter(part) if isinstance(tensor, nn.Parameter) else part
-                setattr(module.get_submodule(holder), leaf, kept)
-        if channels is not None:
-            for field in ("num_features", "num_parameters"):
-                if getattr(module, field, 1) == width > 1:
-                    setattr(module, field, len(channels))
+        for field in ("num_features", "num_parameters") if rows is not None else ():
+            if getattr(module, field, 1) == width > 1:
+                setattr(module, field, len(rows))
+        vars(module).update(fields)
         return module
 
     # ---- one rule per kind of node -----------------------------------------------------------------------------------
@@ -242,19 +253,19 @@ class Builder:
         name = str(node.target)
         like: Any = self.graph.layer(node, self.model)
         value, order = self._input(node, self.plan[name].read_I)
-        groups = self.plan[name].groups
-        reads = [self._positions(channels, order) for _, channels in groups]
         value, padding = self._padded(like, value)
-        conv = PackedConv(like, reads, [len(filters) for filters, _ in groups], len(order), padding)
-        filters = torch.cat([filters for filters, _ in groups])
+        groups = self.plan[name].groups
+        order_O = torch.cat([filters for filters, _ in groups])
         if self._path(name) in self.modules:
-            self._set(node, self.out.call_module(self._path(name), (value,)), filters)
+            self._set(node, self.out.call_module(self._path(name), (value,)), order_O)
             return
-        self._set(node, self._call(name, conv, value), filters)
+        reads = [self._positions(channels, order) for _, channels in groups]
+        conv = PackedConv(like, reads, [len(filters) for filters, _ in groups], len(order), padding)
+        self._set(node, self._call(name, conv, value), order_O)
         for g, (filters, channels) in enumerate(groups):
-            self._slot(f"{name}.weights.{g}", f"{name}.weight", filters, channels)
-        if like.bias is not None:
-            self._slot(f"{name}.bias", f"{name}.bias", self.order[node])
+            conv.weights[g].data = self._part(like.weight, f"{name}.weights.{g}", f"{name}.weight", filters, channels)
+        if conv.bias is not None:
+            conv.bias.data = self._part(like.bias, f"{name}.bias", f"{name}.bias", order_O)
 
     def _padded(self, like: nn.Conv2d, value: fx.Node) -> tuple[fx.Node, Any]:
         """Return input and numeric padding of a convolution.
@@ -276,24 +287,21 @@ class Builder:
         like: Any = self.graph.layer(node, self.model)
         rule = self.graph.operators[node]
         assert isinstance(rule, Grouped)
-        kept_G = rule.by_group(self.live.channels[node]).nonzero()[:, 0]
+        live_G = rule.by_group(self.live.channels[node])
         (source,) = rule.sources
         inputs, filters = self.graph.width[source] // rule.groups, rule.width // rule.groups
-        if inputs == filters == 1:  # depthwise: any order will do
-            kept_G = self.order[source][torch.isin(self.order[source], kept_G)]
+        order = self.order[source]
+        depthwise = inputs == filters == 1  # any order will do
+        kept_G = order[live_G[order]] if depthwise else live_G.nonzero()[:, 0]
         reads = (kept_G[:, None] * inputs + torch.arange(inputs)).flatten()
         rows = (kept_G[:, None] * filters + torch.arange(filters)).flatten()
         value = self._aligned(source, reads, name.replace(".", "_"))
         value, padding = self._padded(like, value)
-        conv = _conv_like(like, len(reads), len(rows), padding, len(kept_G))
+        conv = self._copied(node, rows, **_conv_fields(len(reads), len(rows), padding, len(kept_G)))
         self._set(node, self._call(name, conv, value), rows)
-        self._slot(f"{name}.weight", f"{name}.weight", rows)
-        if like.bias is not None:
-            self._slot(f"{name}.bias", f"{name}.bias", rows)
 
     def _bn(self, node: fx.Node) -> None:
         name = str(node.target)
-        like: Any = self.graph.layer(node, self.model)
         value, order = self._input(node, self.live.channels[node])
         kept = order[self.live.channels[node][order]]
         if self._path(name) in self.modules:
@@ -302,17 +310,7 @@ class Builder:
         if len(kept) < len(order):
             value = self._call(f"{name}_take", Take(self._positions(kept, order), len(order)), value)
             value.meta["width"] = len(kept)
-        if not isinstance(like, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm):
-            self._set(node, self._call(name, self._copied(node, kept), value), kept)
-            return
-        bn = type(like)(len(kept), like.eps, like.momentum, like.affine, like.track_running_stats)
-        kind = like.weight.dtype
-        self._set(node, self._call(name, bn if kind == torch.float32 else bn.to(kind), value), kept)
-        for field in ("weight", "bias", "running_mean", "running_var"):
-            if getattr(like, field) is not None:
-                self._slot(f"{name}.{field}", f"{name}.{field}", kept)
-        if like.num_batches_tracked is not None:
-            self._slot(f"{name}.num_batches_tracked", f"{name}.num_batches_tracked")
+        self._set(node, self._call(name, self._copied(node, kept), value), kept)
 
     def _alike(self, node: fx.Node) -> None:
         """Emit a channel-wise operator on live channels, zero before it if without a filter."""
@@ -447,32 +445,27 @@ class Builder:
         like: Any = self.graph.layer(node, self.model)
         (source,) = self.graph.operators[node].sources
         value, order = self.value[source], self.order[source]
-        rows = self.live.channels[node].nonzero()[:, 0]
-        every = len(rows) == self.graph.width[node]
+        live = self.live.channels[node].nonzero()[:, 0]
+        rows = None if len(live) == self.graph.width[node] else live
         if value is None:
             sizes = list(shape(node)[1:])
-            sizes[self.graph.operators[node].axis - 1] = len(rows)
-            bias = None if like.bias is None else like.bias.detach()[rows.to(like.bias.device)]
+            sizes[self.graph.operators[node].axis - 1] = len(live)
+            bias = None if like.bias is None else self._part(like.bias, f"{name}.bias", f"{name}.bias", rows)
             result = self._call(name, Constant(bias, sizes, self.graph.operators[node].axis), self.image)
-        elif isinstance(like, nn.Conv2d):
-            value, padding = self._padded(like, value)
-            conv = _conv_like(like, len(order), len(rows), padding, 1)
-            result = self._call(name, conv, value)
         else:
-            linear = nn.Linear(len(order), len(rows), bias=like.bias is not None, dtype=like.weight.dtype)
-            result = self._call(name, linear, value)
-        if value is not None:
-            self._slot(f"{name}.weight", f"{name}.weight", None if every else rows, order)
-        self._set(node, result, rows)
-        if like.bias is not None:
-            self._slot(f"{name}.bias", f"{name}.bias", None if every else rows)
+            fields: dict[str, Any] = {"in_features": len(order), "out_features": len(live)}
+            if isinstance(like, nn.Conv2d):
+                value, padding = self._padded(like, value)
+                fields = _conv_fields(len(order), len(live), padding)
+            result = self._call(name, self._copied(node, rows, order, **fields), value)
+        self._set(node, result, live)
 
 
-def _conv_like(like: Any, channels: int, filters: int, padding: Any, groups: int) -> nn.Conv2d:
-    """Return a convolution with the kernel, stride, dilation and type of `like`."""
-    settings = {"stride": like.stride, "padding": padding, "dilation": like.dilation, "groups": groups}
-    bias, dtype = like.bias is not None, like.weight.dtype
-    return nn.Conv2d(channels, filters, like.kernel_size, bias=bias, dtype=dtype, **settings)
+def _conv_fields(channels: int, filters: int, padding: tuple[int, ...], groups: int = 1) -> dict[str, Any]:
+    """Return the attributes of a packed convolution that differ from those of the full one."""
+    twice = [amount for amount in reversed(padding) for _ in range(2)]
+    fields = {"in_channels": channels, "out_channels": filters, "groups": groups}
+    return fields | {"padding": padding, "padding_mode": "zeros", "_reversed_padding_repeated_twice": twice}
 
 
 EMIT: Mapping[Kind, Callable[[Builder, fx.Node], None]] = {

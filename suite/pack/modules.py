@@ -105,8 +105,9 @@ class PackedConv(nn.Module):
             for positions, filters in zip(reads_G, filters_G, strict=True)
         )
         self.bias = None if like.bias is None else nn.Parameter(like.bias.new_empty(sum(filters_G)))
-        union = torch.cat(reads_G).unique()
-        self.union_take = Take(union, width)
+        in_order = len(reads_G) == 1 and self.takes[0].contiguous
+        union = reads_G[0] if in_order else torch.cat(reads_G).unique()
+        self.union_take = self.takes[0] if in_order else Take(union, width)
         self.width = width
         whole = len(reads_G) == 1 and self.takes[0].everything
         self.folds = not whole and (self.union_take.length > FOLDED_SHARE * width or width <= FOLDED_WIDTH)

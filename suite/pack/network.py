@@ -60,12 +60,10 @@ def pack(model: nn.Module, graph: Graph, plan: PruningPlan) -> PackedNetwork:
     """
     builder = Builder(model, graph, plan)
     device = next(model.parameters()).device
-    packed = PackedNetwork(
-        builder.build(), PruningPlan(builder.live.layers).canonical(), builder.slots, graph.input_shape
-    )
-    packed.to(device).train(model.training)
-    load_full(packed, model.state_dict())
-    return packed
+    packed = PackedNetwork(builder.build(), builder.plan.canonical(), builder.slots, graph.input_shape)
+    if device.type != "cpu":
+        packed.to(device)
+    return packed.train(model.training)
 
 
 @torch.no_grad()
