@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -150,6 +150,8 @@ def prune(
     settings        hyperparameters of the method
     Raises ValueError if the network cannot be traced, the budget cannot be met, or the method needs data that are not given.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the network is a torch.nn.Module, got {type(model).__name__}")
     kind = methods.get(method)
     pruner = kind.for_task("", "", **settings)
     names = {id(module): name for name, module in model.named_modules()}
@@ -229,12 +231,21 @@ class Batches:
     batches: Iterable[Batch]
     device: torch.device
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.batches, Sized) or not len(self.batches):
+            raise ValueError(
+                f"train has no batches or no length ({type(self.batches).__name__}): give a DataLoader or a list"
+            )
+
     def __len__(self) -> int:
-        return len(cast(Any, self.batches))
+        return len(cast(Sized, self.batches))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of one pass from step `start` on."""
-        for images, labels in itertools.islice(self.batches, start, None):
+        for batch in itertools.islice(self.batches, start, None):
+            if not isinstance(batch, Sequence) or len(batch) != 2:
+                raise ValueError(f"a batch of train is (images, labels), got {type(batch).__name__}")
+            images, labels = batch
             yield images.to(self.device), labels.to(self.device)
 
     def samples(self, n: int) -> Batch:

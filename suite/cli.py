@@ -39,7 +39,7 @@ class _AddPlugins(argparse.Action):
         try:
             registry.add_folder(Path(str(values)))
         except ValueError as error:
-            parser.error(str(error))
+            parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 def add_plugins_option(parser: argparse.ArgumentParser) -> None:

@@ -93,6 +93,11 @@ def get(name: str) -> type[Pruner]:
 
     Raises ValueError with the valid names, or with the reason why its file cannot be used.
     """
+    if not isinstance(name, str):
+        raise ValueError(
+            f"a method is given by its name, got {name!r}; put a class of your own in a file FOLDER/NAME.py, and give "
+            "--plugins FOLDER"
+        )
     kind = pick("method", name, discover())
     if isinstance(kind, Broken):
         raise ValueError(f"method {name} cannot be used: {kind.file}: {kind.reason}")

@@ -29,7 +29,7 @@ def method(name: str, folder: Path, *, learns: bool) -> Path:
         raise ValueError(f"there is a method {name} already; take another name")
     path = folder / f"{name}.py"
     if path.exists():
-        raise ValueError(f"{path} exists already")
+        raise ValueError(f"{path} exists already; take another name, or remove the file")
     text = files(registry.HOMES["methods"]).joinpath(TEMPLATES[learns]).read_text(encoding="utf-8")
     about = text.index("\n\n`pruning-suite new"), text.index('"""\n', 3)
     text = text[: about[0]] + text[about[1] :]

@@ -296,9 +296,9 @@ class Budget:
     timing: Timing | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
+        if not isinstance(self.share, int | float) or not 0 <= self.share < 1:
             raise ValueError(
-                f"budget {self.share} is outside [0, 1): it is the share of {self.resource} to remove, such as 0.6"
+                f"budget {self.share!r} is outside [0, 1): it is the share of {self.resource} to remove, such as 0.6"
             )
         if self.scope not in get_args(BudgetScope):
             raise ValueError(f"budget scope {self.scope!r} is unknown; choose {', '.join(get_args(BudgetScope))}")

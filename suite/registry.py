@@ -84,7 +84,7 @@ def add_folder(folder: Path) -> None:
     Raises ValueError if the folder does not exist.
     """
     if not folder.is_dir():
-        raise ValueError(f"--plugins {folder}: there is no such folder")
+        raise ValueError(f"--plugins {folder}: there is no such folder; give the folder that holds your files")
     present = folders()
     set_folders(present if folder.absolute() in present else [*present, folder.absolute()])
 
@@ -237,4 +237,5 @@ def pick(noun: str, name: str, choices: Mapping[str, T], unusable: Iterable[Brok
     close = difflib.get_close_matches(name, choices, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     files = "".join(f"; {item.file} cannot be used: {item.reason}" for item in unusable)
-    raise ValueError(f"unknown {noun} {name!r}{hint}; choose from: {', '.join(choices)}{files}")
+    own = "; files of your own are found by --plugins FOLDER"
+    raise ValueError(f"unknown {noun} {name!r}{hint}; choose from: {', '.join(choices)}{own}{files}")

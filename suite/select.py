@@ -364,7 +364,8 @@ def meet(planner: Planner, graph: Graph, budget: Budget) -> Selection:
     cut = graph.cut(best, budget.scope)
     if cut < budget.share:
         raise ValueError(
-            f"a budget of {budget.share:.2%} cannot be met: this method removes at most {cut:.2%} of the {budget.resource} here"
+            f"a budget of {budget.share:.2%} cannot be met: this method removes at most {cut:.2%} of the {budget.resource} here; "
+            "take a smaller budget"
         )
     low, high, less = _bits(0.0), _bits(1.0), PruningPlan({})
     for _ in range(HALVINGS):

@@ -295,8 +295,10 @@ def _read(path: Path) -> OrderedDict[str, Tensor]:
             return OrderedDict(load_file(path))
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load raises errors of many classes on files of other people
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{path} is no file of weights, or holds objects besides tensors ({reason})") from error
+        reason = str(error).split(".")[0].splitlines()[0]
+        raise ValueError(
+            f"{path} is no file of weights, or holds objects besides tensors ({reason}); save the network's state_dict()"
+        ) from error
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):

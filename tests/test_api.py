@@ -178,3 +178,36 @@ def test_images_without_a_batch_are_refused(images: Any) -> None:
     ):
         with pytest.raises(ValueError, match=r"images are a tensor \[B, C, H, W\], got (shape \[3, 32, 32\]|list)"):
             use()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"budget": "0.5"}, r"budget '0.5' is outside \[0, 1\)"),
+        ({"method": nn.Conv2d}, "a method is given by its name, got .*--plugins FOLDER"),
+        ({"method": "mine"}, "unknown method 'mine'; choose from: .*; files of your own are found by --plugins FOLDER"),
+        ({"model": len}, "the network is a torch.nn.Module, got builtin_function_or_method"),
+        ({"train": []}, "train has no batches or no length .list.: give a DataLoader or a list"),
+        ({"train": iter([])}, "train has no batches or no length .list_iterator.: give a DataLoader or a list"),
+        ({"train": [EXAMPLE]}, "a batch of train is .images, labels., got Tensor"),
+        ({"ignored_layers": ["stem", "inner", "branch", "last"], "method": "l1_filter"}, "take a smaller budget"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(model: nn.Module, changes: dict[str, Any], reason: str) -> None:
+    arguments = {"model": model, "method": "dsp", "learning": SHORT, "example": EXAMPLE, "train": loader(), **changes}
+    with pytest.raises(ValueError, match=reason) as raised:
+        suite.prune(arguments.pop("model"), arguments.pop("example"), **arguments)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_weight_that_is_not_finite_is_named(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.get_parameter("inner.weight")[0] = float("nan")
+    with pytest.raises(ValueError, match=r"inner\.weight of Own has values that are not finite"):
+        suite.prune(model, EXAMPLE, method="l1_filter")
+
+
+def test_an_unknown_format_of_an_export_is_refused_with_the_known_ones(model: nn.Module, tmp_path: Path) -> None:
+    result = suite.prune(model, EXAMPLE, method="l1_filter")
+    with pytest.raises(ValueError, match="the format 'tflite' is unknown; choose from: onnx, pt2, torchscript"):
+        result.export(tmp_path / "x", to="tflite")

@@ -15,7 +15,7 @@ from suite.contract import Budget, OptOut, Pruner
 from suite.report import fairness, published, reproduction
 from suite.report.frames import CONDITIONS, fields
 from suite.schedule import Schedule
-from suite.stages import Base, Learned, Pruned, Timed, describe
+from suite.stages import Base, Learned, Pruned, Timed, Timing, describe
 
 SEEDS = {
     "quickstart": 3,
@@ -416,3 +416,18 @@ def test_methods_fix_fields_of_the_learning_schedule() -> None:
         grids.cross(
             bases=[base], method="slimming", budgets=[0.5], finetune=learning["greg"], learning=learning["greg"]
         )
+
+
+@pytest.mark.parametrize(
+    ("grid", "reason"),
+    [
+        ({"runs": lambda: None}, "the runs of 'x' are a list, of what `cross` returns; got NoneType"),
+        ({"runs": lambda: ["l1_filter"]}, "the runs of 'x' are a list, of what `cross` returns; got list"),
+        ({"runs": []}, r"write runs=runs, not runs=runs\(\)"),
+        ({"runs": list, "timings": Timing()}, "GRID's timings is a tuple, such as"),
+    ],
+)
+def test_a_grid_of_wrong_parts_is_refused_in_one_line(grid: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as raised:
+        grids.runs_of(grids.Grid(title="x", about="", **grid))
+    assert "\n" not in str(raised.value)

@@ -198,7 +198,27 @@ def test_a_method_and_its_grid_may_share_a_file_in_a_folder_of_plugins(folder: P
 
 def test_a_missing_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(launch.main, "--plugins", "/not/there", "--grid", "quickstart") == 2
-    assert "--plugins /not/there: there is no such folder" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--plugins /not/there: there is no such folder" in error
+    assert error.count("\n") == 1
+
+
+def test_a_dry_run_names_a_network_that_cannot_be_pruned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "attention.py").write_text(
+        "from torch import nn\n"
+        "class Seen(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        assert x.shape[-1] == 224, 'Wrong image height'\n"
+        "        return x\n"
+        "MODELS = {'seen': lambda classes: Seen()}\n"
+    )
+    grid = folder / "grid_of_mine.py"
+    grid.write_text(grid.read_text().replace("tiny_of_mine", "seen"))
+    registry.set_folders([folder])
+    call(launch.main, "--grid", "grid_of_mine", "--results", folder / "results", "--dry-run")
+    assert (
+        "refused: digits_of_mine/seen: Seen cannot be traced by torch.fx: Wrong image height" in capsys.readouterr().out
+    )
 
 
 def test_keys_of_built_in_methods_do_not_depend_on_plugins(folder: Path) -> None:

@@ -45,6 +45,12 @@ class Grid:
     Settings in brackets, as in "dsp(groups=4, grouping=learned)", declare these variants alone.
     """
 
+    def __post_init__(self) -> None:
+        if not callable(self.runs):
+            raise ValueError("GRID's runs is a function that returns a list of runs: write runs=runs, not runs=runs()")
+        if not isinstance(self.timings, tuple) or not all(isinstance(each, Timing) for each in self.timings):
+            raise ValueError(f"GRID's timings is a tuple, such as (Timing(protocol='quick'),), got {self.timings!r}")
+
     def declares(self, run: Pruned) -> bool:
         """Return True for a run of the method, with the settings, that `family` names."""
         method, _, listed = self.family.removesuffix(")").partition("(")
@@ -107,7 +113,12 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
     Raises ValueError when none is left, or with what is wrong with the grid.
     """
     try:
-        runs = list({run.key: run for run in grid.runs()}.values())  # a run that is listed twice is one run
+        listed = grid.runs()
+        if not isinstance(listed, Sequence) or not all(isinstance(run, Pruned) for run in listed):
+            raise ValueError(
+                f"the runs of {grid.title!r} are a list, of what `cross` returns; got {type(listed).__name__}"
+            )
+        runs = list({run.key: run for run in listed}.values())  # a run that is listed twice is one run
     except ValueError:
         raise
     except (Exception, SystemExit) as error:  # a user's file may fail in any way

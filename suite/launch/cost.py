@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from suite import cli, data, grids, records, weights
+from suite import cli, data, grids, models, records, weights
 from suite.contract import Budget
+from suite.graph import Graph
 from suite.launch import speed
 from suite.launch.speed import BACKWARD, GPU, Network
 from suite.launch.status import TIMED_S
@@ -156,6 +157,21 @@ def expected(stages: Sequence[Stage], context: Context) -> dict[str, float]:
         return {stage.key: estimate(stage).seconds for stage in stages}
     except (ValueError, OSError):  # a data set of a plug-in that states no size, and is missing
         return {}
+
+
+def refused(stages: Iterable[Stage], context: Context) -> list[str]:
+    """Return the reason for each network of these stages that cannot be traced."""
+    lines = []
+    for data_name, model in dict.fromkeys((base.data, base.model) for base in stages if isinstance(base, Base)):
+        try:
+            about = data.size(data_name, context.data)
+        except (ValueError, OSError):  # a data set of a plug-in that states no size, and is missing
+            continue
+        try:
+            Graph(models.build(model, about.classes), about.input_shape)
+        except ValueError as error:
+            lines.append(f"{data_name}/{model}: {error}")
+    return lines
 
 
 def _threads(context: Context) -> int:

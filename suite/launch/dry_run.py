@@ -45,7 +45,11 @@ def show(work: Work, context: Context, console: Console, *, fetch: str, jobs: in
         console.print(f"missing: {message}", markup=False, highlight=False)
     if missing:
         console.print(f"to fetch: {fetch}", markup=False, highlight=False)
-    _show_cost(work, context, console, jobs)
+    refused = cost.refused(work.todo, context)
+    for message in refused:
+        console.print(f"refused: {message}", markup=False, highlight=False)
+    if not refused:
+        _show_cost(work, context, console, jobs)
     return 0
 
 

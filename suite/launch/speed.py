@@ -89,7 +89,7 @@ def size_of(model: str, classes: int, input_shape: tuple[int, int, int]) -> Size
                 if isinstance(layer, nn.Conv2d | nn.Linear):
                     layer.register_forward_hook(count)
             network(torch.empty(1, *input_shape))
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, AssertionError):
         network = models.build(model, classes)
         graph = Graph(network, input_shape)
         return Size(macs=graph.dense_macs.total, layers=len(graph.convs) + 1, bytes=_bytes(network))

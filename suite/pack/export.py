@@ -72,6 +72,8 @@ def export(
     form   the network to write, of `tuned_for`; None: one convolution a filter group
     Raises ValueError, and writes nothing, if the export disagrees or does not run, or if a package is missing.
     """
+    if to not in WRITERS:
+        raise ValueError(f"the format {to!r} is unknown; choose from: {', '.join(WRITERS)}")
     expected = per_group(packed).cpu().float()
     network = expected if form is None else form.cpu().float()
     images = torch.randn(CHECKED_BATCH, *shape, generator=torch.Generator().manual_seed(0))

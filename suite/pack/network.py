@@ -72,8 +72,13 @@ def check_dense(model: nn.Module, graph: Graph) -> None:
 
     Both are compared in float64: in eval mode on one image and on three, in train mode on three. If the network returns further
     tensors in train mode, the first ones are compared. The state of random generators does not change.
-    Raises ValueError with the mode, the largest difference and the probable reason.
+    Raises ValueError with the mode, the largest difference and the probable reason, or with a tensor that is not finite.
     """
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{name} of {type(model).__name__} has values that are not finite (NaN or infinite): train it again"
+            )
     own = copy.deepcopy(model).cpu().double()
     images = torch.randn(3, *graph.input_shape, generator=torch.Generator().manual_seed(0)).double()
     with torch.random.fork_rng(devices=[]):
