@@ -80,8 +80,9 @@ class ConvPlan:
         Without the constructor's checks and copies.
         """
         result = object.__new__(ConvPlan)
-        vars(result).update(filter_group_O=self.filter_group_O, kept_GI=self.kept_GI if kept_GI is None else kept_GI)
-        vars(result)["kept_O"] = kept_O
+        fields = vars(result)
+        fields["filter_group_O"], fields["kept_O"] = self.filter_group_O, kept_O
+        fields["kept_GI"] = self.kept_GI if kept_GI is None else kept_GI
         return result
 
     def has_tensors_of(self, other: ConvPlan) -> bool:

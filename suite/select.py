@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from suite import knapsack
 from suite.graph import Graph
-from suite.plan import Budget, BudgetScope, ConvPlan, Per, Planner, PruningPlan, Ranking, Scope, count
+from suite.plan import Budget, BudgetScope, ConvPlan, Per, Planner, PruningPlan, Ranking, Scope
 from suite.refill import refill
 
 HALVINGS = 44
@@ -106,7 +107,8 @@ def filter_planner(
             rank[free] = _fractions(free, count)[free] + place / len(families) / max(len(free), 1)
     rank[protected] = torch.inf
 
-    return lambda knob: without_sets(graph, sets, rank >= knob)
+    rank_O = rank[torch.cat([*sets.values()])]
+    return lambda knob: _keeping(graph, sets, rank_O >= knob)
 
 
 def best_sets(sets: Mapping[str, Tensor], values: Tensor) -> Tensor:
@@ -161,14 +163,15 @@ def without_sets(graph: Graph, sets: Mapping[str, Tensor], kept_S: Tensor) -> Pr
 
     sets   layer name -> int64 [O], the set of each filter (`set_scores`)
     """
-    kept = kept_S[torch.cat([*sets.values()])].split([ids.shape[0] for ids in sets.values()])
-    return PruningPlan(
-        {
-            name: graph.full[name].having(kept_O=kept_O)
-            for name, kept_O in zip(sets, kept, strict=True)
-            if count(kept_O) < kept_O.shape[0]
-        }
-    )
+    return _keeping(graph, sets, kept_S[torch.cat([*sets.values()])])
+
+
+def _keeping(graph: Graph, sets: Mapping[str, Tensor], kept_O: Tensor) -> PruningPlan:
+    """Return the plan that keeps these filters of all layers, in the order of `sets`."""
+    sizes = [ids.shape[0] for ids in sets.values()]
+    whole = np.logical_and.reduceat(kept_O.numpy(), np.cumsum([0, *sizes[:-1]])).tolist()
+    layers = zip(sets, kept_O.split(sizes), whole, strict=True)
+    return PruningPlan({name: graph.full[name].having(kept_O=kept) for name, kept, every in layers if not every})
 
 
 def ignoring(planner: Planner, graph: Graph, layers: Iterable[str]) -> Planner:

@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 
 from suite.graph import liveness, table
+from suite.graph import operators as ops
 from suite.graph.checks import check_read_once, check_used
 from suite.graph.layers import plain_layer
 from suite.graph.liveness import Live
@@ -104,6 +105,7 @@ class Graph:
     calls         name of a module with parameters -> its nodes, in order
     repeated      node -> name of its module, for modules that are called several times. All calls have one plan, and their
                   channels are tied: a channel is removed if it is in every call. Only convolutions and batch norms are cut.
+    passing       nodes whose channels are zero or read as those of their operand
     times         layer times that latency budgets count in; None without such a budget
 
     Convolutions that make the result of the network or a gate, grouped and depthwise convolutions follow other layers: they are
@@ -134,6 +136,7 @@ class Graph:
         self.width = {node: rule.width for node, rule in self.operators.items() if rule.kind != "output"}
         self.conv_nodes = {name: nodes[0] for name, nodes in self.calls.items() if self.kinds[nodes[0]] == "conv"}
         self.repeated = {node: str(node.target) for node in self.nodes if len(self.calls.get(str(node.target), ())) > 1}
+        self.passing = {n for n, rule in self.operators.items() if type(rule) in ops.PASSING and n not in self.repeated}
         if not self.conv_nodes:
             raise ValueError(f"{title} has no convolution to prune")
         check_read_once(self.trace.graph, self.modules, title)
@@ -213,15 +216,17 @@ class Graph:
     def _roles(self) -> dict[fx.Node, Role]:
         roles: dict[fx.Node, Role] = dict.fromkeys(self.conv_nodes.values(), "inner")
         behind: set[fx.Node] = set()
+        first_source: dict[fx.Node, fx.Node] = {}
         for node in self.nodes:
-            sources = self._sources(node)
+            if sources := self._sources(node):
+                first_source[node] = sources[0]
             if sources and (sources[0] in roles or sources[0] in behind):
                 behind.add(node)
             elif node in roles:
                 roles[node] = "stem"
         for node in self.nodes:
             if self.kinds[node] == "sum":
-                chains = [self._chain(operand) for operand in self._sources(node)]
+                chains = [_chain(operand, first_source) for operand in self._sources(node)]
                 common = set.intersection(*map(set, chains))
                 branches = [[n for n in chain[: _first(chain, common)] if n in roles] for chain in chains]
                 longer, *_, shorter = sorted(branches, key=len, reverse=True)
@@ -230,13 +235,6 @@ class Graph:
                 if len(shorter) == 1 and len(longer) > 1:
                     roles[shorter[0]] = "shortcut"
         return roles
-
-    def _chain(self, node: fx.Node) -> list[fx.Node]:
-        """Return the nodes from `node` back to the input, through the first operand of each."""
-        chain = [node]
-        while sources := self._sources(chain[-1]):
-            chain.append(sources[0])
-        return chain
 
     def _channel_sets(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Tie the filters that meet in a residual sum; return `filter_sets` and `input_sets`."""
@@ -319,7 +317,8 @@ class Graph:
             if rule.kind == "conv":
                 macs[name] = live.layers[name].kernels * self.convs[name].macs_per_kernel
             elif rule.kind in ("linear", "grouped", "fixed"):
-                more = rule.macs(live.channels[node], [live.channels[source] for source in rule.sources])
+                masks = [live.nonzero[each] & live.read[each] for each in (node, *rule.sources)]
+                more = rule.macs(masks[0], masks[1:])
                 macs[name] = macs.get(name, 0) + more
         return macs
 
@@ -355,6 +354,14 @@ def _calls(nodes: list[fx.Node], modules: Mapping[str, nn.Module]) -> dict[str, 
         if node.op == "call_module" and any(True for _ in modules[str(node.target)].parameters()):
             calls[str(node.target)].append(node)
     return dict(calls)
+
+
+def _chain(node: fx.Node, first_source: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:
+    """Return the nodes from `node` back to the input, through the first operand of each."""
+    chain = [node]
+    while source := first_source.get(chain[-1]):
+        chain.append(source)
+    return chain
 
 
 def _first(chain: list[fx.Node], common: set[fx.Node]) -> int:

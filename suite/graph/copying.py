@@ -21,7 +21,8 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> Any:
     if _copies_itself(kind):
         return copy.deepcopy(module, memo)
     result = memo[id(module)] = object.__new__(kind)
-    vars(result).update({name: _attribute(name, value, memo) for name, value in module.__getstate__().items()})
+    state = module.__getstate__().items()
+    vars(result).update({k: v if isinstance(v, _ATOMS) else _attribute(k, v, memo) for k, v in state})
     return result
 
 
@@ -33,8 +34,6 @@ def _copies_itself(kind: Any) -> bool:
 
 
 def _attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, _ATOMS):
-        return value
     if name == "_modules":
         return {key: child if child is None else copied(child, memo) for key, child in value.items()}
     if name in ("_parameters", "_buffers"):

@@ -7,7 +7,8 @@ repeat until the masks of these modules, which all calls share, stay as they are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,15 +30,20 @@ class Live:
     """Live part of a network under a plan.
 
     layers    the settled plan of each layer
-    channels  node -> bool [C], True for channels that are not always zero and have a reader
     nonzero   node -> bool [C], False for channels that are always zero
+    read      node -> bool [C], True for channels that have a reader
 
     The masks of a convolution or batch norm that is called several times are those of all calls together.
     """
 
     layers: Mapping[str, ConvPlan]
-    channels: Mapping[fx.Node, Tensor]
     nonzero: Mapping[fx.Node, Tensor]
+    read: Mapping[fx.Node, Tensor]
+
+    @functools.cached_property
+    def channels(self) -> Mapping[fx.Node, Tensor]:
+        """Node -> bool [C], True for channels that are nonzero and read."""
+        return {node: mask & self.read[node] for node, mask in self.nonzero.items()}
 
 
 def live(graph: Graph, plan: PruningPlan) -> Live:
@@ -45,7 +51,7 @@ def live(graph: Graph, plan: PruningPlan) -> Live:
     layers = {name: plan.get(name, full) for name, full in graph.full.items()}
     layers, nonzero = _stable(lambda shared: _forward(graph, layers, shared))
     left, read = _stable(lambda shared: _backward(graph, layers, nonzero, shared))
-    return Live(left, _intersections(nonzero, read, graph.width), nonzero)
+    return Live(left, nonzero, read)
 
 
 def _stable(step: Callable[[dict[str, Tensor]], tuple[Layers, Masks]]) -> tuple[Layers, Masks]:
@@ -74,7 +80,9 @@ def _forward(graph: Graph, layers: Layers, shared: dict[str, Tensor]) -> tuple[L
     left = dict(layers)
     nonzero: Masks = {}
     for node, rule in graph.operators.items():
-        if rule.kind == "conv":
+        if node in graph.passing:
+            nonzero[node] = nonzero[rule.sources[0]]
+        elif rule.kind == "conv":
             name = str(node.target)
             inputs = _union(shared, graph.repeated.get(node), nonzero[rule.sources[0]])
             left[name] = layers[name].with_inputs(inputs)
@@ -98,7 +106,9 @@ def _backward(graph: Graph, layers: Layers, nonzero: Masks, shared: dict[str, Te
         if rule.kind in ("conv", "bn"):
             result = _union(shared, graph.repeated.get(node), result)
         read[node] = result
-        if rule.kind == "conv":
+        if node in graph.passing:
+            masks = [result]
+        elif rule.kind == "conv":
             name = str(node.target)
             left[name] = layers[name].with_readers(result)
             masks = [left[name].read_I]
@@ -107,18 +117,3 @@ def _backward(graph: Graph, layers: Layers, nonzero: Masks, shared: dict[str, Te
         for source, mask in zip(rule.sources, masks, strict=True):
             read[source] = read[source] | mask if source in read else mask
     return left, read
-
-
-def _intersections(
-    nonzero: Mapping[fx.Node, Tensor], read: Mapping[fx.Node, Tensor], nodes: Iterable[fx.Node]
-) -> dict[fx.Node, Tensor]:
-    """Return node -> `nonzero & read`; most nodes share both masks with the node before."""
-    mask_of_pair: dict[tuple[int, int], Tensor] = {}
-    result = {}
-    for node in nodes:
-        masks = nonzero[node], read[node]
-        key = id(masks[0]), id(masks[1])
-        if key not in mask_of_pair:
-            mask_of_pair[key] = masks[0] & masks[1]
-        result[node] = mask_of_pair[key]
-    return result

@@ -84,6 +84,10 @@ class View(Operator):
     kind: ClassVar[Kind] = "view"
 
 
+PASSING = (Pass, Norm, View)
+"""Rules of the base class: channels are zero, and read, as those of the operand."""
+
+
 class Shift(Operator):
     """A channel-wise operator that maps zero to another number: sigmoid, a sum with a constant."""
 

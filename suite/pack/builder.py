@@ -63,6 +63,7 @@ class Builder:
     def __init__(self, model: nn.Module, graph: Graph, plan: PruningPlan) -> None:
         self.model = model
         self.graph = graph
+        self.layers: dict[fx.Node, Any] = {n: graph.layer(n, model) for n in graph.nodes if n.op == "call_module"}
         self.live = graph.live(plan)
         self.plan = PruningPlan(self.live.layers)
         self.paths = {
@@ -229,7 +230,7 @@ class Builder:
         fields   attributes that differ
         """
         name, width = str(node.target), self.graph.width[node]
-        like = self.graph.layer(node, self.model)
+        like = self.layers[node]
         parts: dict[int, Any] = {}
         for key, tensor in [*like.named_parameters(), *like.named_buffers()]:
             own = rows if tensor.shape[:1] == (width,) and width > 1 else None
@@ -251,7 +252,7 @@ class Builder:
 
     def _conv(self, node: fx.Node) -> None:
         name = str(node.target)
-        like: Any = self.graph.layer(node, self.model)
+        like = self.layers[node]
         value, order = self._input(node, self.plan[name].read_I)
         value, padding = self._padded(like, value)
         groups = self.plan[name].groups
@@ -284,7 +285,7 @@ class Builder:
 
     def _grouped(self, node: fx.Node) -> None:
         name = str(node.target)
-        like: Any = self.graph.layer(node, self.model)
+        like = self.layers[node]
         rule = self.graph.operators[node]
         assert isinstance(rule, Grouped)
         live_G = rule.by_group(self.live.channels[node])
@@ -317,7 +318,7 @@ class Builder:
         (source,) = self.graph.operators[node].sources
         value, order = self.value[source], self.order[source]
         constants = [operand for operand in node.all_input_nodes if operand is not source]
-        owned = node.op == "call_module" and any(True for _ in self.graph.layer(node, self.model).parameters())
+        owned = node.op == "call_module" and any(True for _ in self.layers[node].parameters())
         if self.graph.kinds[node] == "shift" or owned or constants:
             order = self._live_order(node)
             value = self._aligned(source, order, node.name)
@@ -442,7 +443,7 @@ class Builder:
 
     def _linear(self, node: fx.Node) -> None:
         name = str(node.target)
-        like: Any = self.graph.layer(node, self.model)
+        like = self.layers[node]
         (source,) = self.graph.operators[node].sources
         value, order = self.value[source], self.order[source]
         live = self.live.channels[node].nonzero()[:, 0]
