@@ -317,6 +317,8 @@ def test_the_command_measures_a_packed_network(packed_file: Path, capsys: pytest
     for row in found["latency"]:
         assert row["speedup_low_x"] <= row["speedup_x"] <= row["speedup_high_x"]
         assert row["execution"] in row["executions_ms"]
+        assert {line["layer"] for line in row["losses"]["layers"]} == {*graph.convs, "(all else)"}
+        assert "of the MACs and" in row["losses"]["text"]
     assert sum(layer["macs"] for layer in found["layers"]) == found["macs"]
     assert found["provenance"]["threads"] == 1
 

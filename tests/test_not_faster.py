@@ -35,7 +35,7 @@ def test_what_is_listed(
 ) -> None:
     run = run_of(0)
     grid = Grid(title="Example", about="", runs=lambda: [run], timings=(Timing(),))
-    flagged: dict[str, Any] = {"flags": ("GPU throttled: power cap",), **changes}
+    flagged: dict[str, Any] = {"flags": ("GPU throttled: power cap",), "losses": {"text": "60% copies"}, **changes}
     for row in (pruned_row(run, 80.0), timed_row(run, speedup, **flagged)):
         records.write(row, tmp_path)
     said = content.collect(grid, frames.load(grid, tmp_path, smoke=False), smoke=False)
@@ -54,3 +54,4 @@ def test_what_is_listed(
     assert flagged["flags"][0] in texts["table.md"]
     assert flagged["flags"][0] in texts["latency.csv"]
     assert texts["not_faster.csv"].count("\n") == 2
+    assert all("60% copies" in texts[name] for name in ("not_faster.csv", "table.md"))

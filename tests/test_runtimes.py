@@ -128,9 +128,9 @@ def test_the_command_writes_the_fastest_form(
 def test_the_profiler_has_the_time_of_every_layer(runtime: Runtime) -> None:
     packed = packed_of("resnet8", 2, 0.5)
     form, choice = tuned_for(packed, images(2).float(), runtime, execution="groups")
-    times = compiled(form, [images(2).float()], runtime, "fp32").module_ms()
-    assert set(choice.layers) <= set(times)
-    assert all(times[layer] > 0 for layer in choice.layers)
+    profile = compiled(form, [images(2).float()], runtime, "fp32").profile()
+    assert set(choice.layers) <= set(profile.module_ms)
+    assert all(profile.module_ms[layer] >= profile.conv_ms[layer] > 0 for layer in choice.layers)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch_tensorrt") is None, reason="TensorRT is not installed")
@@ -180,8 +180,13 @@ def test_a_timing_of_a_runtime_has_its_device_and_precision(changes: dict[str, A
 
 
 def test_layout_changes_belong_to_the_next_layer() -> None:
-    nodes = [("stem|0", 1.0), ("Reorder", 0.5), ("a|1", 2.0), ("a|2", 0.25), ("ReorderOutput", 0.125)]
-    assert runtimes._by_module(nodes) == {"stem": 1.0, "a": 2.75, "": 0.125}
+    names, kinds = (
+        ("stem|0", "Reorder", "a|1", "a|2", "ReorderOutput"),
+        ("Conv", "Reorder", "FusedConv", "Concat", "Reorder"),
+    )
+    profile = runtimes._by_module(list(zip(names, kinds, (1.0, 0.5, 2.0, 0.25, 0.125), strict=True)))
+    assert profile.module_ms == {"stem": 1.0, "a": 2.75, "": 0.125}
+    assert profile.conv_ms == {"stem": 1.0, "a": 2.0}
 
 
 def test_an_error_of_a_runtime_is_one_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

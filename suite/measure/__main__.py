@@ -80,7 +80,8 @@ def _add_latency_options(result: argparse.ArgumentParser) -> None:
     also = "runtimes to try for both networks beside torch (default: with --protocol full all that are installed)"
     add("--also", nargs="*", choices=executions.COMPILERS, help=also)
     add("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
-    add("--layers", action="store_true", help="the least time of each layer on this machine (packed networks)")
+    layers = "time that each layer takes beyond its share of MACs, with the cause, and its least time (packed networks)"
+    add("--layers", action="store_true", help=layers)
 
 
 def _add_process_options(result: argparse.ArgumentParser) -> None:
@@ -251,7 +252,14 @@ def _latency(
     watch = _Shown(Console(stderr=True))
     with watch.progress:
         comparison = compare(
-            Path(dense.name), Path(network.name), timing, shape=shape, also=also, watch=watch, trust=arguments.trust
+            Path(dense.name),
+            Path(network.name),
+            timing,
+            shape=shape,
+            also=also,
+            watch=watch,
+            trust=arguments.trust,
+            layers=arguments.layers,
         )
     return {**dataclasses.asdict(timing), **comparison.columns()}
 
@@ -285,6 +293,11 @@ def show(values: dict[str, Any], console: Console) -> None:
     for row in values.get("latency", ()):
         if row["energy"]:
             console.print(f"batch {row['batch']}: {_energy(row['energy'])}", markup=False, highlight=False)
+    for row in values.get("latency", ()):
+        if row["losses"]:
+            console.print(f"batch {row['batch']}: {_where_time_goes(row['losses'])}", markup=False, highlight=False)
+            if "layers" in row["losses"]:
+                console.print(loss_table(row["losses"]["layers"]))
     if "layers" in values:
         console.print(_layer_table(values["layers"]))
 
@@ -339,6 +352,23 @@ def _energy(energy: dict[str, Any]) -> str:
     both = f"{energy['dense_mj']:.3g} mJ an image dense, {energy['packed_mj']:.3g} mJ here ({energy['source']})"
     ratio = f"{energy['x']:.2f} [{energy['low_x']:.2f}, {energy['high_x']:.2f}]"
     return f"{both}: {ratio} times less; null test [{energy['null_low_x']:.3f}, {energy['null_high_x']:.3f}]"
+
+
+def _where_time_goes(losses: dict[str, Any]) -> str:
+    return losses.get("text") or f"no times of layers: {losses['missing']}"
+
+
+def loss_table(lines: list[dict[str, Any]]) -> Table:
+    """Return the table of `losses.columns`; its last columns are what the causes were read from."""
+    parts = {"launch_ms": "start ms", "moves_ms": "moves ms", "memory_ms": "copy ms", "vectors_ms": "unfilled ms"}
+    headings = ("layer", "form", "MACs left", "time left", "dense ms", "ms", "lost ms", "cause", *parts.values())
+    table = Table(*headings, box=box.SIMPLE, pad_edge=False)
+    for line in lines:
+        shares = (f"{line[name]:.2f}" for name in ("macs_left", "time_left"))
+        times = (f"{line[name]:.3f}" for name in ("dense_ms", "packed_ms", "lost_ms"))
+        measured = (f"{line['parts'][name]:.3f}" if line["parts"] else "" for name in parts)
+        table.add_row(line["layer"], line["form"], *shares, *times, line["cause"], *measured)
+    return table
 
 
 def _layer_table(layers: list[dict[str, Any]]) -> Table:

@@ -20,7 +20,7 @@ import torch
 
 from suite import pack as packing
 from suite.cudagraph import captured
-from suite.measure import bounds, energy, int8, latency, machine, networks
+from suite.measure import bounds, energy, int8, latency, losses, machine, networks
 from suite.measure.executions import ONNX, TUNED, Executions, check, executions, random_images, reference, runtime
 from suite.measure.memory import peak_bytes
 from suite.measure.networks import Shape
@@ -87,6 +87,7 @@ class Comparison:
     runtime_choices   of both networks, the same in each other runtime that was tried
     missing  execution that was not tried -> reason
     int8     both networks in int8 (`int8.columns`); {} by the quick protocol
+    losses   time that each layer loses, and the cause (`losses.columns`); {} if it was not asked for
     limits   peak memory and the least time on paper of both, where both were tuned; else {}
     """
 
@@ -96,6 +97,7 @@ class Comparison:
     limits: Mapping[str, Any]
     missing: Mapping[str, str] = field(default_factory=dict)
     int8: Mapping[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, Any] = field(default_factory=dict)
     runtime_choices: Choices = field(default_factory=lambda: ({}, {}))
 
     @property
@@ -177,6 +179,7 @@ class Comparison:
             ),
             "energy": dict(self.first.energy),
             "int8": dict(self.int8),
+            "losses": dict(self.losses),
             "flags": tuple(dict.fromkeys(flags)),
             "cudnn_benchmark": torch.backends.cudnn.benchmark if self.timing.device == "cuda" else None,
             **self.limits,
@@ -207,6 +210,7 @@ def compare(
     duration: Protocol | None = None,
     watch: Watch | None = None,
     trust: bool = False,
+    layers: bool = False,
 ) -> Comparison:
     """Measure the network in `other` beside the one in `dense`, with torch's number of threads.
 
@@ -215,6 +219,7 @@ def compare(
               `executions.reference`, without those that fail here
     duration  None: that of the timing's protocol
     trust     load parts that execute code of a file's author, too
+    layers    measure the time that each layer loses; the full protocol always does if the other network is not faster
     The networks run in this process and in fresh ones without confinement. `python -m suite.measure` confines them.
     Raises ValueError if a network cannot run under these conditions, and Interrupted between processes.
     """
@@ -237,7 +242,7 @@ def compare(
     tuned = tuple(by_name[TUNED] for by_name in choices if TUNED in by_name)
     both_tuned = len(tuned) == len(choices)
     chosen = dataclasses.replace(job, choices=choices)
-    return Comparison(
+    result = Comparison(
         timing=timing,
         legs={leg: [process[leg] for process in processes] for leg in processes[0]},
         choices=tuned if both_tuned else (),
@@ -246,6 +251,9 @@ def compare(
         limits=_limits(chosen) if both_tuned else {},
         missing={**missing, **failed},
     )
+    if layers or (timing.protocol == "full" and result.verdict != "faster"):
+        result = dataclasses.replace(result, losses=_losses(chosen, result.first.chosen))
+    return result
 
 
 def _repeated(job: Job, watch: Watch) -> tuple[list[dict[Leg, LegResult]], Choices, dict[str, str]]:
@@ -362,6 +370,17 @@ def _limits(job: Job) -> dict[str, Any]:
         layers = bounds.layer_bounds(graph, plan, peak, batch=job.timing.batch, dtype=images.dtype)
         columns[name] = bounds.total_ms(layers)
     return columns
+
+
+def _losses(job: Job, names: tuple[str, str]) -> dict[str, Any]:
+    """Return the columns of the time that each layer loses (`losses.columns`)."""
+    dense, other = (networks.load(str(path), trust=job.trust) for path in (job.dense, job.other))
+    set_up_torch(job.threads)
+    torch.set_flush_denormal(True)
+    try:
+        return losses.columns((dense, other), names, job.choices, job.timing)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _int8(job: Job) -> dict[str, Any]:

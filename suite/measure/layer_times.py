@@ -28,7 +28,8 @@ from suite import pack as packing
 from suite.files import write_json
 from suite.graph import Graph, Live
 from suite.measure.executions import random_images
-from suite.pack.runtimes import Compiled, compiled
+from suite.pack.operations import FusedConv
+from suite.pack.runtimes import Compiled, Profile, compiled
 from suite.plan import ConvPlan, PruningPlan, Timing
 from suite.select import same_layers
 from suite.timing import least_ms, steady_clock
@@ -136,7 +137,7 @@ def measure_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
         runs = {name: network.run for name, network in {"dense": dense, **networks}.items()}
         whole_ms = least_ms(runs, device, seconds=0.15, counts=range(4, 24), **how)
         for name, network in networks.items():
-            node_ms = network.module_ms()
+            node_ms = network.profile().module_ms
             if not node_ms:
                 raise ValueError(f"{timing.runtime} has no profile of layers here: plan for another runtime")
             factor = dense_ms * whole_ms[name] / whole_ms["dense"] / sum(node_ms.values())
@@ -168,20 +169,21 @@ def prepared(
     packed = packing.pack(model, graph, plan).eval()
     if timing.runtime == "torch":
         network = cast(fx.GraphModule, packing.tuned(packed, images, execution=execution, layout=timing.layout)[0])
-        node_ms = functools.partial(_node_ms, network, images, timing.device)
-        return Compiled(run=functools.partial(network, images), module_ms=node_ms)
+        profile = functools.partial(node_profile, network, images, timing.device)
+        return Compiled(run=functools.partial(network, images), profile=profile)
     network, _ = packing.tuned_for(packed, images, timing.runtime, execution=execution)
     values = images.contiguous().to(torch.float32 if timing.device == "cpu" else images.dtype)
     return compiled(network, [values], timing.runtime, timing.precision)
 
 
 class _NodeTimes(fx.Interpreter):
-    """Run of a network with a pair of marks, seconds or CUDA events, a node."""
+    """Run with pairs of marks, seconds or CUDA events, of nodes and of their convolutions."""
 
     def __init__(self, network: fx.GraphModule, mark: Callable[[], Any]) -> None:
         super().__init__(network)
         self.mark = mark
         self.marks: dict[str, tuple[Any, Any]] = {}
+        self.convs: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
 
     def run_node(self, n: fx.Node) -> Any:
         """Run the node between two marks."""
@@ -190,22 +192,51 @@ class _NodeTimes(fx.Interpreter):
         self.marks[str(n.target)] = started, self.mark()
         return result
 
+    def watch(self, layer: str, conv: nn.Module) -> list[Any]:
+        """Mark each call of a convolution of a layer; return the hooks."""
+        starts: list[Any] = []
 
-def _node_ms(network: fx.GraphModule, images: Tensor, device: str) -> dict[str, float]:
+        def ended(*_: Any) -> None:
+            self.convs[layer].append((starts.pop(), self.mark()))
+
+        return [
+            conv.register_forward_pre_hook(lambda *_: starts.append(self.mark())),
+            conv.register_forward_hook(ended),
+        ]
+
+
+def node_profile(network: fx.GraphModule, images: Tensor, device: str) -> Profile:
     """Return node's target -> least milliseconds over `REPEATS` passes, each node in its place."""
-    least: dict[str, float] = {}
+    least, least_conv = dict[str, float](), dict[str, float]()
     times = _NodeTimes(
         network, _event if device == "cuda" else time.process_time if steady_clock(device) else time.perf_counter
     )
+    layers = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    hooks = [hook for name in layers for conv in convolutions(network, name) for hook in times.watch(name, conv)]
     with torch.inference_mode():
         for _ in range(REPEATS):
+            times.convs.clear()
             times.run(images)
             if device == "cuda":
                 torch.cuda.synchronize()
-            for name, (started, ended) in times.marks.items():
-                ms = started.elapsed_time(ended) if device == "cuda" else 1e3 * (ended - started)
-                least[name] = min(ms, least.get(name, ms))
-    return least
+            for name, pair in times.marks.items():
+                least[name] = min(_ms(*pair), least.get(name, float("inf")))
+            for name, pairs in times.convs.items():
+                least_conv[name] = min(sum(_ms(*pair) for pair in pairs), least_conv.get(name, float("inf")))
+    for hook in hooks:
+        hook.remove()
+    return Profile(module_ms=least, conv_ms=least_conv)
+
+
+def convolutions(network: nn.Module, layer: str) -> list[FusedConv]:
+    """Return the convolutions of a layer of a tuned network."""
+    return [part for part in network.get_submodule(layer).modules() if isinstance(part, FusedConv)]
+
+
+def _ms(started: Any, ended: Any) -> float:
+    """Return the milliseconds between two marks."""
+    on_gpu = isinstance(started, torch.cuda.Event)
+    return float(started.elapsed_time(ended) if on_gpu else 1e3 * (ended - started))
 
 
 def _event() -> torch.cuda.Event:

@@ -60,7 +60,7 @@ class FusedConv(nn.Module):
     """
 
     def __init__(
-        self, like: GroupedConv, weight_OIkk: Tensor, bias_O: Tensor, groups: int, relu: bool, x: Tensor
+        self, like: GroupedConv | nn.Conv2d, weight_OIkk: Tensor, bias_O: Tensor, groups: int, relu: bool, x: Tensor
     ) -> None:
         super().__init__()
         self.window = (like.padding, like.stride, like.dilation, groups)

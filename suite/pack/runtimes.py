@@ -25,25 +25,34 @@ from suite.pack.onnx_writer import SEPARATOR
 from suite.plan import CONDITIONS, Runtime
 
 PACKAGES = {
-    "onnxruntime": ("onnxruntime", "onnxscript"),
-    "openvino": ("openvino", "onnxscript"),
+    "onnxruntime": ("onnxruntime", "onnx"),
+    "openvino": ("openvino", "onnx"),
     "tensorrt": ("torch_tensorrt",),
 }
-"""Runtime -> the packages that it needs."""
+"""Runtime -> the packages that it needs. A network that `onnx_writer` does not write also needs onnxscript."""
+CONVOLUTIONS = {"Conv", "FusedConv", "Convolution", "GroupConvolution"}
+"""Kinds of nodes that convolve, in the profilers of ONNX Runtime and OpenVINO."""
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Milliseconds of each child module in one run, "" for all else; `conv_ms` is the part in convolutions."""
+
+    module_ms: Mapping[str, float] = field(default_factory=dict)
+    conv_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
     """A compiled module on its example inputs.
 
-    run        returns the output
-    module_ms  returns milliseconds of each child module in one run ("" for all else), from the runtime's profiler; {} for a
-               runtime without one here
+    run      returns the output
+    profile  returns the times of the runtime's profiler, an empty profile for a runtime without one here
     """
 
     run: Callable[[], Tensor]
-    module_ms: Callable[[], Mapping[str, float]] = field(default=lambda: {})
+    profile: Callable[[], Profile] = Profile
 
 
 def why_not(runtime: Runtime, device: str, precision: str) -> str:
@@ -128,49 +137,51 @@ def compiled_onnx(content: bytes, inputs: Sequence[Tensor]) -> Compiled:
     arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in inputs]
     values = dict(zip(names, arrays, strict=True))
 
-    def module_ms() -> Mapping[str, float]:
+    def profile() -> Profile:
         with tempfile.TemporaryDirectory() as folder:
             profiled = session(content, f"{folder}/run")
             for _ in range(PASSES):
                 profiled.run(None, values)
-            return _onnx_module_ms(json.loads(Path(profiled.end_profiling()).read_text()))
+            return _onnx_profile(json.loads(Path(profiled.end_profiling()).read_text()))
 
-    return Compiled(run=lambda: torch.from_numpy(running.run(None, values)[0]), module_ms=module_ms)
+    return Compiled(run=lambda: torch.from_numpy(running.run(None, values)[0]), profile=profile)
 
 
 PASSES = 6
 """Profiled runs; the least time of each node counts."""
 
 
-def _onnx_module_ms(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return milliseconds of each module from a profile of several runs.
-
-    ONNX Runtime inserts changes of layout, which have no name of a module: the next node is the one that needs them.
-    """
+def _onnx_profile(events: Sequence[Mapping[str, Any]]) -> Profile:
+    """Return milliseconds of each module from a profile of several runs."""
     kernels = [event for event in events if event.get("name", "").endswith("_kernel_time")]
     per_run = len(kernels) // PASSES
     least: dict[int, float] = {}
-    names: dict[int, str] = {}
+    nodes: dict[int, tuple[str, str]] = {}
     for number, event in enumerate(sorted(kernels, key=lambda event: event["ts"])):
         place = number % per_run
         least[place] = min(event["dur"] / 1e3, least.get(place, float("inf")))
-        names[place] = event["name"]
-    return _by_module([(names[place], least[place]) for place in sorted(least)])
+        nodes[place] = event["name"], event["args"]["op_name"]
+    return _by_module([(*nodes[place], least[place]) for place in sorted(least)])
 
 
-def _by_module(nodes: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Return milliseconds by module; `nodes` are name and time in the order of execution."""
+def _by_module(nodes: Sequence[tuple[str, str, float]]) -> Profile:
+    """Return milliseconds by module; `nodes` are name, kind and time in the order of execution.
+
+    Runtimes insert changes of layout, which have no name of a module: the next node is the one that needs them.
+    """
     total: dict[str, float] = defaultdict(float)
+    conv: dict[str, float] = defaultdict(float)
     waiting = 0.0
-    for name, ms in nodes:
+    for name, kind, ms in nodes:
         module, separator, _ = name.partition(SEPARATOR)
         if separator:
             total[module] += ms + waiting
+            conv[module] += ms * (kind in CONVOLUTIONS)
             waiting = 0.0
         else:
             waiting += ms
     total[""] += waiting
-    return dict(total)
+    return Profile(module_ms=dict(total), conv_ms=dict(conv))
 
 
 # ---- OpenVINO --------------------------------------------------------------------------------------------------------
@@ -184,15 +195,16 @@ def _openvino(module: nn.Module, inputs: list[Tensor], precision: str) -> Compil
         request.infer(values, share_inputs=True, share_outputs=True)
         return torch.from_numpy(request.get_output_tensor(0).data)
 
-    def module_ms() -> Mapping[str, float]:
+    def profile() -> Profile:
         profiled, passes = _openvino_request(content, inputs, precision, True), []
         for _ in range(PASSES):
             profiled.infer(values, share_inputs=True, share_outputs=True)
-            passes.append([(node.node_name, node.real_time.total_seconds() * 1e3) for node in profiled.profiling_info])
-        least = [min(ms for _, ms in same) for same in zip(*passes, strict=True)]
-        return _by_module([(name, ms) for (name, _), ms in zip(passes[0], least, strict=True)])
+            infos = profiled.profiling_info
+            passes.append([(one.node_name, one.node_type, one.real_time.total_seconds() * 1e3) for one in infos])
+        least = [min(ms for *_, ms in same) for same in zip(*passes, strict=True)]
+        return _by_module([(name, kind, ms) for (name, kind, _), ms in zip(passes[0], least, strict=True)])
 
-    return Compiled(run=run, module_ms=module_ms)
+    return Compiled(run=run, profile=profile)
 
 
 def _openvino_request(content: bytes, inputs: Sequence[Tensor], precision: str, profile: bool) -> Any:

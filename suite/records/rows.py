@@ -194,6 +194,9 @@ class TimedRow(MeasuredRow):
     int8: dict[str, Any] = field(default_factory=dict)
     """Both networks in int8 by ONNX Runtime, by the full protocol: milliseconds, ratio, null test, verdict of its own and the
     logits' error (`suite.measure.int8`), or why they are missing. {}: not asked for."""
+    losses: dict[str, Any] = field(default_factory=dict)
+    """Time that each layer takes beyond its share of MACs, with the cause (`suite.measure.losses`), or why it is missing. {}: not
+    asked for, or an earlier row."""
     verdict: str | None = None
     """"faster", "slower", "no difference" or "not trusted", as written at the time; reports decide again from the
     intervals and the flags (`measure.claim`)."""

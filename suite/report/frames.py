@@ -345,6 +345,7 @@ def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:
     energy = [_energy(row.energy) for row in rows]
     frame = frame.join(pd.DataFrame(energy, columns=[*ENERGY, "energy_missing"], index=frame.index))
     frame["reference"] = [_reference(row) for row in rows]
+    frame["time_goes"] = [row.losses.get("text", row.losses.get("missing", "")) for row in rows]
     frame = _with_conditions(frame, TIMED_CONDITIONS)
     frame["flags"] = frame["flags"].map("; ".join)
     frame["threads"] = frame["threads"].where(frame["timed_device"].str.startswith("cpu"), "")

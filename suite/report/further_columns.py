@@ -152,6 +152,7 @@ NOT_FASTER = (
     *plain("speedup_low_x", "speedup_high_x"),
     Column(name="realised_share", heading="realised share", number=True),
     Column(name="verdict", heading="verdict"),
+    Column(name="time_goes", heading="where time goes", optional=True),
     Column(name="deployed", heading="deployed"),
     Column(name="flags", heading="doubtful"),
     *plain("key", "pruned_key"),

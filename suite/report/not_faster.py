@@ -22,6 +22,7 @@ def table(frames: Frames) -> pd.DataFrame:
     """Return one line for each such latency row, in the grid's order.
 
     realised_share   measured / theoretical speed-up; absent, like the speed-up, if the null test failed
+    time_goes        causes of the time beyond the share of MACs, measured per layer (`suite.measure.losses`)
     """
     about = ["key", "data", "model", "settings", "budget", "budget_scope", "seed"]
     runs = frames.runs[about].rename(columns={"key": "pruned_key"})

@@ -20,7 +20,6 @@ import argparse
 import datetime
 import platform
 import tempfile
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +28,16 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, fx, nn
 
 from baselines.random_groups import random_groups_planner
 from suite import models
 from suite.contract import Budget, PruningPlan
 from suite.graph import Graph
 from suite.measure import Timing, compare
-from suite.measure.bounds import Peak, layer_bounds
+from suite.measure.__main__ import loss_table
 from suite.measure.executions import COMPILED, PLAIN
 from suite.measure.protocol import Protocol
-from suite.pack import Choice, load, pack, save, tuned
+from suite.pack import Choice, pack, save
 from suite.pack.executions import EXECUTIONS
 from suite.select import meet
 
@@ -86,42 +84,6 @@ def layer_table(choice: Choice) -> Table:
     return table
 
 
-class _Timed(fx.Interpreter):
-    """Interpreter of a network, node by node; `ms` holds the least milliseconds of each node."""
-
-    def __init__(self, network: nn.Module) -> None:
-        assert isinstance(network, fx.GraphModule)
-        super().__init__(network)
-        self.ms: dict[str, float] = {}
-        self.node_of = {str(node.target): node.name for node in network.graph.nodes}
-
-    def run_node(self, n: fx.Node) -> object:
-        began = time.perf_counter()
-        result = super().run_node(n)
-        self.ms[n.name] = min(self.ms.get(n.name, float("inf")), 1e3 * (time.perf_counter() - began))
-        return result
-
-
-def profile(graph: Graph, plan: PruningPlan, dense: nn.Module, packed: nn.Module, images: Tensor) -> Table:
-    """Return the milliseconds of each convolution, its sum and ReLU included, beside its MACs."""
-    timed = [_Timed(network) for network in (dense, packed)]
-    for _ in range(15):
-        for one in timed:
-            one.run(images)
-    any_peak = Peak(macs_per_s=1, bytes_per_s=1)
-    bounds = [layer_bounds(graph, one, any_peak, batch=1, dtype=images.dtype) for one in (PruningPlan({}), plan)]
-    macs = [{layer.name: layer.macs for layer in layers} for layers in bounds]
-    table = Table("node", "MACs x", "dense ms", "packed ms", "time x", title="the nodes of both networks")
-    rest = [sum(one.ms.values()) for one in timed]
-    for name in graph.convs:
-        ms = [one.ms[one.node_of[name]] if name in one.node_of else 0.0 for one in timed]
-        rest = [left - taken for left, taken in zip(rest, ms, strict=True)]
-        ratio = f"{macs[0][name] / macs[1][name]:.2f}" if macs[1].get(name) else ""
-        table.add_row(name, ratio, *(f"{one:.2f}" for one in ms), f"{ms[0] / ms[1]:.2f}" if ms[1] else "")
-    table.add_row("all others", "", *(f"{one:.2f}" for one in rest), f"{rest[0] / rest[1]:.2f}")
-    return table
-
-
 def measure(target: Target, batch: int, options: argparse.Namespace, console: Console, scratch: Path) -> list[str]:
     """Return one line of the table."""
     torch.manual_seed(0)
@@ -136,15 +98,12 @@ def measure(target: Target, batch: int, options: argparse.Namespace, console: Co
         save(packed, path, model=target.model, classes=classes, input_shape=graph.input_shape, about={})
     also = (PLAIN, COMPILED) if options.compile else (PLAIN,)
     timing = Timing(batch=batch, layout="channels_last")
-    comparison = compare(*paths, timing, also=also, duration=QUICK if options.quick else DURATION)
+    duration = QUICK if options.quick else DURATION
+    comparison = compare(*paths, timing, also=also, duration=duration, layers=options.profile)
     result, choices = comparison.measurement(), comparison.choices
     if options.profile:
-        images = torch.randn(batch, *graph.input_shape)
-        dense, network = (
-            tuned(load(path), images, choice=choice)[0] for path, choice in zip(paths, choices, strict=True)
-        )
-        with torch.inference_mode():
-            console.print(profile(graph, plan, dense, network, images))
+        console.print(comparison.losses["text"], markup=False)
+        console.print(loss_table(comparison.losses["layers"]))
     if options.layers and choices[1].layer_ms:
         console.print(layer_table(choices[1]))
     ratio, low, high = result.ratio
