@@ -249,24 +249,33 @@ def layer_of(packed: PackedNetwork, x: Tensor) -> tuple[Layer, Operands]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SMALL)
 def test_images_that_are_gathered_one_by_one(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "PIECE", 1)
-    assert_tuned(packed_of(name, 2, 0.5), dtype, execution="padded")
-    assert_tuned(packed_of(name, 2, 0.5), dtype, execution="union")
+    monkeypatch.setitem(operations.PIECES, "any", 1)  # type: ignore[arg-type]
+    for execution in ("groups", "padded", "union"):
+        assert_tuned(packed_of(name, 2, 0.5), dtype, execution=execution)
 
 
 @torch.no_grad()
-def test_gathering_does_not_take_the_memory_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "PIECE", 2**13)
+def test_gathering_does_not_take_the_memory_of_a_batch() -> None:
     packed = packed_of("vgg6", 3, 0.5)
     conv = grouped_of(packed)
     packed.float()
     width = int(torch.cat(conv.reads_G).max()) + 1
     x = torch.rand(64, width, 32, 32)
     layer, operands = layer_of(packed, x)
-    module, columns_C = EXECUTIONS["padded"](layer, operands)
+    module, columns_C = EXECUTIONS["padded"](layer, dataclasses.replace(operands, piece=2**13))
     assert isinstance(module, Whole)
     gathered, result = (len(x) * size * 32 * 32 * 4 for size in (module.read.take.length, len(columns_C)))
     assert result < peak_bytes(module, x) < result + gathered / 2
+
+
+@torch.no_grad()
+def test_no_execution_takes_more_memory_than_the_dense_network() -> None:
+    x = images(64).float()
+    dense, _ = tuned(packed_of("resnet8", 1, 0.0), x, execution="whole", layout="channels_last")
+    packed, limit = packed_of("resnet8", 2, 0.6), peak_bytes(dense, x)
+    for execution in ("whole", "union", "groups", "padded"):
+        network, _ = tuned(packed, x, execution=execution, layout="channels_last", memory="least")
+        assert peak_bytes(network, x) <= limit
 
 
 def test_padding_makes_groups_equal() -> None:

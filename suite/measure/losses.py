@@ -1,9 +1,9 @@
-"""Time that each layer of a packed network loses beside its MACs, and the cause, on a CPU.
+"""Time that layers of a packed network lose beside their MACs, and the causes.
 
-A layer with a share of the dense layer's MACs is due the same share of its time; time beyond that is lost. Both networks are
-timed layer by layer in their place, in one runtime. The convolutions of the packed layer are timed again alone: as they are,
-with widths rounded up to whole vectors, and with one channel and filter on few pixels. A copy of as many bytes as the layer
-moves is timed too.
+On a CPU. A layer with a share of the dense layer's MACs is due the same share of its time; time beyond that is lost. Both
+networks are timed layer by layer in their place, in one runtime. The convolutions of the packed layer are timed again alone: as
+they are, with widths rounded up to whole vectors, and with one channel and filter on few pixels. A copy of as many bytes as the
+layer moves is timed too.
 
 A layer whose fastest form multiplies zeros (`union` or `whole`) loses time because `groups`, the form without zeros, is no
 faster. Its cause is that of `groups`.
@@ -75,7 +75,7 @@ class Parts:
     vectors_ms: float
 
     def cause(self, due_ms: float) -> str:
-        """Return the cause of most of the time beyond `due_ms`, "" if there is no such time."""
+        """Return the cause of most of the time beyond `due_ms`, "" without such time."""
         lost_ms, conv_ms = self.ms - due_ms, self.ms - self.moves_ms
         if lost_ms <= LEAST_SHARE * self.ms:
             return ""
@@ -112,7 +112,10 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    """Calls of a convolution in one pass; `shape` and `pixels` are the input's and the output's of the first."""
+    """Calls of a convolution in one pass.
+
+    shape, pixels  those of the input and of the output of the first call
+    """
 
     shape: tuple[int, ...]
     pixels: int
@@ -121,7 +124,7 @@ class _Call:
 
 @dataclass(frozen=True, kw_only=True)
 class _Network:
-    """A network of a measurement: its run, its profile, and the calls of its convolutions by layer."""
+    """A network with its run, its profile and the calls of its convolutions by layer."""
 
     run: Run
     profile: Profile
@@ -250,7 +253,7 @@ class _Alone:
 
     def __init__(self, timing: Timing, layout: Layout, dtype: torch.dtype) -> None:
         self.timing, self.layout, self.dtype = timing, layout, dtype
-        self.known: dict[Any, tuple[float, ...]] = {}
+        self.times_ms: dict[Any, tuple[float, ...]] = {}
 
     def parts(self, network: _Network, layer: str, moved: int) -> Parts:
         """Return what bounds the layer, which moves so many bytes."""
@@ -277,7 +280,7 @@ class _Alone:
         filters, channels, *kernel = conv.weight.shape
         padding, stride, dilation, groups = conv.window
         key = (tuple(conv.weight.shape), str(conv.window), call.shape)
-        if key not in self.known:
+        if key not in self.times_ms:
             images, _, *pixels = call.shape
             least = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
             per_group = filters // groups
@@ -291,8 +294,8 @@ class _Alone:
                 widths = some_channels * groups, some_filters * groups
                 module = nn.Conv2d(*widths, tuple(kernel), stride, padding, dilation, groups)
                 cases.append((module, torch.randn(batch, widths[0], *map_size)))
-            self.known[key] = self._in_torch(cases) if self.timing.runtime == "torch" else self._in_runtime(cases)
-        return self.known[key]
+            self.times_ms[key] = self._in_torch(cases) if self.timing.runtime == "torch" else self._in_runtime(cases)
+        return self.times_ms[key]
 
     def _in_torch(self, cases: Sequence[tuple[nn.Conv2d, Tensor]]) -> tuple[float, ...]:
         runs = {}

@@ -48,7 +48,7 @@ def _dense(layer: Layer, operands: Operands, reads_I: Tensor) -> Built:
     rows = output_order(layer, operands)
     weight, bias = layer.weight_OIkk(rows, reads_I)
     conv = FusedConv(layer.conv, weight, bias, 1, layer.relu, operands.x)
-    return Whole(conv, operands.read(reads_I), *operands.addend_as(rows)), rows
+    return Whole(conv, operands.read(reads_I), *operands.addend_as(rows), operands.piece), rows
 
 
 def groups(layer: Layer, operands: Operands) -> Built:
@@ -69,7 +69,7 @@ def groups(layer: Layer, operands: Operands) -> Built:
     if not alone:
         rows = torch.cat([rows, _without_filter(layer)])
     read_addend, in_place = operands.addend_as(rows)
-    return PerGroup(convs, reads, read_addend, layer.relu and not alone, copy=not in_place), rows
+    return PerGroup(convs, reads, read_addend, layer.relu and not alone, not in_place, operands.piece), rows
 
 
 def _without_filter(layer: Layer) -> Tensor:
@@ -107,7 +107,7 @@ def _grouped(layer: Layer, operands: Operands, multiple: int) -> Built:
     weight, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     rows = torch.cat(rows_G)
     conv = FusedConv(layer.conv, weight, bias, len(rows_G), layer.relu, operands.x)
-    return Whole(conv, operands.read(torch.cat(reads_G)), *operands.addend_as(rows)), rows
+    return Whole(conv, operands.read(torch.cat(reads_G)), *operands.addend_as(rows), operands.piece), rows
 
 
 def _group_size(layer: Layer, operands: Operands, multiple: int) -> int:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from suite.pack.modules import GroupedConv, is_channels_last
-from suite.pack.operations import Read, Reorder
+from suite.pack.operations import PIECES, Read, Reorder
 
 VECTOR, MATRIX = 8, 32
 """Channels per memory access of a GPU (16 bytes of fp16), and per step of its matrix units in half precision: there a 3x3
@@ -101,6 +101,7 @@ class Operands:
     """Input and addend of a layer, with their packed channels.
 
     in_place  True if the addend may be overwritten
+    piece     elements that are gathered or sliced per step (`operations.PIECES`)
     """
 
     x: Tensor
@@ -108,6 +109,7 @@ class Operands:
     addend: Tensor | None = None
     addend_columns_C: Tensor | None = None
     in_place: bool = False
+    piece: int = PIECES["any"]
 
     def read(self, channels: Tensor) -> Read:
         """Return a reader of packed channels of the input.

@@ -6,7 +6,8 @@ Shapes: N images, C channels of a tensor as it is laid out, O filters, I input c
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from suite import private_api
 from suite.pack.modules import GroupedConv, Take, is_channels_last
 
-PIECE = 2**18
-"""Elements gathered per step; on a CPU this many stay in the cache."""
+Memory = Literal["any", "least"]
+PIECES: Mapping[Memory, int] = {"any": 2**18, "least": 2**16}
+"""Elements that a layer gathers or slices per step on a CPU. 2^18 stay in the cache; 2^16 take more calls, and their memory does
+not count beside two tensors of a layer (`tests/benchmarks/memory.py`)."""
 log = logging.getLogger(__name__)
 
 
@@ -35,8 +38,11 @@ class Read(nn.Module):
         return len(self.missing) > 0 or not self.take.contiguous
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.take(x)
-        return x.index_fill(1, self.missing, 0) if len(self.missing) else x
+        taken = self.take(x)
+        if not len(self.missing):
+            return taken
+        # A gather is a new tensor, which a second one beside it would double.
+        return (taken.index_fill if self.take.contiguous else taken.index_fill_)(1, self.missing, 0)
 
 
 def onednn_fusible(x: Tensor) -> bool:
@@ -117,30 +123,38 @@ class Reorder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.permute(0, 2, 3, 1).view(-1, x.shape[1])
         position_C = self.read.take.positions
-        for piece in rows.split(max(1, PIECE // x.shape[1])):
+        for piece in rows.split(max(1, PIECES["any"] // x.shape[1])):
             piece.copy_(piece.gather(1, position_C.expand(len(piece), -1)))
         return x
+
+
+def _pieces(x: Tensor, reads: Iterable[Read], piece: int) -> list[slice]:
+    """Return the parts of a batch that are convolved one after the other.
+
+    The gathered channels of all images at once would be the network's peak memory, and so would slices, which oneDNN copies.
+    """
+    channels = max((read.take.length for read in reads if read.copies or not read.take.everything), default=0)
+    images = max(1, piece // (channels * x.shape[2] * x.shape[3])) if channels and x.device.type == "cpu" else len(x)
+    return [slice(start, start + images) for start in range(0, len(x), images)]
 
 
 class Whole(nn.Module):
     """One convolution, grouped or not, on the channels of `read`, summed into those of `read_addend`."""
 
-    def __init__(self, conv: FusedConv, read: Read, read_addend: nn.Module | None, in_place: bool) -> None:
+    def __init__(self, conv: FusedConv, read: Read, read_addend: nn.Module | None, in_place: bool, piece: int) -> None:
         super().__init__()
         self.conv, self.read, self.read_addend, self.in_place = conv, read, read_addend, in_place
-        self.gathers = read.copies
+        self.gathers, self.piece = read.copies, piece
 
     def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
         if self.read_addend is not None:
             assert addend is not None
             addend = self.read_addend(addend)
-        images = max(1, PIECE // (self.read.take.length * x.shape[2] * x.shape[3]))
-        if images >= len(x) or x.device.type != "cpu" or not self.read.copies:
+        pieces = _pieces(x, [self.read], self.piece)
+        if len(pieces) == 1:
             return self.conv(self.read(x), addend, self.in_place)
-        # The gathered channels of all images at once would be the network's peak memory.
         out = addend if self.in_place and self.conv.by_onednn else None
-        for start in range(0, len(x), images):
-            piece = slice(start, start + images)
+        for piece in pieces:
             y = self.conv(self.read(x[piece]), None if addend is None else addend[piece], self.in_place)
             if out is None:
                 out = _empty(y, len(x), y.shape[1])
@@ -161,26 +175,33 @@ class PerGroup(nn.Module):
     """One convolution per group; each output is written or added to its slice at once."""
 
     def __init__(
-        self, convs: Sequence[FusedConv], reads: Sequence[Read], read_addend: nn.Module | None, relu: bool, copy: bool
+        self,
+        convs: Sequence[FusedConv],
+        reads: Sequence[Read],
+        read_addend: nn.Module | None,
+        relu: bool,
+        copy: bool,
+        piece: int,
     ) -> None:
         super().__init__()
         self.convs, self.reads = nn.ModuleList(convs), nn.ModuleList(reads)
         self.filters = sum(len(conv.bias) for conv in convs)
         self.read_addend, self.relu, self.copy = read_addend, relu, copy
-        self.gathers = any(read.copies for read in reads)
+        self.gathers, self.piece = any(read.copies for read in reads), piece
 
     def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
         total = None
         if self.read_addend is not None:
             total = self.read_addend(addend)
             total = total.clone() if self.copy else total
-        start = 0
-        for conv, read in zip(self.convs, self.reads, strict=True):
-            part = conv(read(x))
-            if total is None:
-                total = _empty(part, len(x), self.filters)
-            place = total.narrow(1, start, part.shape[1])
-            _ = place.copy_(part) if self.read_addend is None else place.add_(part)
-            start += part.shape[1]
+        for piece in _pieces(x, self.reads, self.piece):
+            start = 0
+            for conv, read in zip(self.convs, self.reads, strict=True):
+                part = conv(read(x[piece]))
+                if total is None:
+                    total = _empty(part, len(x), self.filters)
+                place = total[piece].narrow(1, start, part.shape[1])
+                _ = place.copy_(part) if self.read_addend is None else place.add_(part)
+                start += part.shape[1]
         assert total is not None, "there is a group at least"
         return total.relu_() if self.relu else total

@@ -23,7 +23,7 @@ from suite.pack.fuse import Fused, Nodes, fuse, only_user
 from suite.pack.layer import TILES, Built, Layer, Operands, positions
 from suite.pack.modules import GroupedConv
 from suite.pack.network import PackedNetwork
-from suite.pack.operations import Read
+from suite.pack.operations import PIECES, Memory, Read
 from suite.pack.slices import slice_rank
 from suite.timing import Run
 
@@ -36,6 +36,7 @@ def tuned(
     choice: Choice | None = None,
     execution: str | None = None,
     layout: Layout | None = None,
+    memory: Memory = "any",
 ) -> tuple[nn.Module, Choice]:
     """Return the inference network for batches like `images`, and its choice of executions.
 
@@ -43,6 +44,7 @@ def tuned(
     choice     use these executions; nothing is timed
     execution  use this one in every layer that offers it, `union` or `whole` elsewhere; layers are not timed
     layout     use this memory layout; None times both
+    memory     "least": read gathered and sliced channels in smaller parts of a batch on a CPU, at some loss of time
 
     The network is on the device and in the precision of `images`; `packed` is not changed.
     Raises ValueError if the choice is for another network, device, precision or batch, and, naming the layer, if an output
@@ -62,7 +64,8 @@ def tuned(
     body = per_group(packed).to(images.device, images.dtype)
     expected = body(images)
     layouts = (choice.layout,) if choice else (layout,) if layout else get_args(Layout)
-    walks = {name: Walk(body, images, name, choice.layers if choice else None, execution) for name in layouts}
+    layers, piece = choice.layers if choice else None, PIECES[memory]
+    walks = {name: Walk(body, images, name, layers, execution, piece) for name in layouts}
     for walk in walks.values():
         trial.check("the network", walk.network(images), expected)
     runs: dict[str, Run] = {name: lambda walk=walk: walk.network(images) for name, walk in walks.items()}  # type: ignore[misc]
@@ -106,6 +109,7 @@ class Walk:
 
     choices    layer -> execution, None to choose here
     execution  the one execution of all layers that offer it
+    piece      elements that a layer gathers or slices per step
     """
 
     def __init__(
@@ -115,8 +119,9 @@ class Walk:
         layout: Layout,
         choices: Mapping[str, str] | None,
         execution: str | None,
+        piece: int = PIECES["any"],
     ) -> None:
-        self.nodes = Nodes(body)
+        self.nodes, self.piece = Nodes(body), piece
         self.choices, self.execution = choices, execution
         self.layers: dict[str, str] = {}
         self.layer_ms: dict[str, dict[str, float]] = {}
@@ -191,7 +196,7 @@ class Walk:
     def _operands(self, fused: Fused) -> Operands:
         x = self.value[fused.conv.all_input_nodes[0]]
         if fused.addend is None:
-            return Operands(x=x.tensor, columns_C=x.columns_C)
+            return Operands(x=x.tensor, columns_C=x.columns_C, piece=self.piece)
         assert fused.addend_place_C is not None
         addend = self.value[fused.addend]
         place = torch.cat([fused.addend_place_C.cpu(), torch.tensor([-1])])
@@ -201,6 +206,7 @@ class Walk:
             addend=addend.tensor,
             addend_columns_C=place[addend.columns_C],
             in_place=self._is_last(fused.addend, fused),
+            piece=self.piece,
         )
 
     def _is_last(self, node: fx.Node, fused: Fused) -> bool:
