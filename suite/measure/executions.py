@@ -18,7 +18,7 @@ from suite.measure.protocol import DTYPES
 from suite.pack import trial
 from suite.pack.choice import FORMATS
 from suite.pack.runtimes import compiled, why_not
-from suite.plan import Runtime, Timing
+from suite.plan import CONDITIONS, Runtime, Timing
 from suite.timing import Run, fastest
 
 CHECKED = 2
@@ -172,13 +172,13 @@ def check(network: Network, timing: Timing, also: Collection[str]) -> None:
     """Raise ValueError if the network or an execution of `also` does not run here."""
     if network.batch not in (None, timing.batch):
         raise ValueError(f"{network.name} takes batches of {network.batch} only: use --batch {network.batch}")
-    on_cpu_in_fp32 = (timing.device, timing.precision) == ("cpu", "fp32")
-    if OPENVINO in also and (timing.device, timing.precision == "fp16") != ("cpu", False):
-        raise ValueError("OpenVINO is used on the CPU in fp32 and bf16 only: change --device or --precision")
-    if not on_cpu_in_fp32 and (network.kind == "onnx" or ONNX in also):
-        raise ValueError("ONNX Runtime is used on the CPU in fp32 only: drop --device and --precision")
-    if TENSORRT in also and timing.device != "cuda":
-        raise ValueError("TensorRT runs on NVIDIA GPUs only: add --device cuda, or drop tensorrt")
+    for name in sorted({*also, *([ONNX] if network.kind == "onnx" else [])} & set(CONDITIONS)):
+        device, precisions = CONDITIONS[name]
+        if timing.device != device or timing.precision not in precisions:
+            raise ValueError(
+                f"{name} runs on {device} in {' and '.join(precisions)} only, and the timing is on {timing.device} in "
+                f"{timing.precision}: change --device or --precision, or drop {name}"
+            )
 
 
 def _is_wanted(name: str, only: Collection[str]) -> bool:

@@ -37,7 +37,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Milliseconds of each child module in one run, "" for all else; `conv_ms` is the part in convolutions."""
+    """Milliseconds of each child module in one run, "" for all else.
+
+    conv_ms   the part in convolutions
+    """
 
     module_ms: Mapping[str, float] = field(default_factory=dict)
     conv_ms: Mapping[str, float] = field(default_factory=dict)
