@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from pathlib import Path
 
 import torch
 from rich.logging import RichHandler
 
 from suite import loggers, registry
+
+
+def program(module: str) -> str:
+    """Return the name of a command line, as the user called it."""
+    return sys.argv[0] if sys.argv[0].startswith("pruning-suite ") else f"python -m {module}"
 
 
 def add_grid_options(parser: argparse.ArgumentParser) -> None:

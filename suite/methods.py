@@ -191,7 +191,7 @@ def step_cost(settings: Mapping[str, Any]) -> float:
 def main() -> int:
     """List the methods, or describe one; exit status 1: broken file, 2: unknown name."""
     parser = argparse.ArgumentParser(
-        prog="python -m suite.methods",
+        prog=cli.program("suite.methods"),
         description="List the pruning methods: granularity, training needed, paper, deviations. "
         "`pruning-suite new method NAME --plugins DIR` writes the file of a new one.",
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from suite import methods, registry
+from suite import cli, methods, registry
 from suite.files import write_text
 
 TEMPLATES = {False: "_template.py", True: "_template_learning.py"}
@@ -44,7 +44,7 @@ def method(name: str, folder: Path, *, learns: bool) -> Path:
 def main() -> int:
     """Return the exit status: 0 written, 2 bad arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m suite.new",
+        prog=cli.program("suite.new"),
         description="Write the file of a new method from a template. The file's presence registers the method.",
         epilog="Example: pruning-suite new method mine --plugins my_methods",
     )

@@ -58,7 +58,7 @@ def main() -> int:
     0 all present and whole, 1 a file is missing or damaged, 2 bad arguments.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m suite.prefetch",
+        prog=cli.program("suite.prefetch"),
         description="Fetch the data and public weights that a grid needs, and check them: on a cluster, on the login node, "
         "before --grid is launched. Jobs never download.",
         epilog="Example: python -m suite.prefetch --grid paper_table2 --data /scratch/me/data",

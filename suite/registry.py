@@ -209,8 +209,14 @@ def _entries(kind: Kind, attribute: str) -> tuple[dict[str, tuple[str, Any]], li
         else:
             result |= {name: (plugin.module, entry) for name, entry in entries.items()}
     for item in unusable:
-        log.warning("%s cannot be used: %s", item.file, item.reason)
+        _log_broken(item)
     return dict(sorted(result.items())), unusable
+
+
+@cached
+def _log_broken(item: Broken) -> None:
+    """Log a file that cannot be used, once for all kinds."""
+    log.warning("%s cannot be used: %s", item.file, item.reason)
 
 
 @cached

@@ -240,7 +240,7 @@ def _row(folder: Path) -> dict[str, Any]:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = argparse.ArgumentParser(
-        prog="python -m suite.zoo", description="Finished networks of the record, by name."
+        prog=cli.program("suite.zoo"), description="Finished networks of the record, by name."
     )
     commands = result.add_subparsers(dest="verb", required=True)
     commands.add_parser("list", help="print the names")

@@ -90,7 +90,9 @@ def test_each_kind_is_found_and_a_script_is_not_run(folder: Path) -> None:
     assert not {"nets", "pictures", "grid_of_mine", "train"} & set(methods.discover())
 
 
-def test_a_broken_file_stops_only_itself_and_is_named_by_every_kind(folder: Path) -> None:
+def test_a_broken_file_stops_only_itself_and_is_named_by_every_kind(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / "broken.py").write_text("import suite.contract\nMODELS = DATASETS = {}\nGRID = 1 / 0\n")
     (folder / "clash.py").write_text("MODELS = {'resnet8': lambda classes: None}\n")
     (folder / "l1_filter.py").write_text(METHOD)
@@ -107,6 +109,7 @@ def test_a_broken_file_stops_only_itself_and_is_named_by_every_kind(folder: Path
     with pytest.raises(ValueError, match=r"clash\.py cannot be used: another file defines resnet8 already"):
         models.build("nothing", 10)
     assert models.build("resnet8", 10) is not None
+    assert [path in record.getMessage() for record in caplog.records].count(True) == 1
     assert methods.get("l1_filter").__module__ == "baselines.l1_filter"
     assert "already; rename the file" in str(methods.discover()["suite.plugins.l1_filter"])
     assert methods.get("mine")

@@ -42,7 +42,7 @@ VERBS = {
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = argparse.ArgumentParser(
-        prog="python -m suite.launch",
+        prog=cli.program("suite.launch"),
         description="Run a grid: every run's base network, learning, pruning, fine-tuning and latency, then the tables and "
         f"figures. Run it again after anything went wrong: only what is missing or failed is done. Grids: "
         f"{', '.join(grids.names())}.",

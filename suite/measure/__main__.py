@@ -40,7 +40,7 @@ NORMALIZATIONS = {
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = argparse.ArgumentParser(
-        prog="python -m suite.measure",
+        prog=cli.program("suite.measure"),
         description="Measure a network: a packed one of this suite, a TorchScript file, an exported program (.pt2) or ONNX. "
         "MACs and parameters always; accuracy with --dataset; latency beside --dense, a packed network's own by default. "
         "A network file is a program, unless it is a packed one: it runs in a process without write access and network.",

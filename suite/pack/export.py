@@ -169,7 +169,7 @@ SUFFIX = {"onnx": ".onnx", "pt2": ".pt2", "torchscript": ".ts"}
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = argparse.ArgumentParser(
-        prog="python -m suite.export",
+        prog=cli.program("suite.export"),
         description="Write a packed network in a format that needs nothing of this suite. The file is run and compared with "
         "the packed network; one that disagrees is not written.",
     )

@@ -18,7 +18,7 @@ def main() -> int:
     Exit status: 0 merged, 1 merged with exceptions that are listed, 2 bad arguments.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m suite.records", description="Merge results folders, such as those of several clusters."
+        prog=cli.program("suite.records"), description="Merge results folders, such as those of several clusters."
     )
     cli.add_plugins_option(parser)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -16,7 +16,7 @@ from suite.report import build, frames, leaderboard, learning, paper, show, stru
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     result = argparse.ArgumentParser(
-        prog="python -m suite.report",
+        prog=cli.program("suite.report"),
         description="Rebuild a grid's tables and figures in RESULTS/NAME from the rows in RESULTS/rows, and from nothing else. "
         "Or draw what a single run left in its folder.",
     )

@@ -17,7 +17,7 @@ from suite.stages import Stage, in_order
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     options = argparse.ArgumentParser(
-        prog="python -m suite.run",
+        prog=cli.program("suite.run"),
         description="Run one stage of a grid, after the stages that it needs. If stopped or killed, the same command "
         "continues from the last checkpoint. `python -m suite.launch --grid NAME --dry-run` lists the stages.",
     )
