@@ -29,7 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
+        with contextlib.suppress(PermissionError):  # a confined process may not; its files stay private
+            part.chmod(0o666 & ~_umask())
         os.replace(part, path)
     except OSError as error:
         if error.errno is not None:
