@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from suite import files, sandbox
+from suite.measure import confined
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
@@ -32,6 +33,10 @@ def test_a_confined_process_writes_whole_files(tmp_path: Path) -> None:
     done = subprocess.run(words, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a").read_text() == "whole"
+
+
+def test_a_confined_measurement_reads_images_in_its_own_process() -> None:
+    assert confined._environment("scratch")["SUITE_WORKERS"] == "0"
 
 
 def test_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None:

@@ -88,7 +88,10 @@ def run(files: Sequence[Path], arguments: Sequence[str], limits: Limits, *, trus
 
 
 def _environment(scratch: str) -> dict[str, str]:
-    """Return the child's environment: all caches are in the scratch folder."""
+    """Return the child's environment: caches in the scratch folder, and no reader processes.
+
+    Readers pass images through sockets, which are forbidden, and would wait for ever.
+    """
     caches = (
         "TMPDIR",
         "XDG_CACHE_HOME",
@@ -97,7 +100,7 @@ def _environment(scratch: str) -> dict[str, str]:
         "CUDA_CACHE_PATH",
         "MPLCONFIGDIR",
     )
-    return {**os.environ, **dict.fromkeys(caches, scratch), "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**os.environ, **dict.fromkeys(caches, scratch), "PYTHONDONTWRITEBYTECODE": "1", "SUITE_WORKERS": "0"}
 
 
 def _follow(child: subprocess.Popen[bytes], reader: int, limits: Limits, files: Sequence[Path]) -> int:
