@@ -154,6 +154,16 @@ class Idiosyncratic(nn.Module):
         self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
         if how == "hook":
             self.conv.register_forward_hook(lambda module, images, maps: 2 * maps)
+        if how == "two names":
+            self.scale = self.again = nn.Parameter(torch.full((1, 4, 1, 1), 2.0))
+        self.relu = nn.ReLU()
+
+    def get_extra_state(self) -> dict[str, str]:
+        """Return what no tensor holds."""
+        return {"how": self.how}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        self.how = state["how"]
 
     def forward(self, images: Tensor) -> Any:
         x = self.conv(images)
@@ -163,6 +173,13 @@ class Idiosyncratic(nn.Module):
             x = 2 * x
         elif self.how == "float":
             x = x.float()
+        elif self.how == "two names":
+            x = x * self.scale
+        elif self.how in ("sum of slices", "relu of a slice"):
+            even, odd = x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
+            x = (even + odd if self.how == "sum of slices" else self.relu(even)).view(len(x), 4, 9)[..., None]
+        elif self.how == "expanded":
+            x = (x.mean((2, 3), keepdim=True).expand(-1, -1, 6, 6) * x).view(len(x), 4, 36)[..., None]
         x = x.mean((2, 3))
         logits = self.head(x)
         return (
@@ -170,7 +187,7 @@ class Idiosyncratic(nn.Module):
         )
 
 
-@pytest.mark.parametrize("how", ["", "aux", "dict"])
+@pytest.mark.parametrize("how", ["", "aux", "dict", "two names", "sum of slices", "relu of a slice", "expanded"])
 def test_packing_without_a_cut_is_the_network(how: str) -> None:
     model = Idiosyncratic(how)
     graph, state = Graph(model, (3, 8, 8)), torch.random.get_rng_state()
@@ -190,6 +207,22 @@ def test_packing_without_a_cut_is_the_network(how: str) -> None:
 def test_a_network_that_differs_from_its_trace_is_refused(how: str, words: str) -> None:
     with pytest.raises(ValueError, match=f"Idiosyncratic {words}"):
         check_dense(Idiosyncratic(how), Graph(Idiosyncratic(how), (3, 8, 8)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_submodule_of_torchscript_is_refused() -> None:
+    model = Idiosyncratic("relu of a slice")
+    model.relu = torch.jit.script(model.relu)
+    with pytest.raises(ValueError, match="channels of Idiosyncratic cannot be followed through"):
+        Graph(model, (3, 8, 8))
+
+
+def test_hooks_stay_with_the_network() -> None:
+    model, calls = Idiosyncratic(""), list[str]()
+    model.head.register_full_backward_hook(lambda *_: calls.append("backward"))
+    packed = pack(model, Graph(model, (3, 8, 8)), PruningPlan({}))
+    packed(torch.randn(1, 3, 8, 8)).sum().backward()
+    assert not calls
 
 
 class Noisy(nn.Module):

@@ -30,9 +30,7 @@ def check_modules(model: nn.Module, title: str) -> None:
                 )
             if kind in ("WeightNorm", "SpectralNorm"):
                 raise ValueError(f"{name} of {title} has {kind}: torch.nn.utils.remove_{_snake(kind)} first")
-        for key, tensor in (module._parameters | module._buffers).items():
-            if tensor is None:
-                continue
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset()) if tensor.numel() else (0, 0)
             first = owner.setdefault(place if place[0] else id(tensor), f"{name}.{key}")
             if first != f"{name}.{key}":

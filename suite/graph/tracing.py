@@ -202,10 +202,11 @@ class _Tracer(fx.Tracer):
             module = self.layers.get(target) or self.root.get_submodule(target)
             if target in self.functions:
                 module = plain_layer(module)
-            if isinstance(module, _SAME_SHAPE) and len(args) == 1:
-                return args[0]  # on the meta device many of these are slow decompositions
-            if isinstance(module, nn.BatchNorm2d) and len(args) == 1 and args[0].shape[1] == module.num_features:
-                return args[0]
+            if len(args) == 1 and _stands_for_result(args[0]):  # on the meta device many layers are slow decompositions
+                if isinstance(module, _SAME_SHAPE):
+                    return args[0]
+                if isinstance(module, nn.BatchNorm2d) and args[0].shape[1] == module.num_features:
+                    return args[0]
             if isinstance(module, nn.AdaptiveAvgPool2d) and len(args) == 1 and module.output_size in (1, (1, 1)):
                 return args[0].new_empty(*args[0].shape[:-2], 1, 1)
             return module.forward(*args, **kwargs)
@@ -233,8 +234,16 @@ class _Tracer(fx.Tracer):
             return self.trace(skeleton)
 
 
+def _stands_for_result(operand: Tensor) -> bool:
+    """Return True if an elementwise result may be represented by the operand.
+
+    The result for a slice or an expanded tensor has other strides, and a parameter cannot change in place.
+    """
+    return operand.is_contiguous() and not isinstance(operand, nn.Parameter)
+
+
 def _broadcast(name: str, first: Any, second: Any) -> Tensor | None:
-    """Return the operand that a sum or product equals in shape and type, or None.
+    """Return the operand with the shape, type and layout of the result, or None.
 
     An operator that changes its first operand in place has the first one's shape.
     """
@@ -242,7 +251,7 @@ def _broadcast(name: str, first: Any, second: Any) -> Tensor | None:
         return None
     shape = torch.broadcast_shapes(first.shape, second.shape)
     operands = (first,) if name.startswith("i") else (first, second)
-    return next((operand for operand in operands if operand.shape == shape), None)
+    return next((each for each in operands if each.shape == shape and _stands_for_result(each)), None)
 
 
 class _Attention(Exception):

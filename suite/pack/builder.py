@@ -237,8 +237,9 @@ class Builder:
             part = self._part(tensor, f"{name}.{key}", f"{name}.{key}", own, columns if key == "weight" else None)
             parts[id(tensor)] = nn.Parameter(part) if isinstance(tensor, nn.Parameter) else part
         module = copied(like, parts)
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
+        for attribute, hooks in vars(module).items():
+            if attribute.endswith("_hooks"):
+                hooks.clear()
         if hasattr(module, "inplace"):
             # Without its residual branch a sum is the shortcut itself, which must not change in place.
             module.inplace = False

@@ -74,7 +74,7 @@ def check_dense(model: nn.Module, graph: Graph) -> None:
     tensors in train mode, the first ones are compared. The state of random generators does not change.
     Raises ValueError with the mode, the largest difference and the probable reason, or with a tensor that is not finite.
     """
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not torch.isfinite(tensor).all():
             raise ValueError(
                 f"{name} of {type(model).__name__} has values that are not finite (NaN or infinite): train it again"
