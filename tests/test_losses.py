@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_pack import images
@@ -12,7 +14,7 @@ from suite.graph import Graph
 from suite.measure import Timing, losses
 from suite.measure.losses import REST, Loss, Parts
 from suite.models import build
-from suite.pack import pack
+from suite.pack import operations, pack
 from suite.pack.operations import FusedConv
 from suite.plan import PruningPlan
 
@@ -46,7 +48,7 @@ def test_unfilled_vectors_are_the_time_that_wider_convolutions_do_not_take(monke
     """Four filters in vectors of 16: the wider convolution takes as long, so three quarters of the work are unfilled."""
     like = nn.Conv2d(16, 4, 3, padding=1)
     conv = FusedConv(like, like.weight.detach(), like.bias.detach(), 1, False, torch.zeros(1, 16, 8, 8))
-    call = losses._Call(shape=(1, 16, 8, 8), pixels=64, count=2)
+    call = losses._Call(shape=(1, 16, 8, 8), pixels=2 * 64, count=2)
     network = losses._Network(
         run=lambda: None,
         profile=losses.Profile(module_ms={"layer": 3.0}, conv_ms={"layer": 2.0}),
@@ -86,6 +88,20 @@ def test_every_layer_of_a_network_has_a_line(runtime: str) -> None:
             assert min(vars(line.parts).values()) >= 0
 
 
+@torch.no_grad()
+def test_macs_of_a_batch_in_parts_are_those_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of two images divide a batch of five into 2 + 2 + 1."""
+    packed = packed_of("resnet8", 2, 0.5)
+    graph = Graph(build("resnet8", 10), packed.input_shape)
+    left = graph.layer_macs(graph.live(packed.plan))
+    for images_at_once in (5, 2):
+        monkeypatch.setattr(
+            operations, "_pieces", lambda x, *_, n=images_at_once: [slice(i, i + n) for i in range(0, len(x), n)]
+        )
+        network = losses._network(packed, "groups", images(5).float(), Timing(batch=5))
+        assert {name: network.macs(name) for name in network.calls} == {name: 5 * left[name] for name in network.calls}
+
+
 def test_the_summary_names_the_largest_cause_first() -> None:
     def line(layer: str, dense_ms: float, packed_ms: float, cause: str) -> Loss:
         lost_ms = packed_ms - 0.4 * dense_ms
@@ -102,6 +118,12 @@ def test_the_summary_names_the_largest_cause_first() -> None:
     assert losses.text([line("a", 10, 4, ""), line(REST, 1, 0.4, "")]).endswith(
         "no layer takes more than its share of the MACs"
     )
+
+
+def test_a_network_of_torch_compile_has_no_times_of_layers() -> None:
+    both = (SimpleNamespace(packed=1), SimpleNamespace(packed=1))
+    columns = losses.columns(both, ("compile", "compile"), ({}, {}), Timing())  # type: ignore[arg-type]
+    assert columns == {"missing": "torch.compile has no profile of layers here"}
 
 
 def test_a_gpu_has_no_times_of_layers() -> None:

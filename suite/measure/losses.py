@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from suite import pack as packing
 from suite.graph import Graph
 from suite.measure.bounds import Peak, layer_bounds
-from suite.measure.executions import random_images, runtime
+from suite.measure.executions import COMPILED, random_images, runtime
 from suite.measure.layer_times import VECTOR, convolutions, node_profile
 from suite.measure.networks import Network, graph_and_plan
 from suite.pack.choice import FORMATS, Layout
@@ -114,7 +114,8 @@ class Loss:
 class _Call:
     """Calls of a convolution in one pass.
 
-    shape, pixels  those of the input and of the output of the first call
+    shape   of the first call's input; the last part of a batch may be smaller
+    pixels  of the outputs of all calls
     """
 
     shape: tuple[int, ...]
@@ -133,7 +134,7 @@ class _Network:
 
     def macs(self, layer: str) -> int:
         """Return the MACs that the layer computes for the batch, those by zero included."""
-        return sum(call.count * call.pixels * conv.weight.shape.numel() for conv, call in self.calls[layer])
+        return sum(call.pixels * conv.weight.shape.numel() for conv, call in self.calls[layer])
 
 
 How = packing.Choice | str
@@ -225,12 +226,11 @@ def _calls(network: fx.GraphModule, images: Tensor, layers: Iterable[str]) -> di
     network(images)
     for hook in hooks:
         hook.remove()
-    return {
-        name: [
-            (conv, _Call(shape=calls[conv][0][0], pixels=calls[conv][0][1], count=len(calls[conv]))) for conv in parts
-        ]
-        for name, parts in convs.items()
+    made = {
+        conv: _Call(shape=parts[0][0], pixels=sum(pixels for _, pixels in parts), count=len(parts))
+        for conv, parts in calls.items()
     }
+    return {name: [(conv, made[conv]) for conv in parts] for name, parts in convs.items()}
 
 
 def _scaled(networks: Sequence[_Network]) -> list[_Network]:
@@ -351,6 +351,8 @@ def columns(
     in_runtime = {runtime(name) for name in names}
     if len(in_runtime) > 1:
         return {"missing": "the networks run in two runtimes"}
+    if COMPILED in in_runtime:
+        return {"missing": "torch.compile has no profile of layers here"}
     try:
         timing = dataclasses.replace(timing, runtime=cast(Runtime, in_runtime.pop()))
         how = tuple(by_name.get(name, name) for name, by_name in zip(names, choices, strict=True))
