@@ -215,7 +215,7 @@ def test_channels_are_reordered_in_their_own_memory() -> None:
     x = torch.randn(3, 300, 40, 9).contiguous(memory_format=torch.channels_last)
     read = Read(torch.randperm(300), 300)
     expected, memory = read(x), x.data_ptr()
-    assert torch.equal(Reorder(read)(x), expected)
+    assert torch.equal(Reorder(read, 2**16)(x), expected)
     assert torch.equal(x, expected)
     assert x.data_ptr() == memory
 
@@ -275,6 +275,7 @@ def test_no_execution_takes_more_memory_than_the_dense_network() -> None:
     packed, limit = packed_of("resnet8", 2, 0.6), peak_bytes(dense, x)
     for execution in ("whole", "union", "groups", "padded"):
         network, _ = tuned(packed, x, execution=execution, layout="channels_last", memory="least")
+        assert {module.piece for module in network.modules() if hasattr(module, "piece")} == {2**16}
         assert peak_bytes(network, x) <= limit
 
 

@@ -135,7 +135,7 @@ class Operands:
         read = self.read_addend(channels)
         if read is None:
             return None, False
-        return (Reorder(read) if self.reorders(channels) else read), self.in_place or read.copies
+        return (Reorder(read, self.piece) if self.reorders(channels) else read), self.in_place or read.copies
 
     def reorders(self, channels: Tensor) -> bool:
         """Return True if the addend can be reordered in place.

@@ -116,14 +116,14 @@ class Reorder(nn.Module):
     A second tensor of this size would be the network's peak memory.
     """
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, piece: int) -> None:
         super().__init__()
-        self.read = read
+        self.read, self.piece = read, piece
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.permute(0, 2, 3, 1).view(-1, x.shape[1])
         position_C = self.read.take.positions
-        for piece in rows.split(max(1, PIECES["any"] // x.shape[1])):
+        for piece in rows.split(max(1, self.piece // x.shape[1])):
             piece.copy_(piece.gather(1, position_C.expand(len(piece), -1)))
         return x
 
