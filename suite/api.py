@@ -232,9 +232,13 @@ class Batches:
     device: torch.device
 
     def __post_init__(self) -> None:
-        if not isinstance(self.batches, Sized) or not len(self.batches):
+        try:
+            count = len(cast(Sized, self.batches))
+        except TypeError:  # an iterator, or the DataLoader of an IterableDataset
+            count = 0
+        if not count:
             raise ValueError(
-                f"train has no batches or no length ({type(self.batches).__name__}): give a DataLoader or a list"
+                f"train has no batches or no length ({type(self.batches).__name__}): give a list, or a DataLoader with a length"
             )
 
     def __len__(self) -> int:

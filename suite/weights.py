@@ -295,7 +295,7 @@ def _read(path: Path) -> OrderedDict[str, Tensor]:
             return OrderedDict(load_file(path))
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load raises errors of many classes on files of other people
-        reason = str(error).split(".")[0].splitlines()[0]
+        reason = str(error).split(".")[0].partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{path} is no file of weights, or holds objects besides tensors ({reason}); save the network's state_dict()"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import suite
 from suite.contract import Learner, Step
@@ -52,6 +53,13 @@ def loader() -> DataLoader[tuple[Tensor, ...]]:
 
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
+
+
+class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+    """Batches whose number is unknown."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter([])
 
 
 def test_a_method_without_training_prunes_in_one_line(model: nn.Module) -> None:
@@ -187,8 +195,15 @@ def test_images_without_a_batch_are_refused(images: Any) -> None:
         ({"method": nn.Conv2d}, "a method is given by its name, got .*--plugins FOLDER"),
         ({"method": "mine"}, "unknown method 'mine'; choose from: .*; files of your own are found by --plugins FOLDER"),
         ({"model": len}, "the network is a torch.nn.Module, got builtin_function_or_method"),
-        ({"train": []}, "train has no batches or no length .list.: give a DataLoader or a list"),
-        ({"train": iter([])}, "train has no batches or no length .list_iterator.: give a DataLoader or a list"),
+        ({"train": []}, "train has no batches or no length .list.: give a list, or a DataLoader with a length"),
+        (
+            {"train": iter([])},
+            "train has no batches or no length .list_iterator.: give a list, or a DataLoader with a length",
+        ),
+        (
+            {"train": DataLoader(Stream())},
+            "train has no batches or no length .DataLoader.: give a list, or a DataLoader with a length",
+        ),
         ({"train": [EXAMPLE]}, "a batch of train is .images, labels., got Tensor"),
         ({"ignored_layers": ["stem", "inner", "branch", "last"], "method": "l1_filter"}, "take a smaller budget"),
     ],

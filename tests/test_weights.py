@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import tiny_grid
@@ -78,7 +79,9 @@ def test_old_files_of_torchvision_are_read(kind: str, tmp_path: Path) -> None:
         assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in made.state_dict().items())
 
 
-def test_files_that_do_not_fit_are_refused_in_one_line(network: nn.Module, tmp_path: Path) -> None:
+def test_files_that_do_not_fit_are_refused_in_one_line(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "mine.pt"
     with pytest.raises(ValueError, match=r"weights .*mine\.pt cannot be read \(No such file"):
         _ = base(file).key
@@ -92,6 +95,10 @@ def test_files_that_do_not_fit_are_refused_in_one_line(network: nn.Module, tmp_p
         ValueError, match=r"is no file of weights, or holds objects besides tensors .*; save the network.s state_dict"
     ):
         weights.load_into(network, str(file), None)
+    monkeypatch.setattr(torch, "load", Mock(side_effect=AssertionError))
+    with pytest.raises(ValueError, match=r"is no file of weights, or holds objects besides tensors .AssertionError"):
+        weights.load_into(network, str(file), None)
+    monkeypatch.undo()
     torch.save([1], file)
     with pytest.raises(ValueError, match="holds no tensors by name"):
         weights.load_into(network, str(file), None)
