@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, fx, nn
 
 from suite import models
 from suite.graph import Graph
@@ -141,3 +144,23 @@ def test_a_measured_table_comes_back_from_its_file(tmp_path: Path, monkeypatch: 
     (tmp_path / "table.json").write_text("[]")
     with pytest.raises(ValueError, match="holds no table of layer times"):
         layer_times.load(tmp_path / "table.json")
+
+
+class Twice(nn.Module):
+    """A layer that is called twice, and two sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.relu(x) + x) + x
+
+
+def test_all_calls_of_a_layer_and_all_sums_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()  # each node takes one
+    monkeypatch.setattr(layer_times, "time", SimpleNamespace(process_time=lambda: next(seconds)))
+    monkeypatch.setattr(layer_times, "steady_clock", lambda device: {"clock": None})
+    profile = layer_times.node_profile(fx.symbolic_trace(Twice()), torch.zeros(1, 1, 1, 1), "cpu")
+    assert profile.module_ms["relu"] == 2000
+    assert sum(profile.module_ms.values()) == 6000

@@ -182,14 +182,14 @@ class _NodeTimes(fx.Interpreter):
     def __init__(self, network: fx.GraphModule, mark: Callable[[], Any]) -> None:
         super().__init__(network)
         self.mark = mark
-        self.marks: dict[str, tuple[Any, Any]] = {}
+        self.marks: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
         self.convs: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
 
     def run_node(self, n: fx.Node) -> Any:
         """Run the node between two marks."""
         started = self.mark()
         result = super().run_node(n)
-        self.marks[str(n.target)] = started, self.mark()
+        self.marks[str(n.target)].append((started, self.mark()))
         return result
 
     def watch(self, layer: str, conv: nn.Module) -> list[Any]:
@@ -206,7 +206,10 @@ class _NodeTimes(fx.Interpreter):
 
 
 def node_profile(network: fx.GraphModule, images: Tensor, device: str) -> Profile:
-    """Return node's target -> least milliseconds over `REPEATS` passes, each node in its place."""
+    """Return the least milliseconds over `REPEATS` passes by target, each node in its place.
+
+    Nodes with one target, such as the calls of a repeated layer, count together.
+    """
     least, least_conv = dict[str, float](), dict[str, float]()
     times = _NodeTimes(
         network, _event if device == "cuda" else time.process_time if steady_clock(device) else time.perf_counter
@@ -215,14 +218,14 @@ def node_profile(network: fx.GraphModule, images: Tensor, device: str) -> Profil
     hooks = [hook for name in layers for conv in convolutions(network, name) for hook in times.watch(name, conv)]
     with torch.inference_mode():
         for _ in range(REPEATS):
+            times.marks.clear()
             times.convs.clear()
             times.run(images)
             if device == "cuda":
                 torch.cuda.synchronize()
-            for name, pair in times.marks.items():
-                least[name] = min(_ms(*pair), least.get(name, float("inf")))
-            for name, pairs in times.convs.items():
-                least_conv[name] = min(sum(_ms(*pair) for pair in pairs), least_conv.get(name, float("inf")))
+            for result, marks in ((least, times.marks), (least_conv, times.convs)):
+                for name, pairs in marks.items():
+                    result[name] = min(sum(_ms(*pair) for pair in pairs), result.get(name, float("inf")))
     for hook in hooks:
         hook.remove()
     return Profile(module_ms=least, conv_ms=least_conv)
