@@ -421,8 +421,9 @@ def test_methods_fix_fields_of_the_learning_schedule() -> None:
 @pytest.mark.parametrize(
     ("grid", "reason"),
     [
-        ({"runs": lambda: None}, "the runs of 'x' are a list, of what `cross` returns; got NoneType"),
-        ({"runs": lambda: ["l1_filter"]}, "the runs of 'x' are a list, of what `cross` returns; got list"),
+        ({"runs": lambda: None}, "the runs of 'x' are one list, as .*; got a NoneType"),
+        ({"runs": lambda: ["l1_filter"]}, "the runs of 'x' are one list, as .*; got a str"),
+        ({"runs": lambda: [[]]}, "the runs of 'x' are one list, as .*; got a list"),
         ({"runs": []}, r"write runs=runs, not runs=runs\(\)"),
         ({"runs": list, "timings": Timing()}, "GRID's timings is a tuple, such as"),
     ],

@@ -114,10 +114,10 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
     """
     try:
         listed = grid.runs()
-        if not isinstance(listed, Sequence) or not all(isinstance(run, Pruned) for run in listed):
-            raise ValueError(
-                f"the runs of {grid.title!r} are a list, of what `cross` returns; got {type(listed).__name__}"
-            )
+        wrong = [each for each in listed if not isinstance(each, Pruned)] if isinstance(listed, Sequence) else [listed]
+        if wrong:
+            kind = type(wrong[0]).__name__
+            raise ValueError(f"the runs of {grid.title!r} are one list, as `[*cross(...), *cross(...)]`; got a {kind}")
         runs = list({run.key: run for run in listed}.values())  # a run that is listed twice is one run
     except ValueError:
         raise
