@@ -133,7 +133,12 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+        name = self.registered.get(id(attr_val)) if isinstance(attr_val, nn.Parameter) else None
+        if self.evaluating or name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:  # the overridden method walks all parameters at each access
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -143,12 +148,14 @@ class _Tracer(fx.Tracer):
         return forward(*args, **kwargs) if self.evaluating else super().call_module(m, forward, args, kwargs)
 
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, Tensor) and id(a) not in self.registered:
+        if not isinstance(a, Tensor):
+            return super().create_arg(a)
+        if id(a) not in self.registered:
             raise _Refusal(
                 "reads a tensor that is neither parameter nor buffer, such as one made in the forward method; register it as a "
                 "buffer (zeros: torch.zeros_like)"
             )
-        return super().create_arg(a)
+        return self.create_node("get_attr", self.registered[id(a)], (), {})
 
     def _as_module(self, function: Any, args: Any, kwargs: Any) -> tuple[str, tuple[Any, ...]]:
         """Return name and operand of a module that replaces a function of `self.training`."""
@@ -220,7 +227,8 @@ class _Tracer(fx.Tracer):
     def traced(self, skeleton: nn.Module, image: Tensor) -> fx.Graph:
         """Return the operators of `skeleton` on `image`, each with its value."""
         self.image, self.layers = image, dict(skeleton.named_modules())
-        self.registered = {id(tensor) for tensor in (*skeleton.parameters(), *skeleton.buffers())}
+        named = (*skeleton.named_parameters(), *skeleton.named_buffers())
+        self.registered = {id(tensor): name for name, tensor in named}
         files = {id(names): names for m in skeleton.modules() if (names := getattr(m.forward, "__globals__", None))}
         with contextlib.ExitStack() as stack, torch.enable_grad():
             for names in files.values():
