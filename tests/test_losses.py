@@ -47,6 +47,7 @@ def test_the_cause_is_the_part_that_explains_most_of_the_loss(
 def test_unfilled_vectors_are_the_time_that_wider_convolutions_do_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four filters in vectors of 16: the wider convolution takes as long, so three quarters of the work are unfilled."""
     like = nn.Conv2d(16, 4, 3, padding=1)
+    assert like.bias is not None
     conv = FusedConv(like, like.weight.detach(), like.bias.detach(), 1, False, torch.zeros(1, 16, 8, 8))
     call = losses._Call(shape=(1, 16, 8, 8), pixels=2 * 64, count=2)
     network = losses._Network(

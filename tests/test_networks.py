@@ -211,7 +211,7 @@ def test_a_network_that_differs_from_its_trace_is_refused(how: str, words: str) 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_submodule_of_torchscript_is_refused() -> None:
-    model = Idiosyncratic("relu of a slice")
+    model: Any = Idiosyncratic("relu of a slice")
     model.relu = torch.jit.script(model.relu)
     with pytest.raises(ValueError, match="channels of Idiosyncratic cannot be followed through"):
         Graph(model, (3, 8, 8))

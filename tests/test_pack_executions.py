@@ -249,7 +249,7 @@ def layer_of(packed: PackedNetwork, x: Tensor) -> tuple[Layer, Operands]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SMALL)
 def test_images_that_are_gathered_one_by_one(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(operations.PIECES, "any", 1)  # type: ignore[arg-type]
+    monkeypatch.setitem(operations.PIECES, "any", 1)
     for execution in ("groups", "padded", "union"):
         assert_tuned(packed_of(name, 2, 0.5), dtype, execution=execution)
 

@@ -13,7 +13,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ class Graph:
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
         title = type(model).__name__
-        self.input_shape = tuple(input_shape)
+        self.input_shape = cast(tuple[int, int, int], tuple(input_shape))
         self.trace = trace(model, input_shape)
         self.modules = self.trace.modules
         self.nodes = list(self.trace.graph.nodes)

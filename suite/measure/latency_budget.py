@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from suite.graph import Graph
 from suite.measure import latency, layer_times
 from suite.measure.executions import executions, random_images
 from suite.measure.layer_times import LayerTable
-from suite.measure.networks import Network, Shape
+from suite.measure.networks import Network
 from suite.measure.protocol import check_device, protocol, set_up_torch
 from suite.pack.runtimes import why_not
 from suite.plan import Budget, Planner, PruningPlan, Timing
@@ -142,7 +141,7 @@ def _fastest(model: nn.Module, graph: Graph, plan: PruningPlan, timing: Timing) 
     """
     packed = packing.pack(model, graph, plan).eval()
     network = Network(name="packed", kind="packed", module=packed, params=0, packed=packed)
-    runs = executions(network, random_images(timing, cast(Shape, graph.input_shape)), timing).runs
+    runs = executions(network, random_images(timing, graph.input_shape), timing).runs
     if timing.device == "cuda" and timing.runtime == "torch":
         runs = {name: captured(run) for name, run in runs.items()}
     return runs[fastest(runs, timing.device)[0]] if len(runs) > 1 else next(iter(runs.values()))

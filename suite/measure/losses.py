@@ -203,7 +203,8 @@ def _network(packed: packing.PackedNetwork, how: How, images: Tensor, timing: Ti
         layout = timing.layout if choice is None else None
         built, made = packing.tuned(packed, images, choice=choice, execution=execution, layout=layout)
         network, values = cast(fx.GraphModule, built), images
-        run, profile = functools.partial(network, images), node_profile(network, images, timing.device)
+        run: Run = functools.partial(network, images)
+        profile = node_profile(network, images, timing.device)
     else:
         network, made = packing.tuned_for(packed, images, timing.runtime, choice=choice, execution=execution)
         values = images.contiguous().float()
@@ -279,6 +280,7 @@ class _Alone:
         """Return the milliseconds of the convolution, of a wider one, and of one without work."""
         filters, channels, *kernel = conv.weight.shape
         padding, stride, dilation, groups = conv.window
+        window: Any = stride, padding, dilation, groups
         key = (tuple(conv.weight.shape), str(conv.window), call.shape)
         if key not in self.times_ms:
             images, _, *pixels = call.shape
@@ -292,7 +294,7 @@ class _Alone:
             cases = []
             for some_filters, some_channels, batch, map_size in sizes:
                 widths = some_channels * groups, some_filters * groups
-                module = nn.Conv2d(*widths, tuple(kernel), stride, padding, dilation, groups)
+                module = nn.Conv2d(*widths, cast(Any, tuple(kernel)), *window)
                 cases.append((module, torch.randn(batch, widths[0], *map_size)))
             self.times_ms[key] = self._in_torch(cases) if self.timing.runtime == "torch" else self._in_runtime(cases)
         return self.times_ms[key]
@@ -301,7 +303,7 @@ class _Alone:
         runs = {}
         for number, (conv, values) in enumerate(cases):
             x = values.to(self.dtype, memory_format=FORMATS[self.layout])
-            weight, bias = (one.detach().to(self.dtype) for one in (conv.weight, conv.bias))
+            weight, bias = (cast(Tensor, one).detach().to(self.dtype) for one in (conv.weight, conv.bias))
             runs[str(number)] = functools.partial(FusedConv(conv, weight, bias, conv.groups, True, x), x)
         ms = least_ms(runs, "cpu", seconds=ALONE_S, counts=ROUNDS, **steady_clock("cpu"))
         return tuple(ms.values())

@@ -243,8 +243,8 @@ class Builder:
         if hasattr(module, "inplace"):
             # Without its residual branch a sum is the shortcut itself, which must not change in place.
             module.inplace = False
-        for field in ("num_features", "num_parameters") if rows is not None else ():
-            if getattr(module, field, 1) == width > 1:
+        for field in ("num_features", "num_parameters"):
+            if rows is not None and getattr(module, field, 1) == width > 1:
                 setattr(module, field, len(rows))
         vars(module).update(fields)
         return module

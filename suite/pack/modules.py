@@ -99,17 +99,18 @@ class PackedConv(nn.Module):
         self.stride, self.dilation = like.stride, like.dilation
         self.padding: Any = like.padding if padding is None else padding
         self.filters_G = filters_G
-        self.takes = nn.ModuleList(Take(positions, width) for positions in reads_G)
+        takes = [Take(positions, width) for positions in reads_G]
+        self.takes = nn.ModuleList(takes)
         self.weights = nn.ParameterList(
             like.weight.new_empty(filters, len(positions), *like.kernel_size)
             for positions, filters in zip(reads_G, filters_G, strict=True)
         )
         self.bias = None if like.bias is None else nn.Parameter(like.bias.new_empty(sum(filters_G)))
-        in_order = len(reads_G) == 1 and self.takes[0].contiguous
+        in_order = len(reads_G) == 1 and takes[0].contiguous
         union = reads_G[0] if in_order else torch.cat(reads_G).unique()
-        self.union_take = self.takes[0] if in_order else Take(union, width)
+        self.union_take = takes[0] if in_order else Take(union, width)
         self.width = width
-        whole = len(reads_G) == 1 and self.takes[0].everything
+        whole = len(reads_G) == 1 and takes[0].everything
         self.folds = not whole and (self.union_take.length > FOLDED_SHARE * width or width <= FOLDED_WIDTH)
         if self.folds:
             self._register_rows(reads_G)

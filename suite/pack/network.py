@@ -29,7 +29,7 @@ class PackedNetwork(nn.Module):
     """
 
     def __init__(
-        self, body: fx.GraphModule, plan: PruningPlan, slots: list[Slot], input_shape: tuple[int, ...]
+        self, body: fx.GraphModule, plan: PruningPlan, slots: list[Slot], input_shape: tuple[int, int, int]
     ) -> None:
         super().__init__()
         self.body = body

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -128,7 +128,7 @@ class Reorder(nn.Module):
         return x
 
 
-def _pieces(x: Tensor, reads: Iterable[Read], piece: int) -> list[slice]:
+def _pieces(x: Tensor, reads: Iterable[Any], piece: int) -> list[slice]:
     """Return the parts of a batch that are convolved one after the other.
 
     The gathered channels of all images at once would be the network's peak memory, and so would slices, which oneDNN copies.

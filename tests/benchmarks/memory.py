@@ -23,7 +23,7 @@ from suite.plan import Budget, PruningPlan
 from suite.select import meet
 from suite.timing import Run, cpu_seconds, least_ms
 
-PIECES: dict[str, int] = {**operations.PIECES, "whole batch": 2**40}
+PIECES: dict[str, int] = dict(operations.PIECES) | {"whole batch": 2**40}
 """Elements of a part, by `memory`; the last one divides nothing."""
 
 
