@@ -193,6 +193,9 @@ def test_packing_without_a_cut_is_the_network(how: str) -> None:
     graph, state = Graph(model, (3, 8, 8)), torch.random.get_rng_state()
     check_dense(model, graph)
     assert torch.equal(state, torch.random.get_rng_state())
+    full = copy.deepcopy(model)
+    unpack(pack(model, graph, PruningPlan({})), full)
+    assert all(torch.equal(a, b) for a, b in zip(full.parameters(), model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

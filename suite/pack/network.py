@@ -139,7 +139,7 @@ def unpack(packed: PackedNetwork, model: nn.Module) -> None:
     own = packed.body.state_dict()
     state = model.state_dict()
     for name, tensor in state.items():
-        if tensor.is_floating_point():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():  # an extra state is any object
             tensor.fill_(1.0 if name.endswith("running_var") else 0.0)
     for slot in packed.slots:
         slot.write(state[slot.full], own[slot.packed].to(state[slot.full].device))
