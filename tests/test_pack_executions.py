@@ -284,13 +284,13 @@ def test_padding_makes_groups_equal() -> None:
     conv = grouped_of(packed)
     width = int(torch.cat(conv.reads_G).max()) + 1
     layer, operands = layer_of(packed, torch.zeros(1, width, 8, 8).double())
-    for name, multiple in (("padded", 1), ("rounded", 16)):
+    for name, multiple, multiple_read in (("padded", 1, 1), ("rounded", 16, 1), ("blocked", 16, 16)):
         module, columns_C = EXECUTIONS[name](layer, operands)
         assert isinstance(module, Whole)
         assert isinstance(module.conv, FusedConv)
         filters, channels = module.conv.weight.shape[:2]
         assert filters == len(columns_C) == -(-max(conv.filters_G) // multiple) * multiple * len(conv.weights)
-        assert channels == max(map(len, conv.reads_G))
+        assert channels == -(-max(map(len, conv.reads_G)) // multiple_read) * multiple_read
         assert sorted(columns_C[columns_C >= 0].tolist()) == list(range(layer.width))
     assert isinstance(EXECUTIONS["groups"](layer, operands)[0], PerGroup)
 
