@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -295,9 +296,7 @@ def show(values: dict[str, Any], console: Console) -> None:
             console.print(f"batch {row['batch']}: {_energy(row['energy'])}", markup=False, highlight=False)
     for row in values.get("latency", ()):
         if row["losses"]:
-            console.print(f"batch {row['batch']}: {_where_time_goes(row['losses'])}", markup=False, highlight=False)
-            if "layers" in row["losses"]:
-                console.print(loss_table(row["losses"]["layers"]))
+            print_losses(console, row["losses"], f"batch {row['batch']}: ")
     if "layers" in values:
         console.print(_layer_table(values["layers"]))
 
@@ -354,11 +353,15 @@ def _energy(energy: dict[str, Any]) -> str:
     return f"{both}: {ratio} times less; null test [{energy['null_low_x']:.3f}, {energy['null_high_x']:.3f}]"
 
 
-def _where_time_goes(losses: dict[str, Any]) -> str:
-    return losses.get("text") or f"no times of layers: {losses['missing']}"
+def print_losses(console: Console, losses: Mapping[str, Any], title: str = "") -> None:
+    """Print where the time of a packed network goes, and the line of each layer if there are any."""
+    text = losses.get("text") or f"no times of layers: {losses['missing']}"
+    console.print(f"{title}{text}", markup=False, highlight=False)
+    if "layers" in losses:
+        console.print(_loss_table(losses["layers"]))
 
 
-def loss_table(lines: list[dict[str, Any]]) -> Table:
+def _loss_table(lines: list[dict[str, Any]]) -> Table:
     """Return the table of `losses.columns`; its last columns are what the causes were read from."""
     parts = {"launch_ms": "start ms", "moves_ms": "moves ms", "memory_ms": "copy ms", "vectors_ms": "unfilled ms"}
     headings = ("layer", "form", "MACs left", "time left", "dense ms", "ms", "lost ms", "cause", *parts.values())

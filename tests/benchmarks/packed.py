@@ -34,7 +34,7 @@ from suite import models
 from suite.contract import Budget, PruningPlan
 from suite.graph import Graph
 from suite.measure import Timing, compare
-from suite.measure.__main__ import loss_table
+from suite.measure.__main__ import print_losses
 from suite.measure.executions import COMPILED, PLAIN
 from suite.measure.protocol import Protocol
 from suite.pack import Choice, pack, save
@@ -102,8 +102,7 @@ def measure(target: Target, batch: int, options: argparse.Namespace, console: Co
     comparison = compare(*paths, timing, also=also, duration=duration, layers=options.profile)
     result, choices = comparison.measurement(), comparison.choices
     if options.profile:
-        console.print(comparison.losses["text"], markup=False)
-        console.print(loss_table(comparison.losses["layers"]))
+        print_losses(console, comparison.losses)
     if options.layers and choices[1].layer_ms:
         console.print(layer_table(choices[1]))
     ratio, low, high = result.ratio
