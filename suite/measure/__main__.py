@@ -354,7 +354,7 @@ def _energy(energy: dict[str, Any]) -> str:
 
 
 def print_losses(console: Console, losses: Mapping[str, Any], title: str = "") -> None:
-    """Print where the time of a packed network goes, and the line of each layer if there are any."""
+    """Print where the time of a packed network goes, and the lines of its layers."""
     text = losses.get("text") or f"no times of layers: {losses['missing']}"
     console.print(f"{title}{text}", markup=False, highlight=False)
     if "layers" in losses:
