@@ -13,6 +13,7 @@ import functools
 import re
 import signal
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def rows(theirs: dict[str, str]) -> Iterator[str]:
 
     theirs  name of a row -> Torch-Pruning's cell; absent ones are computed
     """
-    version = theirs.get("version") or _version()
+    version = theirs.get("version") or metadata.version("torch-pruning")
     yield f"| network | {' | '.join(GRANULARITIES)} | Torch-Pruning {version} |".replace(
         "intra_channel", "intra-channel"
     )
@@ -130,12 +131,6 @@ def rows(theirs: dict[str, str]) -> Iterator[str]:
             model, shape = build()
         cell = theirs.get(name) or their_cell(model, shape)
         yield f"| {name} | {' | '.join(own_cells(model, shape))} | {cell} |"
-
-
-def _version() -> str:
-    import torch_pruning as tp
-
-    return str(tp.__version__)
 
 
 def stored() -> dict[str, list[str]]:

@@ -1,9 +1,9 @@
 """A rehearsal of an ImageNet comparison, on twenty classes of Tiny-ImageNet at 64x64.
 
 Base networks, learning and fine-tuning are trained as on ImageNet: bf16 and channels_last, accumulation, label smoothing,
-warm-up, no decay of biases and batch norm. Schedules are ours and short: accuracies support no claim. With so few steps DSP's
-groups lose no channel at the lambdas of its recipes; here it has a dose of 1. Its stages took 24 minutes of each of two cores with
-AMX before the timings, which take six.
+warm-up, no decay of biases and batch norm. Schedules are ours and short: accuracies support no claim. With so few steps
+DSP's groups lose no channel at the lambdas of its recipes; here it has a dose of 1. Its stages took 24 minutes of each of
+two cores with AMX before the timings, which take six.
 """
 
 from __future__ import annotations
