@@ -101,7 +101,8 @@ def main() -> None:
         ratios = [[times[place] / times[0] for times in rounds] for place in (1, 2)]
         spreads = [f"{statistics.median(each):.2f} ({min(each):.2f} - {max(each):.2f})" for each in ratios]
         table.add_row(name, cells[0], cells[1], spreads[0], cells[2], spreads[1])
-    table.caption = f"torch {torch.__version__}, Torch-Pruning {metadata.version('torch-pruning')}, {torch.get_num_threads()} threads"
+    version = metadata.version("torch-pruning")
+    table.caption = f"torch {torch.__version__}, Torch-Pruning {version}, {torch.get_num_threads()} threads"
     Console(width=100).print(table)
 
 
