@@ -8,8 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from suite.contract import Planner, Pruner, State, Task
@@ -55,7 +53,9 @@ def equal_groups(w_OK: Tensor, most: int, seed: int) -> Tensor:
     """Return int64 [O]: at most `most` groups of equal size, each near its k-means centre."""
     filters = len(w_OK)
     count = max(number for number in range(1, min(most, filters) + 1) if filters % number == 0)
-    from sklearn.cluster import KMeans  # takes seconds to import
+    from scipy.optimize import linear_sum_assignment  # these take seconds to import
+    from scipy.spatial.distance import cdist
+    from sklearn.cluster import KMeans
 
     centres = KMeans(count, n_init=10, random_state=seed).fit(w_OK.numpy()).cluster_centers_
     distance_OG = cdist(w_OK.numpy(), centres, "sqeuclidean")

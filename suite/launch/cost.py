@@ -12,9 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from suite import cli, data, grids, models, records, weights
+from suite import cli, data, grids, records, weights
 from suite.contract import Budget
-from suite.graph import Graph
 from suite.launch import speed
 from suite.launch.speed import BACKWARD, GPU, Network
 from suite.launch.status import TIMED_S
@@ -168,7 +167,7 @@ def refused(stages: Iterable[Stage], context: Context) -> list[str]:
         except (ValueError, OSError):  # a data set of a plug-in that states no size, and is missing
             continue
         try:
-            Graph(models.build(model, about.classes), about.input_shape)
+            speed.size_of(model, about.classes, about.input_shape)
         except ValueError as error:
             lines.append(f"{data_name}/{model}: {error}")
     return lines

@@ -1,6 +1,6 @@
 """Seconds of an image in training, and the size of a network.
 
-The seconds are stated for a GPU, and probed on a CPU. The size is computed without weights.
+The seconds are stated for a GPU, and probed on a CPU.
 """
 
 from __future__ import annotations
@@ -73,31 +73,26 @@ class Size:
 
 @functools.cache
 def size_of(model: str, classes: int, input_shape: tuple[int, int, int]) -> Size:
-    """Return the size of a network, computed on torch's meta device, without values.
+    """Return the size of a network.
 
-    A network that does not run there is built and traced.
+    It is built and traced on torch's meta device, without values; with values if that fails. Raises ValueError with the reason if
+    it cannot be traced.
     """
-    counts: list[int] = []
-
-    def count(layer: nn.Module, _: object, made: torch.Tensor) -> None:
-        counts.append(layer.get_parameter("weight")[0].numel() * made.numel())
-
     try:
-        with torch.device("meta"), torch.no_grad():
-            network = models.build(model, classes).eval()
-            for layer in network.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear):
-                    layer.register_forward_hook(count)
-            network(torch.empty(1, *input_shape))
-    except (NotImplementedError, RuntimeError, AssertionError):
-        network = models.build(model, classes)
-        graph = Graph(network, input_shape)
-        return Size(macs=graph.dense_macs.total, layers=len(graph.convs) + 1, bytes=_bytes(network))
-    return Size(macs=sum(counts), layers=len(counts), bytes=_bytes(network))
+        with torch.device("meta"):
+            network = models.build(model, classes)
+        return _size(network, input_shape)
+    except (ValueError, RuntimeError, AssertionError):  # torch's NotImplementedError is a RuntimeError
+        return _size(models.build(model, classes), input_shape)
 
 
-def _bytes(network: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+def _size(network: nn.Module, input_shape: tuple[int, int, int]) -> Size:
+    tensors = network.state_dict().values()
+    return Size(
+        macs=Graph(network, input_shape).dense_macs.total,
+        layers=sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in network.modules()),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+    )
 
 
 # ---- on a CPU ------------------------------------------------------------------------------------------------------------

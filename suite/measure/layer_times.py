@@ -20,7 +20,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor, fx, nn
 
 from suite import jsonfile, records
@@ -158,6 +157,8 @@ def measure_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
 
 def _fitted(samples: list[tuple[np.ndarray, float]]) -> tuple[float, ...]:
     """Return the costs of the terms, none negative, of least squared relative error."""
+    from scipy.optimize import nnls  # a fifth of a second that a dry run need not pay
+
     terms_NT, ms_N = np.array([one for one, _ in samples]), np.array([ms for _, ms in samples])
     return tuple(nnls(terms_NT / ms_N[:, None], np.ones(len(ms_N)))[0].tolist())
 
