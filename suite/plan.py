@@ -257,6 +257,7 @@ class Timing:
     """Conditions of a latency measurement. `device` "cpu" or "cuda"; `batch` images at once.
 
     runtime   "torch": all that the protocol tries; another one: both networks run in this runtime only
+    threads   of the CPU; 0: all cores in a timed stage, the stage's own threads while a plan is made for a budget of time
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
@@ -265,11 +266,16 @@ class Timing:
     layout: Literal["contiguous", "channels_last"] = "contiguous"
     protocol: Literal["quick", "full"] = "full"
     runtime: Runtime = "torch"
+    threads: int = 0
 
     def __post_init__(self) -> None:
         check_choices(self)
         if self.batch < 1:
             raise ValueError(f"batch = {self.batch}: latency is measured on at least one image")
+        if self.threads < 0 or (self.threads and self.device != "cpu"):
+            raise ValueError(
+                f"threads = {self.threads}: a timing on a CPU takes 1 or more, or 0, one on {self.device} takes 0"
+            )
         device, precisions = CONDITIONS.get(self.runtime, (self.device, (self.precision,)))
         if self.device != device or self.precision not in precisions:
             raise ValueError(

@@ -159,6 +159,34 @@ def test_the_predicted_share_is_corrected_by_the_measured_one(
     assert (selection.corrections, selection.coarse) == (corrections, coarse)
 
 
+def test_between_two_plans_on_both_sides_the_correction_interpolates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured time falls twice as fast as predicted time, on which a correction in proportion overshoots."""
+    graph = graph_of()
+
+    def measured(model: nn.Module, graph: Graph, plan: PruningPlan, timing: Timing) -> float:
+        return 2.5 * graph.cut(plan, "latency") - 0.5
+
+    monkeypatch.setattr(latency_budget, "measured_cut", measured)
+    selection = latency_budget.meet(planner_of(graph), MODEL, graph, budget(0.4))
+    assert selection.measured_cut == pytest.approx(0.4, abs=latency_budget.CLOSE)
+    assert not selection.coarse
+
+
+def test_the_timing_decides_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, used, before = graph_of(), list[int](), torch.get_num_threads()
+
+    def alternate(*_: Any) -> None:
+        used.append(torch.get_num_threads())
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(latency_budget.latency, "alternate", alternate)
+    timing = dataclasses.replace(TIMING, threads=before + 1)
+    with pytest.raises(ZeroDivisionError):
+        latency_budget.measured_cut(MODEL, graph, PruningPlan({}), timing)
+    assert (used, torch.get_num_threads()) == ([before + 1], before)
+    assert f"cpu_{before + 1}threads_" in latency_budget._name(graph, timing)
+
+
 def test_the_closest_plan_is_coarse_if_no_correction_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, shares = graph_of(), iter([0.30, 0.36, 0.30])
     monkeypatch.setattr(latency_budget, "measured_cut", lambda *_: next(shares))

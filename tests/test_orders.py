@@ -43,15 +43,32 @@ def test_the_figure_has_the_methods_of_both_sides_and_the_agreement(drawn: Drawn
     assert "n = 3 base networks" in picture.caption
 
 
-def test_coarse_runs_and_single_methods_make_no_figure(drawn: Drawn) -> None:
+@pytest.mark.parametrize(("missing", "agreement"), [(["m1"], ["agreement of both orders -1.00"]), (["m1", "m2"], [])])
+def test_methods_that_miss_a_budget_are_hollow_and_do_not_count(
+    missing: list[str], agreement: list[str], drawn: Drawn, texts: dict[str, list[str]]
+) -> None:
     runs, rows = both_sides()
     coarse = [
         dataclasses.replace(row, coarse=True)
-        if isinstance(row, records.PrunedRow) and row.budget_scope == "latency" and "m0" not in row.settings
+        if isinstance(row, records.PrunedRow)
+        and row.budget_scope == "latency"
+        and any(name in row.settings for name in missing)
         else row
         for row in rows
     ]
-    assert "orders_digits_resnet8" not in drawn(runs, coarse)
+    picture = drawn(runs, coarse)["orders_digits_resnet8"]
+    shown = [" ".join(text.split()) for text in texts[picture.name]]
+    assert [text for text in shown if "agreement" in text] == agreement
+    assert [sum(f"m{number}" in text for text in shown) for number in range(4)] == [1, 1, 1, 0]
+    assert "Hollow: a run of the cell misses its budget" in picture.caption
+
+
+def test_a_single_method_makes_no_figure(drawn: Drawn) -> None:
+    runs, rows = both_sides()
+    keep = [run.key for run in runs if run.budget.scope != "latency" or "m0" in run.label]
+    assert "orders_digits_resnet8" not in drawn(
+        [run for run in runs if run.key in keep], [row for row in rows if row.key in keep]
+    )
 
 
 @pytest.mark.parametrize("share", [0.4, 0.7])

@@ -1,7 +1,7 @@
 """Methods at equal measured time beside equal MACs, on two cores.
 
-The public ResNet-20 is fine-tuned for a quarter of an epoch in bf16. Time is that of batches of 32 in fp32 on this CPU. There
-is one base network: n counts fine-tunings. Accuracies are on the test set and support no claim on full training. Slimming needs
+The public ResNet-20 is fine-tuned for a quarter of an epoch in bf16. Time is that of batches of 32 in fp32 on one core. There is
+one base network: n counts fine-tunings. Accuracies are on the test set and support no claim on full training. Slimming needs
 a training from scratch and is left to `latency_budget`.
 """
 
@@ -17,7 +17,7 @@ from suite.stages import Base, Pruned, Timing
 
 SEEDS = (0, 1, 2)
 SHARE, MACS = 0.4, 0.5
-TIMING = Timing(batch=32, protocol="quick")
+TIMING = Timing(batch=32, protocol="quick", threads=1)
 FINETUNE = Schedule(
     epochs=1,
     lr=0.01,

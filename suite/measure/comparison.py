@@ -212,7 +212,9 @@ def compare(
     trust: bool = False,
     layers: bool = False,
 ) -> Comparison:
-    """Measure the network in `other` beside the one in `dense`, with torch's number of threads.
+    """Measure the network in `other` beside the one in `dense`.
+
+    With torch's number of threads if the timing has none.
 
     shape     [C, H, W] of an image; None: the one in the file `other`
     also      further executions to try, of `executions.PLAIN` and `executions.COMPILERS`; None: those of
@@ -233,7 +235,7 @@ def compare(
         shape=shape,
         timing=timing,
         protocol=duration or protocol(timing),
-        threads=torch.get_num_threads(),
+        threads=timing.threads or torch.get_num_threads(),
         also=tried,
         strict=also is not None,
         trust=trust,

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -36,7 +37,9 @@ log = logging.getLogger(__name__)
 
 
 def table_for(model: nn.Module, graph: Graph, timing: Timing, folder: Path | None = None) -> LayerTable:
-    """Return the table of layer times of this network with torch's number of threads.
+    """Return the table of layer times of this network.
+
+    With torch's number of threads if the timing has none.
 
     folder   holds a file for each geometry, timing and number of threads. A missing table is measured and stored there; a
              process that needs the same table waits. None: the table is measured and not stored
@@ -74,16 +77,17 @@ def _name(graph: Graph, timing: Timing) -> str:
     """
     conditions = dataclasses.asdict(timing)
     runtime = "" if timing.runtime == "torch" else f"_{timing.runtime}"
+    del conditions["threads"]  # stand in the name
     if not runtime:
         del conditions["runtime"]
     content = json.dumps([layer_times.geometries(graph), conditions], sort_keys=True)
-    threads = f"_{torch.get_num_threads()}threads" if timing.device == "cpu" else ""
+    threads = f"_{timing.threads or torch.get_num_threads()}threads" if timing.device == "cpu" else ""
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     return f"{timing.device}{threads}{runtime}_{timing.precision}_batch{timing.batch}_{timing.layout}_{digest}"
 
 
 def _measured_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
-    with _measuring():
+    with _measuring(timing):
         return layer_times.measure_table(model, graph, timing)
 
 
@@ -91,8 +95,9 @@ def meet(planner: Planner, model: nn.Module, graph: Graph, budget: Budget) -> Se
     """Return the plan that meets the budget; of a latency budget, by measurement.
 
     The plan of a latency budget is packed and timed beside the dense network. If the measured share of time is not within `CLOSE`
-    of the budget, the predicted share is corrected in proportion, `CORRECTIONS` times at most. The result is the plan with the
-    closest measured share. It is coarse if this share is not close either.
+    of the budget, the predicted share is corrected, `CORRECTIONS` times at most: between two plans on both sides of the budget by
+    interpolation, else in proportion. The result is the plan with the closest measured share. It is coarse if this share is not
+    close either.
 
     Raises ValueError if the planner cannot reach the budget, and if `graph.times` is missing for a latency budget.
     """
@@ -106,7 +111,7 @@ def meet(planner: Planner, model: nn.Module, graph: Graph, budget: Budget) -> Se
         coarse = abs(cut - budget.share) > CLOSE
         attempts.append(dataclasses.replace(selection, measured_cut=cut, coarse=coarse, corrections=number))
         log.info("predicted share of time %.1f %%, measured %.1f %%", 100 * selection.cut, 100 * cut)
-        corrected = min(1 - (1 - selection.cut) * (1 - budget.share) / max(1 - cut, 1e-9), most)
+        corrected = min(_corrected(attempts, budget.share), most)
         if not coarse or corrected <= 0 or corrected == aim:
             break
         aim = corrected
@@ -121,16 +126,28 @@ def meet(planner: Planner, model: nn.Module, graph: Graph, budget: Budget) -> Se
     return dataclasses.replace(best, corrections=len(attempts) - 1)
 
 
+def _corrected(attempts: list[Selection], share: float) -> float:
+    """Return the predicted share of time of a plan whose measured share should be `share`."""
+    measured = {one.measured_cut: one.cut for one in attempts if one.measured_cut is not None}
+    below = [cut for cut in measured if cut <= share]
+    above = [cut for cut in measured if cut > share]
+    if below and above:
+        ends = max(below), min(above)
+        return float(np.interp(share, ends, [measured[end] for end in ends]))
+    closest = min(measured, key=lambda cut: abs(cut - share))
+    return 1 - (1 - measured[closest]) * (1 - share) / max(1 - closest, 1e-9)
+
+
 def measured_cut(model: nn.Module, graph: Graph, plan: PruningPlan, timing: Timing) -> float:
     """Return the share of the dense network's time that a plan removes.
 
     Both networks alternate in blocks for about a second. The clock is CPU time with one thread, else the wall clock.
     """
     quick = protocol(dataclasses.replace(timing, protocol="quick"))
-    with _measuring():
+    with _measuring(timing):
         dense, packed = (_fastest(model, graph, each, timing) for each in (PruningPlan({}), plan))
         result = latency.alternate(dense, packed, timing.device, quick)
-    ratio = result.cpu if steady_clock(timing.device) and result.cpu is not None else result.ratio
+        ratio = result.cpu if steady_clock(timing.device) and result.cpu is not None else result.ratio
     return 1 - 1 / ratio[0]
 
 
@@ -148,13 +165,14 @@ def _fastest(model: nn.Module, graph: Graph, plan: PruningPlan, timing: Timing) 
 
 
 @contextlib.contextmanager
-def _measuring() -> Iterator[None]:
-    """Set up torch as for timed stages; restore switches and random states at the end."""
+def _measuring(timing: Timing) -> Iterator[None]:
+    """Set up torch as for timed stages, and restore its state at the end."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    switches = cudnn.allow_tf32, matmul.allow_tf32
+    switches, threads = (cudnn.allow_tf32, matmul.allow_tf32), torch.get_num_threads()
     with torch.random.fork_rng():
-        set_up_torch(torch.get_num_threads())
+        set_up_torch(timing.threads or threads)
         try:
             yield
         finally:
             cudnn.allow_tf32, matmul.allow_tf32 = switches
+            torch.set_num_threads(threads)

@@ -35,12 +35,14 @@ PANELS = 5
 """Budgets that have a panel; of more, those spread evenly over their range."""
 
 
-def described(runs: pd.DataFrame) -> pd.DataFrame:
+def described(runs: pd.DataFrame, *, coarse_too: bool = False) -> pd.DataFrame:
     """Return the finished runs that may be compared.
+
+    With `coarse_too` also those that miss their budget.
 
     Adds `name`, `at` (the comparison set), `drop_pp`, and `lost_pp`, the drop from which on a method is near chance level.
     """
-    coarse = len(runs) - len(runs := fairness.comparable(runs))
+    coarse = 0 if coarse_too else len(runs) - len(runs := fairness.comparable(runs))
     if runs.empty:
         return runs.assign(at="")
     letters, meanings = words.told_apart(runs, ["split", *CONDITIONS])

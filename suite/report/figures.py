@@ -79,7 +79,7 @@ def _of_model(
         yield comparison.draw_intervals(shown, folder)
     if len(ranked := comparison.ranked(compared)):
         yield comparison.draw_ranks(ranked, folder, comparison.near_chance(compared))
-    if len(both := orders.points_of(compared)):
+    if len(both := orders.points_of(comparison.compared(comparison.described(runs, coarse_too=True)))):
         yield orders.draw(both, folder)
     for varied in ablation.find(lines, runs, settings):
         if not dose.varies(varied.points):

@@ -217,7 +217,8 @@ def _names(runs: Sequence[Pruned], frame: pd.DataFrame) -> pd.DataFrame:
     names["settings"] = [words.rounded(runs[i].described) for i in first.index]
     names["short"] = ""
     for _, same in names.groupby(["data", "model", "method"], sort=False):
-        names.loc[same.index, "short"] = _short(same["method"].iloc[0], list(same["pruner"]))
+        defaults = {field.name: field.default for field in dataclasses.fields(runs[same.index[0]].settings)}
+        names.loc[same.index, "short"] = _short(same["method"].iloc[0], list(same["pruner"]), defaults)
     names["epochs"] = [runs[i].finetune.epochs for i in first.index]
     names["round_to"] = [runs[i].budget.round_to for i in first.index]
     twins = names.groupby(["data", "model", "settings", "round_to"], sort=False)
@@ -242,10 +243,17 @@ def _settings(run: Pruned) -> dict[str, Any]:
     return {**like, **vars(run.settings), "without": "+".join(run.ignored_layers) or "nothing"}
 
 
-def _short(method: str, pruners: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the method's name with the settings in which its variants differ."""
+def _short(method: str, pruners: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[str]:
+    """Return the method's name with the settings in which its variants differ.
+
+    Of a variant with an option that is off, "", only those that are not at their defaults.
+    """
     varied = [name for name in pruners[0] if len({repr(pruner.get(name)) for pruner in pruners}) > 1]
-    shown = [", ".join(f"{name}={pruner[name]}" for name in varied) for pruner in pruners]
+    shown = []
+    for pruner in pruners:
+        off = any(pruner[name] == "" for name in varied)
+        names = [name for name in varied if not off or pruner[name] != defaults.get(name)]
+        shown.append(", ".join(f"{name}={pruner[name]}" for name in names))
     return [words.rounded(f"{method}({text})") if text else method for text in shown]
 
 

@@ -1,7 +1,11 @@
-"""Accuracy at equal time beside accuracy at equal MACs: one set of methods, two orders."""
+"""Accuracy at equal time beside accuracy at equal MACs: one set of methods, two orders.
+
+A cell with a run that misses its budget is drawn hollow, and its method does not count in the agreement of the orders.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ SIDES = ("equal MACs", "equal time")
 def points_of(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs of methods with a budget of MACs and one of time.
 
-    runs   comparable runs (`comparison.compared`)
+    runs   runs of the comparison sets, coarse ones too (`comparison.compared`)
 
     Adds `pair`, the share of time, and `side`, an index of `SIDES`. The budget of MACs beside a share of time is the one of the
     nearest share. The frame is empty if no pair has two methods on both sides.
@@ -70,22 +74,41 @@ def _panel(axes: Axes, points: pd.DataFrame) -> None:
         if half.notna().any():
             axes.errorbar(x, mean, yerr=half.fillna(0), **bars)
         axes.plot(x, mean, **look, label=style.label(name))
+        missed = means.loc[name]["missed"].reindex(range(len(SIDES)))
+        hollow = look | {
+            "linestyle": "none",
+            "fillstyle": "full",
+            "markerfacecolor": "white",
+            "markeredgecolor": look["color"],
+        }
+        axes.plot([x[side] for side in missed.index[missed]], mean[missed], **hollow)
     at = points.groupby("side")["at"].first()
     resources = (f"{at[0]} of the MACs cut", f"{at[1]} cut")
-    axes.set_xticks(range(len(SIDES)), [resource.replace(" of the", "\nof the") for resource in resources])
+    axes.set_xticks(range(len(SIDES)), [resource.replace(" of the ", "\nof the\n") for resource in resources])
     axes.set_xlim(-0.3, 1.3)
-    axes.set_title(f"agreement of both orders {tau(points):.2f}", fontsize=8)
+    agreement = tau(points)
+    axes.set_title("" if math.isnan(agreement) else f"agreement of both orders {agreement:.2f}", fontsize=8)
 
 
 def _means(points: pd.DataFrame) -> pd.DataFrame:
-    """Return mean accuracy and half width of its interval, by name and side."""
-    means = points.groupby(["name", "side"])["pruned_top1_pct"].agg(["mean", "std", "size"])
-    return means.assign(half=inference.t_half_width(means["std"], means["size"]))
+    """Return mean accuracy and half width of its interval, by name and side.
+
+    `missed` is True if a run misses the budget.
+    """
+    cells = points.groupby(["name", "side"])
+    means = cells["pruned_top1_pct"].agg(["mean", "std", "size"])
+    return means.assign(half=inference.t_half_width(means["std"], means["size"]), missed=cells["coarse"].agg("any"))
 
 
 def tau(points: pd.DataFrame) -> float:
-    """Return Kendall's tau of the two orders; nan if all means are equal."""
-    means = _means(points)["mean"].unstack("side")
+    """Return Kendall's tau of the two orders of the methods that meet both budgets.
+
+    nan if fewer than two do, or if all means are equal.
+    """
+    met = points[~points["coarse"].groupby(points["name"]).transform("any")]
+    if met["name"].nunique() < 2:
+        return math.nan
+    means = _means(met)["mean"].unstack("side")
     return float(stats.kendalltau(means[0], means[1]).statistic)
 
 
@@ -97,7 +120,8 @@ def _caption(points: pd.DataFrame) -> str:
         f"{words.who(points)}: mean over {words.runs(cells.size(), cells['base_key'].nunique())}; bars: t 95 % intervals of "
         "the mean, absent for one run",
         f"Left: budgets of MACs; right: budgets of time, predicted by layer times and corrected by measurement{measured}",
-        "Coarse runs are left out. Agreement is Kendall's tau of the two orders: 1 the same order, -1 the reverse",
+        "Hollow: a run of the cell misses its budget (coarse). Agreement is Kendall's tau of the two orders over the methods "
+        "without hollow marks: 1 the same order, -1 the reverse",
         f"T{words.trained(points)[1:]}",
     ]
     return ". ".join(sentences) + "."

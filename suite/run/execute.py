@@ -253,7 +253,7 @@ def _pin_threads(path: Path, stage: Stage, context: Context) -> None:
         torch.set_num_threads(jsonfile.read(path, Started)["threads"])
         return
     except (OSError, ValueError, RuntimeError):  # absent, damaged or refused
-        threads = context.threads or cli.cores()
+        threads = (isinstance(stage, Timed) and stage.timing.threads) or context.threads or cli.cores()
     try:
         torch.set_num_threads(threads)
     except (RuntimeError, TypeError, ValueError) as error:
