@@ -225,8 +225,9 @@ def test_a_network_that_onnxruntime_refuses_has_a_reason_in_place_of_int8(monkey
     assert columns == {"missing": "the dense network has no int8 form here: a layer in onnxruntime disagrees"}
 
 
-def test_a_quantized_network_has_integer_weights() -> None:
+def test_a_quantized_network_has_integer_weights(caplog: pytest.LogCaptureFixture) -> None:
     form, _ = tuned_for(packed_of("vgg6", 1, 0.3), images(1).float(), "onnxruntime", execution="whole")
     run = int8._quantized(to_onnx(form, [images(1).float()]), images(1).float())
     plain = compiled_onnx(to_onnx(form, [images(1).float()]), [images(1).float()]).run()
     assert not torch.equal(run(), plain)
+    assert "pre-processing" not in caplog.text

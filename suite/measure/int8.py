@@ -7,6 +7,7 @@ activations are those of the random images that are timed: the leg has times and
 from __future__ import annotations
 
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -46,14 +47,9 @@ def columns(
     runs, errors = {}, {}
     for name, packed in networks.items():
         try:
-            form, _ = packing.tuned_for(packed, images, RUNTIME, choice=choices.get(name))
-            runs[name] = _quantized(to_onnx(form, [images.contiguous()]), images.contiguous())
-            actual = runs[name]()
-        except Exception as error:  # onnxruntime and its quantization raise errors of many classes
-            return {"missing": f"the {name} network has no int8 form here: {' '.join(str(error).split())[:120]}"}
-        with torch.no_grad():
-            expected = form(images)
-        errors[f"{name}_error"] = float((actual - expected).abs().max() / expected.abs().max())
+            runs[name], errors[f"{name}_error"] = prepared(packed, images, choice=choices.get(name))
+        except ValueError as error:
+            return {"missing": f"the {name} network has {error}"}
     with machine.watched(timing.device) as conditions:
         measured = latency.alternate(runs["dense"], runs["packed"], timing.device, protocol)
     measured = dataclasses.replace(measured, flags=machine.flags([conditions], timing.device))
@@ -64,6 +60,31 @@ def columns(
         "calibration": CALIBRATION,
         **errors,
     }
+
+
+def prepared(
+    packed: packing.PackedNetwork,
+    images: Tensor,
+    *,
+    choice: packing.Choice | None = None,
+    execution: str | None = None,
+) -> tuple[Callable[[], Tensor], float]:
+    """Return a run of the network in int8 and the largest error of its logits.
+
+    The error is a share of the largest logit.
+
+    choice, execution   executions of the layers, as for `suite.pack.tuned_for`; neither: the fastest ones in fp32
+    Raises ValueError if ONNX Runtime cannot quantize or run the network.
+    """
+    try:
+        form, _ = packing.tuned_for(packed, images, RUNTIME, choice=choice, execution=execution)
+        run = _quantized(to_onnx(form, [images.contiguous()]), images.contiguous())
+        actual = run()
+    except Exception as error:  # onnxruntime and its quantization raise errors of many classes
+        raise ValueError(f"no int8 form here: {' '.join(str(error).split())[:120]}") from error
+    with torch.no_grad():
+        expected = form(images)
+    return run, float((actual - expected).abs().max() / expected.abs().max())
 
 
 def _quantized(content: bytes, images: Tensor) -> Callable[[], Tensor]:
@@ -80,13 +101,22 @@ def _quantized(content: bytes, images: Tensor) -> Callable[[], Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(content)
-        quantize_static(
-            source,
-            target,
-            Images(session(content).get_inputs()[0].name),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+        logging.root.addFilter(_is_no_advice)
+        try:
+            quantize_static(
+                source,
+                target,
+                Images(session(content).get_inputs()[0].name),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+        finally:
+            logging.root.removeFilter(_is_no_advice)
         return compiled_onnx(target.read_bytes(), [images]).run
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """Return False for the advice to pre-process, which changes no operator of these networks."""
+    return "pre-processing" not in record.getMessage()

@@ -1,0 +1,1 @@
+"""Benchmarks of the suite's own code; `python -m tests.benchmarks.NAME`."""
