@@ -10,8 +10,10 @@ import dataclasses
 import functools
 import itertools
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from suite import methods
 from suite import pack as packing
 from suite.contract import Batch, Learner, Pruner, State, Task
-from suite.data import Loader
+from suite.data import Loader, check_labels
 from suite.graph import Graph
 from suite.measure import Comparison, Timing, latency_budget
 from suite.measure import compare as compare_files
@@ -166,16 +168,17 @@ def prune(
     if kind.needs_reference and task.reference is None:
         raise ValueError(f"{method} follows the plan of another run: give train=Task(..., reference=PLAN)")
     seed_everything(seed)
-    state = _learn(pruner, model, graph, task, batches, learning, seed) if kind.learns else {}
-    model.eval()
-    planner = ignoring(pruner.planner(model, graph, state, task), graph, ignored)
-    selection = latency_budget.meet(planner, model, graph, goal)
-    pruner.reconstruct(model, graph, selection.plan, task)
-    packed = packing.pack(model, graph, selection.plan)
-    if finetune is not None:
-        if batches is None:
-            raise ValueError("finetune needs train: batches of training images and labels, such as a DataLoader")
-        _fit(Trainer(packed, cast(Loader, batches), finetune), seed)
+    with _labels_named(batches, graph.classes):
+        state = _learn(pruner, model, graph, task, batches, learning, seed) if kind.learns else {}
+        model.eval()
+        planner = ignoring(pruner.planner(model, graph, state, task), graph, ignored)
+        selection = latency_budget.meet(planner, model, graph, goal)
+        pruner.reconstruct(model, graph, selection.plan, task)
+        packed = packing.pack(model, graph, selection.plan)
+        if finetune is not None:
+            if batches is None:
+                raise ValueError("finetune needs train: batches of training images and labels, such as a DataLoader")
+            _fit(Trainer(packed, cast(Loader, batches), finetune), seed)
     report = _report(pruner, model, graph, packed, selection)
     return Result(network=packed.eval(), plan=packed.plan, report=report, dense=type(model).__name__)
 
@@ -262,6 +265,21 @@ class Batches:
             if sum(map(len, labels)) >= n:
                 break
         return torch.cat(images)[:n], torch.cat(labels)[:n]
+
+
+@contextmanager
+def _labels_named(batches: Batches | None, classes: int) -> Iterator[None]:
+    """Raise ValueError with the label where torch's error is that a label is no class.
+
+    Labels are read after the error alone: a method that needs images only takes any labels.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        if batches is not None and re.search("Target .* out of bounds|device-side assert", str(error)):
+            for _, labels in batches.batches:
+                check_labels(labels, classes, "train")
+        raise
 
 
 def _task(batches: Batches | None, method: str, seed: int, budget: Budget | None) -> Task:

@@ -215,6 +215,18 @@ def test_bad_input_is_refused_in_one_line(model: nn.Module, changes: dict[str, A
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"method": "dsp", "learning": SHORT}, {"method": "l1_filter", "finetune": SHORT}, {"method": "taylor_once"}],
+)
+def test_a_label_that_is_no_class_is_named_if_it_is_read(model: nn.Module, changes: dict[str, Any]) -> None:
+    batches = [(torch.randn(8, 3, 8, 8), torch.arange(8) % 4 + first) for first in (0, 1)]
+    reason = "a label of train is 4, but there are 4 classes, 0 to 3: number the labels from 0, or raise the number of classes"
+    with pytest.raises(ValueError, match=f"^{reason}$"):
+        suite.prune(model, EXAMPLE, train=batches, **changes)
+    assert suite.prune(model, EXAMPLE, train=batches, method="hrank").report.macs_cut_pct >= 50
+
+
 def test_a_weight_that_is_not_finite_is_named(model: nn.Module) -> None:
     with torch.no_grad():
         model.get_parameter("inner.weight")[0] = float("nan")

@@ -18,6 +18,7 @@ from suite import data, grids, methods, models, records, registry
 from suite.launch import __main__ as launch
 from suite.launch import snapshot
 from suite.methods import Broken
+from suite.run import Context, execute, failure
 from suite.schedule import Schedule
 from suite.stages import Base
 
@@ -113,6 +114,25 @@ def test_a_broken_file_stops_only_itself_and_is_named_by_every_kind(
     assert methods.get("l1_filter").__module__ == "baselines.l1_filter"
     assert "already; rename the file" in str(methods.discover()["suite.plugins.l1_filter"])
     assert methods.get("mine")
+
+
+def test_a_data_set_with_a_label_that_is_no_class_is_refused(folder: Path) -> None:
+    (folder / "pictures.py").write_text(
+        f"{DATA}from dataclasses import replace\n"
+        "DATASETS['nine'] = lambda folder: replace(BUILT_IN['digits'](folder), classes=9)\n"
+    )
+    registry.set_folders([folder])
+    with pytest.raises(ValueError, match="a label of the train images of nine is 9, but there are 9 classes, 0 to 8"):
+        data.load("nine")
+
+
+def test_a_model_with_fewer_logits_than_classes_is_refused_before_training(folder: Path, tmp_path: Path) -> None:
+    (folder / "nets.py").write_text(MODEL.replace(", classes)", ", 4)"))
+    registry.set_folders([folder])
+    context, stage = Context(results=tmp_path / "results"), grids.load("grid_of_mine").runs()[0].base
+    assert execute(stage, context) == "failed"
+    why = failure(stage, context) or {}
+    assert why["reason"].startswith("tiny_of_mine gives 4 logits, but digits_of_mine has 10 classes")
 
 
 def test_a_launch_with_plugins_makes_rows_that_are_clean_and_name_their_files(folder: Path, tmp_path: Path) -> None:

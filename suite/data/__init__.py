@@ -13,8 +13,12 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
-from suite.data.base import Dataset, Loader, Size, Split
+from torch import Tensor
+
+from suite.data.base import Dataset, Loader, Part, Size, Split
+from suite.data.resident import Resident
 from suite.registry import broken, collect, pick
 
 __all__ = [
@@ -24,6 +28,7 @@ __all__ = [
     "Size",
     "Split",
     "available",
+    "check_labels",
     "class_names",
     "data_folder",
     "fetch",
@@ -44,9 +49,30 @@ def available() -> dict[str, Builder]:
 def load(name: str, folder: Path | None = None) -> Dataset:
     """Return the data set `name` from `folder`, or from that of `data_folder`.
 
-    Raises ValueError: an unknown name, with the valid ones; missing or unreadable data, with the path and the remedy.
+    Raises ValueError: an unknown name, with the valid ones; missing or unreadable data, with the path and the remedy; a label
+    that is no class.
     """
-    return pick("data set", name, available(), broken("data", "DATASETS"))(data_folder(folder))
+    dataset = pick("data set", name, available(), broken("data", "DATASETS"))(data_folder(folder))
+    if isinstance(dataset, Resident):  # the labels of image files are the numbers of their folders
+        parts: tuple[Part, ...] = get_args(Part)
+        for part in parts:
+            check_labels(dataset.arrays.part(part)[1], dataset.classes, f"the {part} images of {name}")
+    return dataset
+
+
+def check_labels(labels: Tensor, classes: int, source: str) -> None:
+    """Raise ValueError if a label is neither a class nor -100.
+
+    torch's cross-entropy leaves out labels of -100.
+
+    source  of the labels, for the message
+    """
+    wrong = labels[((labels < 0) & (labels != -100)) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(
+            f"a label of {source} is {wrong[0]}, but there are {classes} classes, 0 to {classes - 1}: number the labels from 0, "
+            "or raise the number of classes"
+        )
 
 
 def size(name: str, folder: Path | None = None) -> Size:

@@ -149,6 +149,11 @@ class Graph:
         self.times: Times | None = None
 
     @property
+    def classes(self) -> int:
+        """Number of classes of a classifier: the width of its first output."""
+        return self.width[self.nodes[-1].all_input_nodes[0]]
+
+    @property
     def set_count(self) -> int:
         """Number of filter sets S; sets are numbered 0..S-1."""
         return int(torch.cat(list(self.filter_sets.values())).max()) + 1

@@ -27,7 +27,13 @@ def do_base(work: Workspace[Base]) -> None:
         model.to(device)
     else:
         batches = work.batches(stage.schedule, BASE)
-        packing.check_dense(model, Graph(model, work.dataset.input_shape))
+        graph = Graph(model, work.dataset.input_shape)
+        if graph.classes < work.dataset.classes:
+            raise ValueError(
+                f"{stage.model} gives {graph.classes} logits, but {stage.data} has {work.dataset.classes} classes; a builder of "
+                "MODELS takes the number of classes"
+            )
+        packing.check_dense(model, graph)
         model.to(device)
         trainer = make_trainer(model, batches, stage.schedule, judge=work.judge(stage.schedule, model))
         work.save_history(fit(trainer, folder / "train.pt", work.watch, seed=stage.seed, doing="base"))
