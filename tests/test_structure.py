@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
 
-from suite import models, pack
+from suite import methods, models, pack
 from suite.contract import ConvPlan, PruningPlan
 from suite.files import write_json
 from suite.graph import Graph
@@ -274,6 +275,30 @@ def test_a_grid_is_drawn_with_what_has_finished(tmp_path: Path, monkeypatch: pyt
     printed = capsys.readouterr().out
     assert "1 of 2 learned stages have not finished" in printed
     assert (tmp_path / "mine" / "learning_digits_resnet8_slimming.pdf").is_file()
+
+
+def test_a_stage_of_no_epochs_has_nothing_to_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taught = learned_stages()[0]
+    control = Learned(
+        base=taught.base,
+        settings=methods.get("dense_control")(),
+        schedule=replace(SHORT, epochs=0),
+        seed=0,
+        budget=None,
+    )
+    stages = [taught, control]
+    monkeypatch.setattr(learning, "stages_of", lambda *_: stages)
+    log(taught, tmp_path)
+    log(control, tmp_path, epochs=0)
+    assert main(monkeypatch, "--learning", "mine", "--results", tmp_path) == 0
+    assert "1 of 2 learned stages learn for 0 epochs and have no curve" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "mine").glob("*.png")] == ["learning_digits_resnet8_slimming.png"]
+    stages.remove(taught)
+    for name, about in (("mine", "all 1 learned stages of mine learn"), (control.key, f"{control.key} learns")):
+        assert main(monkeypatch, "--learning", name, "--results", tmp_path) == 0
+        assert capsys.readouterr().out == f"{about} for 0 epochs: there is nothing to draw\n"
 
 
 def test_one_stage_is_drawn_by_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,9 +53,14 @@ class _Settings(TypedDict):
     method: str
 
 
+class _Schedule(TypedDict):
+    epochs: int
+
+
 class _Stage(TypedDict):
     base: _Base
     settings: _Settings
+    schedule: _Schedule
 
 
 class LearnedDone(TypedDict):
@@ -74,21 +79,29 @@ Logs = pd.DataFrame
 def report(name: str, results: Path, smoke: bool = False) -> tuple[list[Path], list[str]]:
     """Draw a learned stage (by key) or all of a grid (by name).
 
-    Returns paths and remarks.
+    Returns paths and remarks. Stages of no epochs have no curves.
 
     Raises ValueError if there is no such stage or grid, if the grid's methods do not learn, or if no log exists yet.
     """
     if re.fullmatch(r"[a-z]+-[0-9a-f]{12}", name):
-        return _write(of_stage(name, results), results / "learning", name), []
+        logs = of_stage(name, results)
+        if logs.empty:
+            return [], [f"{name} learns for 0 epochs: there is nothing to draw"]
+        return _write(logs, results / "learning", name), []
     if re.match(r"(base|learned|pruned|timed)-", name):
         raise ValueError(
             f"{name!r} is no key of a stage; a key has 12 hexadecimal digits, such as learned-0123456789ab"
         )
-    learned = stages_of(name, smoke)
+    every = stages_of(name, smoke)
+    learned = [stage for stage in every if stage.schedule.epochs]
+    if not learned:
+        return [], [f"all {len(every)} learned stages of {name} learn for 0 epochs: there is nothing to draw"]
     logs, missing = of_stages(learned, results)
     if logs.empty:
         raise ValueError(f"none of the {len(learned)} learned stages of {name} has finished in {results / 'work'}")
-    remarks = [f"{missing} of {len(learned)} learned stages have not finished and are left out"] if missing else []
+    short = len(every) - len(learned)
+    remarks = [f"{short} of {len(every)} learned stages learn for 0 epochs and have no curve"] if short else []
+    remarks += [f"{missing} of {len(learned)} learned stages have not finished and are left out"] if missing else []
     paths: list[Path] = []
     for (data, model, method), part in logs.groupby(["data", "model", "method"], sort=False):
         file = words.file_name("learning", str(data), str(model), str(method))
@@ -132,7 +145,7 @@ def of_stages(learned: Sequence[Learned], results: Path) -> tuple[Logs, int]:
 
 
 def of_stage(key: str, results: Path) -> Logs:
-    """Return the log of one learned stage.
+    """Return the log of one learned stage; empty if the stage has no epochs.
 
     Raises ValueError if it has not finished or is another kind of stage.
     """
@@ -145,6 +158,8 @@ def of_stage(key: str, results: Path) -> Logs:
         raise ValueError(f"{folder / 'done.json'} is not that of a learned stage: {error}") from error
     if not key.startswith(f"{Learned.kind}-"):
         raise ValueError(f"{key} ({about['label']}) is no learned stage: those have keys such as learned-0123456789ab")
+    if not about["stage"]["schedule"]["epochs"]:
+        return pd.DataFrame()
     base, method = about["stage"]["base"], about["stage"]["settings"]["method"]
     line = about["label"].removeprefix(f"{base['data']}/{base['model']} ")
     values = (base["data"], base["model"], method, line, key, about["stage"]["settings"].get("groups", 1))
