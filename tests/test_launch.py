@@ -32,6 +32,7 @@ from suite.progress import read
 from suite.report import __main__ as report
 from suite.run import Context, execute, failure, is_done
 from suite.run import __main__ as run_stage
+from suite.run.folder import TRIES
 from suite.stages import Stage
 
 HEAD = """
@@ -591,7 +592,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
     shown = capsys.readouterr()
     assert shown.out.count("RuntimeError: [/tmp/x] [red] {0} second line") >= 2
     assert "res[/bold]ults [red] \u00fc/tiny_grid/index.html" in shown.out
-    assert "2 failed, 0 not reached; run the same command again to do just these" in shown.out
+    assert "1 failed, 1 wait for a failed one, 0 not reached; run the same command again to do just these" in shown.out
     assert "Traceback" not in shown.out + shown.err
 
 
@@ -605,7 +606,7 @@ def test_a_failure_takes_only_its_dependents_along(tmp_path: Path, capsys: pytes
     results_folder = tmp_path / "results"
     assert launch(results_folder, grid=grid) == 1
     shown = capsys.readouterr().out
-    assert "3 failed, 0 not reached" in shown
+    assert "2 failed, 1 wait for a failed one, 0 not reached" in shown
     found = grids.load(str(grid))
     context = Context(results=results_folder)
     statuses = {}
@@ -623,6 +624,32 @@ def test_a_failure_takes_only_its_dependents_along(tmp_path: Path, capsys: pytes
     assert shown.count("[failed before: ") == 3
     assert "cannot be met" in shown
     assert (results_folder / "mine" / "table.md").is_file()
+
+
+def test_the_reason_of_a_base_is_printed_once_with_the_number_of_stages_behind_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*arguments: object) -> None:
+        raise ValueError("the reason")
+
+    monkeypatch.setattr(sys.modules["suite.run.execute"], "do_base", explode)
+    for _ in range(TRIES):
+        assert launch(tmp_path) == 1
+        shown = capsys.readouterr().out
+        assert shown.count("the reason") == 2, "as the stage ends, and in the summary"
+        assert "\n          8 stages wait for it\n" in shown
+        assert ": the reason (8 stages wait for it)\n" in shown
+        assert "1 failed, 8 wait for a failed one, 0 not reached" in shown
+    rows = [records.read(path) for path in (tmp_path / "rows").iterdir()]
+    base = the("base")
+    assert {row.reason for row in rows if row} == {f"needs {base.key} ({base.label}), failed: the reason"}
+    assert launch(tmp_path, "--status") == 1
+    shown = capsys.readouterr().out
+    assert shown.count(f"failed      {base.key}") == shown.count("failed      ") == 1
+    assert "8 stages wait for it" in shown
+    assert launch(tmp_path) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("left alone: ") == shown.count("the reason; --retry-failed tries it again (8 stages wait") == 1
 
 
 def test_at_its_time_limit_the_launcher_stops_and_goes_on(
@@ -800,7 +827,7 @@ def test_a_killed_worker_fails_its_own_stage_only(launcher: Launcher, tmp_path: 
     why = failure(killed, launcher.context)
     assert why is not None
     assert "its process was killed; out of memory is the usual reason" in why["reason"]
-    assert "3 failed, 0 not reached" in launcher.output
+    assert "1 failed, 2 wait for a failed one, 0 not reached" in launcher.output
     assert is_done(other, launcher.context)
     for stage in launcher.stages:
         behind = [stage, *stage.needs, *(n for need in stage.needs for n in need.needs)]

@@ -18,7 +18,7 @@ from suite.launch import picture
 from suite.launch.picture import STYLES
 from suite.launch.status import state_of
 from suite.launch.view import View
-from suite.run import Outcome
+from suite.run import Outcome, failed_need
 from suite.stages import Stage
 
 REFRESH_S = 2.0
@@ -41,6 +41,8 @@ class Display:
         self.count = count
         self.console = console
         self.outcomes: Counter[Outcome] = Counter()
+        self.failed: set[str] = set()
+        """Keys of the stages that failed."""
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._left_at = 0.0
         self._due_at = 0.0 if self.live else time.monotonic() + LINE_S
@@ -57,9 +59,14 @@ class Display:
             self.live.stop()
 
     def ended(self, stage: Stage, outcome: Outcome) -> None:
-        """Print one line about a stage that has ended."""
+        """Print one line about a stage that has ended, unless it failed because a stage before it did."""
         self.outcomes[outcome] += 1
         state = state_of(stage, self.view.context)
+        reason = str(state.about.get("reason", "")) if state and outcome in ("failed", "diverged") else ""
+        if outcome in ("failed", "diverged"):
+            self.failed.add(stage.key)
+        if failed_need(reason) in self.failed:
+            return
         spent = f"  {state.seconds:.1f} s" if state and state.seconds is not None else ""
         number = f"[{self.outcomes.total()}/{self.count}]"
         left_s = None if self.live else self._left_s()
@@ -67,8 +74,9 @@ class Display:
         line = Text.assemble(
             f"{number:>9} ", (f"{outcome:11}", STYLES[outcome]), f" {stage.kind:8} {stage.label}{spent}{left}"
         )
-        if state and outcome in ("failed", "diverged"):
-            line.append(f"\n          {picture.printable(str(state.about.get('reason', '')))}", "red")
+        behind = picture.waiting(self.view.observer.stages)[stage.key] if reason else 0
+        for text in (picture.printable(reason), picture.about_waiting(behind)):
+            line.append(f"\n          {text}" if text else "", "red")
         (self.live.console if self.live else self.console).print(line, soft_wrap=True)
 
     def _left_s(self) -> float | None:

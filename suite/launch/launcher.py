@@ -15,7 +15,7 @@ from suite.launch.display import Display
 from suite.launch.options import Options
 from suite.launch.view import View
 from suite.launch.work import Work
-from suite.run import Context, Outcome, failure, forget, forget_failures
+from suite.run import Context, Outcome, failed_need, failure, forget, forget_failures
 from suite.stages import Stage
 
 
@@ -100,20 +100,32 @@ class Launcher:
         built = report.build(self.grid, self.context.results, smoke=self.smoke, beside=self.beside)
         bad = [stage for stage in todo.todo if outcomes.get(stage.key) in ("failed", "diverged")]
         undone = [stage for stage in todo.todo if outcomes.get(stage.key) in (None, "interrupted")]
-        for stage in bad:
-            failed = failure(stage, self.context) or {"status": "failed", "reason": "no reason was left"}
-            reason = picture.printable(str(failed["reason"]))
-            self.console.print(Text.assemble((failed["status"], "red"), f": {stage.label}: {reason}"))
-        for stage in todo.stages:
-            if why := todo.left_alone.get(stage.key):
-                reason = picture.printable(why)
-                self.console.print(Text.assemble(("left alone", "red"), f": {stage.label}: {reason}"))
+        failures = [
+            failure(stage, self.context) or {"status": "failed", "reason": "no reason was left"} for stage in bad
+        ]
+        own = self._show(bad, [(str(about["status"]), str(about["reason"])) for about in failures])
+        alone = [stage for stage in todo.stages if stage.key in todo.left_alone]
+        self._show(alone, [("left alone", todo.left_alone[stage.key]) for stage in alone])
         report.show(built, self.console)
         if todo.waiting:
             self._print(f"{todo.waiting} networks are not done yet, so their latency was not measured")
         if bad or undone:
-            self._print(f"{len(bad)} failed, {len(undone)} not reached; run the same command again to do just these")
+            behind = f", {len(bad) - own} wait for a failed one" if len(bad) > own else ""
+            self._print(f"{own} failed{behind}, {len(undone)} not reached; run the same command again to do just these")
         return 1 if bad or todo.left_alone else 75 if undone else 0
+
+    def _show(self, stages: Sequence[Stage], ends: Sequence[tuple[str, str]]) -> int:
+        """Print status and reason of each stage, and return the number of lines.
+
+        Stages that one of them took along are a count in its line.
+        """
+        keys, behind = {stage.key for stage in stages}, picture.waiting(stages)
+        own = [(stage, end) for stage, end in zip(stages, ends, strict=True) if failed_need(end[1]) not in keys]
+        for stage, (word, reason) in own:
+            count = picture.about_waiting(behind[stage.key])
+            text = f": {stage.label}: {picture.printable(reason)}" + (f" ({count})" if count else "")
+            self.console.print(Text.assemble((word, "red"), text))
+        return len(own)
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False)

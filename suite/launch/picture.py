@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -16,7 +16,8 @@ from suite.launch import heartbeat, record
 from suite.launch.record import Launch
 from suite.launch.status import NAMES, State, counts, launcher_lives, stage_left_s
 from suite.launch.view import View
-from suite.run import Context
+from suite.run import Context, failed_need
+from suite.stages import Stage, in_order
 
 STYLES = {
     "done": "green",
@@ -66,22 +67,39 @@ def full(view: View) -> Iterator[RenderableType]:
 
 
 def _failures(view: View) -> Iterator[Text]:
-    """Yield failed, lost and interrupted stages; a log's end once for each reason."""
+    """Yield failed, lost and interrupted stages; a log's end once for each reason.
+
+    Stages that failed because one of these did are counted below it.
+    """
     shown: set[tuple[str, str]] = set()
-    for state in view.states:
-        if state.name not in ("failed", "lost", "interrupted"):
-            continue
+    ended = {state.stage.key: state for state in view.states if state.name in ("failed", "lost", "interrupted")}
+    behind = waiting(state.stage for state in view.states if state.name != "done") if ended else Counter()
+    for state in ended.values():
         reason = str(state.about.get("reason") or f"no report since {_when(state)}")
+        if failed_need(reason) in ended:
+            continue
         end = view.ended.get(state.job, "") if state.name == "lost" else ""
-        ended = f"its job {state.job} ended as {end}; " if end else ""
+        job_end = f"its job {state.job} ended as {end}; " if end else ""
         yield Text.assemble((f"{state.name:11} ", STYLES[state.name]), f"{state.stage.key} {state.stage.label}")
-        yield Text(f"{'':12}{ended}{printable(reason)}")
+        yield Text(f"{'':12}{job_end}{printable(reason)}")
+        if line := about_waiting(behind[state.stage.key]):
+            yield Text(f"{'':12}{line}")
         log = log_of(state, view.context) if state.name != "interrupted" else None
         if log is not None:
             yield Text(f"{'':12}{relative(log)}", style="dim")
             if (end, reason) not in shown:
                 yield from (Text(f"{'':12}| {line}", style="dim") for line in tail(log))
             shown.add((end, reason))
+
+
+def waiting(stages: Iterable[Stage]) -> Counter[str]:
+    """Return key -> number of these stages that need the stage, directly or not."""
+    return Counter(need.key for stage in stages for need in in_order(stage.needs))
+
+
+def about_waiting(count: int) -> str:
+    """Return a line about the stages that wait for a failed one; "" if there is none."""
+    return "" if not count else "1 stage waits for it" if count == 1 else f"{count:,} stages wait for it"
 
 
 def _launched(launch: Launch | None, results: Path) -> str:

@@ -18,7 +18,7 @@ from suite.files import write_json
 from suite.progress import Interrupted, Superseded, Watch
 from suite.run import code
 from suite.run.context import Context
-from suite.run.folder import check_files, count_failure, failure, forget, is_done, repair
+from suite.run.folder import check_files, count_failure, failed_need, failure, forget, is_done, repair
 from suite.run.pruned_stage import do_pruned
 from suite.run.steps_stage import do_timed_steps
 from suite.run.timed_stage import do_timed
@@ -229,7 +229,8 @@ def _do(work: Workspace[Stage]) -> None:
         if not is_done(needed, context):
             why = failure(needed, context) or {"status": "missing", "reason": "it is not done; run it first"}
             kind = {"diverged": Diverged, "interrupted": Interrupted}.get(why["status"], ValueError)
-            raise kind(f"needs {needed.key} ({needed.label}), {why['status']}: {why['reason']}")
+            reason = f"needs {needed.key} ({needed.label}), {why['status']}: {why['reason']}"
+            raise kind(why["reason"] if failed_need(why["reason"]) else reason)  # the first failure's reason, once
         check_files(needed, context)
     if isinstance(stage, Base):
         do_base(Workspace(stage, context, work.watch))

@@ -160,6 +160,12 @@ def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
     return about if isinstance(about.get("reason"), str) else None
 
 
+def failed_need(reason: str) -> str:
+    """Return the key of the stage that failed first and took this one along; "" for another reason."""
+    match = re.match(r"needs ([a-z]+-[0-9a-f]{12})\b", reason)
+    return match[1] if match else ""
+
+
 def forget(stage: Stage, context: Context) -> None:
     """Set the stage's row and mark of completion aside as NAME.replaced, and delete its checkpoints.
 
