@@ -9,7 +9,7 @@ import pytest
 from test_report_signed import grid_of, row_of, run_of
 
 from suite import grids, records
-from suite.report import leaderboard
+from suite.report import build, leaderboard
 
 TOP1 = {"l1_filter": (90.0, 90.2, 90.1), "fpgm_once": (90.1, 90.2, 90.3), "l2_filter": (80.0, 80.1, 80.2)}
 
@@ -70,6 +70,38 @@ def test_a_grid_that_cannot_be_read_is_left_out_with_its_reason(
     monkeypatch.setattr(grids, "load", broken)
     assert set(leaderboard.table(results)["grid"]) == {"example"}
     assert "the grid empty is left out: no such method" in caplog.text
+
+
+def test_a_grid_given_by_path_is_found_by_what_its_folder_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    results, file = tmp_path / "results", tmp_path / "mine.py"
+    file.write_text(
+        "from test_report_signed import run_of\nfrom suite.grids import Grid\n"
+        "GRID = Grid(title='Mine', about='', runs=lambda: [run_of('l1_filter'), run_of('fpgm_once')])\n"
+    )
+    for method, top1 in (("l1_filter", 90.0), ("fpgm_once", 80.0)):
+        records.write(row_of(run_of(method), top1), results)
+    monkeypatch.setattr(grids, "names", lambda: [])
+    build(str(file), results)
+    lines = leaderboard.table(results)
+    assert (set(lines["grid"]), len(lines)) == ({"mine"}, 2)
+    monkeypatch.setattr("suite.lease.host", lambda: "elsewhere")
+    assert leaderboard.table(results).empty
+    assert f"the grid mine is left out: its file {file} is on " in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr(grids, "names", lambda: ["mine"])
+    monkeypatch.setattr(grids, "load", lambda name: grid_of([run_of("sfp")]))
+    assert leaderboard.table(results).empty
+    assert f"the file in {results / 'mine' / 'grid.json'} is left out: another grid has its name" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr(grids, "names", lambda: [])
+    file.unlink()
+    assert leaderboard.table(results).empty
+    assert f"the grid mine is left out: its file {file} does not exist" in caplog.text
+    (results / "mine" / "grid.json").unlink()
+    assert leaderboard.table(results).empty
+    assert f"the grid mine is left out: no grid has this name, and {results / 'mine'} has no path" in caplog.text
 
 
 def test_a_folder_without_rows_has_no_leaderboard(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from suite.report import (
     dose,
     figures,
     frames,
+    grid_file,
     learning,
     page,
     published,
@@ -71,6 +72,7 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
     tables = content.collect(grid, loaded, smoke=smoke, reference=reference)
     folder = results / grids.folder_name(grid_name)
     remove_parts(folder)
+    grid_file.write(grid_name, folder)
     runs_of_grid = grids.runs_of(grid, smoke=smoke)
     pictures = figures.draw_all(
         loaded, tables.lines, tables.latency, {run.key: run.settings for run in runs_of_grid}, folder, tables.reference

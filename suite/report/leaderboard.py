@@ -17,7 +17,7 @@ import pandas as pd
 
 from suite import grids
 from suite.files import write_text
-from suite.report import cells, columns, frames, page, table_columns, words
+from suite.report import cells, columns, frames, grid_file, page, table_columns, words
 from suite.report.columns import Column
 from suite.report.fairness import SET
 
@@ -35,12 +35,18 @@ ABOUT = (
 def table(results: Path) -> pd.DataFrame:
     """Return the done cells of all grids, by network and budget, best accuracy first.
 
-    Grids without rows and accuracies on a validation part are left out; so is a grid that cannot be read, with a warning.
+    Grids without rows and accuracies on a validation part are left out; so is a grid that cannot be read, with a warning. Grids
+    that were given by path are those with a table in `results`.
     """
-    parts = []
-    for name in grids.names():
+    parts, known = [], grids.names()
+    by_path = sorted({path.parent.name for path in results.glob("*/table.csv")} - set(known))
+    for path in (results / name / grid_file.NAME for name in known):
+        if path.is_file():
+            log.warning("the file in %s is left out: another grid has its name; rename the file", path)
+    for name in (*known, *by_path):
         try:
-            loaded = frames.load(grids.load(name), results, smoke=False)
+            file = name if name in known else grid_file.read(results / name)
+            loaded = frames.load(grids.load(file), results, smoke=False)
         except (ValueError, OSError) as error:
             log.warning("the grid %s is left out: %s", name, error)
             continue
