@@ -59,7 +59,7 @@ class Display:
             self.live.stop()
 
     def ended(self, stage: Stage, outcome: Outcome) -> None:
-        """Print one line about a stage that has ended, unless it failed because a stage before it did."""
+        """Print one line about a stage that has ended; none if its need failed."""
         self.outcomes[outcome] += 1
         state = state_of(stage, self.view.context)
         reason = str(state.about.get("reason", "")) if state and outcome in ("failed", "diverged") else ""

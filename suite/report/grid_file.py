@@ -1,4 +1,4 @@
-"""Path of a grid's file, kept in its results folder if the grid was given by path and not by name."""
+"""Path of a grid's file, in the results folder of a grid given by path."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GridFile(TypedDict):
 
 
 def write(grid: str, folder: Path) -> None:
-    """Write the path if `grid` is one of a file elsewhere than the grids by name; else delete an earlier path."""
+    """Write the path of a grid that has no name; else delete an earlier path."""
     if grid.endswith(".py") and Path(grid).resolve().parent != Path(grids.__file__).parent:
         write_json(folder / NAME, GridFile(file=str(Path(grid).absolute()), host=lease.host()))
     else:

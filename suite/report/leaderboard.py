@@ -38,14 +38,14 @@ def table(results: Path) -> pd.DataFrame:
     Grids without rows and accuracies on a validation part are left out; so is a grid that cannot be read, with a warning. Grids
     that were given by path are those with a table in `results`.
     """
-    parts, known = [], grids.names()
-    by_path = sorted({path.parent.name for path in results.glob("*/table.csv")} - set(known))
-    for path in (results / name / grid_file.NAME for name in known):
+    parts, named = [], grids.names()
+    by_path = sorted({path.parent.name for path in results.glob("*/table.csv")} - set(named))
+    for path in (results / name / grid_file.NAME for name in named):
         if path.is_file():
             log.warning("the file in %s is left out: another grid has its name; rename the file", path)
-    for name in (*known, *by_path):
+    for name in (*named, *by_path):
         try:
-            file = name if name in known else grid_file.read(results / name)
+            file = name if name in named else grid_file.read(results / name)
             loaded = frames.load(grids.load(file), results, smoke=False)
         except (ValueError, OSError) as error:
             log.warning("the grid %s is left out: %s", name, error)

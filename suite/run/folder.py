@@ -161,7 +161,7 @@ def failure(stage: Stage, context: Context) -> dict[str, Any] | None:
 
 
 def failed_need(reason: str) -> str:
-    """Return the key of the stage that failed first and took this one along; "" for another reason."""
+    """Return the key of the needed stage whose failure is the reason; else ""."""
     match = re.match(r"needs ([a-z]+-[0-9a-f]{12})\b", reason)
     return match[1] if match else ""
 
