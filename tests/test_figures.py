@@ -370,6 +370,19 @@ def test_there_is_no_order_near_chance_level(drawn: Drawn, texts: dict[str, list
     assert "90 %" not in shown
 
 
+def test_a_base_network_near_chance_level_gives_no_order(drawn: Drawn) -> None:
+    """Of ten classes: near chance is below 19 %."""
+    runs = [run_of(seed, budget, f"m{m}") for m in range(3) for budget in (0.3, 0.5) for seed in range(2)]
+    for base, ordered in ((18.0, False), (20.0, True)):
+        rows = [pruned_row(run, base - number, base_top1_pct=base) for number, run in enumerate(runs)]
+        made = drawn(runs, rows)
+        assert ("ranks_digits_resnet8" in made) is ordered
+        caption = made["intervals_digits_resnet8"].caption
+        reason = "no order and no ranks: the base network, with 18.0 %, is near chance level (10 %), less than 10 % of the way"
+        assert (reason in caption) is not ordered
+        assert ("in the order of their mean rank" in caption) is ordered
+
+
 def test_ranks_near_chance_level_are_shared() -> None:
     runs, rows = near_chance(17.0)
     frame = pd.DataFrame(

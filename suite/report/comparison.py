@@ -6,7 +6,8 @@ none that cuts too much.
 Rank     1 is the most accurate; equals share their mean rank. Methods are ranked at those budgets, and by those seeds, for
          which all of them have a run, and only where all budgets have the same conditions. Near chance level there is no order:
          methods that keep less than `LEFT` of what the base network has above chance share their rank, and a budget at
-         which all do has none.
+         which all do has none. The base network in its turn is near chance if it has less than `LEFT` of what a network
+         without errors has above chance; then no budget has ranks.
 tau      Kendall's rank correlation of two orders: 1 for the same order, 0 for unrelated ones, -1 for the reverse.
 """
 
@@ -30,7 +31,9 @@ from suite.report.extent import farthest
 from suite.report.frames import CONDITIONS
 
 LEFT = 0.1
-"""Share of the base network's accuracy above chance level, below which a method counts as near chance level."""
+"""Share of an accuracy above chance level, below which a network counts as near chance level.
+
+The accuracy is that of the base network for a method, and 100 % for the base network."""
 PANELS = 5
 """Budgets that have a panel; of more, those spread evenly over their range."""
 
@@ -54,7 +57,7 @@ def described(runs: pd.DataFrame, *, coarse_too: bool = False) -> pd.DataFrame:
         ),
         at=at,
         drop_pp=runs["base_top1_pct"] - runs["pruned_top1_pct"],
-        lost_pp=_lost_pp(runs).groupby(at).transform("mean"),
+        lost_pp=_lost_pp(runs["data"], runs["base_top1_pct"].groupby(at).transform("mean")),
     )
     return about.sort_values("budget", kind="stable")
 
@@ -74,13 +77,14 @@ def compared(about: pd.DataFrame) -> pd.DataFrame:
     return shown.assign(remarks=[f"{text}. {remark}".removeprefix(". ") for text in shown["remarks"]])
 
 
-def _lost_pp(runs: pd.DataFrame) -> pd.Series:
+def _lost_pp(data: pd.Series, base_pct: pd.Series) -> pd.Series:
     """Return the drop from which on a run counts as near chance level.
 
-    The drop is infinite if the number of classes is not known.
+    The drop is infinite if the number of classes is not known, and minus infinity if the base network is near chance level.
     """
-    chance_pct = runs["data"].map({data: _chance_pct(data) for data in runs["data"].unique()})
-    return (1 - LEFT) * (runs["base_top1_pct"] - chance_pct)
+    chance_pct = data.map({name: _chance_pct(name) for name in data.unique()})
+    above_pp = base_pct - chance_pct
+    return ((1 - LEFT) * above_pp).where(above_pp >= LEFT * (100 - chance_pct), -math.inf)
 
 
 def _chance_pct(name: str) -> float:
@@ -174,10 +178,15 @@ def _caption_intervals(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
     counted = words.runs(n, runs.groupby(["name", "at"])["base_key"].nunique())
     bars = "bars: t 95 % intervals of the mean" if n.min() >= 3 else "no interval is drawn for fewer than three runs"
     several = runs["name"].nunique() > 1
+    order = "Methods in the order of their mean rank"
+    if runs["lost_pp"].eq(-math.inf).all():
+        order = (
+            f"Methods have no order and no ranks: the base network, with {runs['base_top1_pct'].mean():.1f} %, is near chance "
+            f"level ({_chance_pct(runs['data'].iloc[0]):.3g} %), less than {100 * LEFT:.0f} % of the way to 100 %"
+        )
     sentences = [
         f"{words.who(runs)}: mean over {counted} (mark) of base minus pruned accuracy; ticks: the runs; {bars}",
-        "Dotted line: no drop"
-        + "; grey line: the best mean; arrow: too far for the axis. Methods in the order of their mean rank" * several,
+        "Dotted line: no drop" + f"; grey line: the best mean; arrow: too far for the axis. {order}" * several,
         f"T{words.trained(runs)[1:]}",
         *([f"In the table, but without a panel: {', '.join(left_out)}"] if left_out else []),
         *([runs["remarks"].iloc[0]] if runs["remarks"].iloc[0] else []),
