@@ -98,7 +98,7 @@ def waiting(stages: Iterable[Stage]) -> Counter[str]:
 
 
 def about_waiting(count: int) -> str:
-    """Return a line about the stages that wait for a failed one; "" if there is none."""
+    """Return a line about the stages behind a failed one; "" if there is none."""
     return "" if not count else "1 stage waits for it" if count == 1 else f"{count:,} stages wait for it"
 
 

@@ -12,7 +12,9 @@ NAME = "grid.json"
 
 
 class GridFile(TypedDict):
-    """Content of `grid.json`. A grid's file is code, so it is loaded on the same host only."""
+    """Content of `grid.json`.
+
+    The grid's file is code, so a path from another host is not loaded."""
 
     file: str
     host: str
