@@ -224,7 +224,7 @@ class Timed(_Named):
         """Description for people."""
         timing = self.timing
         runtime = "" if timing.runtime == "torch" else f", {timing.runtime}"
-        threads = f", {timing.threads} threads" if timing.threads else ""
+        threads = f", {timing.threads} thread{'s' * (timing.threads > 1)}" if timing.threads else ""
         return f"{self.pruned.label} on {timing.device}, batch {timing.batch}, {timing.precision}{runtime}{threads}"
 
     @property

@@ -37,13 +37,15 @@ def both_sides(share_of_time: float = 0.5) -> tuple[list[Pruned], list[records.R
 def test_the_figure_has_the_methods_of_both_sides_and_the_agreement(drawn: Drawn, texts: dict[str, list[str]]) -> None:
     picture = drawn(*both_sides())["orders_digits_resnet8"]
     shown = [" ".join(text.split()) for text in texts[picture.name]]
-    assert {"50 % of the MACs cut", "50 % of the time cut", "agreement of both orders -1.00"} <= set(shown)
+    assert {"50 % of the MACs cut", "50 % of the time cut", "agreement of both orders -1.00 (3 methods)"} <= set(shown)
     assert [sum(f"m{number}" in text for text in shown) for number in range(4)] == [1, 1, 1, 0]
     assert "measured shares of time from 49.0 to 51.0 %" in picture.caption
     assert "n = 3 base networks" in picture.caption
 
 
-@pytest.mark.parametrize(("missing", "agreement"), [(["m1"], ["agreement of both orders -1.00"]), (["m1", "m2"], [])])
+@pytest.mark.parametrize(
+    ("missing", "agreement"), [(["m1"], ["agreement of both orders -1.00 (2 methods)"]), (["m1", "m2"], [])]
+)
 def test_methods_that_miss_a_budget_are_hollow_and_do_not_count(
     missing: list[str], agreement: list[str], drawn: Drawn, texts: dict[str, list[str]]
 ) -> None:

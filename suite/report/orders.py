@@ -86,8 +86,9 @@ def _panel(axes: Axes, points: pd.DataFrame) -> None:
     resources = (f"{at[0]} of the MACs cut", f"{at[1]} cut")
     axes.set_xticks(range(len(SIDES)), [resource.replace(" of the ", "\nof the\n") for resource in resources])
     axes.set_xlim(-0.3, 1.3)
-    agreement = tau(points)
-    axes.set_title("" if math.isnan(agreement) else f"agreement of both orders {agreement:.2f}", fontsize=8)
+    agreement = tau(met := _met(points))
+    of_both = f"agreement of both orders {agreement:.2f} ({met['name'].nunique()} methods)"
+    axes.set_title("" if math.isnan(agreement) else of_both, fontsize=8)
 
 
 def _means(points: pd.DataFrame) -> pd.DataFrame:
@@ -100,15 +101,16 @@ def _means(points: pd.DataFrame) -> pd.DataFrame:
     return means.assign(half=inference.t_half_width(means["std"], means["size"]), missed=cells["coarse"].agg("any"))
 
 
-def tau(points: pd.DataFrame) -> float:
-    """Return Kendall's tau of the two orders of the methods that meet both budgets.
+def _met(points: pd.DataFrame) -> pd.DataFrame:
+    """Return the points of the methods that meet both budgets."""
+    return points[~points["coarse"].groupby(points["name"]).transform("any")]
 
-    nan if fewer than two do, or if all means are equal.
-    """
-    met = points[~points["coarse"].groupby(points["name"]).transform("any")]
-    if met["name"].nunique() < 2:
+
+def tau(points: pd.DataFrame) -> float:
+    """Return Kendall's tau; nan for one method, or if all means are equal."""
+    if points["name"].nunique() < 2:
         return math.nan
-    means = _means(met)["mean"].unstack("side")
+    means = _means(points)["mean"].unstack("side")
     return float(stats.kendalltau(means[0], means[1]).statistic)
 
 
