@@ -369,6 +369,8 @@ class Criterion(Pruner):
                 f"{self.method_name()} has no per = {self.per!r} with step = {self.step}; choose per from '', macs, ms "
                 "and a step of at least 1"
             )
+        if self.step > 1 and not self.per:
+            raise ValueError(f"{self.method_name()} has step = {self.step} without per: choose per from macs, ms")
         if self.scope not in self.scopes:
             raise ValueError(f"{self.method_name()} has no scope {self.scope!r}; choose {', '.join(self.scopes)}")
 

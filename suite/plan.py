@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from suite.schedule import check_choices
+from suite.schedule import check_fields
 
 Ranking = Literal["global", "raw", "layer", "isomorphic"]
 """Order of scores across layers. "global" divides the scores of a layer by their mean and sorts all layers together; "raw"
@@ -269,7 +269,7 @@ class Timing:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.batch < 1:
             raise ValueError(f"batch = {self.batch}: latency is measured on at least one image")
         if self.threads < 0 or (self.threads and self.device != "cpu"):
@@ -313,6 +313,8 @@ class Budget:
             raise ValueError(
                 f"round_to = {self.round_to}: widths are rounded up to a multiple of 1 (off), 8, 16 or the like"
             )
+        if self.timing is not None and not isinstance(self.timing, Timing):
+            raise ValueError(f"timing = {self.timing!r}: it takes Timing(device=..., batch=...)")
         if (self.scope == "latency") != (self.timing is not None):
             wrong = "has no timing: add" if self.timing is None else f"of scope {self.scope!r} has a timing: drop"
             raise ValueError(f"a budget {wrong} timing=Timing(device=..., batch=...), the conditions of scope latency")

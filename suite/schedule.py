@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
-def check_choices(settings: Any) -> None:
-    """Raise ValueError if a Literal field of a dataclass holds another value."""
-    for name, kind in get_type_hints(type(settings)).items():
-        if get_origin(kind) is Literal and getattr(settings, name) not in get_args(kind):
-            choices = ", ".join(map(str, get_args(kind)))
-            raise ValueError(f"{name} = {getattr(settings, name)!r} is unknown; choose from: {choices}")
+def check_fields(settings: Any) -> None:
+    """Raise ValueError if a field of a dataclass has a value of another type.
+
+    Only fields of type Literal, int, float, and dataclasses are looked at.
+    """
+    for name, kind in _types(type(settings)).items():
+        value, allowed = getattr(settings, name), ""
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise ValueError(f"{name} = {value!r} is unknown; choose from: {', '.join(map(str, get_args(kind)))}")
+        if kind is int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
+            allowed = "a whole number"
+        elif kind is float and not (isinstance(value, numbers.Real) and math.isfinite(value)):
+            allowed = "a finite number"
+        elif isinstance(kind, type) and dataclasses.is_dataclass(kind) and not isinstance(value, kind):
+            allowed = f"{kind.__name__}(...)"
+        if allowed:
+            raise ValueError(f"{name} = {value!r}: it takes {allowed}")
+
+
+@functools.cache
+def _types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +41,7 @@ class Compute:
     precision  "fp32"; "bf16" or "fp16": autocast, with weights, optimizer and penalties in fp32. fp16 scales the loss.
                A CPU without the instructions rounds the factors and sums in fp32, at the speed of fp32.
     layout     of images, activations and weights
-    compiled   True runs the network through torch.compile
+    compiled   True runs the network through torch.compile; weights differ by rounding (a test allows 1e-5 after four steps)
     packed     layers with several filter groups in fine-tuning: "union", one convolution over all channels that a group reads;
                "groups", one a group in wide layers. Results differ by rounding
     """
@@ -33,7 +52,7 @@ class Compute:
     packed: Literal["union", "groups"] = "union"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +97,7 @@ class Schedule:
     compute: Compute = Compute()
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.keep != "last" and self.keep_after >= self.cycle_epochs > 0:
             raise ValueError(
                 f"keep_after = {self.keep_after} leaves no epoch of a cycle of {self.cycle_epochs} to keep"

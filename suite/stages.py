@@ -26,7 +26,7 @@ from suite import weights
 from suite.contract import Budget, Pruner
 from suite.methods import name_of
 from suite.plan import Timing as Timing
-from suite.schedule import Schedule, check_choices
+from suite.schedule import Schedule, check_fields
 
 Split = Literal["all", "tuning", "held_out"]
 """Training images: all, or all but the fixed validation part. Accuracies are on the test set; in "tuning" on the validation
@@ -70,7 +70,7 @@ class Base(_Named):
     split: Split = "all"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if (self.schedule is None) == (not self.weights):
             raise ValueError("a base network has either a schedule or weights: public ones by name, others by path")
         if (own := weights.own_file(self.weights)) is not None:
@@ -248,7 +248,7 @@ class TimedSteps(Timed):
     processes: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.together < 1 or (self.processes and self.together < 2):
             raise ValueError(
                 f"together = {self.together}, processes = {self.processes}: take 1 run, or 2 or more in processes"

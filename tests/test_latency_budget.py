@@ -61,6 +61,7 @@ def planner_of(graph: Graph) -> Planner:
         ({"refill": True}, "refill=True fills a budget of MACs"),
         ({"scope": "time"}, "'time' is unknown; choose network, prunable or latency|network, prunable, latency"),
         ({"share": 1.0}, "it is the share of"),
+        ({"timing": {"batch": 2}}, r"timing = \{'batch': 2\}: it takes Timing"),
     ],
 )
 def test_a_bad_latency_budget_is_refused_in_one_line(changes: dict[str, Any], words: str) -> None:
@@ -97,6 +98,9 @@ def test_a_table_is_measured_once_and_only_for_its_device(tmp_path: Path, monkey
     monkeypatch.setattr(latency_budget, "_measured_table", measure)
     tables = [latency_budget.table_for(MODEL, graph, TIMING, tmp_path) for _ in range(2)]
     assert (tables[0], len(measured)) == (tables[1], 1)
+    explicit = dataclasses.replace(TIMING, threads=torch.get_num_threads())
+    assert latency_budget.table_for(MODEL, graph, explicit, tmp_path).layers == tables[0].layers
+    assert len(measured) == 1
     latency_budget.table_for(MODEL, graph_of(size=16), TIMING, tmp_path)
     latency_budget.table_for(MODEL, graph, dataclasses.replace(TIMING, batch=3), tmp_path)
     assert (len(measured), len(list(tmp_path.glob("*.json")))) == (3, 3)

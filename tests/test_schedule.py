@@ -89,6 +89,11 @@ def test_warm_up_rises_linearly_and_the_shape_spans_the_rest() -> None:
         ({"warmup_epochs": 8}, "less than a cycle's 8 epochs"),
         ({"warmup_epochs": 2, "shape": "warm_steps"}, "'warm_steps' takes none"),
         ({"decay": "biases"}, "choose from: all, weights"),
+        ({"accumulate": 2.0}, "accumulate = 2.0: it takes a whole number"),
+        ({"batch": True}, "batch = True: it takes a whole number"),
+        ({"lr": float("nan")}, "lr = nan: it takes a finite number"),
+        ({"clip_norm": float("inf")}, "clip_norm = inf: it takes a finite number"),
+        ({"compute": "bf16"}, r"compute = 'bf16': it takes Compute\(...\)"),
     ],
 )
 def test_impossible_steps_are_refused(changes: dict[str, Any], message: str) -> None:

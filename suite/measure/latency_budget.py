@@ -63,7 +63,8 @@ def table_for(model: nn.Module, graph: Graph, timing: Timing, folder: Path | Non
         raise ValueError(
             f"{path} has the layer times of {measured_on}, and this machine is {device}: run it there, or delete the file"
         )
-    if table.layers != layer_times.geometries(graph) or table.timing != timing:
+    timed = dataclasses.replace(table.timing, threads=timing.threads)  # the number of threads is in the file's name
+    if table.layers != layer_times.geometries(graph) or timed != timing:
         raise ValueError(
             f"{path} has the layer times of another network or timing: delete it to have it measured again"
         )
