@@ -15,7 +15,7 @@ from test_measure_any import call
 from test_pack import SMALL, images
 from test_pack_executions import ON_CPU, packed_of
 
-from suite.measure import int8
+from suite.measure import int8, networks
 from suite.measure.protocol import protocol
 from suite.pack import executions as table
 from suite.pack import export, load_choices, per_group, runtimes, save, save_choices, trial, tuned_for
@@ -91,8 +91,16 @@ def test_an_export_holds_the_chosen_form(execution: str, convolutions: int, tmp_
     packed = packed_of("resnet8", 2, 0.5)
     form, choice = tuned_for(packed, images(1).float(), "onnxruntime", execution=execution)
     assert export.export(packed, (3, 32, 32), "onnx", tmp_path / "network.onnx", form=form) < export.TOLERANCE
-    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "network.onnx").graph.node)
+    model = onnx.load(tmp_path / "network.onnx")
+    kinds = Counter(node.op_type for node in model.graph.node)
     assert kinds["Conv"] == sum(convolutions if name == execution else 1 for name in choice.layers.values())
+    onnx.checker.check_model(model, full_check=True)
+    (output,) = model.graph.output
+    sizes = [size.dim_param or size.dim_value for size in output.type.tensor_type.shape.dim]
+    assert (output.name, sizes) == ("logits", ["batch", 10])
+    network = networks.load(str(tmp_path / "network.onnx"))
+    assert (network.kind, network.batch, network.input_shape) == ("onnx", None, (3, 32, 32))
+    assert networks.check_fits(network, (3, 32, 32)) == 10
 
 
 def test_an_export_in_a_form_that_disagrees_is_not_written(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def write_onnx(
         _program(network, images),
         dynamo=True,
         input_names=["images"],
-        output_names=["logits"],
+        output_names=[onnx_writer.OUTPUT],
         dynamic_shapes=({0: "batch"},),
         verbose=False,
     )

@@ -22,6 +22,8 @@ from suite.pack.operations import FusedConv, Read
 OPSET, IR = 17, 9
 SEPARATOR = "|"
 """Behind the name of a module in the name of a node."""
+OUTPUT = "logits"
+"""Name of the output of every ONNX network."""
 REST = 2**62
 """End of a slice that reaches to the last element."""
 
@@ -169,6 +171,7 @@ FUNCTIONS: Mapping[Any, Callable[..., str]] = MappingProxyType(
 )
 
 
+@torch.no_grad()
 def write(network: fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
     """Return the network as an ONNX model for inputs of these shapes and any batch.
 
@@ -176,7 +179,7 @@ def write(network: fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
     """
     from onnx import TensorProto, helper
 
-    out, names, places, result = Writer(), dict[fx.Node, str](), [], ""
+    out, names, places = Writer(), dict[fx.Node, str](), []
     modules = dict(network.named_modules())
     for node in network.graph.nodes:
         out.module = str(node.target) if node.op == "call_module" else ""
@@ -185,7 +188,7 @@ def write(network: fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
             places.append(str(node.target))
         elif node.op == "output":
             (last,) = node.all_input_nodes
-            result = out.add("Identity", names[last])
+            out.nodes.append(helper.make_node("Identity", [names[last]], [OUTPUT], name=OUTPUT))
         else:
             names[node] = _written(out, node, modules, names)
     shapes = [["batch", *tensor.shape[1:]] for tensor in inputs]
@@ -193,7 +196,8 @@ def write(network: fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
         helper.make_tensor_value_info(*one)
         for one in zip(places, [TensorProto.FLOAT] * len(places), shapes, strict=True)
     ]
-    gives = [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)]
+    result = network(*(tensor[:1] for tensor in inputs))  # readers of ONNX require the shape of an output
+    gives = [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", *result.shape[1:]])]
     graph = helper.make_graph(out.nodes, "network", takes, gives, out.constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
 
