@@ -199,6 +199,15 @@ def any_task(value: bool) -> bool:
     return bool(all_sum(torch.tensor(int(value))))
 
 
+def union(values: set[str]) -> set[str]:
+    """Return the values of all tasks."""
+    if _group.ranks == 1:
+        return values
+    gathered: list[set[str]] = [set() for _ in range(_group.ranks)]
+    dist.all_gather_object(gathered, values)
+    return set().union(*gathered)
+
+
 def all_sum(tensor: Tensor) -> Tensor:
     """Return the sum over the tasks; the tensor itself if there is one task."""
     if _group.ranks > 1:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 import tiny_grid
 import torch
 import torch.distributed as dist
+from images import write_images
 from safetensors.torch import load_file
 from tiny_grid import base, run_of
 from torch.testing import assert_close
@@ -29,9 +31,10 @@ from suite import data, distributed, models, records
 from suite.contract import Task
 from suite.graph import Graph
 from suite.run import Context, execute, failure
+from suite.run.folder import skipped_by
 from suite.run.workspace import BASE, Workspace
 from suite.schedule import Schedule
-from suite.stages import Stage, in_order
+from suite.stages import Base, Stage, in_order
 from suite.train import seed_everything, top1_pct
 from suite.trainer import Trainer
 
@@ -127,18 +130,23 @@ def train(path: Path, job: dict[str, str]) -> None:
         torch.save(found, f"{path}.{distributed.share().start or 0}")
 
 
-@pytest.mark.parametrize("tasks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_tasks_take_the_steps_of_the_whole_batch(tasks: int, tmp_path: Path) -> None:
-    """Weights, BN statistics, losses and accuracies to rounding; the groups are those of each task."""
-    train(tmp_path / "alone", {})
+def in_tasks(tasks: int, function: Callable[..., None], *arguments: object) -> None:
+    """`function(*arguments, job)` in a process for each task."""
     context = multiprocessing.get_context("forkserver")  # imports once for all tasks
     context.set_forkserver_preload(["suite.run"])
-    processes = [context.Process(target=train, args=(tmp_path / "together", job)) for job in jobs(tasks)]
+    processes = [context.Process(target=function, args=(*arguments, job)) for job in jobs(tasks)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=300)
     assert [process.exitcode for process in processes] == [0] * tasks
+
+
+@pytest.mark.parametrize("tasks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_tasks_take_the_steps_of_the_whole_batch(tasks: int, tmp_path: Path) -> None:
+    """Weights, BN statistics, losses and accuracies to rounding; the groups are those of each task."""
+    train(tmp_path / "alone", {})
+    in_tasks(tasks, train, tmp_path / "together")
     alone = torch.load(tmp_path / "alone.0", weights_only=True)
     ranks = [torch.load(tmp_path / f"together.{rank}", weights_only=True) for rank in range(tasks)]
     assert_close(ranks[0]["model"], alone["model"], rtol=0, atol=1e-9)
@@ -152,6 +160,41 @@ def test_tasks_take_the_steps_of_the_whole_batch(tasks: int, tmp_path: Path) -> 
     assert any(logits.abs().max() > 1e-3 for logits in alone["logits"].values()), "nothing was learned"
     assert ranks[0]["history"] == [pytest.approx(entry) for entry in alone["history"]]
     assert ranks[0]["top1_pct"] == alone["top1_pct"]
+
+
+FEW = Schedule(epochs=1, lr=0.01, weight_decay=0.0, batch=4)
+OF_FILES = run_of("l1_filter", of=Base(data="tinyimagenet20", model="resnet8", schedule=FEW, seed=0), finetune=FEW)
+SKIP = {"SUITE_BAD_IMAGES": "skip", "SUITE_WORKERS": "0"}
+
+
+def run_of_files(context: Context, job: dict[str, str]) -> None:
+    """In a task: the run of image files, of which the unreadable ones are skipped."""
+    os.environ.update(job | SKIP)
+    with distributed.process_group("cpu"):
+        assert execute(OF_FILES, context) == "done"
+
+
+def test_a_row_counts_the_images_that_any_task_or_earlier_stage_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base stage skips a training image in another process, and rank 1 of two tasks skips a test image."""
+    write_images(tmp_path / "tinyimagenet20" / "train", {"a": 4, "b": 4})
+    write_images(tmp_path / "tinyimagenet20" / "val", {"a": 2, "b": 2})
+    for name, value in SKIP.items():
+        monkeypatch.setenv(name, value)
+    context = Context(results=tmp_path / "results", data=tmp_path, threads=1)
+    trained, tested = (tmp_path / "tinyimagenet20" / name for name in ("train/b/2.png", "val/a/1.png"))
+    content = trained.read_bytes()
+    trained.write_bytes(b"")
+    assert execute(OF_FILES.base, context) == "done", failure(OF_FILES.base, context)
+    assert skipped_by(OF_FILES.base, context) == ["train/b/2.png"]
+    trained.write_bytes(content)
+    tested.write_bytes(b"")
+    in_tasks(2, run_of_files, context)
+    row = records.read(records.rows_folder(context.results) / f"{OF_FILES.key}.json")
+    assert row is not None
+    assert (row.provenance["tasks"], row.provenance["skipped_images"]) == (2, 2)
+    assert skipped_by(OF_FILES, context) == ["train/b/2.png", "val/a/1.png"]
 
 
 def file(stage: Stage, results: Path, name: str) -> Path:

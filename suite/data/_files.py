@@ -72,6 +72,10 @@ class Listing:
         """Return the path of an image."""
         return self.root / os.fsdecode(bytes(self.paths_N[index]))
 
+    def name(self, index: int) -> str:
+        """Return the path of an image from the data set's folder on, in UTF-8."""
+        return f"{self.root.name}/{bytes(self.paths_N[index]).decode(errors='backslashreplace')}"
+
     def decode(self, index: int, by: Callable[[Path], Image.Image]) -> Image.Image:
         """Return an image decoded `by` a decoder.
 

@@ -22,7 +22,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,12 @@ class ImageFolder(Dataset):
     parts: dict[Part, Listing]
     size_px: int
     resize_px: int
-    unreadable: set[Path] = field(default_factory=set, repr=False)
-    """Files that were skipped in this process."""
 
     @property
     def notes(self) -> dict[str, Any]:
-        """Number of skipped images, if any, and decoder, if not the default."""
+        """Decoder, if not the default."""
         name = decoder()
-        skipped = {"skipped_images": len(self.unreadable)} if self.unreadable else {}
-        return skipped | ({"decoder": name} if name != "pil" else {})
+        return {"decoder": name} if name != "pil" else {}
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -154,11 +151,13 @@ class ImageFolder(Dataset):
             raise OSError(f"training images cannot be read: {message(error)}") from None  # of a worker process
 
     def _name(self, files: Files, skipped: list[int]) -> None:
-        """Log and store each unreadable image once."""
-        for path in map(files.listing.path, skipped):
-            if path not in self.unreadable:
-                self.unreadable.add(path)
-                log.warning("%s is not a readable image; %d skipped so far", path, len(self.unreadable))
+        """Log each unreadable image once a stage, and store its name."""
+        for index in skipped:
+            name = files.listing.name(index)
+            if name not in self.skipped:
+                self.skipped.add(name)
+                path = files.listing.path(index)
+                log.warning("%s is not a readable image; %d skipped so far", path, len(self.skipped))
 
 
 def central(image: Image.Image, index: int, *, size: int, resize: int) -> Image.Image:

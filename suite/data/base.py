@@ -61,13 +61,15 @@ class Size:
 class Dataset(ABC):
     """Labelled training and test images.
 
-    `mean` and `std` are those of a channel, of pixels in [0, 1].
+    `mean` and `std` are those of a channel, of pixels in [0, 1]. `skipped` has the names of the image files that this task has
+    skipped in the current stage.
     """
 
     name: str
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    skipped: set[str] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         channels = self.input_shape[0]

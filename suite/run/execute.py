@@ -232,6 +232,7 @@ def _do(work: Workspace[Stage]) -> None:
             reason = f"needs {needed.key} ({needed.label}), {why['status']}: {why['reason']}"
             raise kind(why["reason"] if failed_need(why["reason"]) else reason)  # the first failure's reason, once
         check_files(needed, context)
+    work.dataset.skipped.clear()  # names of an earlier stage of this process
     if isinstance(stage, Base):
         do_base(Workspace(stage, context, work.watch))
     elif isinstance(stage, Learned):

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 from suite import jsonfile, records
 from suite.files import sha256, write_json
@@ -19,6 +19,8 @@ from suite.run.context import Context
 from suite.stages import Base, Stage
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TRIES = 3
 """Equal failures after which a stage is skipped until `--retry-failed`."""
@@ -124,16 +126,34 @@ def base_result(base: Base, context: Context) -> BaseResult:
 
     Raises ValueError if an entry is missing or has another type.
     """
-    path = context.folder(base) / "done.json"
+    return _converted(base, context, BaseResult)
+
+
+def skipped_by(stage: Stage, context: Context) -> list[str]:
+    """Return the names of the images that a finished stage and its needs skipped.
+
+    Raises ValueError as `base_result` does.
+    """
+    return _converted(stage, context, Result).get("skipped", [])
+
+
+def _converted(stage: Stage, context: Context, kind: type[T]) -> T:
+    path = context.folder(stage) / "done.json"
     try:
-        return jsonfile.convert(result_of(base, context), BaseResult)
+        return jsonfile.convert(result_of(stage, context), kind)
     except ValueError as error:
         raise ValueError(
-            f"{path}: the result of {base.label} is damaged ({error}); delete {path} to redo it"
+            f"{path}: the result of {stage.label} is damaged ({error}); delete {path} to redo it"
         ) from error
 
 
-class BaseResult(TypedDict):
+class Result(TypedDict):
+    """Result of a stage that reads images; outputs of earlier versions lack `skipped`."""
+
+    skipped: NotRequired[list[str]]
+
+
+class BaseResult(Result):
     """Result of a base stage."""
 
     top1_pct: float

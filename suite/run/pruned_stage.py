@@ -68,8 +68,10 @@ def do_pruned(work: Workspace[Pruned]) -> None:
     row = work.row("done", seconds=tuned.seconds, **columns)
     facts = work.stage.settings.facts(state)
     learned = {"learned": facts} if facts else {}
-    row = dataclasses.replace(row, provenance={**row.provenance, **learned, **work.dataset.notes})
-    work.finish(("packed.safetensors",), row=row)
+    skipped = work.skipped()
+    notes = {**learned, **work.dataset.notes, **({"skipped_images": len(skipped)} if skipped else {})}
+    row = dataclasses.replace(row, provenance={**row.provenance, **notes})
+    work.finish(("packed.safetensors",), {"skipped": skipped}, row=row)
 
 
 def _fine_tuned(work: Workspace[Pruned], model: nn.Module, graph: Graph, state: State) -> _FineTuned:

@@ -41,6 +41,7 @@ def do_base(work: Workspace[Base]) -> None:
     work.save_weights(model, "final.safetensors")
     work.watch.report("measuring", share=1.0)
     top1_pct = work.held_out_top1_pct(model)
+    skipped = work.skipped()
     if not distributed.is_first():
         return
     result = {
@@ -48,6 +49,7 @@ def do_base(work: Workspace[Base]) -> None:
         "classes": work.dataset.classes,
         "params": count_params(model),
         "seconds": seconds,
+        "skipped": skipped,
         "base_sha256": sha256(folder / "final.safetensors"),
         "data_sha256": work.dataset.checksum,
         "provenance": records.provenance(device),
@@ -70,4 +72,5 @@ def do_learned(work: Workspace[Learned]) -> None:
     trainer.learner.finish(model)
     work.save_weights(model, "final.safetensors")
     save_checkpoint(folder / "state.pt", trainer.learner.state_dict())
-    work.finish(("final.safetensors", "state.pt"), {"seconds": trainer.seconds, "classes": work.dataset.classes})
+    result = {"seconds": trainer.seconds, "classes": work.dataset.classes, "skipped": work.skipped()}
+    work.finish(("final.safetensors", "state.pt"), result)

@@ -23,7 +23,7 @@ from suite.measure import latency_budget
 from suite.progress import Watch
 from suite.run import code
 from suite.run.context import Context
-from suite.run.folder import base_result, is_done
+from suite.run.folder import base_result, is_done, skipped_by
 from suite.schedule import Schedule
 from suite.stages import Base, Learned, Pruned, Stage, Timed, TimedSteps, identity
 from suite.train import top1_pct
@@ -225,6 +225,11 @@ class Workspace(Generic[S]):
             result = base_result(self.base, self.context)
             provenance |= {"data_sha256": result["data_sha256"], "base_sha256": result["base_sha256"]}
         return provenance
+
+    def skipped(self) -> list[str]:
+        """Return the names of images that all tasks skipped in this stage and its needs."""
+        needed = (skipped_by(stage, self.context) for stage in self.stage.needs)
+        return sorted(distributed.union(self.dataset.skipped).union(*needed))
 
     def finish(
         self, files: Iterable[str], result: Mapping[str, Any] | None = None, row: records.Row | None = None
