@@ -15,7 +15,7 @@ def check_fields(settings: Any) -> None:
 
     Only fields of type Literal, int, float, and dataclasses are looked at.
     """
-    for name, kind in _types(type(settings)).items():
+    for name, kind in _types(settings.__class__).items():
         value, allowed = getattr(settings, name), ""
         if get_origin(kind) is Literal and value not in get_args(kind):
             raise ValueError(f"{name} = {value!r} is unknown; choose from: {', '.join(map(str, get_args(kind)))}")
@@ -30,7 +30,7 @@ def check_fields(settings: Any) -> None:
 
 
 @functools.cache
-def _types(kind: type) -> dict[str, Any]:
+def _types(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 

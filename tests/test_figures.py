@@ -220,11 +220,11 @@ def test_an_absolute_time_is_drawn_for_a_gpu_only(drawn: Drawn) -> None:
 # ---- Pareto ----------------------------------------------------------------------------------------------------------
 
 
-def front_of(x: list[float], y: list[float], *, less: bool) -> list[tuple[float, float]]:
+def front_of(x: list[float], y: list[float], *, less: bool, coarse: int = -1) -> list[tuple[float, float]]:
     over: pareto.Over = "latency" if less else "macs"
     column = pareto.AXES[over].column
     points = pd.DataFrame({column: x, "top1_mean_pct": y, "cell": range(len(x)), "base_top1_mean_pct": 90.0})
-    points = points.assign(dense_ms=10.0, evidence="paper")
+    points = points.assign(dense_ms=10.0, evidence="paper", coarse=(points["cell"] == coarse).astype(int))
     return list(pareto._front(points, pareto.AXES[over])[["x", "y"]].itertuples(index=False, name=None))
 
 
@@ -232,6 +232,7 @@ def test_the_front_is_what_nothing_beats_on_both_axes() -> None:
     assert front_of([30, 50, 50, 70, 60], [88, 87, 80, 70, 60], less=False) == [(0, 90), (30, 88), (50, 87), (70, 70)]
     assert front_of([9, 8, 7, 6], [80, 85, 84, 84], less=True) == [(10, 90), (8, 85), (6, 84)]
     assert front_of([30, 50], [91, 92], less=False) == [(50, 92)]
+    assert front_of([30, 50], [88, 89], less=False, coarse=1) == [(0, 90), (30, 88)]
 
 
 def test_the_front_agrees_with_its_definition_on_random_points() -> None:

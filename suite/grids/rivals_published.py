@@ -1,6 +1,6 @@
 """Positive controls: each rival at a published operating point on CIFAR-10 and ImageNet.
 
-Cuts are those of `results/reference/published/baselines.csv`: of each row that states its cut and starts from trained weights.
+Cuts are those of `suite/report/papers/baselines.csv`: of each row that states its cut and starts from trained weights.
 Schedules are those of the authors where they are known (`source` of the point has what differs), else ours. Base networks are our
 own on CIFAR-10 (n counts base networks); on ImageNet they are the public weights (n counts fine-tunings of one base). Methods
 that fine-tune after soft pruning or compactors get a short fine-tuning, since a removed filter loses its batch norm's shift here.

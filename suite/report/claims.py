@@ -2,7 +2,7 @@
 
 Sources are the abstract and the released rows of a paper.
 
-The rows are in `results/reference/published/`: the method whose abstract is among them, and what its authors published of it.
+The rows are in `suite/report/papers/`: the method whose abstract is among them, and what its authors published of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Published numbers, from `results/reference/published/`.
+"""Published numbers, from `suite/report/papers/`.
 
 Each row was read in the source that it names.
 
@@ -18,7 +18,7 @@ import pandas as pd
 
 from suite.report.frames import CONDITIONS
 
-HOME = Path(__file__).resolve().parents[2] / "results" / "reference" / "published"
+HOME = Path(__file__).resolve().parent / "papers"
 NAMES = "names.csv"
 TEXTS = (
     "data", "model", "method", "variant", "flops_scope", "runs", "selection", "epochs", "derived", "seen", "source",
@@ -41,8 +41,6 @@ _NEEDED = ("data", "model", "method", "seen", "source")
 
 def load(home: Path = HOME) -> pd.DataFrame:
     """Return all published rows, with `COLUMNS`.
-
-    There is none without the folder, as in an installed package.
 
     Raises ValueError naming file, line, bad value and what is allowed.
     """
