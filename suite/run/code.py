@@ -102,7 +102,8 @@ def _words(node: ast.AST) -> Iterator[str]:
                 and isinstance(item.value.value, str)
             ):
                 continue
-            if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) in ABOUT:
+            attribute = isinstance(node, ast.ClassDef) and isinstance(item, ast.Assign)
+            if attribute and ast.unparse(item.targets[0]) in ABOUT:
                 continue
             if isinstance(item, ast.AST):
                 yield name
