@@ -94,6 +94,8 @@ def test_an_edited_helper_is_named_and_redo_repeats_by_hand(done: Context, folde
     assert "2 stages were done with other code of plugins/_helper.py" in found.remarks[0]
     assert kinds(todo(done, redo="mine 50")) == ["pruned", "timed"]
     assert kinds(todo(done, redo="base-")) == ["base", "pruned", "timed"]
+    with pytest.raises(ValueError, match="--redo zzz fits no stage of this grid: take text of a label or key"):
+        todo(done, redo="zzz")
 
 
 def test_outputs_without_a_fingerprint_stay(done: Context, folder: Path) -> None:  # noqa: F811

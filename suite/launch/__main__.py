@@ -260,7 +260,8 @@ def _options(arguments: argparse.Namespace, context: Context) -> Options | None:
     """
     ours = {name: getattr(arguments, name) for name in ("parallel", "runs_per_gpu", "timing_gpu")}
     if arguments.cluster == "slurm":
-        slurm.check(context.results)
+        if _verb(arguments) != "dry-run":  # which costs and plans off the cluster, too
+            slurm.check(context.results)
         return slurm_options.load(arguments.slurm, **ours)
     misplaced = [name for name, value in {"slurm": arguments.slurm, **ours}.items() if value]
     if misplaced:

@@ -69,7 +69,13 @@ def find(
     only_timing     leave out all but the timed stages of finished networks
     change_nothing  do not set damaged outputs aside, nor write missing rows again
     redo            text in the label or key of stages that are done again
+
+    Raises ValueError if `redo` fits no stage.
     """
+    if redo is not None and not any(_named(stage, redo) for stage in stages):
+        raise ValueError(
+            f"--redo {redo} fits no stage of this grid: take text of a label or key, which --dry-run --stages prints"
+        )
     for stage in () if change_nothing else stages:
         repair(stage, context)
     missing, again, outdated = _missing(stages, context, redo)
@@ -110,7 +116,7 @@ def _missing(
         behind = next((need for need in stage.needs if need.key in again), None)
         if own:
             again[stage.key] = f"done with other code of {', '.join(own)}"
-        elif redo is not None and (redo.lower() in stage.label.lower() or redo in stage.key):
+        elif redo is not None and _named(stage, redo):
             again[stage.key] = f"named by --redo {redo}"
         elif behind is not None:
             again[stage.key] = f"needs {behind.key}, which is done again"
@@ -119,6 +125,10 @@ def _missing(
         if stage.key in again:
             missing[stage.key] = stage
     return missing, again, dict(outdated)
+
+
+def _named(stage: Stage, text: str) -> bool:
+    return text.lower() in stage.label.lower() or text in stage.key
 
 
 def check_names(stages: Sequence[Stage]) -> None:

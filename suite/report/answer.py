@@ -29,7 +29,8 @@ def _accuracy(done: pd.DataFrame, compared: pd.DataFrame) -> str:
         words.mean_sd(best[f"{name}_mean_pct"], best[f"{name}_sd_pp"], None) for name in ("top1", "base_top1")
     )
     share = words.budget(budget, best["budget_scope"])
-    text = f"At a budget of {share}, {data}/{model} keeps most accuracy with {best['settings']}: {mean} of {base} %"
+    network = f"At a budget of {share}, {data}/{model}"
+    text = f"{network} keeps most accuracy with {best['settings']}: {mean} of {base} %"
     rivals = part["settings"].nunique() - 1
     if not rivals:
         return f"{text}."
@@ -39,6 +40,8 @@ def _accuracy(done: pd.DataFrame, compared: pd.DataFrame) -> str:
         apart = int((pairs["p_holm"] < inference.ALPHA).sum())
     if apart >= rivals:
         return f"{text}, told apart from all {rivals} other methods."
+    if not apart:
+        return f"{network}: no method is told apart from {best['settings']}, which has the highest mean: {mean} of {base} %."
     return f"{text}, told apart from {apart} of {rivals} other methods; the order of the rest is open."
 
 
