@@ -31,6 +31,7 @@ from suite import data, distributed, models, records
 from suite.contract import Task
 from suite.graph import Graph
 from suite.run import Context, execute, failure
+from suite.run.execute import DECISIONS
 from suite.run.folder import skipped_by
 from suite.run.workspace import BASE, Workspace
 from suite.schedule import Schedule
@@ -235,6 +236,18 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(monkeypatch: pytes
     work = Workspace(STAGES[0], Context(results=tmp_path))
     with pytest.raises(ValueError, match="a batch of 64 images cannot be shared evenly by 3 tasks; take a number that"):
         work.batches(SHORT, BASE)
+
+
+def test_a_rank_that_refuses_its_stage_logs_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(distributed, "_group", distributed._Group(rank=1, ranks=3))
+    monkeypatch.setattr(distributed, "broadcast", lambda value: DECISIONS.index("begin"))
+    monkeypatch.setattr(dist, "barrier", lambda: None)
+    assert execute(STAGES[0], Context(results=tmp_path, threads=1)) == "failed"
+    [record] = caplog.records
+    assert record.exc_info is None
+    assert "task stopped: a batch of 64 images cannot be shared evenly by 3 tasks" in record.getMessage()
 
 
 @pytest.mark.slow

@@ -100,7 +100,10 @@ def _follow(work: Workspace[Stage]) -> Outcome:
         return "interrupted"
     except Exception as error:  # rank 0 writes the reason; if this rank alone failed, its job's log has the reason
         distributed.publish_end(error)
-        log.exception("%s: task stopped", work.stage.label)
+        if isinstance(error, ValueError):  # of the user, as on rank 0
+            log.error("%s: task stopped: %s", work.stage.label, _reason(error))
+        else:
+            log.exception("%s: task stopped", work.stage.label)
         return "diverged" if isinstance(error, Diverged) else "failed"
 
 
