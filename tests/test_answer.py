@@ -30,7 +30,8 @@ def test_the_best_method_is_named_with_the_pairs_that_are_told_apart() -> None:
     )
     assert second == "Speed has not been measured."
     assert answer.sentences(three, pairs(0.4, 0.2))[0] == (
-        "At a budget of 50 %, digits/vgg6: no method is told apart from b, which has the highest mean: 91.00 ± 0.20 of 95.00 ± 0.10 %."
+        "At a budget of 50 %, digits/vgg6: no method is told apart from b, which has the highest mean: "
+        "91.00 ± 0.20 of 95.00 ± 0.10 %."
     )
     assert answer.sentences(three, pairs(0.02, 0.01))[0].endswith("told apart from all 2 other methods.")
     assert answer.sentences(three.assign(speedup_untrusted=1), pairs())[1] == "No measurement of speed can be trusted."

@@ -13,6 +13,7 @@ from tiny_grid import call
 
 from suite import prefetch, weights
 from suite.files import sha256
+from suite.launch import cost
 from suite.launch.__main__ import main as launch
 from suite.run import Context, execute, failure
 from suite.stages import Base
@@ -76,6 +77,14 @@ def test_a_dry_run_says_what_is_missing_and_how_to_get_it(
     assert f"to fetch: python -m suite.prefetch --grid {grid} --data {tmp_path / 'data'}" in shown
     assert "PetaMACs of training" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py"]
+
+
+@pytest.mark.usefixtures("grid")
+def test_missing_data_are_named_beside_missing_weights(tmp_path: Path) -> None:
+    public = Base(data="cifar10", model="resnet20_a", schedule=None, seed=0, weights="cifar10_resnet20_a")
+    of_weights, of_data = cost.missing([public], Context(results=tmp_path / "results", data=tmp_path / "data"))
+    assert of_weights.startswith(f"{tmp_path / 'weights' / 'cifar10_resnet20_optionA.th'} is missing")
+    assert of_data.startswith(f"CIFAR-10 is not at {tmp_path / 'data' / 'cifar10.npz'}")
 
 
 @pytest.mark.usefixtures("no_download")

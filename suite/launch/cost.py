@@ -330,13 +330,20 @@ def _line_of(stage: Stage) -> tuple[str, str]:
 
 def missing(stages: Iterable[Stage], context: Context) -> list[str]:
     """Return a line for each missing data set or file of weights, without reading any."""
+
+    def find_weights(base: Base) -> None:
+        if base.weights:
+            weights.find(base.weights, context.data)
+
+    def find_data(base: Base) -> None:
+        if not data.present(base.data, context.data):
+            context.dataset(base)
+
     messages = []
     for base in (stage for stage in stages if isinstance(stage, Base)):
-        try:
-            if base.weights:
-                weights.find(base.weights, context.data)
-            if not data.present(base.data, context.data):
-                context.dataset(base)
-        except (ValueError, OSError) as error:
-            messages.append(str(error))
+        for find in (find_weights, find_data):
+            try:
+                find(base)
+            except (ValueError, OSError) as error:
+                messages.append(str(error))
     return list(dict.fromkeys(messages))
