@@ -104,7 +104,7 @@ class Result:
         shape = self.network.input_shape
         packing.save(
             self.network,
-            Path(path),
+            path,
             model=OWN_CLASS + self.dense,
             classes=self._classes,
             input_shape=shape,

@@ -6,8 +6,15 @@ import dataclasses
 import functools
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError with the choices if the value is none of them."""
+    if value not in choices:
+        raise ValueError(f"{name} = {value!r} is unknown; choose from: {', '.join(map(str, choices))}")
 
 
 def check_fields(settings: Any) -> None:
@@ -17,8 +24,8 @@ def check_fields(settings: Any) -> None:
     """
     for name, kind in _types(settings.__class__).items():
         value, allowed = getattr(settings, name), ""
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            raise ValueError(f"{name} = {value!r} is unknown; choose from: {', '.join(map(str, get_args(kind)))}")
+        if get_origin(kind) is Literal:
+            check_choice(name, value, get_args(kind))
         if kind is int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
             allowed = "a whole number"
         elif kind is float and not (isinstance(value, numbers.Real) and math.isfinite(value)):

@@ -99,7 +99,7 @@ def test_the_reference_lists_what_runs_here_and_why_the_rest_does_not(monkeypatc
     monkeypatch.setattr("shutil.which", lambda name: name)
     names, missing = executions.reference(Timing())
     assert names == ("plain", "onnxruntime", "compile")
-    assert missing == {"openvino": "openvino is not installed", "tensorrt": "does not run on cpu"}
+    assert missing == {"openvino": "is not installed", "tensorrt": "does not run on cpu"}
     names, missing = executions.reference(Timing(precision="bf16"))
     assert (names, missing["onnxruntime"]) == (("plain", "compile"), "runs in fp32 only")
     monkeypatch.setattr("shutil.which", lambda name: None)

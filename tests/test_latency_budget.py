@@ -119,7 +119,7 @@ def test_a_table_is_of_one_runtime_and_the_names_of_torchs_tables_stay() -> None
 
 def test_a_runtime_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="no time in openvino is measured here: openvino is not installed"):
+    with pytest.raises(ValueError, match="no time is measured here: openvino is not installed"):
         latency_budget.table_for(MODEL, graph_of(), dataclasses.replace(TIMING, runtime="openvino", precision="bf16"))
 
 

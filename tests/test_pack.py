@@ -325,6 +325,7 @@ def test_a_packed_network_survives_its_file(name: str, tmp_path: Path) -> None:
     assert again.plan == packed.plan
     assert torch.equal(again(images(2)), packed(images(2)))
     assert torch.equal(per_group(again)(images(2)), per_group(packed)(images(2)))
+    save(packed, str(path), model=name, classes=10, input_shape=(3, 32, 32), about={"label": "a run"})
     assert torch.equal(load(str(path))(images(2)), load(path)(images(2)))
     assert header(path) == {"model": name, "classes": 10, "input_shape": [3, 32, 32], "label": "a run"}
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -488,6 +488,38 @@ def test_a_choice_that_does_not_fit_is_refused() -> None:
         tuned(packed, images(2), execution="magic")
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"layout": "nhwc"}, "layout = 'nhwc' is unknown; choose from: contiguous, channels_last, None"),
+        ({"memory": "low"}, "memory = 'low' is unknown; choose from: any, least"),
+    ],
+)
+def test_a_setting_that_is_unknown_is_refused(how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        tuned(packed_of("resnet8", 2, 0.5), images(2), **how)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+            "the images are torch.uint8; take torch.float64, torch.float32, ",
+        ),
+        (torch.zeros(2, 1, 32, 32), r"the images are [2, 1, 32, 32], and this network takes batches [N, 3, H, W]"),
+        (torch.zeros(3, 32, 32), r"the images are [3, 32, 32], and"),
+        (torch.zeros(0, 3, 32, 32), r"the images are [0, 3, 32, 32], and"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(x: Tensor, message: str) -> None:
+    packed = packed_of("resnet8", 2, 0.5)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tuned(packed, x)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tuned_for(packed, x, "torch")
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_one_execution_in_one_layout_times_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "least_ms", None)

@@ -155,10 +155,16 @@ def test_a_runtime_that_is_not_there_has_a_reason(monkeypatch: pytest.MonkeyPatc
     assert why_not("onnxruntime", "cuda", "fp32") == "does not run on cuda"
     assert why_not("openvino", "cpu", "fp16") == "runs in fp32 and bf16 only"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert why_not("openvino", "cpu", "bf16") == "openvino is not installed"
+    assert why_not("openvino", "cpu", "bf16") == "is not installed"
+    assert why_not("tensorrt", "cuda", "fp16") == "needs torch_tensorrt, which is not installed"
     assert why_not("torch", "cpu", "fp16") == ""
     with pytest.raises(ValueError, match="tensorrt does not run on cpu: nothing can be tuned for it here"):
         tuned_for(packed_of("resnet8"), images(1).float(), "tensorrt")
+    with pytest.raises(ValueError, match=r"^openvino is not installed: nothing can be tuned for it here$"):
+        tuned_for(packed_of("resnet8"), images(1).float(), "openvino")
+    choices = "^runtime = 'tensorflow' is unknown; choose from: torch, onnxruntime, openvino, tensorrt$"
+    with pytest.raises(ValueError, match=choices):
+        tuned_for(packed_of("resnet8"), images(1).float(), "tensorflow")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="execution 'triton' is not one that every runtime has: whole"):
         tuned_for(packed_of("resnet8"), images(1).float(), "torch", execution="triton")
 

@@ -48,7 +48,7 @@ def table_for(model: nn.Module, graph: Graph, timing: Timing, folder: Path | Non
     """
     check_device(timing)
     if reason := why_not(timing.runtime, timing.device, timing.precision):
-        raise ValueError(f"no time in {timing.runtime} is measured here: {reason}")
+        raise ValueError(f"no time is measured here: {timing.runtime} {reason}")
     if folder is None:
         return _measured_table(model, graph, timing)
     path = folder / f"{_name(graph, timing)}.json"

@@ -27,14 +27,20 @@ OWN_CLASS = "class "
 
 
 def save(
-    packed: PackedNetwork, path: Path, *, model: str, classes: int, input_shape: tuple[int, ...], about: dict[str, Any]
+    packed: PackedNetwork,
+    path: str | os.PathLike[str],
+    *,
+    model: str,
+    classes: int,
+    input_shape: tuple[int, ...],
+    about: dict[str, Any],
 ) -> None:
     """Write plan, weights and header to `path`, atomically; `about` is added to the header."""
     tensors = {f"weights/{name}": tensor for name, tensor in packed.body.state_dict().items()}
     tensors |= {f"plan/{name}": tensor for name, tensor in packed.plan.to_tensors().items()}
     header = {"model": model, "classes": classes, "input_shape": list(input_shape), **about}
     content = serialise({k: v.contiguous().cpu() for k, v in tensors.items()}, {"packed": json.dumps(header)})
-    write_bytes(path, content)
+    write_bytes(Path(path), content)
 
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=65_536)]

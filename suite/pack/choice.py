@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from suite import jsonfile
 from suite.files import write_bytes
@@ -49,6 +50,16 @@ class Choice:
     def columns(self) -> dict[str, Any]:
         """Return the columns of a row: the layout, and the number of layers per execution."""
         return {"layout": self.layout, "executions": dict(sorted(Counter(self.layers.values()).items()))}
+
+
+def check_images(images: Tensor, channels: int) -> None:
+    """Raise ValueError if the images are no floating-point batch [N, channels, H, W]."""
+    if images.ndim != 4 or images.shape[1] != channels or not len(images):
+        raise ValueError(f"the images are {list(images.shape)}, and this network takes batches [N, {channels}, H, W]")
+    if images.dtype not in PRECISIONS:
+        raise ValueError(
+            f"the images are {images.dtype}; take {', '.join(map(str, PRECISIONS))}, normalised as in training"
+        )
 
 
 def save_choices(path: str | os.PathLike[str], choices: Sequence[Choice]) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx, nn
 
 from suite.pack import onnx_writer, trial
-from suite.pack.choice import PRECISIONS, Choice
+from suite.pack.choice import PRECISIONS, Choice, check_images
 from suite.pack.executions import EXECUTIONS
 from suite.pack.fold import per_group
 from suite.pack.layer import TILES, Built, Layer, Operands
@@ -25,6 +25,7 @@ from suite.pack.operations import PerGroup, Read, Reorder, Whole
 from suite.pack.runtimes import compiled, why_not
 from suite.pack.tune import InLayout, Walk
 from suite.plan import Runtime
+from suite.schedule import check_choice
 
 UNIFORM = ("whole", "union", "groups")
 """Executions that are tried for all layers alike, beside the fastest of each layer."""
@@ -50,8 +51,11 @@ def tuned_for(
     execution  use this one in every layer that offers it, `union` or `whole` elsewhere; nothing is timed
 
     The network is fp32 on a CPU, whose runtimes convert it themselves; on a GPU it has the precision of the images.
-    Raises ValueError if the runtime does not run here, if the choice is for other conditions, or if an output disagrees.
+    Raises ValueError if the runtime is unknown or does not run here, if the images do not fit, if the choice is for other
+    conditions, or if an output disagrees.
     """
+    check_choice("runtime", runtime, get_args(Runtime))
+    check_images(images, packed.input_shape[0])
     device, precision = images.device.type, PRECISIONS[images.dtype]
     if reason := why_not(runtime, device, precision):
         raise ValueError(f"{runtime} {reason}: nothing can be tuned for it here")

@@ -68,7 +68,9 @@ def why_not(runtime: Runtime, device: str, precision: str) -> str:
     if precision not in precisions:
         return f"runs in {' and '.join(precisions)} only"
     absent = [package for package in PACKAGES[runtime] if importlib.util.find_spec(package) is None]
-    return f"{absent[0]} is not installed" if absent else ""
+    if not absent:
+        return ""
+    return "is not installed" if absent[0] == runtime else f"needs {absent[0]}, which is not installed"
 
 
 def compiled(module: nn.Module, inputs: Sequence[Tensor], runtime: Runtime, precision: str) -> Compiled:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from suite.pack import trial
-from suite.pack.choice import FORMATS, PRECISIONS, Choice, Layout
+from suite.pack.choice import FORMATS, PRECISIONS, Choice, Layout, check_images
 from suite.pack.executions import EXECUTIONS, build, offered
 from suite.pack.fold import per_group
 from suite.pack.fuse import Fused, Nodes, fuse, only_user
@@ -25,6 +25,7 @@ from suite.pack.modules import GroupedConv
 from suite.pack.network import PackedNetwork
 from suite.pack.operations import PIECES, Memory, Read
 from suite.pack.slices import slice_rank
+from suite.schedule import check_choice
 from suite.timing import Run
 
 
@@ -47,9 +48,12 @@ def tuned(
     memory     "least": read gathered and sliced channels in smaller parts of a batch on a CPU, at some loss of time
 
     The network is on the device and in the precision of `images`; `packed` is not changed.
-    Raises ValueError if the choice is for another network, device, precision or batch, and, naming the layer, if an output
-    disagrees with the reference.
+    Raises ValueError if the choice is for another network, device, precision or batch, if the images or a setting do not fit,
+    and, naming the layer, if an output disagrees with the reference.
     """
+    check_images(images, packed.input_shape[0])
+    check_choice("layout", layout, (*get_args(Layout), None))
+    check_choice("memory", memory, tuple(PIECES))
     if execution is not None and execution not in EXECUTIONS:
         raise ValueError(
             f"execution {execution!r} is not one of {', '.join(EXECUTIONS)}; leave it out to have the fastest"
