@@ -379,7 +379,7 @@ def test_a_base_network_near_chance_level_gives_no_order(drawn: Drawn) -> None:
         made = drawn(runs, rows)
         assert ("ranks_digits_resnet8" in made) is ordered
         caption = made["intervals_digits_resnet8"].caption
-        reason = "no order and no ranks: the base network, with 18.0 %, is near chance level (10 %), less than 10 % of the way"
+        reason = "no order and no ranks: the base network, with 18.0 %, is near chance level (10 %): less than 10 % of the way"
         assert (reason in caption) is not ordered
         assert ("in the order of their mean rank" in caption) is ordered
 

@@ -484,6 +484,17 @@ def test_a_figure_that_has_no_point_any_more_is_deleted(report: Reporter) -> Non
     assert not file(first, "intervals_digits_resnet8.png").exists()
 
 
+def test_figures_of_work_stay_in_the_table_where_there_is_no_work(report: Reporter) -> None:
+    run = run_of()
+    folder = file(report([run], [pruned_row(run, 80)]), "table.md").parent
+    for name in ("learning_digits_resnet8_dsp", "structure_digits_resnet8", "structure_digits_resnet80"):
+        (folder / f"{name}.png").touch()
+    images = re.findall(r"\]\((.*)\.png\)", markdown(report([run], [pruned_row(run, 80)])))
+    assert images[-2:] == ["learning_digits_resnet8_dsp", "structure_digits_resnet8"]
+    (folder.parent / "work").mkdir()
+    assert "_digits_resnet8" not in markdown(report([run], [pruned_row(run, 80)]))
+
+
 def test_the_same_rows_give_the_same_bytes(report: Reporter) -> None:
     runs = [run_of(seed, budget) for seed in (1, 0) for budget in (0.5, 0.3)]
     rows: list[records.Row] = [pruned_row(run, 80 + run.seed) for run in runs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from suite.stages import Timed
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
 """Results that the project tracks."""
+OF_WORK = ("learning", "finetuning", "structure")
+"""Kinds of figures that are drawn from `results/work`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,8 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
     pictures += learning.draw_all(runs_of_grid, loaded.runs, results, folder)
     pictures += structure.draw_all(loaded.runs, results, folder)
     named = [(picture.data, picture.model, f"{picture.name}.png") for picture in pictures]
+    if not (results / "work").is_dir():
+        named += _earlier(tables.lines, folder)
     texts = documents.texts(tables, named)
     documents.write(texts, folder)
     drawn = [path for picture in pictures for path in picture.paths]
@@ -99,6 +104,16 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
         ),
         lines=tables.lines,
     )
+
+
+def _earlier(lines: pd.DataFrame, folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield data, model and file of the figures that an earlier report drew from `results/work`."""
+    networks = {f"{words.file_name(data, model)}_": (data, model) for data, model, _ in frames.by_network(lines)}
+    for kind in OF_WORK:
+        for path in sorted(folder.glob(f"{kind}_*.png")):
+            name = f"{path.stem.removeprefix(f'{kind}_')}_"
+            if fitting := [start for start in networks if name.startswith(start)]:
+                yield *networks[max(fitting, key=len)], path.name
 
 
 def _remarks(grid_name: str, loaded: frames.Frames, results: Path, smoke: bool) -> list[str]:

@@ -182,7 +182,7 @@ def _caption_intervals(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
     if runs["lost_pp"].eq(-math.inf).all():
         order = (
             f"Methods have no order and no ranks: the base network, with {runs['base_top1_pct'].mean():.1f} %, is near chance "
-            f"level ({_chance_pct(runs['data'].iloc[0]):.3g} %), less than {100 * LEFT:.0f} % of the way to 100 %"
+            f"level ({_chance_pct(runs['data'].iloc[0]):.3g} %): less than {100 * LEFT:.0f} % of the way from there to 100 %"
         )
     sentences = [
         f"{words.who(runs)}: mean over {counted} (mark) of base minus pruned accuracy; ticks: the runs; {bars}",
