@@ -321,6 +321,23 @@ def test_a_phone_shows_method_budget_accuracy_and_speed_up(driver: webdriver.Chr
 
 
 @pytest.mark.slow
+def test_a_phone_shows_figures_at_their_natural_size_and_scrolls_them(driver: webdriver.Chrome, folder: Path) -> None:
+    """Of text of 9 points a phone then shows 12 pixels; the width of the screen would leave 6."""
+    shown = (
+        "return [...document.querySelectorAll('figure img')].map((image) =>"
+        "[image.clientWidth - 16, image.naturalWidth * 96 / 200, image.closest('a').clientWidth])"
+    )
+    driver.get((folder / "index.html").as_uri())
+    (width, natural, room), *_ = driver.execute_script(shown)
+    assert natural < width < room, "on a desktop the main figure has the room that it needs"
+    browser.resize(driver, "phone")
+    for width, natural, room in driver.execute_script(shown):
+        assert width == pytest.approx(natural, abs=1)
+        assert room < 390
+    browser.resize(driver, "desktop")
+
+
+@pytest.mark.slow
 def test_every_link_and_picture_is_there(driver: webdriver.Chrome, folder: Path) -> None:
     driver.get((folder / "index.html").as_uri())
     driver.execute_async_script(

@@ -34,12 +34,13 @@ from suite.report.columns import Column
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, by_network
-from suite.report.style import Picture
+from suite.report.style import DPI, Picture
 
 CLAIMS = Path("paper", "claims", "claims.md")
 """Output of `--paper claims`, beside the grids' folders."""
 
 
+CSS_PX_AN_INCH = 96
 FILTERS = ("network", "method", "budget", "granularity")
 """Headings of columns with a menu of their values."""
 
@@ -269,8 +270,9 @@ def _main(pictures: Sequence[Picture]) -> Picture | None:
 
 
 def _shown(picture: Picture) -> dict[str, Any]:
-    """Return a picture with its size in pixels."""
-    return {"picture": picture, "size": _size(picture)}
+    """Return a picture with its size in pixels and its natural width in CSS pixels."""
+    size = _size(picture)
+    return {"picture": picture, "size": size, "natural_px": round(size[0] * CSS_PX_AN_INCH / DPI)}
 
 
 def _size(picture: Picture) -> tuple[int, int]:
