@@ -135,7 +135,7 @@ def prune(
     train: Iterable[Batch] | Task | None = None,
     learning: Schedule | Training = LEARNING,
     finetune: Schedule | None = None,
-    ignored_layers: Iterable[str | nn.Module] = (),
+    ignored_layers: str | nn.Module | Iterable[str | nn.Module] = (),
     layer_times: Path | None = None,
     seed: int = 0,
     **settings: Any,
@@ -157,7 +157,8 @@ def prune(
     kind = methods.get(method)
     pruner = kind.for_task("", "", **settings)
     names = {id(module): name for name, module in model.named_modules()}
-    ignored = [layer if isinstance(layer, str) else names.get(id(layer), repr(layer)) for layer in ignored_layers]
+    layers = [ignored_layers] if isinstance(ignored_layers, str | nn.Module) else ignored_layers
+    ignored = [layer if isinstance(layer, str) else names.get(id(layer), repr(layer)) for layer in layers]
     model, shape = copy.deepcopy(model), _shape(example)
     graph, goal = Graph(model, shape), budget if isinstance(budget, Budget) else Budget(share=budget, refill=True)
     packing.check_dense(model, graph)

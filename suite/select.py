@@ -174,6 +174,12 @@ def _keeping(graph: Graph, sets: Mapping[str, Tensor], kept_O: Tensor) -> Prunin
     return PruningPlan({name: graph.full[name].having(kept_O=kept) for name, kept, every in layers if not every})
 
 
+def check_ignored(names: Iterable[str], modules: Iterable[str], convs: Iterable[str]) -> None:
+    """Raise ValueError, with the allowed names, if a name is no module."""
+    if unknown := sorted({*names} - {*modules}):
+        raise ValueError(f"there is no layer {unknown[0]!r} to ignore; choose from: {', '.join(convs)}")
+
+
 def ignoring(planner: Planner, graph: Graph, layers: Iterable[str]) -> Planner:
     """Return the planner without cuts in these layers.
 
@@ -182,8 +188,7 @@ def ignoring(planner: Planner, graph: Graph, layers: Iterable[str]) -> Planner:
     """
     names = {*layers}
     ignored = {conv for conv in graph.convs if any(f"{conv}.".startswith(f"{name}.") for name in names)}
-    if unknown := sorted(names - graph.modules.keys()):
-        raise ValueError(f"there is no layer {unknown[0]!r} to ignore; choose from: {', '.join(graph.convs)}")
+    check_ignored(names, graph.modules, graph.convs)
     if not ignored:
         return planner
     kept_sets = torch.cat([graph.filter_sets[name] for name in sorted(ignored)]).unique()

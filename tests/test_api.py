@@ -118,6 +118,12 @@ def test_ignored_layers_keep_their_filters_and_channels(model: nn.Module) -> Non
         suite.prune(model, EXAMPLE, method="l1_filter", ignored_layers=["brunch"])
 
 
+def test_one_ignored_layer_needs_no_list(model: nn.Module) -> None:
+    for ignored in ("inner", model.get_submodule("inner")):
+        result = suite.prune(model, EXAMPLE, method="l1_filter", budget=0.01, ignored_layers=ignored)
+        assert result.report.layers["inner"][0] == 32
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [("dsp", "dsp learns before it prunes: give train=LOADER"), ("nothing", "unknown method 'nothing'")],

@@ -188,3 +188,17 @@ def test_the_expectation_is_made_without_a_probe(tmp_path: Path, unprobed: list[
     assert set(expected) == {BASE.key, run_of(0.5).key}
     assert expected[BASE.key] > expected[run_of(0.5).key] > 0
     assert unprobed == []
+
+
+def test_an_unknown_layer_to_ignore_is_refused_before_any_training() -> None:
+    runs = [
+        *grids.cross(bases=[BASE], method="l1_filter", budgets=[0.5], finetune=SCHEDULE, ignored_layers="conv_1"),
+        *grids.cross(bases=[BASE], method="l1_filter", budgets=[0.5, 0.6], finetune=SCHEDULE, ignored_layers=["convx"]),
+        *grids.cross(bases=[BASE], method="l1_filter", budgets=[0.5], finetune=SCHEDULE, ignored_layers="stage_1"),
+    ]
+    assert runs[0].described == "l1_filter(without=conv_1)"
+    lines = cost.refused([BASE, *runs], NOWHERE)
+    assert [line.partition(";")[0] for line in lines] == [
+        "cifar10/resnet20: there is no layer 'conv_1' to ignore",
+        "cifar10/resnet20: there is no layer 'convx' to ignore",
+    ]

@@ -211,6 +211,15 @@ def test_missing_public_weights_are_said_at_once(
     assert "cannot be fetched (no network)" in message
 
 
+def test_an_unknown_layer_to_ignore_ends_a_launch_before_base_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = write_grid(tmp_path, L1.replace("finetune", "ignored_layers='conv_9', finetune"))
+    assert call(main, "--grid", grid, "--results", tmp_path / "results") == 2
+    assert "there is no layer 'conv_9' to ignore; choose from: " in one_line(capsys)
+    assert not (tmp_path / "results").exists()
+
+
 def test_without_slurm_the_slurm_option_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -247,7 +247,7 @@ def cross(
     scratch: Schedule | None = None,
     total: float | None = None,
     seeds: Iterable[int] | None = None,
-    ignored_layers: Iterable[str] = (),
+    ignored_layers: str | Iterable[str] = (),
     penalty_images: int | None = None,
     tuned: bool = True,
     **changes: object,
@@ -268,7 +268,7 @@ def cross(
     Raises ValueError if a method that learns from initial weights has no schedule.
     """
     kind = methods.get(method)
-    runs, ignored = [], tuple(ignored_layers)
+    runs, ignored = [], (ignored_layers,) if isinstance(ignored_layers, str) else tuple(ignored_layers)
     for base in bases:
         recipe = kind.recipe(base.data, base.model)
         if isinstance(recipe, OptOut):

@@ -19,6 +19,7 @@ from suite.launch.speed import BACKWARD, GPU, Network
 from suite.launch.status import TIMED_S
 from suite.run import Context
 from suite.schedule import Schedule
+from suite.select import check_ignored
 from suite.stages import Base, Learned, Pruned, Stage, Timed, TimedSteps, describe
 
 STEPS_GRID = "gpu_training"
@@ -158,8 +159,8 @@ def expected(stages: Sequence[Stage], context: Context) -> dict[str, float]:
         return {}
 
 
-def refused(stages: Iterable[Stage], context: Context) -> list[str]:
-    """Return the reason for each network of these stages that cannot be traced."""
+def refused(stages: Sequence[Stage], context: Context) -> list[str]:
+    """Return a line for each network that cannot be traced and each unknown ignored layer."""
     lines = []
     for data_name, model in dict.fromkeys((base.data, base.model) for base in stages if isinstance(base, Base)):
         try:
@@ -168,6 +169,23 @@ def refused(stages: Iterable[Stage], context: Context) -> list[str]:
             continue
         try:
             speed.size_of(model, about.classes, about.input_shape)
+        except ValueError as error:
+            lines.append(f"{data_name}/{model}: {error}")
+    return [*lines, *unknown_layers(stages, context)]
+
+
+def unknown_layers(stages: Iterable[Stage], context: Context) -> list[str]:
+    """Return a line for each name in `ignored_layers` that is no layer."""
+    lines = []
+    runs = (run for run in stages if isinstance(run, Pruned) and run.ignored_layers)
+    for data_name, model, names in dict.fromkeys((run.base.data, run.base.model, run.ignored_layers) for run in runs):
+        try:
+            about = data.size(data_name, context.data)
+            size = speed.size_of(model, about.classes, about.input_shape)
+        except (ValueError, OSError):  # a data set that states no size, or a network that cannot be traced
+            continue
+        try:
+            check_ignored(names, size.modules, size.convs)
         except ValueError as error:
             lines.append(f"{data_name}/{model}: {error}")
     return lines

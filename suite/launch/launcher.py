@@ -10,7 +10,7 @@ from rich.text import Text
 
 from suite import prefetch, records
 from suite.files import remove_parts
-from suite.launch import local, picture, record, slurm, snapshot, work
+from suite.launch import cost, local, picture, record, slurm, snapshot, work
 from suite.launch.display import Display
 from suite.launch.options import Options
 from suite.launch.view import View
@@ -47,6 +47,8 @@ class Launcher:
     def launch(self, todo: Work) -> int:
         """Do the work and build the report; return the exit status."""
         if todo.todo:
+            if unknown := cost.unknown_layers(todo.todo, self.context):
+                raise ValueError("; ".join(unknown))
             folder = self.context.data
             absent = folder is not None and not folder.is_dir()  # a mistyped folder is not made and filled
             problems = [] if absent else prefetch.fetch(todo.stages, folder)

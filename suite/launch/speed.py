@@ -64,11 +64,15 @@ class Size:
     macs     of the forward pass of an image
     layers   convolutions and linear layers
     bytes    of the weights in fp32
+    modules  names of all modules, as in `Graph.modules`
+    convs    names of the layers with filters to remove
     """
 
     macs: int
     layers: int
     bytes: int
+    modules: tuple[str, ...]
+    convs: tuple[str, ...]
 
 
 @functools.cache
@@ -87,11 +91,13 @@ def size_of(model: str, classes: int, input_shape: tuple[int, int, int]) -> Size
 
 
 def _size(network: nn.Module, input_shape: tuple[int, int, int]) -> Size:
-    tensors = network.state_dict().values()
+    tensors, graph = network.state_dict().values(), Graph(network, input_shape)
     return Size(
-        macs=Graph(network, input_shape).dense_macs.total,
+        macs=graph.dense_macs.total,
         layers=sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in network.modules()),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        modules=tuple(graph.modules),
+        convs=tuple(graph.convs),
     )
 
 
