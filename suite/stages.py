@@ -64,7 +64,7 @@ class Base(_Named):
     kind: ClassVar[str] = "base"
     data: str
     model: str
-    schedule: Schedule | None
+    schedule: Schedule | None = None
     seed: int
     weights: str = ""
     split: Split = "all"
@@ -80,7 +80,9 @@ class Base(_Named):
     def identity(self) -> dict[str, Any]:
         """Content of the hash. Raises ValueError if a checkpoint of one's own cannot be read."""
         own = weights.own_file(self.weights)
-        return {**_fields(self), **({"weights": weights.digest(self.weights)} if own else {})}
+        digest = {"weights": weights.digest(self.weights)} if own else {}
+        # names from before the default of `schedule` have its None
+        return {"schedule": None, **_fields(self), **digest}
 
     @property
     def label(self) -> str:

@@ -48,6 +48,10 @@ def test_names_are_frozen(key: str, stage: Stage) -> None:
     assert stage.key == key
 
 
+def test_weights_need_no_schedule() -> None:
+    assert Base(data="cifar10", model="resnet20_a", seed=0, weights="cifar10_resnet20_a").key == PUBLIC.key
+
+
 def test_a_name_is_kind_and_twelve_hex_digits() -> None:
     for stage in GOLDEN.values():
         assert re.fullmatch(rf"{stage.kind}-[0-9a-f]{{12}}", stage.key)
