@@ -26,6 +26,7 @@ from suite import pack as packing
 from suite.contract import Batch, Learner, Pruner, State, Task
 from suite.data import Loader, check_labels
 from suite.graph import Graph
+from suite.graph.checks import check_modules
 from suite.measure import Comparison, Timing, latency_budget
 from suite.measure import compare as compare_files
 from suite.measure.counting import Count, count_macs, count_params
@@ -152,8 +153,9 @@ def prune(
     settings        hyperparameters of the method
     Raises ValueError if the network cannot be traced, the budget cannot be met, or the method needs data that are not given.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"the network is a torch.nn.Module, got {type(model).__name__}")
+    check_modules(_network(model), type(model).__name__)
+    if not isinstance(seed, int):
+        raise ValueError(f"seed is a whole number, got {seed!r}")
     kind = methods.get(method)
     pruner = kind.for_task("", "", **settings)
     names = {id(module): name for name, module in model.named_modules()}
@@ -202,6 +204,8 @@ def compare(dense: nn.Module, other: nn.Module, images: Tensor, *, protocol: str
     protocol  "quick" takes about a second, "full" three processes and minutes
     """
     shape = _shape(images)
+    for network in (dense, other):
+        _run(network, images)
     about: dict[str, Any] = {"device": images.device.type, "batch": len(images), "protocol": protocol}
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("dense", "other")]
@@ -217,7 +221,26 @@ def count(model: nn.Module, images: Tensor) -> Count:
 
     A layer of several filter groups counts as one convolution a group, as in a plan and in a row.
     """
+    _run(model, images)
     return count_macs(packing.per_group(model) if isinstance(model, packing.PackedNetwork) else model, _shape(images))
+
+
+def _network(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the network is a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _run(model: nn.Module, images: Tensor) -> None:
+    """Raise ValueError if the network does not take images of this shape."""
+    shape, own = list(_shape(images)), copy.deepcopy(_network(model)).eval()
+    like = next(own.parameters(), images)
+    try:
+        with torch.no_grad():
+            own(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{type(model).__name__} takes no images of shape {shape}: {reason}") from error
 
 
 def _shape(images: Tensor) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import make_layers
 from torchvision.ops import FrozenBatchNorm2d
+from torchvision.transforms import Normalize
 
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Graph
@@ -166,6 +167,9 @@ class Net(nn.Module):
             self.slopes = nn.Parameter(torch.randn(8))
         if "scale" in idiom or idiom == "channels last":
             self.scale = nn.Parameter(torch.randn(8, 1, 1))
+        self.normalize, self.plain_shift = Normalize([0.1, 0.5] * 4, [0.3, 0.2] * 4), torch.randn(8, 1, 1)
+        if "buffer" in idiom:
+            self.register_buffer("shift", torch.randn(8))
         self.register_buffer("mean", torch.randn(1, 3, 1, 1))
         self.mean: Tensor
         self.in_place = nn.ReLU(inplace=True)
@@ -241,6 +245,22 @@ def _zeros(net: Net, x: Tensor) -> Tensor:
     return net.reduce(torch.cat([x, torch.zeros_like(x)], 1))
 
 
+def _made_constants(net: Net, x: Tensor) -> Tensor:
+    mean, std = (torch.tensor(each, device=x.device).view(1, -1, 1, 1) for each in ([0.1, 0.5] * 4, [0.3, 0.2] * 4))
+    return net.b((x - mean) / std.type_as(x)) * x.new_tensor(0.5)
+
+
+def _made_zeros(net: Net, x: Tensor) -> Tensor:
+    zeros = torch.zeros(x.size(0), 8, x.size(2), x.size(3), dtype=x.dtype, device=x.device)
+    return net.reduce(torch.cat([zeros[:, :4], x, zeros[:, 4:]], 1))
+
+
+def _no_gradient(net: Net, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        mean, scale = x.mean(1, keepdim=True), net.b(F.relu(x)).mean((2, 3), keepdim=True)
+    return net.b((x - mean) * scale)
+
+
 def _batch_norm_twice(net: Net, x: Tensor) -> Tensor:
     return net.bn(net.b(F.relu(net.bn(x)))) + net.reduce(torch.cat([x, x], 1))
 
@@ -297,6 +317,13 @@ IDIOMS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "transposed convolution": lambda net, x: net.b(net.up(x)),
     "where": _leaky,
     "zeros": _zeros,
+    "zeros of a size": _made_zeros,
+    "tensors made in forward": _made_constants,
+    "tensor as attribute": lambda net, x: net.b(x - net.plain_shift),
+    "view of a buffer": lambda net, x: net.b(x - net.get_buffer("shift").view(1, -1, 1, 1)),
+    "Normalize of torchvision": lambda net, x: net.b(net.normalize(x)),
+    "no gradient": _no_gradient,
+    "index": lambda net, x: net.b(x[:, torch.arange(7, -1, -1)]),
     "dropout function": lambda net, x: F.dropout(net.b(x), 0.0, training=net.training),
     "convolution head": lambda net, x: net.b(x).mean((2, 3)),
     "two heads": lambda net, x: torch.cat([net.head(x.mean((-2, -1))), net.b(x).amax((2, 3))], 1),

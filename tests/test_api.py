@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torchvision.transforms import Normalize
 
 import suite
 from suite.contract import Learner, Step
@@ -181,6 +182,57 @@ def test_a_packed_network_of_any_class_is_saved_loaded_and_exported(model: nn.Mo
     assert metadata == {"mean": [0.5] * 3, "std": [0.25] * 3, "labels": ["a", "b", "c", "d"]}
     (images_in,), (logits,) = network.graph.input, network.graph.output
     assert [value.type.tensor_type.shape.dim[0].dim_param for value in (images_in, logits)] == ["batch", "batch"]
+
+
+class Normalised(Own):
+    """A network that makes constants: its normalisation, and zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize, self.scale = Normalize([0.5] * 3, [0.2] * 3), torch.full((8, 1, 1), 0.5)
+        self.bn_0 = self.bn_2 = self.bn_3 = nn.Identity()  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn_1(self.stem(self.normalize(x) - torch.tensor([0.1, 0.2, 0.3], device=x.device).view(1, 3, 1, 1)))
+        x = self.branch(self.inner(x * self.scale))
+        zeros = torch.zeros(len(x), 2, *x.shape[2:], device=x.device)
+        return self.head(self.last(torch.cat([zeros, x[:, 2:]], 1)).mean((2, 3)))
+
+
+def test_constants_of_a_network_are_pruned_saved_loaded_and_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = suite.prune(Normalised(), EXAMPLE, method="l1_filter", budget=0.4)
+    assert result.report.macs_cut_pct >= 40
+    result.save(tmp_path / "own.safetensors")
+    images = torch.randn(3, 3, 8, 8)
+    assert torch.equal(suite.load(tmp_path / "own.safetensors", model=Normalised())(images), result.network(images))
+    for to in ("onnx", "pt2", "torchscript"):
+        result.export(tmp_path / f"own.{to}", to=to)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weight_norm_and_masks_are_refused_before_the_copy(model: nn.Module) -> None:
+    torch.nn.utils.prune.l1_unstructured(model.get_submodule("inner"), "weight", 0.5)
+    with pytest.raises(ValueError, match=r"inner of Own has a mask of torch\.nn\.utils\.prune"):
+        suite.prune(model, EXAMPLE, method="l1_filter")
+    other = Own()
+    torch.nn.utils.weight_norm(other.inner)
+    with pytest.raises(ValueError, match="inner of Own has WeightNorm"):
+        suite.prune(other, EXAMPLE, method="l1_filter")
+
+
+def test_a_bad_network_or_seed_is_refused_in_one_line(model: nn.Module) -> None:
+    wrong, no_network = torch.zeros(1, 5, 8, 8), 3
+    for use, reason in (
+        (lambda: suite.count(no_network, EXAMPLE), "the network is a torch.nn.Module, got int"),  # type: ignore[arg-type]
+        (lambda: suite.compare(model, no_network, EXAMPLE), "the network is a torch.nn.Module, got int"),  # type: ignore[arg-type]
+        (lambda: suite.count(model, wrong), r"Own takes no images of shape \[5, 8, 8\]"),
+        (lambda: suite.compare(model, model, wrong), r"Own takes no images of shape \[5, 8, 8\]"),
+        (lambda: suite.prune(model, EXAMPLE, method="l1_filter", seed="x"), "seed is a whole number, got 'x'"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match=reason) as raised:
+            use()
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("images", [torch.zeros(3, 32, 32), [1, 2]])

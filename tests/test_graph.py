@@ -12,6 +12,7 @@ import torch.nn.utils.prune
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torchvision.transforms import Resize
 
 from suite.contract import Budget, ConvPlan, PruningPlan
 from suite.graph import Graph
@@ -349,7 +350,7 @@ class Applied(nn.Module):
         self.how = how
         self.conv, self.pool = nn.Conv2d(3, 3, 3, padding=1), nn.AdaptiveAvgPool2d(1)
         self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(3, 2)
-        self.bn, self.constant = nn.BatchNorm2d(3), torch.ones(3, 1, 1)
+        self.bn, self.resize = nn.BatchNorm2d(3), Resize(8)
         if "attention" in how:
             self.attention = nn.MultiheadAttention(3, 1, batch_first=True)
         elif how == "recurrent":
@@ -361,7 +362,7 @@ class Applied(nn.Module):
         elif how == "own weight":
             self.kernels = nn.Parameter(torch.ones(3, 3, 1, 1))
         elif how == "never":
-            self.aux = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Linear(3, 3))
+            self.aux, self.aux_2 = (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Linear(3, 3)) for _ in range(2))
         elif how == "never read":
             self.spare = nn.Parameter(torch.ones(3))
         elif how == "dead":
@@ -400,15 +401,20 @@ class Applied(nn.Module):
             x = nn.functional.conv2d(x, self.kernels)
         elif self.how == "no gradient":
             with torch.no_grad():
+                x += 1
+        elif self.how == "autocast":
+            with torch.autocast("cpu"):
                 x = torch.relu(x)
+        elif self.how == "transform":
+            x = self.resize(x)
         elif self.how == "autograd function":
             x = Straight.apply(x)
         elif self.how == "script":
             x = squared(x)
         elif self.how == "made tensor":
-            x = x + torch.ones(3, 1, 1)
-        elif self.how == "attribute":
-            x = x + self.constant
+            x = x + torch.ones(len(x), 3, 1, 1)
+        elif self.how == "computed buffer":
+            x = x / (self.bn.get_buffer("running_var") + 1)[:, None, None]
         elif self.how == "parameters alone":
             return x.mean((2, 3)) @ self.head.weight.t()
         elif self.how == "functional norm":
@@ -430,8 +436,16 @@ class Applied(nn.Module):
         ("parameter twice", "'spare'.*several times"),
         ("view", r"'relu' \(ReLU.* changes in place what 'cat.*' reads later; set inplace=False"),
         ("part", r"Applied assigns to a part of a tensor; write it with torch.cat, .*test_graph.py:\d+"),
-        ("made tensor", "Applied reads a tensor that is neither parameter nor buffer, .* register it as a buffer"),
-        ("attribute", "Applied reads a tensor that is neither parameter nor buffer, .* register it as a buffer"),
+        (
+            "made tensor",
+            r"Applied makes a tensor with one entry for each image; let its first dimension be 1.*test_graph.py",
+        ),
+        (
+            "computed buffer",
+            "Applied reads a tensor .* computed from parameters and buffers alone; register it as a buffer",
+        ),
+        ("autocast", r"Applied computes in torch.autocast, .* call the network inside of autocast .*test_graph.py"),
+        ("transform", r"Applied calls Resize of torchvision; transform the images before the network .*test_graph.py"),
         ("layer and function", r"'bn.weight' several times \(in bn and mul\)"),
         ("views of a parameter", r"'spare' several times \(in add and mul\)"),
         (
@@ -439,12 +453,15 @@ class Applied(nn.Module):
             "'conv2d'.*no call of a whole layer with its own settings, but a function of conv.weight",
         ),
         ("own weight", "'conv2d'.*but a function of kernels"),
-        ("no gradient", "Applied computes without gradient .*test_graph.py"),
-        ("autograd function", "Applied computes without gradient .*autograd.Function"),
+        ("no gradient", "Applied changes a tensor in place without gradient; .*test_graph.py"),
+        ("autograd function", "Applied computes in an autograd.Function"),
         ("script", r"Applied calls a function of torch.jit.script, .* remove the decorator \(.*test_graph.py"),
         ("parameters alone", "'t'.*it computes on parameters and buffers alone"),
         ("functional norm", "Applied calls batch_norm with self.training; write it as a module"),
-        ("never", "Applied computes nothing with aux in eval mode, so its 24 parameters .* delete it"),
+        (
+            "never",
+            "Applied computes nothing with aux and aux_2 in eval mode, so 48 .* delete each first .aux = aux_2 = None",
+        ),
         ("never read", "Applied computes nothing with the parameter spare"),
         ("dead", "Applied computes nothing with side"),
     ],

@@ -82,6 +82,22 @@ def test_idioms(idiom: str) -> None:
     check(model, graph, random_plan(graph, "filter", 1, 1.1, 0))  # nothing is left
 
 
+def test_a_part_without_gradient_has_none_in_the_packed_network() -> None:
+    model = draw_weights(Net("no gradient")).train()
+    packed = pack(model, Graph(model, IDIOM_SHAPE), PruningPlan({}))
+    for network in (model, packed):
+        network(
+            torch.randn(2, *IDIOM_SHAPE, generator=torch.Generator().manual_seed(0)).double()
+        ).square().sum().backward()
+    own = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for slot in (slot for slot in packed.slots if slot.full in own):
+        expected = own[slot.full]
+        assert expected is not None
+        gradient = packed.body.get_parameter(slot.packed).grad
+        assert gradient is not None
+        close(gradient, slot.read(expected).view(gradient.shape))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("idiom", IDIOMS)
 @torch.no_grad()

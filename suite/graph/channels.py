@@ -9,7 +9,6 @@ ValueError with its name.
 from __future__ import annotations
 
 import math
-import operator
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,7 +120,7 @@ class Graph:
         self.modules = self.trace.modules
         self.nodes = list(self.trace.graph.nodes)
         self.operators: dict[fx.Node, Operator] = {}
-        reader = Reader(title, self.modules, self.operators, {})
+        reader = Reader(title, self.modules, self.operators, {}, self.trace.constants)
         for node in self.nodes:
             self.operators[node] = reader.operator(node)
         self.calls = _calls(self.nodes, self.modules)
@@ -175,7 +174,7 @@ class Graph:
             if node.op == "call_module":
                 targets[name] = self.layer(node, model)
             elif node.op == "get_attr":
-                targets[name] = operator.attrgetter(name)(model)
+                targets[name] = self.trace.tensor(name, model)
         return fx.GraphModule(targets, self.trace.graph)
 
     def layer(self, node: fx.Node, model: nn.Module) -> nn.Module:

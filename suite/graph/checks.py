@@ -54,14 +54,19 @@ def check_used(graph: fx.Graph, modules: dict[str, nn.Module], title: str) -> No
             used.add(id(node.meta["value"]))
     if all(id(parameter) in used for parameter in modules[""].parameters()):
         return
+    unused: dict[str, int] = {}
     for name, module in modules.items():
         parameters = list(module.parameters())
-        if name and parameters and not any(id(parameter) in used for parameter in parameters):
-            count = sum(parameter.numel() for parameter in parameters)
-            raise ValueError(
-                f"{title} computes nothing with {name} in eval mode, so its {count:,} parameters would count as removed: "
-                f"delete it first ({name} = None)"
-            )
+        inside = any(name.startswith(f"{outer}.") for outer in unused)
+        if name and not inside and parameters and not any(id(parameter) in used for parameter in parameters):
+            unused[name] = sum(parameter.numel() for parameter in parameters)
+    if unused:
+        names, count = " and ".join(unused), sum(unused.values())
+        raise ValueError(
+            f"{title} computes nothing with {names} in eval mode, so {count:,} parameters would count as removed: delete each "
+            f"first ({' = '.join(unused)} = None)"
+        )
+    for name, module in modules.items():
         for key, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in used:
                 where = f"{name}.{key}".strip(".")

@@ -50,7 +50,8 @@ def _inplace_index(node: fx.Node) -> int | None:
     return names.index("inplace") if "inplace" in names else None
 
 
-def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Return True for an operator that changes its first operand."""
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
     if node.op not in ("call_function", "call_method"):
@@ -88,7 +89,7 @@ def out_of_place(graph: fx.Graph, modules: dict[str, nn.Module], title: str) -> 
     """
     place = {node: index for index, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        if not node.all_input_nodes or not _in_place(node, modules):
+        if not node.all_input_nodes or not in_place(node, modules):
             continue
         source = node.all_input_nodes[0]
         for alias in _aliases(source, modules) - {source, node}:

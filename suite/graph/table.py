@@ -69,12 +69,14 @@ class Reader:
     modules    name -> module, without storage
     operators  node -> rule, of the nodes before
     pending    node -> (base, positions): the numbers of an unfinished move, by position in the base tensor
+    constants  name -> tensor that the network makes, such as an index
     """
 
     model: str
     modules: dict[str, nn.Module]
     operators: dict[fx.Node, Operator]
     pending: dict[fx.Node, tuple[fx.Node, Any]]
+    constants: Mapping[str, Tensor]
 
     def operator(self, node: fx.Node) -> Operator:
         """Return the rule of a node.
@@ -422,6 +424,8 @@ def _move(reader: Reader, node: fx.Node) -> Operator | None:
     first = node.args[0]
     if not isinstance(first, fx.Node) or (reader.operators[first].kind == "whole" and not shape(first)):
         return None
+    if any(source is not first and source.target not in reader.constants for source in node.all_input_nodes):
+        return None
     if first in reader.pending:
         base, place = reader.pending[first]
     else:
@@ -464,13 +468,13 @@ def _move(reader: Reader, node: fx.Node) -> Operator | None:
 
 
 def _moved(reader: Reader, node: fx.Node, place: Any) -> Any:
-    args = [place if index == 0 else argument for index, argument in enumerate(node.args)]
+    moved = (place, *node.args[1:]), dict(node.kwargs)
+    operands: Any = fx.node.map_arg(moved, lambda source: reader.constants[str(source.target)])
+    args, kwargs = operands
     target: Any = node.target
     if node.op == "call_module":
-        return reader.modules[target](*args, **node.kwargs)
-    return (
-        getattr(args[0], target)(*args[1:], **node.kwargs) if node.op == "call_method" else target(*args, **node.kwargs)
-    )
+        return reader.modules[target](*args, **kwargs)
+    return getattr(args[0], target)(*args[1:], **kwargs) if node.op == "call_method" else target(*args, **kwargs)
 
 
 def can_repeat(rule: Operator) -> bool:

@@ -5,7 +5,7 @@ A network that a trace would change is refused.
 Shapes, sizes and types of tensors are numbers while the network is traced, so that control flow on them is followed. The number
 of images is `BATCH`; a view of the batch dimension is rewritten to any number of images. A network whose control flow reads
 `self.training` is traced in both modes (`modes`). A dropout function that receives `self.training` becomes a module, and a
-function of a layer's parameters becomes the layer (`layers`).
+function of a layer's parameters becomes the layer (`layers`). A tensor that the forward method makes is a constant of the trace.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from suite.graph.checks import check_modules
 from suite.graph.copying import copied
-from suite.graph.inplace import out_of_place
+from suite.graph.inplace import in_place, out_of_place
 from suite.graph.layers import layer_of_call, plain_layer
 from suite.graph.modes import Unlike, joined
 from suite.graph.names import named
@@ -97,6 +98,10 @@ class _Proxy(fx.Proxy):
     def _changed(self, change: Any, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", change, (self, other), {}, name=change.__name__[1:])
 
+    def new_tensor(self, data: Any, **settings: Any) -> Tensor:
+        """Return a constant of this tensor's type."""
+        return torch.tensor(data, **{"dtype": self.value.dtype, **settings})
+
     def __setitem__(self, index: Any, value: Any) -> None:
         raise _Refusal("assigns to a part of a tensor; write it with torch.cat, torch.where or a product with a mask")
 
@@ -105,6 +110,33 @@ class _Proxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         return (operator.getitem(self, index) for index in range(len(self.value)))
+
+
+class _OnCpu(TorchFunctionMode):
+    """Makes constants of the forward method in main memory, not on the meta device."""
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.tracer.evaluating and not (args and isinstance(args[0], Tensor) and args[0].is_meta):
+            args = tuple(_CPU if _is_meta(argument) else argument for argument in args)
+            kwargs = {key: _CPU if _is_meta(argument) else argument for key, argument in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+_CPU = torch.device("cpu")
+
+
+def _is_meta(argument: Any) -> bool:
+    return isinstance(argument, torch.device) and argument.type == "meta"
+
+
+def new_zeros(images: Tensor, *sizes: int) -> Tensor:
+    """Return zeros of these sizes for each image."""
+    return images.new_zeros(len(images), *sizes)
 
 
 def _isinstance(value: Any, kinds: Any) -> bool:
@@ -117,6 +149,7 @@ class _Tracer(fx.Tracer):
 
     training   the mode of the pass
     functions  names of layers that are called as functions only
+    constants  name -> tensor that the network makes, or that is a plain attribute
     """
 
     evaluating = False
@@ -125,6 +158,8 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.training = training
         self.functions: set[str] = set()
+        self.constants: dict[str, Tensor] = {}
+        self.detached: dict[fx.Node, fx.Node] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m).__name__ in LEAVES or super().is_leaf_module(m, module_qualified_name)
@@ -145,16 +180,47 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         if "multiheadattention" in type(m).__name__.lower():
             raise _Attention(self.path_of_module(m))
+        if type(m).__module__.startswith("torchvision.transforms"):
+            return self._normalised(m, args[0])
         return forward(*args, **kwargs) if self.evaluating else super().call_module(m, forward, args, kwargs)
+
+    def _normalised(self, transform: Any, images: Any) -> Any:
+        """Return the images of `transforms.Normalize`, by operators."""
+        name = type(transform).__name__
+        if name != "Normalize" or transform.inplace:
+            raise _Refusal(
+                f"calls {name} of torchvision; transform the images before the network (Normalize: inplace=False)"
+            )
+        mean, std = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (transform.mean, transform.std))
+        return (images - mean) / std
+
+    def create_proxy(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **more: Any
+    ) -> Any:
+        if kind == "call_method" and target in ("to", "type_as") and isinstance(args[0], Tensor) and len(args) > 1:
+            return args[0].to(args[1].value.dtype)  # a constant in the type of a traced tensor
+        return super().create_proxy(kind, target, args, kwargs, *rest, **more)
 
     def create_arg(self, a: Any) -> Any:
         if not isinstance(a, Tensor):
             return super().create_arg(a)
         if id(a) not in self.registered:
-            raise _Refusal(
-                "reads a tensor that is neither parameter nor buffer, such as one made in the forward method; register it as a "
-                "buffer (zeros: torch.zeros_like)"
-            )
+            if a.is_meta and a._base is not None and id(a._base) in self.registered and a.numel() == a._base.numel():
+                return self.create_node("call_method", "reshape", (self.create_arg(a._base), *a.shape), {})
+            if a.is_meta:
+                raise _Refusal(
+                    "reads a tensor that is computed from parameters and buffers alone; register it as a buffer"
+                )
+            if a.ndim == 4 and len(a) == BATCH:
+                if bool(a.any()):
+                    raise _Refusal(
+                        "makes a tensor with one entry for each image; let its first dimension be 1, so that it broadcasts"
+                    )
+                return self.create_node("call_function", new_zeros, (self.images, *a.shape[1:]), {})
+            name = f"constant_{len(self.constants)}"
+            self.registered[id(a)] = name
+            self.constants[name] = a.detach().cpu()
+            self.kept.append(a)
         return self.create_node("get_attr", self.registered[id(a)], (), {})
 
     def _as_module(self, function: Any, args: Any, kwargs: Any) -> tuple[str, tuple[Any, ...]]:
@@ -174,11 +240,12 @@ class _Tracer(fx.Tracer):
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
     ) -> Any:
-        if kind.startswith("call") and not torch.is_grad_enabled():
+        if kind.startswith("call") and _autocast() != self.autocast:
             raise _Refusal(
-                "computes without gradient (torch.no_grad, or an autograd.Function), which packing would not keep; write the "
-                "function with operators of torch, and x.detach() for a stopped gradient"
+                "computes in torch.autocast, which packing would not keep; call the network inside of autocast"
             )
+        if kind != "get_attr" and torch.is_grad_enabled():
+            args, kwargs = fx.node.map_arg((args, kwargs), self._detached)
         if kind == "call_function" and (layer := layer_of_call(target, args, kwargs, self.root, self.training)):
             kind, target, args, kwargs = "call_module", layer[0], (layer[1],), {}
             self.functions.add(target)
@@ -188,17 +255,42 @@ class _Tracer(fx.Tracer):
             target, args = target.removesuffix("_as"), (args[0], *args[1].meta["value"].shape)
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         if kind == "placeholder":
-            node.meta["value"] = self.image
+            node.meta["value"], self.images = self.image, node
         elif kind != "output":
             self.evaluating = True
             try:
                 node.meta["value"] = self._value(node)
             finally:
                 self.evaluating = False
+        if kind.startswith("call"):
+            self._note_gradient(node)
         return node
+
+    def _note_gradient(self, node: fx.Node) -> None:
+        """Mark a node that is computed without gradient."""
+        first = next(iter(node.all_input_nodes), node)
+        if torch.is_grad_enabled():  # a part of several tensors without gradient has none either
+            node.meta["stopped"] = first.meta.get("stopped", False) and not isinstance(first.meta["value"], Tensor)
+        elif in_place(node, self.layers) and not first.meta.get("stopped"):
+            raise _Refusal(
+                "changes a tensor in place without gradient; write it with an operator that returns a new tensor"
+            )
+        else:
+            node.meta["stopped"] = True
+
+    def _detached(self, source: fx.Node) -> fx.Node:
+        """Return the node that readers with gradient have in place of one without."""
+        if not source.meta.get("stopped") or not isinstance(source.meta["value"], Tensor):
+            return source
+        if source not in self.detached:
+            self.detached[source] = source.graph.call_method("detach", (source,))
+            self.detached[source].meta["value"] = source.meta["value"]
+        return self.detached[source]
 
     def _value(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
+            if (constant := self.constants.get(str(node.target))) is not None:
+                return constant.to("meta", torch.float32 if constant.is_floating_point() else constant.dtype)
             return operator.attrgetter(str(node.target))(self.root)
         operands: Any = fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["value"])
         args, kwargs = operands
@@ -226,11 +318,12 @@ class _Tracer(fx.Tracer):
 
     def traced(self, skeleton: nn.Module, image: Tensor) -> fx.Graph:
         """Return the operators of `skeleton` on `image`, each with its value."""
-        self.image, self.layers = image, dict(skeleton.named_modules())
+        self.image, self.layers, self.autocast = image, dict(skeleton.named_modules()), _autocast()
         named = (*skeleton.named_parameters(), *skeleton.named_buffers())
         self.registered = {id(tensor): name for name, tensor in named}
+        self.kept: list[Tensor] = []  # an id is of one tensor as long as the tensor is kept
         files = {id(names): names for m in skeleton.modules() if (names := getattr(m.forward, "__globals__", None))}
-        with contextlib.ExitStack() as stack, torch.enable_grad():
+        with contextlib.ExitStack() as stack, torch.enable_grad(), _OnCpu(self), _without_autograd_functions():
             for names in files.values():
                 if not str(names.get("__name__")).startswith("torch.") and "isinstance" not in names:
                     names["isinstance"] = _isinstance
@@ -240,6 +333,32 @@ class _Tracer(fx.Tracer):
             skeleton.__class__ = type(kind.__name__, (kind,), of_images)  # other arguments have their defaults
             stack.callback(setattr, skeleton, "__class__", kind)
             return self.trace(skeleton)
+
+
+def _autocast() -> list[bool]:
+    return [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
+
+
+@contextlib.contextmanager
+def _without_autograd_functions() -> Iterator[None]:
+    """Refuse each autograd.Function: its own gradient would be lost."""
+
+    def refuse(kind: Any, *_: Any, **__: Any) -> None:
+        raise _Refusal(
+            f"computes in an autograd.Function ({kind.__name__}), which packing would not keep; write the function with "
+            "operators of torch, and x.detach() for a stopped gradient"
+        )
+
+    function: Any = torch.autograd.Function
+    own = vars(function).get("apply")
+    function.apply = classmethod(refuse)
+    try:
+        yield
+    finally:
+        if own is None:
+            del function.apply
+        else:
+            function.apply = own
 
 
 def _stands_for_result(operand: Tensor) -> bool:
@@ -274,12 +393,21 @@ class Trace:
     graph       the operators
     functions   names of layers that are called as functions of their parameters
     mode_reads  lines "file:number" whose control flow reads `self.training`
+    constants   name -> tensor that is neither parameter nor buffer
     """
 
     modules: dict[str, nn.Module]
     graph: fx.Graph
     functions: set[str]
     mode_reads: list[str]
+    constants: dict[str, Tensor]
+
+    def tensor(self, name: str, model: nn.Module) -> Tensor:
+        """Return a tensor of `model`; constants have its type and device."""
+        if name not in self.constants:
+            return operator.attrgetter(name)(model)
+        like, constant = next(model.parameters()), self.constants[name]
+        return constant.to(like.device, like.dtype if constant.is_floating_point() else constant.dtype)
 
 
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
@@ -302,7 +430,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
         _free_batch(node, modules)
-    return Trace(modules, graph, tracer.functions, reads)
+    return Trace(modules, graph, tracer.functions, reads, tracer.constants)
 
 
 def _traced(skeleton: nn.Module, image: Tensor, title: str, training: bool) -> tuple[fx.Graph, _Tracer, list[str]]:

@@ -192,8 +192,9 @@ class Builder:
         while base.op != "get_attr":
             base = base.args[0]
         name = str(base.target)
-        full = operator.attrgetter(name)(self.model)
-        if name not in self.model.state_dict():
+        full = self.graph.trace.tensor(name, self.model)
+        made = name in self.graph.trace.constants
+        if not made and name not in self.model.state_dict():
             raise ValueError(
                 f"{name} of {type(self.model).__name__} is neither parameter nor buffer: register it as one"
             )
@@ -206,7 +207,7 @@ class Builder:
             rows, columns = channels if dim == 0 or viewed else None, channels if dim == 1 and not viewed else None
         packed = self._path(name)
         packed = f"{packed}_{node.name}" if packed in self.modules else packed
-        part = self._part(full, packed, name, rows, columns)
+        part = Slot("", "", rows, columns).read(full).clone() if made else self._part(full, packed, name, rows, columns)
         self.modules[packed] = nn.Parameter(part) if isinstance(full, nn.Parameter) else part
         part_node = self.out.get_attr(packed)
         if node is base:
@@ -426,9 +427,11 @@ class Builder:
 
     def _view(self, node: fx.Node) -> None:
         rule = self.graph.operators[node]
-        _, value, order = self._source(node)
+        source, value, order = self._source(node)
         if named(node, self.graph.modules) in ("permute", "transpose", "swapaxes", "movedim", "getitem"):
-            result = self._again(node, lambda operand: value)
+            result = self._again(
+                node, lambda operand: value if operand is source else self._constant(operand, node, None)
+            )
         else:
             sizes = list(shape(node))
             sizes[0], sizes[rule.axis] = -1, len(order)
