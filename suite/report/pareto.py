@@ -205,15 +205,16 @@ def _reference(axes: Axes, points: pd.DataFrame, axis: Axis, spread: Spread, cut
 def _front(points: pd.DataFrame, axis: Axis) -> pd.DataFrame:
     """Return the corners of the front as `x`, `y` and `cell`.
 
-    The unpruned network is cell -1, first if it is on the front. Methods from abstracts and coarse cells are on no front.
+    The unpruned network is cell -1, first if it is on the front. Methods from abstracts are on no front. Coarse
+    cells are no corners, and neither are cells that a coarse one is better than.
     """
-    dense = {"x": axis.dense(points), "y": points["base_top1_mean_pct"].mean(), "cell": -1}
-    signed = points[(points["evidence"] != "abstract") & ~points["coarse"].astype(bool)]
-    own = signed[[axis.column, "top1_mean_pct", "cell"]].set_axis(["x", "y", "cell"], axis=1)
+    dense = {"x": axis.dense(points), "y": points["base_top1_mean_pct"].mean(), "cell": -1, "coarse": 0}
+    signed = points[points["evidence"] != "abstract"]
+    own = signed[[axis.column, "top1_mean_pct", "cell", "coarse"]].set_axis(["x", "y", "cell", "coarse"], axis=1)
     every = pd.concat([pd.DataFrame([dense]), own], ignore_index=True)
     best_first = every.sort_values(["x", "y"], ascending=[axis.less_is_better, False], kind="stable")
     above = best_first["y"] > best_first["y"].cummax().shift(fill_value=-np.inf)
-    return best_first[above].iloc[::-1]
+    return best_first[above & ~best_first["coarse"].astype(bool)].iloc[::-1]
 
 
 def _draw_front(axes: Axes, front: pd.DataFrame) -> None:
