@@ -373,7 +373,7 @@ def test_there_is_no_order_near_chance_level(drawn: Drawn, texts: dict[str, list
 
 
 def test_a_base_network_near_chance_level_gives_no_order(drawn: Drawn) -> None:
-    """Of ten classes: near chance is below 19 %."""
+    """There are ten classes, so near chance is below 19 %."""
     runs = [run_of(seed, budget, f"m{m}") for m in range(3) for budget in (0.3, 0.5) for seed in range(2)]
     for base, ordered in ((18.0, False), (20.0, True)):
         rows = [pruned_row(run, base - number, base_top1_pct=base) for number, run in enumerate(runs)]

@@ -322,7 +322,7 @@ def test_a_phone_shows_method_budget_accuracy_and_speed_up(driver: webdriver.Chr
 
 @pytest.mark.slow
 def test_a_phone_shows_figures_at_their_natural_size_and_scrolls_them(driver: webdriver.Chrome, folder: Path) -> None:
-    """Of text of 9 points a phone then shows 12 pixels; the width of the screen would leave 6."""
+    """Text of 9 points then has 12 pixels; at the screen's width it would have 6."""
     shown = (
         "return [...document.querySelectorAll('figure img')].map((image) =>"
         "[image.clientWidth - 16, image.naturalWidth * 96 / 200, image.closest('a').clientWidth])"
@@ -413,7 +413,10 @@ def test_text_stands_out_in_light_and_dark(driver: webdriver.Chrome, folder: Pat
 
 @pytest.mark.slow
 def test_a_thousand_lines_take_two_seconds_at_most(driver: webdriver.Chrome, tmp_path: Path) -> None:
-    """Of the processor: parsing, style, layout and scripts, as the browser counts them. A busy machine shows them later."""
+    """The browser counts processor time: parsing, style, layout and scripts.
+
+    A busy machine shows them later.
+    """
     runs = [run_of(0, 0.05 + 0.009 * b, f"m{m}") for m in range(10) for b in range(100)]
     many = written(tmp_path, runs, [pruned_row(run, 80 + i % 97 / 10) for i, run in enumerate(runs)])
     driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})

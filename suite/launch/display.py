@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -74,10 +75,15 @@ class Display:
         line = Text.assemble(
             f"{number:>9} ", (f"{outcome:11}", STYLES[outcome]), f" {stage.kind:8} {stage.label}{spent}{left}"
         )
-        behind = picture.waiting(self.view.observer.stages)[stage.key] if reason else 0
+        behind = self._waiting[stage.key] if reason else 0
         for text in (picture.printable(reason), picture.about_waiting(behind)):
             line.append(f"\n          {text}" if text else "", "red")
         (self.live.console if self.live else self.console).print(line, soft_wrap=True)
+
+    @functools.cached_property
+    def _waiting(self) -> Counter[str]:
+        """Key -> number of stages behind it, counted at the first failure."""
+        return picture.waiting(self.view.observer.stages)
 
     def _left_s(self) -> float | None:
         """Return the estimated seconds of the remaining stages.

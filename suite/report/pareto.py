@@ -205,8 +205,8 @@ def _reference(axes: Axes, points: pd.DataFrame, axis: Axis, spread: Spread, cut
 def _front(points: pd.DataFrame, axis: Axis) -> pd.DataFrame:
     """Return the corners of the front as `x`, `y` and `cell`.
 
-    The unpruned network is cell -1, first if it is on the front. Methods from abstracts are on no front. Coarse
-    cells are no corners, and neither are cells that a coarse one is better than.
+    The unpruned network is cell -1, first if it is on the front. Methods from abstracts are on no front. Coarse cells are no
+    corners, and neither are cells that a coarse one is better than.
     """
     dense = {"x": axis.dense(points), "y": points["base_top1_mean_pct"].mean(), "cell": -1, "coarse": 0}
     signed = points[points["evidence"] != "abstract"]

@@ -269,6 +269,10 @@ def _letter(number: int) -> str:
     return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
+def _threads(number: str) -> str:
+    return f"{number} thread" if number == "1" else f"{number} threads"
+
+
 def _conditions(line: pd.Series, differing: Sequence[str]) -> str:
     parts = []
     for prefix, verb in (("", ""), ("timed_", "timed at ")):
@@ -278,7 +282,7 @@ def _conditions(line: pd.Series, differing: Sequence[str]) -> str:
     parts += [f"TF32 {line[name]}" for name in differing if name == "tf32"]
     parts += [f"data {line[name][:8]}" for name in differing if name == "data_sha256"]
     parts += [f"timed on {line[name]}" for name in differing if name == "timed_device" and line[name]]
-    parts += [f"{line[name]} threads" for name in differing if name == "threads" and line[name]]
+    parts += [_threads(str(line[name])) for name in differing if name == "threads" and line[name]]
     parts += [f"leg {line[name]}" for name in differing if name == "leg" and line[name]]
     parts += [f"split {line[name]}" for name in differing if name == "split"]
     return ", ".join(parts)
@@ -330,7 +334,7 @@ def measured(lines: pd.DataFrame) -> str:
         f"batch {joined(f'{value:.0f}' for value in timed['batch'].dropna().unique())}",
         *(joined(different(timed[name])) for name in ("precision", "layout", "leg")),
         f"{joined(different(timed['protocol']))} protocol",
-        *([f"{threads} threads"] if threads else []),
+        *([_threads(threads)] if threads else []),
         f"commit {joined(different(commits(timed, 'timed_')))}",
         *(f"no energy: {reason}" for reason in different(timed["energy_missing"]) if reason),
     ]
