@@ -41,6 +41,8 @@ def test_the_figure_has_the_methods_of_both_sides_and_the_agreement(drawn: Drawn
     assert [sum(f"m{number}" in text for text in shown) for number in range(4)] == [1, 1, 1, 0]
     assert "measured shares of time from 49.0 to 51.0 %" in picture.caption
     assert "n = 3 base networks" in picture.caption
+    assert {"cut: 50 % of the time", "MACs cut: 50 %"} <= set(texts["intervals_digits_resnet8"])
+    assert "share of MACs or time to cut" in texts["ranks_digits_resnet8"]
 
 
 @pytest.mark.parametrize(

@@ -121,9 +121,10 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
         figure.set_size_inches(2.0 + max(1.35 * len(budgets), 3.5), 1.15 + 0.21 * rows)
         panels = figure.subplots(1, len(budgets), squeeze=False, sharey=True)[0]
         for axes, budget in zip(panels, budgets, strict=True):
-            _intervals(axes, runs[runs["at"] == budget], names)
+            _intervals(axes, own := runs[runs["at"] == budget], names)
             named = len(budgets) < 4 or axes is panels[0]
-            axes.set_title(f"MACs cut: {budget}" if named else budget, fontsize=8.5, loc="left")
+            cut = "cut" if own["budget_scope"].eq("latency").all() else "MACs cut"
+            axes.set_title(f"{cut}: {budget}" if named else budget, fontsize=8.5, loc="left")
         panels[0].set_yticks(range(len(names)), [style.label(name) for name in names], fontsize=8, parse_math=False)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         left, between = divmod(len(panels) - 1, 2)
@@ -251,7 +252,8 @@ def draw_ranks(runs: pd.DataFrame, folder: Path, left_out: Sequence[str] = ()) -
         ]
         axes.set_xticks(range(len(budgets)), budgets)
         axes.set_yticks(range(1, len(names) + 1))
-        axes.set(xlabel="share of MACs to cut", ylabel="rank by accuracy (1 is best)")
+        resource = "MACs or time" if runs["budget_scope"].eq("latency").any() else "MACs"
+        axes.set(xlabel=f"share of {resource} to cut", ylabel="rank by accuracy (1 is best)")
         axes.grid(visible=False)
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
