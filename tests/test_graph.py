@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.utils.prune
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -407,6 +408,8 @@ class Applied(nn.Module):
                 x = torch.relu(x)
         elif self.how == "transform":
             x = self.resize(x)
+        elif self.how == "checkpoint":
+            x = torch.utils.checkpoint.checkpoint(self.bn, x, use_reentrant=True)
         elif self.how == "autograd function":
             x = Straight.apply(x)
         elif self.how == "script":
@@ -455,6 +458,7 @@ class Applied(nn.Module):
         ("own weight", "'conv2d'.*but a function of kernels"),
         ("no gradient", "Applied changes a tensor in place without gradient; .*test_graph.py"),
         ("autograd function", "Applied computes in an autograd.Function"),
+        ("checkpoint", r"Applied calls torch.utils.checkpoint with use_reentrant=True; set use_reentrant=False"),
         ("script", r"Applied calls a function of torch.jit.script, .* remove the decorator \(.*test_graph.py"),
         ("parameters alone", "'t'.*it computes on parameters and buffers alone"),
         ("functional norm", "Applied calls batch_norm with self.training; write it as a module"),
@@ -491,6 +495,8 @@ def left_over(how: str) -> nn.Module:
         model[3].running_mean = model[1].running_mean
     elif how == "wrapped":
         return nn.DataParallel(model)
+    elif how == "exported":
+        return torch.export.export(model, (torch.zeros(2, 3, 8, 8),)).module()
     return model
 
 
@@ -504,6 +510,7 @@ def left_over(how: str) -> nn.Module:
         ("one storage", "0.weight and 2.weight of Sequential are one parameter"),
         ("one buffer", "1.running_mean and 3.running_mean of Sequential are one tensor"),
         ("wrapped", r"DataParallel is no network of its own; give the network inside, .module"),
+        ("exported", "GraphModule is an exported program, which has no layers; give the module that was exported"),
     ],
 )
 def test_weights_that_are_no_plain_parameters_are_refused(how: str, words: str) -> None:

@@ -16,6 +16,10 @@ def check_modules(model: nn.Module, title: str) -> None:
         raise ValueError(f"{title} is no network of its own; give the network inside, .{_WRAPPERS[title]}")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError(f"{title} is TorchScript, which cannot be pruned; give the module that it was made from")
+    if isinstance(model, fx.GraphModule) and any(
+        isinstance(node.target, torch._ops.OpOverload) for node in model.graph.nodes
+    ):
+        raise ValueError(f"{title} is an exported program, which has no layers; give the module that was exported")
     owner: dict[object, str] = {}
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):

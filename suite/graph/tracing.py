@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from suite.graph.checks import check_modules
 from suite.graph.copying import copied
@@ -344,6 +345,8 @@ def _without_autograd_functions() -> Iterator[None]:
     """Refuse each autograd.Function: its own gradient would be lost."""
 
     def refuse(kind: Any, *_: Any, **__: Any) -> None:
+        if kind is checkpoint.CheckpointFunction:
+            raise _Refusal("calls torch.utils.checkpoint with use_reentrant=True; set use_reentrant=False")
         raise _Refusal(
             f"computes in an autograd.Function ({kind.__name__}), which packing would not keep; write the function with "
             "operators of torch, and x.detach() for a stopped gradient"
