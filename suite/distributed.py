@@ -25,7 +25,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from submitit.slurm.slurm import SlurmJobEnvironment
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 TIMEOUT = timedelta(hours=1)
 """Time limit of a collective: the other ranks wait in one while rank 0 plans."""
@@ -255,6 +254,20 @@ def rank_0_first() -> Iterator[None]:
         dist.barrier()
 
 
+class _SumOverTasks(torch.autograd.Function):
+    """The sum of a tensor over all tasks; gradients are summed, too."""
+
+    @staticmethod
+    def forward(ctx: object, own: Tensor) -> Tensor:
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return _SumOverTasks.apply(gradient)
+
+
 def _batch_norm(self: nn.BatchNorm2d, images_BCHW: Tensor) -> Tensor:
     """Normalise over the images of all tasks, which hold equally many.
 
@@ -268,9 +281,9 @@ def _batch_norm(self: nn.BatchNorm2d, images_BCHW: Tensor) -> Tensor:
     images_BCHW = images_BCHW.to(
         self.running_mean.dtype if self.running_mean is not None else dtype
     )  # statistics in fp32
-    mean_C = all_reduce(images_BCHW.mean((0, 2, 3))) / _group.ranks
+    mean_C = _SumOverTasks.apply(images_BCHW.mean((0, 2, 3))) / _group.ranks
     centred_BCHW = images_BCHW - mean_C[:, None, None]
-    var_C = all_reduce(centred_BCHW.square().mean((0, 2, 3))) / _group.ranks
+    var_C = _SumOverTasks.apply(centred_BCHW.square().mean((0, 2, 3))) / _group.ranks
     if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
         assert self.momentum is not None, "a cumulative average is in none of the models"
         count = images_BCHW.numel() // len(mean_C) * _group.ranks

@@ -100,6 +100,14 @@ def test_the_log_of_a_lost_job_is_where_slurm_wrote_it(tmp_path: Path, monkeypat
         assert lost.explain("1", end, tmp_path).reason.endswith(f"with exit status 1; see {path}")
 
 
+def test_a_step_that_slurm_ended_for_its_memory_ran_out_of_memory(tmp_path: Path) -> None:
+    path = record.log_of(tmp_path, "1")
+    path.parent.mkdir(parents=True)
+    path.write_text("slurmstepd-n1: error: StepId=1.0 exceeded memory limit (6527807488 > 6291456000), being killed\n")
+    reason = lost.explain("1", End(state="FAILED", status=9, nodes="n1"), tmp_path).reason
+    assert "on n1 ran out of memory: --slurm mem=MB for more" in reason
+
+
 @pytest.mark.parametrize(("restarts", "tried"), [("0", 3), ("1", 2)])
 def test_a_job_that_is_started_again_leaves_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: str, tried: int

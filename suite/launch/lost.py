@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pwd
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from suite.launch import queue, record
@@ -49,7 +49,7 @@ def explain(job: str, end: End | None, results: Path) -> Loss:
         text = f"its job {job} is {UNKNOWN} and left no status: there is no record of its end"
         return Loss(reason=f"{text}{_log(job, results, ran=True)}", counts=False)
     text = f"its job {job} ended as {end.state} and left no status"
-    meaning = _meaning(end, results)
+    meaning = _meaning(replace(end, out_of_memory=end.out_of_memory or _over_memory(job, results)), results)
     no_log_file = end.signal == NO_LOG_FILE and not end.status
     log = "" if no_log_file else _log(job, results, ran=bool(end.nodes))
     counts = not end.state.startswith(NO_FAULT) and not no_log_file
@@ -71,6 +71,15 @@ def _meaning(end: End, results: Path) -> str:
     if number:
         return f"{where}its process was killed by {_signal(number)}"
     return f"{where}with exit status {end.status}" if end.status else where.strip()
+
+
+def _over_memory(job: str, results: Path) -> bool:
+    """Return True if the log has SLURM's line about the memory limit.
+
+    Where no cgroup holds the limit, SLURM ends the step itself, and the state is only FAILED.
+    """
+    path = record.log_of(results, job)
+    return path.is_file() and "exceeded memory limit" in path.read_text(errors="replace").lower()
 
 
 def _name(user: str) -> str:
