@@ -19,7 +19,7 @@ from test_report import COMMIT, HOSTILE, SCHEDULE, pruned_row, run_of, timed_row
 from suite import records
 from suite.contract import Pruner
 from suite.grids import Grid
-from suite.report import ablation, cells, comparison, figures, frames, learning, looks, pareto, style
+from suite.report import ablation, cells, comparison, fairness, figures, frames, learning, looks, pairs, pareto, style
 from suite.stages import Pruned, Timing
 
 SAVE = style.save
@@ -62,7 +62,9 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawn:
         found = frames.load(grid, tmp_path, smoke=False)
         settings = {run.key: run.settings for run in runs}
         lines = cells.table(found)
-        made = figures.draw_all(found, lines, cells.latency(found), settings, tmp_path / "out", **more)
+        made = figures.draw_all(
+            found, lines, cells.latency(found), pairs.table(found.runs), settings, tmp_path / "out", **more
+        )
         return {picture.name: picture for picture in made}
 
     return make
@@ -89,7 +91,7 @@ def many(
     rows: list[records.Row] = []
     for run in runs:
         worse = int(run.settings.name[1:])  # type: ignore[attr-defined]
-        top1 = 90 - (1 + worse) * run.budget.share + 0.01 * run.seed
+        top1 = 90 - (1 + worse) * run.budget.share + 0.01 * (run.seed * (1 + worse) % 3)
         rows.append(pruned_row(run, top1, macs_cut_pct=100 * run.budget.share))
         rows.append(timed_row(run, (1 + run.budget.share, 1.01, 2.0), device=device))
     return runs, rows
@@ -125,7 +127,7 @@ def test_one_budget_has_intervals_and_a_pareto_axis_only_over_what_differs(drawn
     runs = [run_of(seed, 0.5, name) for name in ("a", "b") for seed in (0, 1)]
     rows = [pruned_row(run, 80 - run.seed, macs_cut_pct=50.0 + 4 * run.seed, params_cut_pct=40.0) for run in runs]
     kinds = {name.split("_")[0] for name in drawn(runs, rows)}
-    assert kinds == {"intervals", "ranks", "ablation"}
+    assert kinds == {"intervals", "ablation"}
     apart = [dataclasses.replace(row, params_cut_pct=20.0) if "=a" in row.settings else row for row in rows]
     assert "pareto_params_digits_resnet8" in drawn(runs, apart)
     for cut, shown in ((53, False), (80, True)):
@@ -165,7 +167,7 @@ def test_numbers_that_are_no_numbers_are_left_out(drawn: Drawn) -> None:
 def test_a_hostile_name_is_drawn_as_it_is(drawn: Drawn, texts: dict[str, list[str]]) -> None:
     runs = [run_of(seed, budget, name) for seed in (0, 1) for budget in (0.3, 0.5) for name in (HOSTILE, "_b$")]
     made = drawn(runs, [*(pruned_row(run, 80) for run in runs), *(timed_row(run, (1.2, 1.1, 1.3)) for run in runs)])
-    assert len(made) == 7
+    assert len(made) == 6
     for name in made:
         shown = "".join(texts[name]).replace("\n", "").replace("\u200b", "").replace(" ", "")
         assert HOSTILE.replace(" ", "") in shown, name
@@ -332,14 +334,14 @@ def test_twenty_names_at_five_budgets_lie_apart(drawn: Drawn, monkeypatch: pytes
 def test_agreement_is_one_for_the_same_order_and_less_when_it_turns(drawn: Drawn) -> None:
     runs, rows = many(4, (0.3, 0.5), 3)
     same = drawn(runs, rows)["ranks_digits_resnet8"].caption
-    assert "between seeds 1.00, between budgets 1.00" in same
+    assert "Kendall's tau, on average: 1.00" in same
     turned = [
         dataclasses.replace(row, pruned_top1_pct=180 - row.pruned_top1_pct)
         if isinstance(row, records.PrunedRow) and row.budget == 0.5 and row.pruned_top1_pct is not None
         else row
         for row in rows
     ]
-    assert "between budgets -1.00" in drawn(runs, turned)["ranks_digits_resnet8"].caption
+    assert "Kendall's tau, on average: -1.00" in drawn(runs, turned)["ranks_digits_resnet8"].caption
 
 
 def test_budgets_of_one_method_are_not_compared(drawn: Drawn) -> None:
@@ -352,12 +354,12 @@ def near_chance(worst: float) -> tuple[list[Pruned], list[records.Row]]:
 
     At 30 % two of them, at 90 % all keep at most `worst`, at 50 % none does.
     """
-    runs = [run_of(s, b, f"m{m}") for m in range(4) for b in (0.3, 0.5, 0.9) for s in range(2)]
+    runs = [run_of(s, b, f"m{m}") for m in range(4) for b in (0.3, 0.5, 0.9) for s in range(3)]
     rows: list[records.Row] = []
     for number, run in enumerate(runs):
         method = int(run.settings.name[1:])  # type: ignore[attr-defined]
         low = run.budget.share == 0.9 or (run.budget.share == 0.3 and method > 1)
-        rows.append(pruned_row(run, worst - number % 5 if low else 80 - method - 0.1 * run.seed))
+        rows.append(pruned_row(run, worst - number % 5 if low else 80 - method - 0.1 * (run.seed * (1 + method) % 3)))
     return runs, rows
 
 
@@ -374,9 +376,9 @@ def test_there_is_no_order_near_chance_level(drawn: Drawn, texts: dict[str, list
 
 def test_a_base_network_near_chance_level_gives_no_order(drawn: Drawn) -> None:
     """There are ten classes, so near chance is below 19 %."""
-    runs = [run_of(seed, budget, f"m{m}") for m in range(3) for budget in (0.3, 0.5) for seed in range(2)]
+    runs = [run_of(seed, budget, f"m{m}") for m in range(3) for budget in (0.3, 0.5) for seed in range(3)]
     for base, ordered in ((18.0, False), (20.0, True)):
-        rows = [pruned_row(run, base - number, base_top1_pct=base) for number, run in enumerate(runs)]
+        rows = [pruned_row(run, base - number - number**2 % 3, base_top1_pct=base) for number, run in enumerate(runs)]
         made = drawn(runs, rows)
         assert ("ranks_digits_resnet8" in made) is ordered
         caption = made["intervals_digits_resnet8"].caption
@@ -393,14 +395,21 @@ def test_ranks_near_chance_level_are_shared() -> None:
             **{"seed": [run.seed for run in runs], "split": "all", "lost_pp": 72.0},
             **{"drop_pp": [90 - row.pruned_top1_pct for row in rows]},  # type: ignore[attr-defined]
             **dict.fromkeys(frames.CONDITIONS, ""),
+            **{"data": "digits", "model": "resnet8", "budget_scope": "network"},
+            **{"budget": [run.budget.share for run in runs]},
         }
     )
-    ranked = comparison.ranked(frame)
+    frame = frame.assign(settings=frame["name"])
+    told_apart = (
+        frame[frame["budget"] == 0.5].drop_duplicates(fairness.SET).assign(a="m0", b="m3", verdict="m0 is better")
+    )
+    told_apart = told_apart[[*fairness.SET, "a", "b", "verdict"]]
+    assert comparison.ranked(frame, told_apart.assign(verdict=pairs.SAME)).empty
+    ranked = comparison.ranked(frame, told_apart)
     ranks = ranked.groupby(["at", "name"])["rank"].first()
     assert ranks.loc["30%"].tolist() == [1, 2, 3.5, 3.5]
     assert ranks.loc["50%"].tolist() == [1, 2, 3, 4]
     assert "90%" not in ranks
-    assert ranked[ranked["tied"]]["seed_rank"].unique().tolist() == [3.5]
     assert comparison.near_chance(frame) == ["90%"]
 
 
@@ -423,7 +432,7 @@ def test_coarse_runs_take_no_part(drawn: Drawn, texts: dict[str, list[str]]) -> 
 
 
 def test_there_are_no_ranks_across_conditions(drawn: Drawn, texts: dict[str, list[str]]) -> None:
-    runs, rows = many(2, (0.3, 0.5), 2)
+    runs, rows = many(2, (0.3, 0.5), 3)
     assert "ranks_digits_resnet8" in drawn(runs, rows)
     other = {"commit": "f" * 40}
     moved = [
@@ -433,6 +442,47 @@ def test_there_are_no_ranks_across_conditions(drawn: Drawn, texts: dict[str, lis
     assert "ranks_digits_resnet8" not in made
     assert {"MACs cut: 30 % [A]", "MACs cut: 50 % [B]"} <= set(texts["intervals_digits_resnet8"])
     assert "[A] commit 01234567; [B] commit ffffffff" in made["intervals_digits_resnet8"].caption
+
+
+def test_methods_that_are_not_told_apart_share_a_bar() -> None:
+    apart = {frozenset(pair) for pair in ("ac", "ad", "bd", "ae", "be", "ce", "de")}
+    assert comparison.groups("abcde", apart) == [(0, 1), (1, 2), (2, 3)]
+    assert comparison.groups("abcde", set()) == [(0, 4)]
+    assert comparison.groups("ab", {frozenset("ab")}) == []
+
+
+def test_ranks_that_nothing_tells_apart_are_not_drawn(drawn: Drawn) -> None:
+    assert not any(name.startswith("ranks") for name in drawn(*many(3, (0.3, 0.5), 2)))
+
+
+def test_networks_that_were_never_trained_have_no_figure_of_accuracy(drawn: Drawn) -> None:
+    runs, rows = many(2, (0.3, 0.5), 1)
+    equal = [
+        dataclasses.replace(row, pruned_top1_pct=0.0, base_top1_pct=0.0) if isinstance(row, records.PrunedRow) else row
+        for row in rows
+    ]
+    assert {name.split("_")[0] for name in drawn(runs, equal)} == {"speed"}
+
+
+def test_error_bars_that_leave_the_axes_are_marked() -> None:
+    with style.new_figure(entries=0) as figure:
+        axes = figure.add_subplot()
+        axes.errorbar([1, 2], [5, 5], yerr=[[1, 9], [1, 9]], xerr=[[0, 0], [0, 9]], fmt="none", ecolor="red")
+        axes.errorbar([3], [50], yerr=[1], fmt="none")
+        axes.set(xlim=(0, 4), ylim=(0, 10))
+        assert style.mark_cut_bars(axes)
+        marks = sorted(np.asarray(line.get_xydata())[0].tolist() for line in axes.lines if line.get_marker() != "None")
+        np.testing.assert_allclose(marks, [(0.5, 0), (0.5, 1), (1, 0.5)])
+        axes.set(xlim=(0, 20), ylim=(-10, 60))
+        axes.lines[-1].remove()
+        assert not style.mark_cut_bars(axes)
+
+
+def test_a_cut_bar_is_in_the_caption(drawn: Drawn) -> None:
+    runs = [run_of(seed, budget) for budget in (0.3, 0.5) for seed in range(3)]
+    for spread, marked in ((0.01, False), (5, True)):
+        made = drawn(runs, [pruned_row(run, 80 + spread * run.seed) for run in runs])["pareto_macs_digits_resnet8"]
+        assert ("Hollow arrows at an edge: bars that go on." in made.caption) is marked
 
 
 def test_ranks_need_every_budget() -> None:

@@ -241,13 +241,34 @@ def test_the_learning_figure_says_that_nothing_was_learned(tmp_path: Path) -> No
         (tmp_path / name / "history.jsonl").write_text("\n".join(map(json.dumps, log)))
     about: dict[str, Any] = {"data": "d", "model": "m", "method": "x", "line": "x", "groups": 2}
     logs = {name: learning._log(tmp_path / name).assign(**about, run=name) for name in ("flat", "falling")}
-    with style.new_figure(entries=0) as figure:
-        learning.draw(figure, logs["flat"])
-        titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert "group entropy (nats): nothing learned" in titles
+    logs["both"] = pd.concat(logs.values(), ignore_index=True)
+    titles = {}
+    for name, shown in logs.items():
+        with style.new_figure(entries=0) as figure:
+            learning.draw(figure, shown)
+            titles[name] = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles["flat"] == ["dose", "loss"], "what is constant has no panel"
+    assert titles["both"][0] == "group entropy (nats): nothing learned in 1 of 2"
+    assert "Constant, without a panel: group entropy (nats) 0.69." in learning._caption(logs["flat"])
+    assert "Dotted line" not in learning._caption(logs["flat"])
+    assert "Constant" not in learning._caption(logs["both"])
     assert "Nothing was learned in 1 of 1 runs" in learning.unlearned(logs["flat"])
     assert "Dose at the end: 0.25" in learning.unlearned(logs["flat"])
     assert "Nothing was learned" not in learning.unlearned(logs["falling"])
+
+
+def test_an_axis_does_not_magnify_a_change_that_is_no_course() -> None:
+    about = {"data": "d", "model": "m", "method": "x", "line": "x", "groups": 2, "run": "a"}
+    logs = pd.DataFrame(
+        [
+            {**about, "epoch": i, "loss": 2.0 + 0.01 * i, "train_top1_pct": 99 + 0.2 * i, "penalty": 5 - i}
+            for i in range(3)
+        ]
+    )
+    with style.new_figure(entries=0) as figure:
+        learning.draw(figure, logs)
+        spans = {axes.get_title(loc="left"): axes.get_ylim()[1] - axes.get_ylim()[0] for axes in figure.axes}
+    assert spans == pytest.approx({"penalty": 2.2, "loss": 0.101, "train top-1 (%)": 1.0})
 
 
 def test_notes_in_a_terminal_are_numbers_with_their_meanings() -> None:

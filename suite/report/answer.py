@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pandas as pd
 
-from suite.report import inference, words
+from suite.report import pairs, words
+from suite.report.fairness import SET
 
 
 def sentences(lines: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     """Return a sentence on accuracy and one on measured speed.
 
     lines      lines of the table
-    compared   pairs of methods told apart (`pairs`)
+    compared   all pairs of methods (`pairs.table`)
     """
     done = lines[(lines["n"] > 0) & (lines["budget"] > 0)]
     if done.empty:
@@ -20,8 +21,8 @@ def sentences(lines: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
 
 
 def _accuracy(done: pd.DataFrame, compared: pd.DataFrame) -> str:
-    """Return the method with the highest mean at the budget that most methods reach."""
-    parts = [part for _, part in done.groupby(["data", "model", "budget"], sort=False)]
+    """Return the method with the highest mean in the comparison set of most methods."""
+    parts = [part for _, part in done.groupby(SET, sort=False)]
     part = max(parts, key=lambda each: each["settings"].nunique())
     best = part.nlargest(1, "top1_mean_pct").iloc[0]
     data, model, budget = best["data"], best["model"], best["budget"]
@@ -34,10 +35,8 @@ def _accuracy(done: pd.DataFrame, compared: pd.DataFrame) -> str:
     rivals = part["settings"].nunique() - 1
     if not rivals:
         return f"{text}."
-    apart = 0
-    if len(compared):
-        pairs = compared[(compared["data"] == data) & (compared["model"] == model) & (compared["budget"] == budget)]
-        apart = int((pairs["p_holm"] < inference.ALPHA).sum())
+    own = compared[(compared["a"] == best["settings"]) | (compared["b"] == best["settings"])]
+    apart = int(pairs.apart(own[(own[SET] == best[SET]).all(axis=1)]).sum())
     if apart >= rivals:
         return f"{text}, told apart from all {rivals} other methods."
     if not apart:

@@ -76,8 +76,9 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
     remove_parts(folder)
     grid_file.write(grid_name, folder)
     runs_of_grid = grids.runs_of(grid, smoke=smoke)
+    settings = {run.key: run.settings for run in runs_of_grid}
     pictures = figures.draw_all(
-        loaded, tables.lines, tables.latency, {run.key: run.settings for run in runs_of_grid}, folder, tables.reference
+        loaded, tables.lines, tables.latency, tables.compared, settings, folder, tables.reference
     )
     pictures += dose.draw_all(runs_of_grid, tables.lines, loaded.runs, folder)
     pictures += learning.draw_all(runs_of_grid, loaded.runs, results, folder)

@@ -1,13 +1,13 @@
-"""Intervals of the methods' accuracy drops, and their order over budgets and seeds.
+"""Intervals of the methods' accuracy drops, and their order over budgets.
 
 Only runs of one comparison set (`suite.report.fairness`) stand against each other: same budget, split and conditions, and
 none that cuts too much.
 
-Rank     1 is the most accurate; equals share their mean rank. Methods are ranked at those budgets, and by those seeds, for
-         which all of them have a run, and only where all budgets have the same conditions. Near chance level there is no order:
-         methods that keep less than `LEFT` of what the base network has above chance share their rank, and a budget at
-         which all do has none. The base network in its turn is near chance if it has less than `LEFT` of what a network
-         without errors has above chance; then no budget has ranks.
+Rank     1 is the most accurate; equals share their mean rank. Methods are ranked at those budgets for which all of them have
+         a run, and only where all budgets have the same conditions. Near chance level there is no order: methods that keep less
+         than `LEFT` of what the base network has above chance share their rank, and a budget at which all do has none. The base
+         network in its turn is near chance if it has less than `LEFT` of what a network without errors has above chance; then
+         no budget has ranks.
 tau      Kendall's rank correlation of two orders: 1 for the same order, 0 for unrelated ones, -1 for the reverse.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from matplotlib.markers import CARETRIGHT
 from scipy import stats
 
 from suite import data
-from suite.report import fairness, inference, style, words
+from suite.report import fairness, inference, pairs, style, words
 from suite.report.extent import farthest
+from suite.report.fairness import SET
 from suite.report.frames import CONDITIONS
 
 LEFT = 0.1
@@ -198,13 +199,15 @@ def _caption_intervals(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def ranked(runs: pd.DataFrame) -> pd.DataFrame:
-    """Add `rank` (of the mean) and `seed_rank` (by seed) of methods with all budgets.
+def ranked(runs: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
+    """Add `rank` of the mean to the runs of methods with all budgets.
 
-    `tied` is True near chance level. The frame is empty if there is nothing to rank.
+    `tied` is True near chance level.
 
-    There is something where two methods share two budgets, or two seeds of one, under the same conditions, and one of them is
-    not near chance level.
+    compared   all pairs of methods (`pairs.table`)
+
+    The frame is empty if there is nothing to rank. There is something where two methods share two budgets under the same
+    conditions and are told apart at one of them, and one of them is not near chance level.
     """
     if runs.empty or len(runs.drop_duplicates(["split", *CONDITIONS])) > 1:
         return runs.iloc[:0]
@@ -214,14 +217,42 @@ def ranked(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs[~runs.groupby("at")["tied"].transform("all")]
     every = runs["at"].nunique()
     runs = runs[runs.groupby("name")["at"].transform("nunique") == every]
-    seeds = runs.groupby("seed").size()
-    complete = seeds[seeds == runs["name"].nunique() * every].index
-    if runs["name"].nunique() < 2 or (every < 2 and len(complete) < 2):
+    if every < 2 or not any(_apart(part, compared) for _, part in runs.groupby("at")):
         return runs.iloc[:0]
     means = runs.groupby(["at", "name"])["order_pp"].first()
-    rank = runs[["at", "name"]].merge(means.groupby("at").rank().rename("rank").reset_index(), how="left")["rank"].array
-    of_seed = runs[["drop_pp", "lost_pp"]].min(axis=1).where(runs["seed"].isin(complete))
-    return runs.assign(rank=rank, seed_rank=of_seed.groupby([runs["at"], runs["seed"]]).rank())
+    return runs.merge(means.groupby("at").rank().rename("rank").reset_index(), on=["at", "name"])
+
+
+def _apart(runs: pd.DataFrame, compared: pd.DataFrame) -> set[frozenset[str]]:
+    """Return the pairs of names that are told apart in a comparison set.
+
+    runs   of the set
+    """
+    if compared.empty:
+        return set()
+    names = dict(zip(runs["settings"], runs["name"], strict=True))
+    own = compared.merge(runs[SET].drop_duplicates(), on=SET)
+    own = own[own["a"].isin(names) & own["b"].isin(names) & pairs.apart(own)]
+    return {frozenset((names[a], names[b])) for a, b in zip(own["a"], own["b"], strict=True)}
+
+
+def groups(names: Sequence[str], apart: Collection[frozenset[str]]) -> list[tuple[int, int]]:
+    """Return first and last index of the groups in which no pair is told apart.
+
+    A group has neighbours only, and lies in no larger one.
+
+    names   methods in their order
+    """
+    result: list[tuple[int, int]] = []
+    for first in range(len(names)):
+        last = first
+        while last + 1 < len(names) and not any(
+            frozenset((name, names[last + 1])) in apart for name in names[first : last + 1]
+        ):
+            last += 1
+        if last > max([first, *(end for _, end in result)]):
+            result.append((first, last))
+    return result
 
 
 def near_chance(runs: pd.DataFrame) -> list[str]:
@@ -231,21 +262,25 @@ def near_chance(runs: pd.DataFrame) -> list[str]:
     return near.index[near].tolist()
 
 
-def draw_ranks(runs: pd.DataFrame, folder: Path, left_out: Sequence[str] = ()) -> style.Picture:
-    """Draw the rank of the methods over the budgets.
+def draw_ranks(runs: pd.DataFrame, compared: pd.DataFrame, folder: Path, left_out: Sequence[str] = ()) -> style.Picture:
+    """Draw the rank of the methods' means over the budgets.
 
-    Lines are ranks of the means, bars are ranks by single seeds. `left_out` are budgets at which all are near chance level.
+    Bars join methods that are not told apart.
+
+    `left_out` are budgets at which all are near chance level.
     """
     budgets = _chosen(list(dict.fromkeys(runs["at"])), 2 * PANELS)
     names = runs[runs["at"] == budgets[-1]].groupby("name")["rank"].first().sort_values(kind="stable").index
     with style.new_figure(entries=0) as figure:
         figure.set_size_inches(2.6 + min(0.6 + 1.1 * len(budgets), 5.2), 3.0)
         axes = figure.add_subplot()
-        axes.set_xlim(-0.3, len(budgets) - 0.7)
+        axes.set_xlim(-0.45, len(budgets) - 0.7)
         axes.set_ylim(len(names) + 0.6, 0.4)
         beside = np.linspace(-0.12, 0.12, len(names))
         for x, budget in enumerate(budgets):
-            _tied(axes, runs[runs["at"] == budget], x)
+            own = runs[runs["at"] == budget]
+            _tied(axes, own, x)
+            _joined(axes, own, _apart(own, compared), x)
         ends = [
             _ranks(axes, runs[runs["name"] == name], budgets, len(names), shift)
             for name, shift in zip(names, beside, strict=True)
@@ -273,13 +308,18 @@ def _ranks(axes: Axes, runs: pd.DataFrame, budgets: list[str], count: int, shift
     look = runs["look"].iloc[0].style()
     mean = runs.groupby("at")["rank"].first().reindex(budgets)
     places = np.arange(len(budgets)) + shift
-    for x, budget in zip(places, budgets, strict=True):
-        seeds = runs.loc[runs["at"] == budget, "seed_rank"].dropna()
-        if len(seeds) > 1:
-            axes.plot([x] * 2, [seeds.min(), seeds.max()], color=look["color"], linewidth=2.0, alpha=0.5, zorder=1)
     thick = 2.0 if count <= style.MANY else 1.3
     axes.plot(places, mean, **look, linewidth=thick)
     return style.End(str(runs["name"].iloc[0]), places[-1], float(mean.iloc[-1]), look)
+
+
+def _joined(axes: Axes, runs: pd.DataFrame, apart: Collection[frozenset[str]], x: int) -> None:
+    """Draw a bar beside each group of methods that are not told apart."""
+    ranks = runs.groupby("name")["rank"].first().sort_values(kind="stable")
+    for place, (first, last) in enumerate(groups(ranks.index.tolist(), apart)):
+        at = x - 0.2 - 0.05 * (place % 4)  # overlapping groups stand beside each other
+        ends = [ranks.iloc[first] - 0.15, ranks.iloc[last] + 0.15]
+        axes.plot([at, at], ends, color=style.REFERENCE, linewidth=2.5, solid_capstyle="butt")
 
 
 def _tied(axes: Axes, runs: pd.DataFrame, x: int) -> None:
@@ -293,19 +333,12 @@ def _tied(axes: Axes, runs: pd.DataFrame, x: int) -> None:
 
 def _caption_ranks(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
     by_budget = runs.pivot_table(index="name", columns="at", values="rank", aggfunc="first")
-    by_seed = runs.dropna(subset=["seed_rank"]).pivot_table(index="name", columns=["at", "seed"], values="seed_rank")
-    between_seeds = [
-        tau for budget in dict.fromkeys(runs["at"]) if budget in by_seed for tau in _taus(by_seed[budget].to_numpy().T)
-    ]
-    agreement = [
-        *([f"between seeds {np.mean(between_seeds):.2f}"] if between_seeds else []),
-        *([f"between budgets {np.mean(taus):.2f}"] if (taus := _taus(by_budget.to_numpy().T)) else []),
-    ]
+    taus = _taus(by_budget.to_numpy().T)
     cells = runs.groupby(["name", "at"])
     sentences = [
-        f"{words.who(runs)}: rank of the mean over {words.runs(cells.size(), cells['base_key'].nunique())}; bars: the range "
-        "of the ranks by single seeds",
-        *([f"Agreement of two orders, Kendall's tau, on average: {', '.join(agreement)}"] if agreement else []),
+        f"{words.who(runs)}: rank of the mean over {words.runs(cells.size(), cells['base_key'].nunique())}",
+        "Grey bars join methods that are not told apart (comparisons.csv): within a bar the order is no result",
+        *([f"Agreement of two budgets, Kendall's tau, on average: {np.mean(taus):.2f}"] if taus else []),
         *_about_chance(runs, left_out),
         f"T{words.trained(runs)[1:]}",
     ]

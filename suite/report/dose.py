@@ -23,6 +23,7 @@ from suite.stages import Pruned
 APART = 1.5
 """Ratio of two doses from which on a setting counts as changing the dose."""
 PANEL_IN = (2.5, 2.3)
+AXES_IN = 1.5
 LEGEND_IN = 2.0
 
 
@@ -77,6 +78,7 @@ def draw(varied: Varied, control: pd.DataFrame, folder: Path) -> style.Picture:
             further=(varied.method, varied.setting),
             title=f"{varied.method}: accuracy, sparsity and groups over the dose",
             caption_text=_caption(varied, points, control),
+            arrange=lambda: style.fit(figure, panels[0], AXES_IN),
         )
 
 

@@ -22,16 +22,16 @@ STAR = 0.03
 def lift(axes: Axes, points: pd.DataFrame, published: pd.Series) -> float | None:
     """Cut the vertical axis above distant points; return the limit, or None.
 
-    `published` accuracies stay in sight, but for those below such a cut.
+    The unpruned network stays in sight, and so do `published` accuracies, but for those below such a cut.
     """
-    accuracy = points["top1_mean_pct"]
-    top = max(accuracy.max(), points["base_top1_mean_pct"].max())
+    accuracy, base = points["top1_mean_pct"], points["base_top1_mean_pct"]
+    top = max(accuracy.max(), base.max())
     floor = top - farthest(top - accuracy)
     if accuracy.min() >= floor:
-        every = [accuracy.min(), top, *published]
+        every = [accuracy.min(), base.min(), top, *published]
         _bound(axes, min(every), max(every))
         return None
-    lowest = accuracy[accuracy >= floor].min()
+    lowest = min(accuracy[accuracy >= floor].min(), base.min())
     bottom = lowest - max(0.12 * (top - lowest), 0.1)
     axes.set_ylim(bottom, max([top, *published]) + 0.07 * (top - bottom))
     return float(bottom)
@@ -49,14 +49,11 @@ def farthest(distances: pd.Series) -> float:
     return max(1.0, FLOOR * float(distances.quantile(0.75)))
 
 
-def mark_below(
-    axes: Axes, points: pd.DataFrame, column: str, bottom: float, looks: list[dict[str, Any]], keys: list[str]
-) -> None:
+def mark_below(axes: Axes, x: pd.Series, top1_pct: pd.Series, bottom: float, colour: str) -> None:
     """Mark each point below `bottom` by an arrow at the lower edge."""
-    for look, (_, line) in zip(looks, points.groupby(keys, sort=False), strict=True):
-        x = line.loc[line["top1_mean_pct"] < bottom, column]
-        mark: dict[str, Any] = {"color": look["color"], "linestyle": "none", "markersize": 5}
-        axes.plot(x, [0.012] * len(x), marker=CARETDOWN, transform=axes.get_xaxis_transform(), **mark)
+    x = x[top1_pct < bottom]
+    mark: dict[str, Any] = {"color": colour, "linestyle": "none", "markersize": 5}
+    axes.plot(x, [0.012] * len(x), marker=CARETDOWN, transform=axes.get_xaxis_transform(), **mark)
 
 
 def is_narrow(values: pd.Series) -> bool:

@@ -20,6 +20,7 @@ def draw_all(
     frames: Frames,
     lines: pd.DataFrame,
     latency: pd.DataFrame,
+    compared: pd.DataFrame,
     settings: Mapping[str, Pruner],
     folder: Path,
     reference: pd.DataFrame | None = None,
@@ -27,8 +28,8 @@ def draw_all(
 ) -> list[Picture]:
     """Draw each figure that has data into `folder`; delete other figures there.
 
-    `lines` and `latency` are the tables of `suite.report.cells`, `settings` the method of every run's key, `home` the folder
-    of published numbers.
+    `lines` and `latency` are the tables of `suite.report.cells`, `compared` is that of `suite.report.pairs`, `settings` the
+    method of every run's key, `home` the folder of published numbers.
     """
     lines = lines.assign(look=looks.of_lines(lines))
     numbers = published.load(home).dropna(subset=["top1_pct"])
@@ -41,6 +42,7 @@ def draw_all(
             part,
             _own(frames.runs, part),
             _own(latency, part),
+            compared,
             settings,
             numbers[(numbers["data"] == data) & (numbers["model"] == model)],
             folder,
@@ -58,6 +60,7 @@ def _of_model(
     lines: pd.DataFrame,
     runs: pd.DataFrame,
     latency: pd.DataFrame,
+    compared: pd.DataFrame,
     settings: Mapping[str, Pruner],
     numbers: pd.DataFrame,
     folder: Path,
@@ -66,19 +69,21 @@ def _of_model(
 
     `runs` and `latency` have the `look` of their line.
     """
+    if len(measured := speed.points_of(latency)):
+        yield speed.draw(measured, folder)
     about = comparison.described(runs)
-    compared = comparison.compared(about)
+    if pd.concat([about["base_top1_pct"], about["pruned_top1_pct"]]).nunique() == 1:
+        return  # random weights have one accuracy, and nothing to show over it
+    shared = comparison.compared(about)
     one_budget = len(about) and about.loc[about["removes"].astype(bool), "budget"].nunique() == 1
     for over in pareto.AXES:
         points = pareto.points_of(lines, over)
         if len(points) and (not one_budget or pareto.spreads(points, over, numbers)):
             yield pareto.draw(points, over, numbers, folder)
-    if len(measured := speed.points_of(latency)):
-        yield speed.draw(measured, folder)
-    if len(shown := about[about["removes"].astype(bool)] if one_budget else compared):
+    if len(shown := about[about["removes"].astype(bool)] if one_budget else shared):
         yield comparison.draw_intervals(shown, folder)
-    if len(ranked := comparison.ranked(compared)):
-        yield comparison.draw_ranks(ranked, folder, comparison.near_chance(compared))
+    if len(ranked := comparison.ranked(shared, compared)):
+        yield comparison.draw_ranks(ranked, compared, folder, comparison.near_chance(shared))
     if len(both := orders.points_of(comparison.compared(comparison.described(runs, coarse_too=True)))):
         yield orders.draw(both, folder)
     for varied in ablation.find(lines, runs, settings):

@@ -1,6 +1,6 @@
 """Curves of learning and fine-tuning from the logs of the stages.
 
-Each number that the log has for an epoch is a panel, the method's own numbers first.
+Each number that the log has for an epoch is a panel, the method's own numbers first; constant ones are in the caption.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ LOG_FROM_X = 30
 """A panel of positive numbers whose largest is so many times the smallest has a logarithmic axis."""
 ABOUT = ["data", "model", "method", "line", "run", "groups"]
 """Columns that identify a row of `Logs`. `line` has the settings that tell the lines of a figure apart."""
+CONSTANT = 1e-3
+"""A metric that changes by at most this share of its largest value in every run is constant, and has no panel."""
+LEAST_SPAN, LEAST_SPAN_PP = 0.05, 1.0
+"""Least span of an axis: share of the largest value, points for percentages. Smaller changes are no course to read."""
 COMMON = ["loss", "train_top1_pct", "held_out_top1_pct"]
 """Metrics that the training loop logs for each method; `epoch` is the axis, and `lr` follows from the schedule."""
 UNITS = {"pct": "%", "pp": "points", "nats": "nats", "share": "share", "ms": "ms", "s": "s", "x": "x"}
@@ -296,6 +300,24 @@ def _picture(logs: Logs, rows: pd.DataFrame, kind: str, folder: Path) -> style.P
 
 def metrics(logs: Logs) -> list[str]:
     """Return the metrics with a panel: the method's own, then the common ones."""
+    every = _metrics(logs)
+    return [name for name in every if name not in constant(logs)] or every
+
+
+def constant(logs: Logs) -> list[str]:
+    """Return the metrics that no run changes over its epochs.
+
+    A log of one epoch has none.
+    """
+    metrics = _metrics(logs)
+    if logs["epoch"].nunique() == 1:
+        return []
+    by_run = logs.groupby("run")[metrics]
+    change = (by_run.max() - by_run.min()).max()
+    return [name for name in metrics if change[name] <= CONSTANT * logs[name].abs().max()]
+
+
+def _metrics(logs: Logs) -> list[str]:
     own_metrics = [
         name for name in logs.columns if logs[name].notna().any() and name not in (*ABOUT, *COMMON, "epoch", "lr")
     ]
@@ -337,14 +359,19 @@ def unlearned(logs: Logs) -> str:
         return ""
     measured = logs.dropna(subset=[ENTROPY])
     count, every = len(unlearned_runs(logs)), measured["run"].nunique()
-    about = f"Dotted line: ln G = {math.log(measured['groups'].max()):.2f} nats, the entropy of groups drawn uniformly."
+    limit = f"ln G = {math.log(measured['groups'].max()):.2f} nats, the entropy of groups drawn uniformly"
+    about = [f"Dotted line: {limit}."] if ENTROPY in metrics(logs) else []
     if count:
-        about += f" Nothing was learned in {count} of {every} runs: their entropy ends at that line."
+        about.append(f"Nothing was learned in {count} of {every} runs: their entropy ends at {limit}.")
     if DOSE in logs and logs[DOSE].notna().any():
         dose = logs.dropna(subset=[DOSE]).sort_values("epoch").groupby("run")[DOSE].last()
-        ends = words.joined(dict.fromkeys(map(words.significant, (dose.min(), dose.max()))))
-        about += f" Dose at the end: {ends.replace(' and ', ' to ')}."
-    return about
+        about.append(f"Dose at the end: {_range(dose)}.")
+    return " ".join(about)
+
+
+def _range(values: pd.Series) -> str:
+    """Format as "0.0021 to 0.0022", or as one number."""
+    return " to ".join(dict.fromkeys(map(words.significant, (values.min(), values.max()))))
 
 
 def unlearned_runs(logs: Logs) -> list[str]:
@@ -373,9 +400,15 @@ def _label(axes: Axes, logs: Logs, metric: str, *, last_row: bool) -> None:
         axes.axhline(limit, color=style.REFERENCE, linewidth=0.8, linestyle=(0, (1, 2)))
         if count := len(unlearned_runs(logs)):
             axes.set_ylim(0, 1.15 * limit)
-            title += ": nothing learned" if count == logs["run"].nunique() else f": {count} runs learned nothing"
+            runs = logs["run"].nunique()
+            title += ": nothing learned" if count == runs else f": nothing learned in {count} of {runs}"
     if values.min() > 0 and values.max() > LOG_FROM_X * values.min():
         axes.set_yscale("log")
+    else:
+        low, high = axes.get_ylim()
+        least = LEAST_SPAN_PP if metric.endswith("_pct") else LEAST_SPAN * values.abs().max()
+        lacking = max(0.0, least - (high - low)) / 2
+        axes.set_ylim(low - lacking, high + lacking)
     axes.set_title(title, fontsize=8.5, loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.tick_params(labelsize=7.5, labelbottom=last_row)
@@ -399,7 +432,9 @@ def _caption(logs: Logs, kind: str = "learning") -> str:
     else:
         seeds = "n = 1 run" if len(runs) > 1 else str(first["run"])
     text = f"{first['data']}, {first['model']}, {name}: {_WHILE[kind]}, from the runs' own logs; {seeds}."
-    return f"{text} {unlearned(logs)}".strip()
+    left_out = [metric for metric in constant(logs) if metric not in metrics(logs)]
+    flat = ", ".join(f"{words_of(metric)} {_range(logs[metric])}" for metric in left_out)
+    return " ".join([text, *([f"Constant, without a panel: {flat}."] if flat else []), unlearned(logs)]).strip()
 
 
 def _write(logs: Logs, folder: Path, name: str) -> list[Path]:

@@ -239,6 +239,11 @@ def _verdict(line: dict[Any, Any]) -> str:
     return f"{line['a'] if line['difference_pp'] > 0 else line['b']} is better"
 
 
+def apart(compared: pd.DataFrame) -> pd.Series:
+    """Return True for the pairs that enough runs tell apart."""
+    return ~compared["verdict"].isin([SAME, TOO_FEW])
+
+
 # ---- in words --------------------------------------------------------------------------------------------------------
 
 

@@ -140,7 +140,10 @@ def draw(points: pd.DataFrame, over: Over, published: pd.DataFrame, folder: Path
             extent.broken(axes, *extent.window(shown))
         below = extent.lift(axes, points, numbers["top1_pct"])
         if below is not None:
-            extent.mark_below(axes, points, axis.column, below, [end.look for end in ends], keys)
+            for end, (_, line) in zip(ends, points.groupby(keys, sort=False), strict=True):
+                extent.mark_below(axes, line[axis.column], line["top1_mean_pct"], below, end.look["color"])
+            if axis.published:
+                extent.mark_below(axes, numbers[axis.published], numbers["top1_pct"], below, style.PUBLISHED)
         style.legend(figure, "outside upper left", ncols=2, fontsize=7, handlelength=2, columnspacing=1.2)
         text = _caption(points, numbers, over, spread, front, cut=cut, below=below)
         text = f"{text} {'; '.join(meanings)}." if meanings else text
@@ -242,7 +245,7 @@ def _published(axes: Axes, numbers: pd.DataFrame, column: str) -> None:
             names.append(f"{number} {method}")
             for x, y in zip(same[column], same["top1_pct"], strict=True):
                 offset: dict[str, Any] = {"xytext": (3, 2.5), "textcoords": "offset points"}
-                axes.annotate(str(number), (x, y), **offset, fontsize=5.5, color="0.25")
+                axes.annotate(str(number), (x, y), **offset, fontsize=5.5, color=style.PUBLISHED)
         text = f"{'' if source == REFERENCE else 'published, '}{source!s}: {', '.join(names)}"
         label = "\n".join(textwrap.wrap(text, KEY_CHARACTERS))
         axes.plot(part[column], part["top1_pct"], **style.of_source(index), zorder=1.8, label=label)

@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.markers import CARETDOWNBASE, CARETLEFTBASE, CARETRIGHTBASE, CARETUPBASE
 from PIL import Image
 from scipy.optimize import isotonic_regression
 
@@ -35,6 +37,8 @@ REFERENCE = "0.35"
 """Grey of reference lines and of the unpruned network."""
 FRONT = "0.82"
 """Grey of a Pareto front, behind everything."""
+PUBLISHED = "0.25"
+"""Grey of published numbers."""
 MANY = 8
 """A figure with more lines than this draws thick only those that matter most in it."""
 ROOM_IN = 2.0
@@ -67,6 +71,8 @@ MARKS = {
 """With the size, in points, at which they look equally large."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (5, 1.4, 1.2, 1.4)), (0, (1.2, 1.2)))
 
+_ARROWS = ((CARETLEFTBASE, CARETRIGHTBASE), (CARETDOWNBASE, CARETUPBASE))
+"""Of a bar that goes on below and above the limits of each axis."""
 _HOLLOW = ("o", "s", "^", "D", "v", "p", "h", "<", ">", "8", "d", "*")
 
 _RC: dict[Any, Any] = {
@@ -120,7 +126,7 @@ def of_source(index: int) -> dict[str, Any]:
         "linestyle": "none",
         "marker": marker,
         "markerfacecolor": "none",
-        "markeredgecolor": "0.25",
+        "markeredgecolor": PUBLISHED,
         "markersize": 5.2,
     }
 
@@ -235,6 +241,27 @@ def arms(middle: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
     return [(middle - low).clip(lower=0), (high - middle).clip(lower=0)]
 
 
+def mark_cut_bars(axes: Axes) -> bool:
+    """Mark error bars that leave the axes; return True if there are any.
+
+    The mark is a hollow arrow at the edge.
+    """
+    marks: set[tuple[int, tuple[float, float], Any]] = set()
+    bars = [lines for each in axes.containers if isinstance(each, ErrorbarContainer) for lines in each[2]]
+    for lines in bars:
+        colour = tuple(lines.get_color()[0])
+        for segment in (each for each in lines.get_segments() if len(each)):  # an absent bar is empty
+            ends = axes.transAxes.inverted().transform(lines.get_transform().transform(segment))
+            inside = np.clip(ends, 0, 1)
+            if not np.allclose(inside[0], inside[1]):  # else the whole bar is outside
+                cut = np.argwhere(np.abs(ends - inside) > 1e-9)
+                marks |= {(_ARROWS[axis][int(ends[end, axis] > 1)], tuple(inside[end]), colour) for end, axis in cut}
+    for arrow, (x, y), colour in sorted(marks):
+        look: dict[str, Any] = {"markersize": 4.5, "markerfacecolor": "white", "markeredgewidth": 0.8, "zorder": 5}
+        axes.plot([x], [y], marker=arrow, color=colour, **look, transform=axes.transAxes, clip_on=False)
+    return bool(marks)
+
+
 def label(text: str) -> str:
     """Wrap `text` for the legend; a leading underscore would hide the entry."""
     wrapped = "\n".join(textwrap.wrap(text, LABEL_CHARACTERS))
@@ -269,6 +296,9 @@ def picture(
     """
     data, model = (str(points[name].iloc[0]) for name in ("data", "model"))
     name = words.file_name(kind, data, model, *further)
+    cut = [mark_cut_bars(axes) for axes in figure.axes]
+    if any(cut):
+        caption_text += " Hollow arrows at an edge: bars that go on."
     paths = finish(figure, folder / name, caption_text, arrange)
     return Picture(data=data, model=model, name=name, title=title, caption=caption_text, paths=paths)
 
