@@ -15,9 +15,9 @@ from suite import grids, records, registry
 from suite.launch import __main__ as launch
 from suite.launch import work
 from suite.launch.work import Work
-from suite.report import frames
+from suite.report import build, frames
 from suite.run import Context, code, execute, is_done
-from suite.stages import Pruned, Stage
+from suite.stages import Base, Pruned, Stage
 
 
 def edit(where: Path, name: str, before: str, after: str) -> None:
@@ -118,6 +118,40 @@ def test_a_checkpoint_of_other_code_is_not_continued(done: Context, folder: Path
     assert execute(pruned, done) == "done"
     assert is_done(pruned, done)
     assert json.loads((where / "started.json").read_text())["code"] == code.fingerprint(pruned)
+
+
+def test_rows_of_other_code_are_marked_until_they_are_repeated(
+    done: Context,
+    folder: Path,  # noqa: F811
+) -> None:
+    """A helper, which a launch does not repeat by itself, then the method's own file."""
+
+    def report() -> tuple[str, str, tuple[str, ...]]:
+        built = build("grid_of_mine", done.results)
+        about = (done.results / "grid_of_mine" / "table.md").read_text()
+        page = (done.results / "grid_of_mine" / "index.html").read_text()
+        return about, page, built.remarks
+
+    launched = ["--grid", "grid_of_mine", "--results", done.results, "--cluster", "debug", "--threads", 1]
+    assert all("†" not in text for text in report()[:2])
+    edit(folder, "_helper.py", "1", "2")
+    assert tiny_grid.call(launch.main, *launched) == 0
+    about, page, remarks = report()
+    (base,) = (stage for stage in stages() if isinstance(stage, Base))
+    network = f"{base.data}/{base.model}"
+    command = f"python -m suite.launch --grid grid_of_mine --redo {network}"
+    assert "(1) †" in about
+    assert "1 of 1 runs were made with other code (†): a file of their method" in about
+    assert f"To repeat them: `{command}`" in about
+    assert "(1) †" in page
+    assert f"<code>{command}</code>" in page
+    assert any(command in text for text in remarks)
+    assert tiny_grid.call(launch.main, *launched, "--redo", network) == 0
+    assert all("†" not in text for text in report()[:2])
+    edit(folder, "mine.py", "abs()", "abs().neg()")
+    assert "(1) †" in report()[0]
+    assert tiny_grid.call(launch.main, *launched) == 0
+    assert "†" not in report()[0]
 
 
 def test_rows_of_other_code_are_told_apart() -> None:

@@ -83,7 +83,7 @@ def test_steps_alone_and_in_turns_become_rows_and_a_table(tmp_path: Path) -> Non
     loaded = frames.load(grid, tmp_path, smoke=False)
     assert len(loaded.runs) == 1
     assert loaded.timings.empty, "steps are no latency"
-    texts = documents.texts(content.collect(grid, loaded, smoke=False), [])
+    texts = documents.texts(content.collect("example", grid, loaded, smoke=False), [])
     assert "## Training steps" in texts["table.md"]
     assert len(texts["steps.csv"].splitlines()) == 1 + len(STAGES)
 

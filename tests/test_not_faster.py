@@ -38,7 +38,7 @@ def test_what_is_listed(
     flagged: dict[str, Any] = {"flags": ("GPU throttled: power cap",), "losses": {"text": "60% copies"}, **changes}
     for row in (pruned_row(run, 80.0), timed_row(run, speedup, **flagged)):
         records.write(row, tmp_path)
-    said = content.collect(grid, frames.load(grid, tmp_path, smoke=False), smoke=False)
+    said = content.collect("example", grid, frames.load(grid, tmp_path, smoke=False), smoke=False)
     found, texts = said.not_faster, documents.texts(said, [])
     if verdict is None:
         assert found.empty

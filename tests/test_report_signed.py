@@ -132,7 +132,7 @@ def test_a_method_from_an_abstract_is_marked_and_in_no_headline(tmp_path: Path) 
     rows |= {run_of("dsp", seed): 90.0 + seed for seed in range(3)}
     rows |= {run_of("l1_filter", seed): 80.0 + seed for seed in range(3)}
     grid, found = load(tmp_path, rows, family="dsp")
-    collected = content.collect(grid, found, smoke=False)
+    collected = content.collect("example", grid, found, smoke=False)
     texts = documents.texts(collected, [])
     for name in ("table.csv", "table.md", "table_digits_resnet8.tex"):
         assert "lapp (from the abstract)" in texts[name], name
@@ -146,7 +146,7 @@ def test_a_method_from_an_abstract_is_marked_and_in_no_headline(tmp_path: Path) 
 
 def test_sources_and_deviations_stand_under_the_tables(tmp_path: Path) -> None:
     grid, found = load(tmp_path, {run_of("dsp"): 90.0, run_of("l1_filter"): 89.0})
-    texts = documents.texts(content.collect(grid, found, smoke=False), [])
+    texts = documents.texts(content.collect("example", grid, found, smoke=False), [])
     for name, escape in (("table.md", words.markdown), ("table_digits_resnet8.tex", words.latex)):
         for note in methods.notes(["dsp", "l1_filter"]):
             assert escape(note.source) in texts[name]
@@ -160,7 +160,7 @@ def test_fewer_than_five_base_networks_decide_no_headline(tmp_path: Path) -> Non
         run_of("l1_filter", seed): 89.0 for seed in range(4)
     }
     grid, found = load(tmp_path, rows, family="dsp")
-    texts = documents.texts(content.collect(grid, found, smoke=False), [])
+    texts = documents.texts(content.collect("example", grid, found, smoke=False), [])
     for name in ("table.md", "table_digits_resnet8.tex"):
         assert "The headline cannot be decided: the grid plans 4 base networks, and a claim takes 5" in texts[name]
     assert pairs.undecidable(found.runs.assign(declared=False)) == ""
@@ -188,7 +188,7 @@ def test_speedups_have_a_column_for_each_device_and_batch(tmp_path: Path) -> Non
     (line,) = table.to_dict("records")
     assert line[f"{CPU}, batch 1, fp32"] == "1.50 [1.40, 1.60] (1), faster"
     assert line[f"{CPU}, batch 32, fp32"] == "0.80 [0.70, 0.90] (1), slower"
-    texts = documents.texts(content.collect(grid, found, smoke=False), [])
+    texts = documents.texts(content.collect("example", grid, found, smoke=False), [])
     assert timings.TITLE in texts["table.md"]
     assert "batch 32, fp32" in texts["timings_digits_resnet8.tex"].replace("\\\\", " ").replace("\n", " ")
     assert timings.table(cells.latency(load(tmp_path, {run: 90.0}, timings=kinds[:1])[1])).empty

@@ -562,7 +562,7 @@ def test_lines_of_other_commits_stand_apart(tmp_path: Path) -> None:
 
 
 def texts(found: frames.Frames, runs: list[Pruned], *, smoke: bool = False) -> dict[str, str]:
-    return documents.texts(content.collect(grid_of(runs), found, smoke=smoke), ())
+    return documents.texts(content.collect("example", grid_of(runs), found, smoke=smoke), ())
 
 
 def hostile(results: Path) -> dict[str, str]:

@@ -71,7 +71,7 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
     reference = None
     if beside and not smoke and results.resolve() != REFERENCE.resolve():
         reference = frames.load(grid, REFERENCE, smoke=False)
-    tables = content.collect(grid, loaded, smoke=smoke, reference=reference)
+    tables = content.collect(grid_name, grid, loaded, smoke=smoke, reference=reference)
     folder = results / grids.folder_name(grid_name)
     remove_parts(folder)
     grid_file.write(grid_name, folder)
@@ -101,6 +101,7 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
         failed=int(statuses.get("failed", 0) + statuses.get("diverged", 0)),
         remarks=(
             *_remarks(grid_name, loaded, results, smoke),
+            *([f"{tables.other_code}."] if tables.other_code else []),
             *([f"{REFERENCE} has no row of {grid_name}"] if beside and tables.reference.empty else []),
         ),
         lines=tables.lines,

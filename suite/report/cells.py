@@ -92,7 +92,8 @@ def accuracy_lines(runs: pd.DataFrame) -> pd.DataFrame:
         lines.loc[apart, "fairness"] = word
     text = [*CONDITIONS, "rows", "selection", "fairness", "versions"]
     lines[text] = lines[text].fillna("")
-    lines[["n", "coarse", "base_n"]] = lines[["n", "coarse", "base_n"]].fillna(0).astype(int)
+    counts_of_runs = ["n", "coarse", "other_code", "base_n"]
+    lines[counts_of_runs] = lines[counts_of_runs].fillna(0).astype(int)
     lines["line"] = np.arange(len(lines))
     return lines
 
@@ -124,6 +125,7 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
             macs=("macs", "mean"),
             params=("params", "mean"),
             coarse=("coarse", "sum"),
+            other_code=("other_code", "sum"),
             selection=("selection", "first"),
             **{name: (name, "mean") for name in (*EPOCHS, *FACTS)},
             versions=("files", _versions),

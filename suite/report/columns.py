@@ -125,6 +125,11 @@ def mean(name: str, spread: str, n: str = "") -> Show:
     return lambda line: words.mean_sd(line[name], line[spread], line[n] if n else None)
 
 
+def accuracy(show: Show) -> Show:
+    """Return the text of `show`, marked if a run was made with other code."""
+    return lambda line: show(line) + (words.OTHER_CODE if line["other_code"] else "")
+
+
 def _budget(line: Line) -> str:
     return words.budget(line["budget"], line["budget_scope"])
 

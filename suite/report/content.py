@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from suite.grids import Grid
-from suite.report import cells, not_faster, pairs, published, reproduction, steps
+from suite.report import cells, not_faster, pairs, published, reproduction, steps, words
 from suite.report.frames import Frames, by_network
 
 
@@ -15,8 +15,12 @@ from suite.report.frames import Frames, by_network
 class Content:
     """Tables of a grid as frames."""
 
+    name: str
+    """Name of the grid, as in `--grid`."""
     grid: Grid
     smoke: bool
+    other_code: str
+    """Runs made with other code, and the way to repeat them; "" if there are none."""
     lines: pd.DataFrame
     """`cells.table`."""
     latency: pd.DataFrame
@@ -44,15 +48,17 @@ class Content:
         return set(zip(median["data"], median["model"], strict=True))
 
 
-def collect(grid: Grid, frames: Frames, *, smoke: bool, reference: Frames | None = None) -> Content:
-    """Compute the tables. Raises ValueError if the published numbers are damaged."""
+def collect(name: str, grid: Grid, frames: Frames, *, smoke: bool, reference: Frames | None = None) -> Content:
+    """Compute the tables of the grid `name`. Raises ValueError if the published numbers are damaged."""
     lines = cells.table(frames)
     numbers = published.load()
     slow = not_faster.table(frames)
     beside = cells.table(reference) if reference else lines[:0]
     return Content(
+        name=name,
         grid=grid,
         smoke=smoke,
+        other_code=words.other_code(lines, name),
         lines=lines,
         latency=cells.latency(frames),
         problems=cells.problems(frames),

@@ -18,6 +18,7 @@ from suite import records
 from suite.grids import Grid, runs_of, stages_of
 from suite.measure import claim
 from suite.report import words
+from suite.run import code
 from suite.schedule import Schedule
 from suite.stages import Pruned, Timed, TimedSteps, describe
 
@@ -120,7 +121,9 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
     timed_rows = [row for row in rows if isinstance(row, records.TimedRow)]
     joined = _joined(runs_frame, _pruned_rows(pruned_rows), ["base_top1_pct", "pruned_top1_pct", "macs_cut_pct"])
     return Frames(
-        runs=joined.assign(plain_epochs=_plain_epochs(joined)),
+        runs=joined.assign(
+            plain_epochs=_plain_epochs(joined), other_code=joined["key"].isin(_of_other_code(runs, pruned_rows))
+        ),
         timings=_with_claims(
             _joined(timed_frame, _timed_rows(timed_rows), ["speedup_x", "speedup_low_x", "speedup_high_x"])
         ),
@@ -299,6 +302,15 @@ def _marked(rows: Sequence[records.PrunedRow], series: Sequence[int]) -> list[re
             row = dataclasses.replace(row, provenance={**row.provenance, "commit": commit})
         marked.append(row)
     return marked
+
+
+def _of_other_code(runs: Sequence[Pruned], rows: Iterable[records.PrunedRow]) -> set[str]:
+    """Return the keys of rows whose code differs, by fingerprint, from that of today.
+
+    A row without a fingerprint, of an earlier version of the suite, counts as equal.
+    """
+    now = {run.key: run for run in runs}
+    return {row.key for row in rows if row.provenance.get("code", "") not in ("", code.short(now[row.key]))}
 
 
 def _pruned_rows(rows: Sequence[records.PrunedRow]) -> pd.DataFrame:

@@ -37,7 +37,8 @@ def files(content: Content) -> dict[str, str]:
         shown = columns.text(part, table_columns.table(median=(data, model) in content.medians), "latex")
         shown.frame["speed-up x"] = shown.frame["speed-up x"].str.replace(", no difference", "*")
         shown, alike = _without_alike(shown)
-        under = f"{_notes(part)} {alike} {content.undecidable.get((data, model), '')}".strip()
+        other_code = words.sentences(words.other_code(part, content.name))
+        under = f"{_notes(part)} {alike} {other_code} {content.undecidable.get((data, model), '')}".strip()
         about = notes.latex(notes.of_methods(part["method"]))
         texts[f"table_{name}.tex"] = (
             table(shown, title, f"tab:{name}", under, once=[n for n in ONCE if n in shown.frame]) + about

@@ -28,7 +28,8 @@ ABOUT = (
     "Every method, network and budget that has been run, over all grids. Accuracies are top-1 on the test set, with the t "
     "interval of the mean (95 %) and the number of runs. Places are ranges: a method is behind another only if its interval lies "
     "wholly below. They compare methods of one grid at one budget, on one network, under equal conditions; methods of different "
-    "grids were trained differently. The paired tests on each grid's page are sharper"
+    f"grids were trained differently. Marked{words.OTHER_CODE}: made with other code; the grid's page has the way to repeat it. "
+    "The paired tests on each grid's page are sharper"
 )
 
 
@@ -96,11 +97,11 @@ COLUMNS = (
     Column(
         name="top1_mean_pct",
         heading="top-1 %",
-        show=columns.interval("top1_mean_pct", "top1_low_pct", "top1_high_pct", "n"),
+        show=columns.accuracy(columns.interval("top1_mean_pct", "top1_low_pct", "top1_high_pct", "n")),
         number=True,
         about="mean [95 % interval] (runs), after pruning and fine-tuning",
     ),
-    *columns.plain("top1_low_pct", "top1_high_pct", "n"),
+    *columns.plain("top1_low_pct", "top1_high_pct", "n", "other_code"),
     Column(
         name="base_n",
         heading="n counts",

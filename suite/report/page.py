@@ -100,8 +100,8 @@ def _results(content: Content, seeds: Mapping[str, int]) -> dict[str, Any]:
     lines = lines.sort_values("absent", kind="stable")  # lines with a result come first
     shown = columns.text(lines, table_columns.page(median=bool(content.medians)), "page")
     return {
-        "answer": answer.sentences(lines, content.compared),
-        "undecidable": [f"{data}, {model}. {reason}" for (data, model), reason in content.undecidable.items()],
+        "answer": answer.sentences(content.lines, content.compared),
+        "undecidable": _undecidable(content.undecidable),
         "tiles": _tiles(lines),
         "few": int(lines.loc[lines["n"] > 0, "n"].min()) if lines["n"].any() else 0,
         "counts": words.counts(lines),
@@ -111,8 +111,17 @@ def _results(content: Content, seeds: Mapping[str, int]) -> dict[str, Any]:
         "meanings": meanings,
         "networks": _networks(lines),
         "notes": [(notes.marked(note), note) for note in notes.of_methods(lines["method"])],
+        "other_code": content.other_code.split("`"),
         "problems": content.problems.to_dict("records"),
     }
+
+
+def _undecidable(reasons: Mapping[tuple[str, str], str]) -> list[str]:
+    """Return a text for each reason, with the networks that it holds for."""
+    return [
+        f"{words.joined(f'{data}/{model}' for (data, model), each in reasons.items() if each == reason)}. {reason}"
+        for reason in dict.fromkeys(reasons.values())
+    ]
 
 
 def _comparisons(content: Content) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from suite.report.columns import (
     SCREEN,
     Column,
     Line,
+    accuracy,
     counted,
     interval,
     mean,
@@ -102,7 +103,7 @@ TABLE = (
     Column(
         name="top1_mean_pct",
         heading="pruned top-1 %",
-        show=mean("top1_mean_pct", "top1_sd_pp", "n"),
+        show=accuracy(mean("top1_mean_pct", "top1_sd_pp", "n")),
         number=True,
         views=EVERYWHERE,
         about="after pruning and fine-tuning (runs)",
@@ -137,7 +138,7 @@ TABLE = (
     Column(name="params_cut_pct", heading="params cut %", number=True),
     Column(name="time_cut_pct", heading="time cut %", number=True, optional=True, about="measured while planning"),
     Column(name="predicted_time_cut_pct", heading="predicted %", number=True, optional=True, about="time cut"),
-    *plain("macs", "params", "coarse"),
+    *plain("macs", "params", "coarse", "other_code"),
     *SPEEDUP,
     *plain(*TIMING),
     Column(

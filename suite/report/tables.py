@@ -29,6 +29,8 @@ def document(content: Content, pictures: Sequence[tuple[str, str, str]]) -> str:
     """Return `table.md`. `pictures` are (data, model, file name)."""
     grid, lines, problems = content.grid, content.lines, content.problems
     head = [f"# {words.markdown(grid.title)}", words.markdown(grid.about), words.counts(lines)]
+    if content.other_code:
+        head.append(f"**{content.other_code}.**")
     if content.smoke:
         head.insert(1, "**Smoke runs: they test the installation; their numbers are no results.**")
     sections = []

@@ -54,6 +54,9 @@ PAIRS_METHOD = (
 )
 REFERENCE = "Reference rows are the project's tracked results, not part of the lines above: their runs are in no n, mean or test"
 
+OTHER_CODE = " †"
+"""Mark behind an accuracy that was made with other code."""
+
 _MARKDOWN = re.compile(r"([\\`*{}\[\]<>|$~#])")
 _LATEX = str.maketrans(
     {
@@ -69,6 +72,7 @@ _LATEX = str.maketrans(
         "`": r"\textasciigrave{}",
         "±": r"$\pm$",
         "—": "---",
+        "†": r"\textdagger{}",
     }
 )
 _LONG = re.compile(r"(?<![\w.])\d+\.\d{6,}(?:e-?\d+)?")
@@ -244,6 +248,23 @@ def counts(lines: pd.DataFrame) -> str:
     done = kinds["runs"] - kinds["diverged"] - kinds["failed"] - kinds["missing"]
     parts = [f"{done} done", *(f"{kinds[name]} {name}" for name in ("diverged", "failed") if kinds[name])]
     return f"{kinds['runs']} runs: {', '.join(parts)}" + (f", {kinds['missing']} not run." if kinds["missing"] else ".")
+
+
+def other_code(lines: pd.DataFrame, grid: str) -> str:
+    """Return the count of runs made with other code, and commands that repeat them.
+
+    The text is "" without such runs.
+    """
+    cells = lines.drop_duplicates("line")
+    marked = cells[cells["other_code"] > 0]
+    if marked.empty:
+        return ""
+    networks = dict.fromkeys(f"{data}/{model}" for data, model in zip(marked["data"], marked["model"], strict=True))
+    commands = joined(f"`python -m suite.launch --grid {grid} --redo {network}`" for network in networks)
+    return (
+        f"{marked['other_code'].sum()} of {cells['n'].sum()} runs were made with other code ({OTHER_CODE.strip()}): a file of "
+        f"their method, model or data set, or one that it imports, has changed since. To repeat them: {commands}"
+    )
 
 
 def told_apart(lines: pd.DataFrame, conditions: Sequence[str]) -> tuple[pd.Series, list[str]]:

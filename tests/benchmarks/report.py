@@ -145,7 +145,7 @@ def main() -> int:
         with timed("collect them into the table"):
             lines = cells.table(loaded)
         with timed("latency, pairs of methods, CSV, Markdown, LaTeX"):
-            texts = documents.texts(content.collect(grid, loaded, smoke=False), ())
+            texts = documents.texts(content.collect("example", grid, loaded, smoke=False), ())
     title = f"{rows:,} rows, {len(lines):,} lines, {len(texts)} files; {platform.machine()}, {os.cpu_count()} cores"
     table = Table("part", "CPU seconds", "wall-clock seconds", title=title)
     for part, (cpu, wall) in seconds.items():
