@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from suite.api import Report, Result, compare, count, load, prune
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else ONNX Runtime collects data, and warns where it cannot
 
 __all__ = ["Report", "Result", "compare", "count", "load", "prune"]
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +44,21 @@ def fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 def error_of(network: Any, packed: Any, x: torch.Tensor) -> float:
     expected = per_group(packed).float()(x)
     return float((network(x) - expected).abs().max() / expected.abs().max())
+
+
+def test_onnx_runtime_collects_and_warns_of_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    model, home = tmp_path / "model.onnx", tmp_path / "home"
+    model.write_bytes(to_onnx(torch.nn.Conv2d(1, 1, 1), [torch.ones(1, 1, 2, 2)]))
+    home.mkdir()
+    code = "import sys, pathlib; from suite.pack import runtimes; runtimes.session(pathlib.Path(sys.argv[1]))"
+    own = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    env = {**own, "HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(model)], env=env, capture_output=True, text=True, check=True
+    )
+    assert list(home.rglob("*")) == [], "an identifier of this device"
+    assert result.stderr == ""
 
 
 @pytest.mark.parametrize("execution", ON_CPU)
