@@ -58,12 +58,12 @@ def add_plugins_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_choice_options(parser: argparse.ArgumentParser) -> None:
+def add_choice_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add --plugins, --grid, --only and --smoke: choice of runs."""
     add_plugins_option(parser)
     parser.add_argument(
         "--grid",
-        required=True,
+        required=required,
         metavar="NAME",
         help="a file in suite/grids/ such as quickstart, or the path of one of your own",
     )

@@ -61,22 +61,19 @@ def main() -> int:
         prog=cli.program("suite.prefetch"),
         description="Fetch the data and public weights that a grid needs, and check them: on a cluster, on the login node, "
         "before --grid is launched. Jobs never download.",
-        epilog="Example: python -m suite.prefetch --grid paper_table2 --data /scratch/me/data",
+        epilog="Examples: python -m suite.prefetch --grid paper_table2 --data /scratch/me/data; python -m suite.prefetch cifar10",
     )
-    cli.add_choice_options(parser)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets and public weights, in place of --grid")
+    cli.add_choice_options(parser, required=False)
     cli.add_data_option(parser)
     arguments = parser.parse_args()
     cli.configure_logging()
     console = Console(soft_wrap=True)
     try:
-        grid = grids.load(arguments.grid)
-        runs = grids.runs_of(grid, only=arguments.only, smoke=arguments.smoke)
-        bases = _bases(grids.stages_of(grid, runs, smoke=arguments.smoke))
+        items = _items(arguments)
     except ValueError as error:
         sys.stderr.write(f"suite.prefetch: {' '.join(str(error).split())}\n")
         return 2
-    items: dict[str, Callable[[str, Path | None], str]] = {base.data: _check_data for base in bases}
-    items |= {base.weights: _check_weights for base in bases if base.weights}
     failed = 0
     for name, check in items.items():
         try:
@@ -85,6 +82,28 @@ def main() -> int:
             failed += 1
             sys.stderr.write(f"suite.prefetch: {name}: {' '.join(str(error).split())}\n")
     return 1 if failed else 0
+
+
+def _items(arguments: argparse.Namespace) -> dict[str, Callable[[str, Path | None], str]]:
+    """Return name -> check of the data sets and public weights.
+
+    Raises ValueError for an unknown name, and for a folder of --data that does not exist, with all that would go there.
+    """
+    if bool(arguments.names) == bool(arguments.grid):
+        raise ValueError("give either --grid, or names of data sets and public weights such as cifar10")
+    if arguments.grid:
+        grid = grids.load(arguments.grid)
+        runs = grids.runs_of(grid, only=arguments.only, smoke=arguments.smoke)
+        bases = _bases(grids.stages_of(grid, runs, smoke=arguments.smoke))
+        items: dict[str, Callable[[str, Path | None], str]] = {base.data: _check_data for base in bases}
+        items |= {base.weights: _check_weights for base in bases if base.weights}
+    else:
+        items = {name: _check_data if name in data.available() else _check_weights for name in arguments.names}
+        for name in items.keys() - data.available().keys():
+            weights.check(name)
+    if arguments.data is not None and not arguments.data.is_dir():  # a mistyped folder is not made and filled
+        raise ValueError(f"--data {arguments.data}: there is no such folder for {', '.join(items)}; make it first")
+    return items
 
 
 if __name__ == "__main__":

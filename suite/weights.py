@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from suite.data import data_folder
+from suite.data import data_folder, fetching
 from suite.files import sha256, write_bytes
 from suite.models import _zoo
 from suite.registry import pick
@@ -206,8 +206,8 @@ def find(name: str, data: Path | None) -> Path:
     if not path.is_file():
         source = f"from {entry.url}" if entry.url else "by timm"
         raise FileNotFoundError(
-            f"{path} is missing ({entry.source}); `python -m suite.prefetch --grid NAME` fetches it {source} where there is a "
-            f"network; or put the file there yourself, as {entry.file}; SUITE_WEIGHTS names another folder"
+            f"{path} is missing ({entry.source}); {fetching(name, data)} {source} where there is a network; or put the file "
+            f"there yourself, as {entry.file}; SUITE_WEIGHTS names another folder"
         )
     return path
 

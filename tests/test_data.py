@@ -345,7 +345,9 @@ def test_the_official_download_is_converted_once(tmp_path: Path, monkeypatch: py
 
 def test_only_fetching_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeOfficial)
-    with pytest.raises(ValueError, match=r"CIFAR-10 is not at .*; `python -m suite\.prefetch --grid NAME` fetches it"):
+    with pytest.raises(
+        ValueError, match=r"cifar10 is not at .*; `python -m suite\.prefetch cifar10 --data .*` fetches it"
+    ):
         data.load("cifar10", tmp_path)
     assert list(tmp_path.iterdir()) == []
     data.fetch("digits", tmp_path)

@@ -190,7 +190,7 @@ def test_missing_data_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixt
     assert call(main, "--grid", grid, "--data", tmp_path / "data", "--results", tmp_path / "results") == 2
     assert time.monotonic() - began < 20
     message = capsys.readouterr().err.splitlines()[-1]
-    assert f"CIFAR-10 is not at {tmp_path / 'data' / 'cifar10.npz'}" in message
+    assert f"cifar10 is not at {tmp_path / 'data' / 'cifar10.npz'}" in message
     assert "--data or SUITE_DATA" in message
     assert not (tmp_path / "results").exists()
 

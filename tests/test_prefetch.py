@@ -72,7 +72,7 @@ def test_a_dry_run_says_what_is_missing_and_how_to_get_it(
     assert call(launch, *options, "--dry-run") == 0
     shown = capsys.readouterr().out
     assert "4 stages, 0 done, 4 to do" in shown
-    assert f"missing: CIFAR-10 is not at {tmp_path / 'data' / 'cifar10.npz'}" in shown
+    assert f"missing: cifar10 is not at {tmp_path / 'data' / 'cifar10.npz'}" in shown
     assert f"missing: {tmp_path / 'weights' / 'cifar10_resnet20_optionA.th'} is missing (Yerlan" in shown
     assert f"to fetch: python -m suite.prefetch --grid {grid} --data {tmp_path / 'data'}" in shown
     assert "PetaMACs of training" in shown
@@ -84,7 +84,7 @@ def test_missing_data_are_named_beside_missing_weights(tmp_path: Path) -> None:
     public = Base(data="cifar10", model="resnet20_a", schedule=None, seed=0, weights="cifar10_resnet20_a")
     of_weights, of_data = cost.missing([public], Context(results=tmp_path / "results", data=tmp_path / "data"))
     assert of_weights.startswith(f"{tmp_path / 'weights' / 'cifar10_resnet20_optionA.th'} is missing")
-    assert of_data.startswith(f"CIFAR-10 is not at {tmp_path / 'data' / 'cifar10.npz'}")
+    assert of_data.startswith(f"cifar10 is not at {tmp_path / 'data' / 'cifar10.npz'}")
 
 
 @pytest.mark.usefixtures("no_download")
@@ -92,10 +92,14 @@ def test_a_stage_whose_data_are_missing_says_run_prefetch(tmp_path: Path) -> Non
     context = Context(results=tmp_path / "results", data=tmp_path / "data", threads=1)
     base = dataclasses.replace(tiny_grid.base(), data="cifar10")
     assert execute(base, context) == "failed"
-    assert "`python -m suite.prefetch --grid NAME` fetches it" in (failure(base, context) or {})["reason"]
+    assert (
+        f"`python -m suite.prefetch cifar10 --data {tmp_path / 'data'}` fetches it"
+        in (failure(base, context) or {})["reason"]
+    )
     public = Base(data="digits", model="resnet18", schedule=None, seed=0, weights="imagenet_resnet18")
     assert execute(public, context) == "failed"
-    assert "`python -m suite.prefetch --grid NAME` fetches it from https" in (failure(public, context) or {})["reason"]
+    command = f"`python -m suite.prefetch imagenet_resnet18 --data {tmp_path / 'data'}` fetches it from https"
+    assert command in (failure(public, context) or {})["reason"]
 
 
 @pytest.mark.parametrize("error", [URLError("no network"), RuntimeError('invalid hash value (expected "f37072fd")')])
@@ -115,6 +119,7 @@ def test_prefetch_fetches_what_can_be_had_and_names_the_rest(
 ) -> None:
     monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeOfficial)
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", no_network)
+    (tmp_path / "data").mkdir()
     options = ("--grid", grid, "--data", tmp_path / "data")
     assert call(prefetch.main, *options) == 1
     shown = capsys.readouterr()
@@ -133,6 +138,7 @@ def test_prefetch_fetches_what_can_be_had_and_names_the_rest(
     monkeypatch.setitem(weights.PUBLIC, "cifar10_resnet20_a", entry)
     assert call(prefetch.main, *options) == 0
     assert call(prefetch.main, *options, "--only", "vgg6") == 0
+    assert call(prefetch.main, "cifar10", "cifar10_resnet20_a", "--data", tmp_path / "data") == 0
 
 
 def test_every_public_file_has_a_digest() -> None:
@@ -146,6 +152,28 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr()
     assert shown.err.startswith("suite.prefetch: unknown grid 'quikstart' (did you mean quickstart?)")
     assert (shown.out, shown.err.count("\n")) == ("", 1)
+
+
+def test_a_mistyped_folder_is_not_made(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(prefetch.main, "--grid", grid, "--data", tmp_path / "typo") == 2
+    assert (
+        f"--data {tmp_path / 'typo'}: there is no such folder for cifar10, cifar10_resnet20_a"
+        in capsys.readouterr().err
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py"]
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ((), "give either --grid, or names"),
+        (("cifar10", "--grid", "quickstart"), "give either"),
+        (("cifar11",), "unknown"),
+    ],
+)
+def test_names_are_checked(names: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(prefetch.main, *names) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_embedded_data_need_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -32,6 +33,7 @@ __all__ = [
     "class_names",
     "data_folder",
     "fetch",
+    "fetching",
     "image_folder",
     "load",
     "present",
@@ -52,7 +54,14 @@ def load(name: str, folder: Path | None = None) -> Dataset:
     Raises ValueError: an unknown name, with the valid ones; missing or unreadable data, with the path and the remedy; a label
     that is no class.
     """
-    dataset = pick("data set", name, available(), broken("data", "DATASETS"))(data_folder(folder))
+    build = pick("data set", name, available(), broken("data", "DATASETS"))
+    sizes: dict[str, Callable[[], Size]] = collect("data", "SIZES")
+    if name in collect("data", "FETCHERS") and name in sizes and not present(name, folder):
+        raise ValueError(
+            f"{name} is not at {data_folder(folder) / sizes[name]().path}; {fetching(name, folder)} where there is a network, "
+            "or name another folder with --data or SUITE_DATA"
+        )
+    dataset = build(data_folder(folder))
     if isinstance(dataset, Resident):  # the labels of image files are the numbers of their folders
         parts: tuple[Part, ...] = get_args(Part)
         for part in parts:
@@ -94,6 +103,12 @@ def present(name: str, folder: Path | None = None) -> bool:
     """Return True if the files of a data set in `SIZES` exist, without reading them."""
     sizes: dict[str, Callable[[], Size]] = collect("data", "SIZES")
     return name in sizes and (data_folder(folder) / sizes[name]().path).exists()
+
+
+def fetching(name: str, folder: Path | None) -> str:
+    """Return the clause of a message that names the command to fetch something."""
+    option = f" --data {shlex.quote(str(folder))}" if folder else ""
+    return f"`python -m suite.prefetch {name}{option}` fetches it"
 
 
 def fetch(name: str, folder: Path | None = None) -> None:

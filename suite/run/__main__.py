@@ -19,7 +19,8 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog=cli.program("suite.run"),
         description="Run one stage of a grid, after the stages that it needs. If stopped or killed, the same command "
-        "continues from the last checkpoint. `python -m suite.launch --grid NAME --dry-run` lists the stages.",
+        "continues from the last checkpoint. `python -m suite.launch --grid quickstart --dry-run --stages` lists the stages of "
+        "quickstart, for example.",
     )
     cli.add_grid_options(options)
     options.add_argument("--stage", required=True, metavar="KEY", help="the stage's name or its beginning: pruned-3f2a")
@@ -80,7 +81,7 @@ def _find(arguments: argparse.Namespace) -> Stage:
     if len(matches) != 1:
         raise ValueError(
             f"--stage {arguments.stage!r} fits {len(matches)} of the {len(stages)} stages of {arguments.grid}; "
-            f"`python -m suite.launch --grid {arguments.grid} --dry-run` lists them"
+            f"`python -m suite.launch --grid {arguments.grid} --dry-run --stages` lists them"
         )
     return matches[0]
 
