@@ -82,6 +82,12 @@ def test_a_machine_without_a_counter_gets_the_reason(tmp_path: Path, monkeypatch
     assert "is readable by root only: chmod a+r it" in energy.columns(lambda: None, lambda: None, TIMING)["missing"]
 
 
+def test_the_quick_protocol_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "meter", lambda device: pytest.fail("nothing is measured"))
+    timing = Timing(protocol="quick")
+    assert energy.columns(lambda: None, lambda: None, timing) == {"missing": energy.QUICK}
+
+
 def test_nvml_counts_millijoules(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter((0, 1_500, 4_000))
     nvml = types.SimpleNamespace(nvmlInit=lambda: None, nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(counts))
@@ -98,13 +104,21 @@ def test_nvml_counts_millijoules(monkeypatch: pytest.MonkeyPatch) -> None:
 MEASURED = {"source": "RAPL", "dense_mj": 4.0, "packed_mj": 2.0, "x": 2.0, "low_x": 1.9, "high_x": 2.1}
 
 
+def test_an_earlier_quick_row_has_the_reason_too(tmp_path: Path) -> None:
+    run, timing = run_of(), Timing(protocol="quick")
+    for row in (pruned_row(run, 80.0), timed_row(run, (1.5, 1.4, 1.6), timing)):
+        records.write(row, tmp_path)
+    lines = cells.table(frames.load(grid_of([run], timings=(timing,)), tmp_path, smoke=False))
+    assert lines["energy_missing"].tolist() == [energy.QUICK]
+
+
 @pytest.mark.parametrize(
     ("made", "shown", "reason"),
     [
         ({**MEASURED, "null_low_x": 0.99, "null_high_x": 1.01}, "2.00 [1.90, 2.10]", ""),
         ({**MEASURED, "null_low_x": 1.01, "null_high_x": 1.02}, None, "the null test of energy failed"),
         ({"missing": "no counter"}, None, "no counter"),
-        ({}, None, ""),
+        ({}, None, "not measured in earlier rows"),
     ],
 )
 def test_tables_show_energy_or_why_there_is_none(

@@ -23,6 +23,7 @@ from rich.console import Console
 from suite import grids, records
 from suite.contract import Budget, Pruner
 from suite.grids import Grid
+from suite.measure import claim
 from suite.report import Report, __main__, build, figures, looks, show, words
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timed, Timing, identity
@@ -293,6 +294,25 @@ def test_latencies_of_different_conditions_are_shown_apart(report: Reporter, cha
     rows = [timed_row(runs[0], (1.2, 1.1, 1.3)), timed_row(runs[1], (3.0, 2.9, 3.1), **changes)]
     made = report(runs, [*(pruned_row(run, 80) for run in runs), *rows])
     assert csv(made)[["n", "speedup_n", "speedup_x"]].values.tolist() == [[2, 1, 1.2], [2, 1, 3.0]]
+
+
+def test_rows_of_the_earlier_reference_are_marked_and_never_averaged_with_new_ones(report: Reporter) -> None:
+    runs = [run_of(seed) for seed in range(3)]
+    old, *new = (timed_row(run, (x, x - 0.1, x + 0.1)) for run, x in zip(runs, (3.0, 1.2, 1.4), strict=True))
+    new = [dataclasses.replace(row, reference=("onnxruntime", "torch")) for row in new]
+    made = report(runs, [*(pruned_row(run, 80) for run in runs), old, *new])
+    found = csv(made, "latency.csv")[["reference", "speedup_n", "speedup_x"]].values.tolist()
+    assert found == [["tuned only (earlier rule)", 1, 3.0], ["onnxruntime, torch", 2, 1.3]]
+    assert [line["dense runtimes"] for line in cells_of(markdown(made))] == [line[0] for line in found]
+
+
+def test_speedups_of_the_quick_protocol_are_marked_as_not_comparable(report: Reporter) -> None:
+    run, timings = run_of(), (Timing(protocol="quick"), Timing(protocol="full"))
+    rows = [timed_row(run, (1.5, 1.4, 1.6), timing, reference=("torch",)) for timing in timings]
+    for count in (1, 2):
+        made = report([run], [pruned_row(run, 80), *rows], timings[-count:])
+        assert (claim.UNTUNED in markdown(made)) == (count == 2)
+    assert csv(made, "latency.csv")["reference"].tolist() == ["torch, untuned", "torch"]
 
 
 def test_runs_with_other_schedules_are_not_the_same_cell(report: Reporter) -> None:

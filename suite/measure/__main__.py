@@ -340,7 +340,8 @@ def _latency_table(values: dict[str, Any]) -> Table:
         cpu = "" if row["cpu_speedup_x"] is None else f"{row['cpu_speedup_x']:.2f}"
         table.add_row(str(row["batch"]), *times, gain, cpu, f"{values['theoretical_x']:.2f}", null)
     pairs = dict.fromkeys(f"{row['execution']} beside dense {row['dense_execution']}" for row in values["latency"])
-    table.caption, table.caption_justify = f"Executions: {', '.join(pairs)}", "left"
+    untuned = f"; {claim.UNTUNED}" if first["protocol"] == "quick" else ""
+    table.caption, table.caption_justify = f"Executions: {', '.join(pairs)}{untuned}", "left"
     return table
 
 

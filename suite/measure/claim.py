@@ -9,6 +9,8 @@ from typing import Literal
 Verdict = Literal["faster", "slower", "no difference", "not trusted"]
 Interval = tuple[float, float, float]
 """Median, lower and upper end of the 95 % interval of a ratio of times."""
+UNTUNED = "dense network untuned: speed-ups are not comparable with those of the full protocol"
+"""Mark of the quick protocol, whose dense network has one execution in one runtime and layout."""
 _BUSY = "other processes"
 """Words of every flag of a busy machine (`machine.flags`)."""
 

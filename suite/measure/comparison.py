@@ -68,7 +68,7 @@ class LegResult:
     chosen          the fastest executions of the dense and of the other network
     executions_ms   (dense, other): name -> milliseconds of all that were tried; empty if there was one only
     conditions      of the machine, see `machine.watched`
-    energy          `energy.columns`; {} if it was not asked for
+    energy          `energy.columns` of the first process, {} of others
     """
 
     measurement: latency.Measurement
@@ -336,13 +336,12 @@ def _leg(dense: Mapping[str, Run], other: Mapping[str, Run], job: Job, leg: Leg,
     runs = [runs[name] for runs, name in zip(prepared, names, strict=True)]
     with machine.watched(device) as conditions:
         measurement = latency.alternate(runs[0], runs[1], device, job.protocol, report)
-    with_energy = job.timing.protocol == "full" and not job.chosen  # in the first process alone
     return LegResult(
         measurement=dataclasses.replace(measurement, flags=machine.flags([conditions], device, [job.timing.precision])),
         chosen=names,
         executions_ms=(milliseconds[0], milliseconds[1]),
         conditions=conditions,
-        energy=energy.columns(runs[0], runs[1], job.timing) if with_energy else {},
+        energy=energy.columns(runs[0], runs[1], job.timing) if not job.chosen else {},
     )
 
 

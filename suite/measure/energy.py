@@ -23,6 +23,8 @@ from suite.measure.protocol import Timing
 from suite.timing import Run, rounds, seconds_per_run
 
 POWERCAP = Path("/sys/class/powercap")
+QUICK = "not measured by the quick protocol"
+"""Reason for the numbers that rows of this protocol lack."""
 BLOCK_S = 1.0
 """Least length of a block, many updates of the slowest counter."""
 
@@ -55,6 +57,8 @@ def columns(dense: Run, packed: Run, timing: Timing) -> dict[str, Any]:
     null_low_x, null_high_x    dense / dense
     missing                    reason why nothing was measured; then no other key
     """
+    if timing.protocol == "quick":
+        return {"missing": QUICK}
     try:
         return measure({"dense": dense, "packed": packed, "null": dense}, timing, meter(timing.device))
     except ValueError as error:

@@ -190,7 +190,7 @@ class TimedRow(MeasuredRow):
     dense_cpu_ms: float | None = None
     packed_cpu_ms: float | None = None
     energy: dict[str, Any] = field(default_factory=dict)
-    """Millijoules an image and their ratio (`suite.measure.energy`), or why they are missing. {}: not asked for."""
+    """Millijoules an image and their ratio (`suite.measure.energy`), or why they are missing. {} in earlier rows."""
     int8: dict[str, Any] = field(default_factory=dict)
     """Both networks in int8 by ONNX Runtime, by the full protocol: milliseconds, ratio, null test, verdict of its own and the
     logits' error (`suite.measure.int8`), or why they are missing. {}: not asked for."""

@@ -16,7 +16,7 @@ import pandas as pd
 
 from suite import records
 from suite.grids import Grid, runs_of, stages_of
-from suite.measure import claim
+from suite.measure import claim, energy
 from suite.report import words
 from suite.run import code
 from suite.schedule import Schedule
@@ -333,24 +333,22 @@ def _pruned_rows(rows: Sequence[records.PrunedRow]) -> pd.DataFrame:
 def _reference(row: records.TimedRow) -> str:
     """Return the runtimes of which the fastest is the reference.
 
-    Earlier rows of the full protocol are marked.
+    Rows of the quick protocol and earlier rows of the full one are marked.
     """
-    if row.reference or row.protocol == "quick":
-        return ", ".join(row.reference or ("torch",))
-    return "tuned only (earlier rule)"
+    names = ", ".join(row.reference)
+    return f"{names or 'torch'}, untuned" if row.protocol == "quick" else names or "tuned only (earlier rule)"
 
 
-def _energy(energy: Mapping[str, Any]) -> list[Any]:
-    """Return the values of `ENERGY`, and the reason if they are missing.
-
-    The reason is "" if energy was not measured on purpose.
-    """
-    reason = str(energy.get("missing", ""))
-    low, high = (energy.get(name) for name in ("null_low_x", "null_high_x"))
+def _energy(row: records.TimedRow) -> list[Any]:
+    """Return the values of `ENERGY`, and the reason if they are missing."""
+    earlier = energy.QUICK if row.protocol == "quick" else "not measured in earlier rows"
+    made = row.energy or {"missing": earlier}
+    reason = str(made.get("missing", ""))
+    low, high = (made.get(name) for name in ("null_low_x", "null_high_x"))
     passed = isinstance(low, float) and isinstance(high, float) and low <= 1 <= high
-    if energy and not reason and not passed:
+    if not reason and not passed:
         reason = "the null test of energy failed"
-    return [*(None if reason else energy.get(name) for name in _ENERGY), reason]
+    return [*(None if reason else made.get(name) for name in _ENERGY), reason]
 
 
 def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:
@@ -362,8 +360,8 @@ def _timed_rows(rows: Iterable[records.TimedRow]) -> pd.DataFrame:
         ],
         columns=[*_TIMED, *provenance],
     ).rename(columns={"device": "timed_device", "commit": "timed_commit", "dirty": "timed_dirty"})
-    energy = [_energy(row.energy) for row in rows]
-    frame = frame.join(pd.DataFrame(energy, columns=[*ENERGY, "energy_missing"], index=frame.index))
+    made = [_energy(row) for row in rows]
+    frame = frame.join(pd.DataFrame(made, columns=[*ENERGY, "energy_missing"], index=frame.index))
     frame["reference"] = [_reference(row) for row in rows]
     frame["time_goes"] = [row.losses.get("text", row.losses.get("missing", "")) for row in rows]
     frame = _with_conditions(frame, TIMED_CONDITIONS)

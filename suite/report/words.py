@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from suite.measure import claim
+
 FLOPS = (
     "FLOPs are multiply-accumulates (MACs) of convolutions and linear layers for one image. The share cut is of the whole "
     "network; the share of the prunable convolutions (all but the stem and the shortcuts) has a column of its own"
@@ -355,6 +357,7 @@ def measured(lines: pd.DataFrame) -> str:
         f"batch {joined(f'{value:.0f}' for value in timed['batch'].dropna().unique())}",
         *(joined(different(timed[name])) for name in ("precision", "layout", "leg")),
         f"{joined(different(timed['protocol']))} protocol",
+        *([claim.UNTUNED] if "quick" in different(timed["protocol"]) else []),
         *([_threads(threads)] if threads else []),
         f"commit {joined(different(commits(timed, 'timed_')))}",
         *(f"no energy: {reason}" for reason in different(timed["energy_missing"]) if reason),
