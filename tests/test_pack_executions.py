@@ -39,7 +39,7 @@ from suite.pack import layer as layers
 from suite.pack.choice import Layout
 from suite.pack.executions import EXECUTIONS, offered
 from suite.pack.layer import TILES, Layer, Operands
-from suite.pack.modules import GroupedConv, PackedConv, Take, is_channels_last
+from suite.pack.modules import GroupedConv, PackedConv, Spread, SumInto, Take, is_channels_last
 from suite.pack.operations import FusedConv, PerGroup, Read, Reorder, Whole
 from suite.pack.slices import slice_rank
 
@@ -196,6 +196,24 @@ def test_sums_and_relus_are_part_of_the_convolution() -> None:
     names = [str(node.target) for node in network.graph.nodes if node.op == "call_function"]
     assert not [name for name in names if "add" in name or "relu" in name]
     assert not [module for module in network.modules() if isinstance(module, nn.ReLU)]
+
+
+@pytest.mark.parametrize("execution", ["groups", "union"])
+def test_a_sum_that_no_operand_covers_is_part_of_the_convolution(execution: str) -> None:
+    """Without the last filters of the closing layer, which a shortcut of option A lacks, too."""
+    model, graph = prepared("resnet8_a")
+    for kept_O in (torch.arange(32) < 20, torch.arange(32) > 26):
+        plan = PruningPlan({"stage_2.0.conv_b": ConvPlan.full(32, 32).having(kept_O=kept_O)})
+        packed = pack(model, graph, plan)
+        assert any(isinstance(module, Spread) for module in packed.modules())
+        network, _ = assert_tuned(packed, torch.float32, execution=execution)
+        assert not any(isinstance(module, Spread | SumInto) for module in network.modules())
+
+
+def test_a_shortcut_takes_its_channels_in_any_order() -> None:
+    network, _ = assert_tuned(packed_of("resnet8_a", plan=PruningPlan({})), torch.float32, execution="whole")
+    assert isinstance(network, fx.GraphModule)
+    assert [node.name for node in network.graph.nodes if "in_order" in node.name] == ["flatten_in_order_0"]
 
 
 # ---- one layer -------------------------------------------------------------------------------------------------------

@@ -351,7 +351,9 @@ class Builder:
         _, value, order = self._source(node)
         kept = order[self.live.channels[node][order + like.before]]
         module = PackedShortcut(like.stride, self._positions(kept, order), len(order))
-        self._set(node, self._call(str(node.target), module, value), kept + like.before)
+        result = self._call(str(node.target), module, value)
+        self._set(node, result, kept + like.before)
+        result.meta["alike"] = module.take.everything
 
     def _sum(self, node: fx.Node) -> None:
         sources = self.graph.operators[node].sources

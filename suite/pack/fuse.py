@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from suite.pack.modules import GroupedConv, SumInto
+from suite.pack.modules import GroupedConv, Spread, SumInto
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class Fused:
     """A convolution with the sum and the ReLU that are computed with it.
 
     addend                   the other operand of the sum
+    spread                   the module that spreads one operand over the channels of a sum that neither operand covers
     place_O, addend_place_C  positions of its filters, and of the addend's channels, in the sum of `width` channels
     """
 
@@ -28,13 +29,14 @@ class Fused:
     relu: fx.Node | None
     place_O: Tensor
     width: int
+    spread: fx.Node | None = None
     addend: fx.Node | None = None
     addend_place_C: Tensor | None = None
 
     @property
     def nodes(self) -> list[fx.Node]:
         """The fused nodes in order."""
-        return [node for node in (self.conv, self.total, self.relu) if node is not None]
+        return [node for node in (self.conv, self.spread, self.total, self.relu) if node is not None]
 
 
 class Nodes:
@@ -55,6 +57,11 @@ class Nodes:
         if node is None or len(node.all_input_nodes) != 2:
             return False
         return node.target is operator.add or self.module(node, SumInto) is not None
+
+    def is_spread(self, node: fx.Node) -> bool:
+        """Return True for channels that are spread for a sum with further channels."""
+        spread = self.module(node, Spread)
+        return spread is not None and spread.axis == 1 and self.module(only_user(node), SumInto) is not None
 
     def relu_of(self, node: fx.Node) -> fx.Node | None:
         """Return the ReLU that is the only reader of a node."""
@@ -78,6 +85,8 @@ def fuse(nodes: Nodes) -> list[Fused]:
     convs = [node for node in nodes.graph.nodes if nodes.module(node, GroupedConv) is not None]
     for conv in convs:
         total = only_user(conv)
+        if total is not None and nodes.is_spread(total):
+            total = only_user(total)
         if total is None or not nodes.is_sum(total):
             continue
         rival = maker.get(total)
@@ -100,16 +109,20 @@ def _with_sum(nodes: Nodes, conv: fx.Node, total: fx.Node) -> Fused:
     wide, narrow = total.all_input_nodes
     width = nodes.width(wide)
     into = nodes.module(total, SumInto)
-    every = torch.arange(width)
-    subset = every if into is None else into.positions
+    wide_C = torch.arange(width)
+    narrow_C = wide_C if into is None else into.positions
+    spread = wide if nodes.is_spread(wide) else None
+    if spread is not None:
+        wide_C, (wide,) = nodes.module(spread, Spread).positions, spread.all_input_nodes
     return Fused(
         conv=conv,
         total=total,
         relu=nodes.relu_of(total),
-        place_O=every if conv is wide else subset,
+        place_O=wide_C if conv is wide else narrow_C,
         width=width,
+        spread=spread,
         addend=narrow if conv is wide else wide,
-        addend_place_C=subset if conv is wide else every,
+        addend_place_C=narrow_C if conv is wide else wide_C,
     )
 
 
