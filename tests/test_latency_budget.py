@@ -110,11 +110,14 @@ def test_a_table_is_measured_once_and_only_for_its_device(tmp_path: Path, monkey
         latency_budget.table_for(MODEL, graph, TIMING, tmp_path)
 
 
-def test_a_table_is_of_one_runtime_and_the_names_of_torchs_tables_stay() -> None:
-    graph = graph_of()
-    assert latency_budget._name(graph, TIMING) == "cpu_1threads_fp32_batch2_contiguous_3effaf11"
-    other = latency_budget._name(graph, dataclasses.replace(TIMING, runtime="onnxruntime"))
-    assert other.startswith("cpu_1threads_onnxruntime_fp32_batch2_contiguous_")
+def test_a_table_is_of_one_runtime_and_one_list_of_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, folder = graph_of(), Path("tables")
+    path = latency_budget.table_path(graph, TIMING, folder)
+    assert path.name.startswith("cpu_1threads_fp32_batch2_contiguous_")
+    other = latency_budget.table_path(graph, dataclasses.replace(TIMING, runtime="onnxruntime"), folder)
+    assert other.name.startswith("cpu_1threads_onnxruntime_fp32_batch2_contiguous_")
+    monkeypatch.setattr(layer_times, "TERMS", (*TERMS, "another"))
+    assert latency_budget.table_path(graph, TIMING, folder) != path
 
 
 def test_a_runtime_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +191,7 @@ def test_the_timing_decides_the_threads(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(ZeroDivisionError):
         latency_budget.measured_cut(MODEL, graph, PruningPlan({}), timing)
     assert (used, torch.get_num_threads()) == ([before + 1], before)
-    assert f"cpu_{before + 1}threads_" in latency_budget._name(graph, timing)
+    assert f"cpu_{before + 1}threads_" in latency_budget.table_path(graph, timing, Path()).name
 
 
 def test_the_closest_plan_is_coarse_if_no_correction_helps(monkeypatch: pytest.MonkeyPatch) -> None:

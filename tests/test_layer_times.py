@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,8 +38,10 @@ def table_of(costs: Mapping[str, float], protocol: Literal["quick", "full"] = "q
     )
 
 
-def of_layer(plan: ConvPlan, execution: str, name: str = FIRST) -> dict[str, float]:
-    return dict(zip(TERMS, terms(GRAPH, GRAPH.live(PruningPlan({name: plan})), name, execution), strict=True))
+def of_layer(plan: ConvPlan, execution: str, name: str = FIRST, batch: int = 0) -> dict[str, float]:
+    """The terms that are not 0."""
+    counts = terms(GRAPH, GRAPH.live(PruningPlan({name: plan})), name, execution, batch)
+    return {term: count for term, count in zip(TERMS, counts, strict=True) if count}
 
 
 def halves() -> ConvPlan:
@@ -52,37 +55,66 @@ def test_terms_of_a_whole_layer_are_its_widths() -> None:
     full = ConvPlan.full(16, 16)
     for execution in layer_times.EXECUTIONS:
         expected = {"convolutions": 1, "filters": 16, "channels": 16, "macs": 256, "vector_macs": 256}
-        assert of_layer(full, execution) == {**dict.fromkeys(TERMS, 0), **expected}
+        assert of_layer(full, execution) == expected
 
 
 def test_a_merged_layer_reads_the_union_and_groups_read_their_own() -> None:
     """Both gather, because the residual stream has an order of its own."""
-    union = {
-        "convolutions": 1,
-        "filters": 16,
-        "channels": 12,
-        "macs": 192,
-        "vector_macs": 256,
-        "gathered": 12,
-        "copied": 16,
-    }
-    assert of_layer(halves(), "union") == {**dict.fromkeys(TERMS, 0), **union}
-    apart = {
-        "convolutions": 2,
-        "filters": 16,
-        "channels": 16,
-        "macs": 128,
-        "vector_macs": 512,
-        "gathered": 16,
-        "copied": 16,
-    }
-    assert of_layer(halves(), "groups") == {**dict.fromkeys(TERMS, 0), **apart}
+    union = {"filters": 16, "channels": 12, "macs": 192, "vector_macs": 256, "gathered": 12}
+    assert of_layer(halves(), "union") == {"convolutions": 1, **union}
+    apart = {"filters": 16, "channels": 16, "macs": 128, "vector_macs": 512, "gathered": 16, "written": 16}
+    assert of_layer(halves(), "groups") == {"convolutions": 2, **apart}
+
+
+def test_channels_that_are_copied_are_convolved_in_parts_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image has 8 x 8 pixels, so two images of 12 channels are a part, and four of 8."""
+    monkeypatch.setattr(layer_times, "PIECES", {"any": 64 * 12 * 2})
+    union, apart = (of_layer(halves(), execution, batch=8) for execution in layer_times.EXECUTIONS[::-1])
+    assert (union["convolutions"], union["written"]) == (4, 16)
+    assert (apart["convolutions"], apart["written"]) == (2 * 3, 16)
+    assert of_layer(ConvPlan.full(16, 16), "groups", batch=8)["convolutions"] == 1
+
+
+CLOSING = next(name for name, conv in GRAPH.convs.items() if conv.role == "closing" and conv.channels == 16)
 
 
 def test_a_layer_behind_one_producer_reads_slices_and_a_closing_one_adds() -> None:
-    name = next(name for name, conv in GRAPH.convs.items() if conv.role == "closing" and conv.channels == 16)
-    assert of_layer(halves(), "groups", name)["gathered"] == 0
-    assert of_layer(halves(), "groups", name)["summed"] == 16
+    """The sum gets the order of the groups."""
+    apart = of_layer(halves(), "groups", CLOSING)
+    assert {term: apart.get(term) for term in ("gathered", "sliced", "written", "summed", "moved")} == {
+        **{"gathered": None, "sliced": 16, "written": None, "summed": 16, "moved": 16}
+    }
+
+
+def test_a_merged_closing_layer_computes_all_channels_of_the_sum() -> None:
+    """Filters of 0 stand for the removed ones, and groups compute their own only."""
+    few = ConvPlan(torch.zeros(16, dtype=torch.int64), torch.ones(1, 16, dtype=torch.bool), torch.arange(16) < 4)
+    for execution in layer_times.EXECUTIONS:
+        assert (of_layer(few, execution, CLOSING)["filters"], of_layer(few, execution, CLOSING)["macs"]) == (16, 256)
+    two = dataclasses.replace(halves(), kept_O=torch.arange(16) < 4)
+    assert of_layer(two, "union", CLOSING)["filters"] == 16
+    assert (of_layer(two, "groups", CLOSING)["filters"], of_layer(two, "groups", CLOSING)["moved"]) == (4, 16)
+
+
+def test_an_operand_that_lacks_channels_of_the_sum_is_gathered() -> None:
+    """The first closing layer of the second stage, beside a shortcut of half the channels or a convolution of all."""
+    for model, moved in (("resnet8_a", 32), ("resnet8", 0)):
+        graph = Graph(models.build(model, 10), (3, 8, 8))
+        name = next(name for name, conv in graph.convs.items() if conv.role == "closing" and conv.filters == 32)
+        counts = terms(graph, graph.live(PruningPlan({})), name, "groups")
+        assert counts[TERMS.index("moved")] == moved
+
+
+def test_of_two_convolutions_the_one_of_fewer_groups_has_the_sum() -> None:
+    model = models.build("resnet18", 10).eval()
+    graph = Graph(model, (3, 32, 32))
+    shortcut = next(name for name, conv in graph.convs.items() if conv.role == "shortcut")
+    closing = next(name for name, conv in graph.convs.items() if conv.role == "closing" and conv.filters == 128)
+    plan = ConvPlan(torch.arange(128) % 2, torch.rand(2, 128) < 0.5, torch.ones(128, dtype=torch.bool))
+    for plans, summed in (({}, shortcut), ({closing: plan}, shortcut)):
+        live = graph.live(PruningPlan(plans))
+        widths = {name: layer_times._sum_widths(graph, live, name) for name in (closing, shortcut)}
+        assert widths == {**dict.fromkeys(widths, (0, 0)), summed: (128, 128)}
 
 
 def test_the_empty_plan_takes_the_time_of_the_dense_network() -> None:
@@ -112,7 +144,7 @@ def test_the_fastest_execution_of_the_network_is_predicted(costs: dict[str, floa
 
 def test_the_fit_finds_planted_costs_and_none_is_negative() -> None:
     draw = np.random.default_rng(0)
-    costs = np.array([0.1, 0.01, 0.02, 1e-4, 0, 0.05, 0, 0])
+    costs = np.array([0.1, 0.01, 0.02, 1e-4, 0, 0.05, 0, 0, 0, 0.01])
     every = draw.integers(1, 64, (40, len(TERMS))).astype(float)
     fitted = layer_times._fitted([(one, float(one @ costs)) for one in every])
     np.testing.assert_allclose(fitted, costs, atol=1e-8)
@@ -120,13 +152,19 @@ def test_the_fit_finds_planted_costs_and_none_is_negative() -> None:
     assert min(noisy) >= 0
 
 
-def test_random_plans_fit_the_network_and_have_groups_and_whole_vectors() -> None:
+def test_random_plans_fit_the_network_and_are_of_all_kinds() -> None:
+    """Two groups, groups whose closing layers lose filters, untied filters, whole vectors."""
     generator = torch.Generator().manual_seed(0)
-    plans = [layer_times.random_plan(GRAPH, generator, number) for number in range(1, 7)]
+    plans = [layer_times.random_plan(GRAPH, generator, number) for number in range(1, 5)]
     for plan in plans:
         assert GRAPH.macs(plan).total > 0
     assert max(len(layer.groups) for layer in plans[0].values()) == 2
-    assert all(int(layer.kept_O.sum()) % 8 == 0 for layer in plans[2].values())
+    assert not bool(plans[1][CLOSING].kept_O.all())
+    assert not bool(plans[2][CLOSING].kept_O.all())
+    assert (
+        len({int(GRAPH.live(plans[2]).channels[node].sum()) for node in GRAPH.nodes if GRAPH.kinds[node] == "sum"}) > 1
+    )
+    assert all(int(layer.kept_O.sum()) % 8 == 0 for layer in plans[3].values())
 
 
 def test_a_measured_table_comes_back_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def table_for(model: nn.Module, graph: Graph, timing: Timing, folder: Path | Non
         raise ValueError(f"no time is measured here: {timing.runtime} {reason}")
     if folder is None:
         return _measured_table(model, graph, timing)
-    path = folder / f"{_name(graph, timing)}.json"
+    path = table_path(graph, timing, folder)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with lease.held(path.with_suffix(".lease"), waiting=lambda owner: None, lost=lambda: None):
@@ -71,20 +71,16 @@ def table_for(model: nn.Module, graph: Graph, timing: Timing, folder: Path | Non
     return table
 
 
-def _name(graph: Graph, timing: Timing) -> str:
-    """Return the name of a table's file, with a hash of geometries and timing.
-
-    Names of tables in torch are those of the time before other runtimes had tables.
-    """
+def table_path(graph: Graph, timing: Timing, folder: Path) -> Path:
+    """Return the path of a table, with a hash of geometries, timing and the terms of a layer."""
     conditions = dataclasses.asdict(timing)
     runtime = "" if timing.runtime == "torch" else f"_{timing.runtime}"
     del conditions["threads"]  # stand in the name
-    if not runtime:
-        del conditions["runtime"]
-    content = json.dumps([layer_times.geometries(graph), conditions], sort_keys=True)
+    content = json.dumps([layer_times.geometries(graph), conditions, layer_times.TERMS], sort_keys=True)
     threads = f"_{timing.threads or torch.get_num_threads()}threads" if timing.device == "cpu" else ""
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    return f"{timing.device}{threads}{runtime}_{timing.precision}_batch{timing.batch}_{timing.layout}_{digest}"
+    name = f"{timing.device}{threads}{runtime}_{timing.precision}_batch{timing.batch}_{timing.layout}_{digest}"
+    return folder / f"{name}.json"
 
 
 def _measured_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:

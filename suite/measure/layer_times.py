@@ -1,8 +1,9 @@
 """Layer times on one device, for predicting the time of a plan.
 
 Random plans are packed and run; every layer is timed in its place in the network. For each geometry the time is fitted by a
-few terms: convolutions, filters written, channels read, multiply-accumulates, the same in whole vectors, channels gathered,
-filters copied into place, filters added to a residual sum. All else (pooling, the linear layer) counts as constant.
+few terms: convolutions, their filters and channels, multiply-accumulates, the same in whole vectors, channels gathered or
+sliced, filters copied into place, filters added to a residual sum, channels of a sum that change their order. All else (pooling,
+the linear layer) counts as constant.
 
 Shapes: T terms, N layers in networks.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -27,18 +29,21 @@ from suite import pack as packing
 from suite.files import write_json
 from suite.graph import Graph, Live
 from suite.measure.executions import random_images
-from suite.pack.operations import FusedConv
+from suite.pack.operations import PIECES, FusedConv
 from suite.pack.runtimes import Compiled, Profile, compiled
 from suite.plan import ConvPlan, PruningPlan, Timing
-from suite.select import same_layers
+from suite.select import same_layers, sets_of_scope, without_sets
 from suite.timing import least_ms, steady_clock
 
-TERMS = ("convolutions", "filters", "channels", "macs", "vector_macs", "gathered", "copied", "summed")
+TERMS = (
+    *("convolutions", "filters", "channels", "macs", "vector_macs"),
+    *("gathered", "sliced", "written", "summed", "moved"),
+)
 """Quantities of a layer to which its time is proportional; MACs are those of one output pixel and kernel element."""
 VECTOR = 16
 """Floats of an AVX-512 register, in which oneDNN blocks channels; the halves of two tensor-core steps."""
 EXECUTIONS = ("groups", "union")
-PLANS = 48
+PLANS = 64
 """Random plans that are measured."""
 REPEATS = 6
 """Passes in which layers are timed; the least time counts."""
@@ -81,14 +86,16 @@ class LayerTable:
         return 1 - self.predict_ms(graph, plan) / self.dense_ms
 
     def _layer_ms(self, graph: Graph, live: Live, name: str, execution: str) -> float:
-        return float(terms(graph, live, name, execution) @ np.array(self.costs[self.layers[name]]))
+        counts = terms(graph, live, name, execution, in_parts(self.timing))
+        return float(counts @ np.array(self.costs[self.layers[name]]))
 
 
-def terms(graph: Graph, live: Live, name: str, execution: str) -> np.ndarray:
+def terms(graph: Graph, live: Live, name: str, execution: str, batch: int = 0) -> np.ndarray:
     """Return `TERMS` of a layer in a live network [T].
 
     All are 0 for a removed layer.
     execution   "union" merges the filter groups, "groups" has a convolution for each
+    batch       images that torch convolves in parts on a CPU, if it gathers or slices channels; 0: in one part
     """
     groups = live.layers[name].groups
     if not groups:
@@ -96,20 +103,66 @@ def terms(graph: Graph, live: Live, name: str, execution: str) -> np.ndarray:
     source = graph.conv_nodes[name].all_input_nodes[0]
     width = int(live.channels[source].sum())
     filters, union = sum(len(rows) for rows, _ in groups), len(torch.cat([reads for _, reads in groups]).unique())
-    is_stream = (
-        len(source.users) > 1
-    )  # a producer with one reader orders its channels so that up to two groups read slices
-    if len(groups) == 1 or execution == "union":
-        parts, summed = [(filters, union)], 0
-        gathered = union if is_stream and union < width else 0
-        copied = filters if gathered else 0
-    else:
+    is_stream = len(source.users) > 1  # a producer with one reader orders its channels so that two groups read slices
+    total, addend = _sum_widths(graph, live, name)
+    if len(groups) == 1 or execution == "union":  # the convolution writes all channels of a sum, by filters of 0
+        parts, written, summed, moved = [(total or filters, union)], 0, 0, total if addend < total else 0
+    else:  # the sum gets the order of the groups, then ReLU in a pass of its own
         parts = [(len(rows), len(reads)) for rows, reads in groups]
-        gathered = sum(reads for _, reads in parts if reads < width) if is_stream or len(groups) > 2 else 0
-        copied, summed = filters, filters if graph.convs[name].role == "closing" else 0
+        written, summed, moved = 0 if total else filters, filters if total else 0, total
+    partial = [reads for _, reads in parts if reads < width]
+    gathers = is_stream or len(parts) > 2
+    pixels = math.prod(source.meta["value"].shape[2:])
+    steps = -(-batch // max(1, PIECES["any"] // (max(partial) * pixels))) if partial and batch else 1
+    if steps > 1 and not total:
+        written = sum(f for f, _ in parts)
     macs, vector_macs = sum(f * c for f, c in parts), sum(-f // VECTOR * (-c // VECTOR) for f, c in parts) * VECTOR**2
-    counts = len(parts), filters, sum(c for _, c in parts), macs, vector_macs, gathered, copied, summed
-    return np.array(counts, dtype=float)
+    counts = {
+        "convolutions": steps * len(parts),
+        "filters": sum(f for f, _ in parts),
+        "channels": sum(c for _, c in parts),
+        "macs": macs,
+        "vector_macs": vector_macs,
+        "gathered": sum(partial) if gathers else 0,
+        "sliced": 0 if gathers else sum(partial),
+        "written": written,
+        "summed": summed,
+        "moved": moved,
+    }
+    return np.array([counts[name] for name in TERMS], dtype=float)
+
+
+def in_parts(timing: Timing) -> int:
+    """Return the images of a batch if torch convolves it in parts, else 0 (`terms`)."""
+    return timing.batch if timing.device == "cpu" and timing.runtime == "torch" else 0
+
+
+def _sum_widths(graph: Graph, live: Live, name: str) -> tuple[int, int]:
+    """Return the widths of the residual sum that is computed with a layer, and of the sum's other operand.
+
+    Both are 0 without a sum. Of two convolutions the one with fewer groups computes the sum, else the last (`suite.pack.fuse`).
+    """
+    own = _sum_behind(graph, name)
+    if own is None:
+        return 0, 0
+    (total,) = own.users
+    behind = {conv: _sum_behind(graph, conv) for conv, layer in live.layers.items() if layer.groups}
+    rivals = [conv for conv, operand in behind.items() if operand is not None and total in operand.users]
+    others = [int(live.channels[operand].sum()) for operand in total.all_input_nodes if operand is not own]
+    if min(reversed(rivals), key=lambda conv: len(live.layers[conv].groups)) != name or not any(others):
+        return 0, 0
+    return int(live.channels[total].sum()), others[0]
+
+
+def _sum_behind(graph: Graph, name: str) -> fx.Node | None:
+    """Return the convolution or its batch norm if a residual sum is the only reader, else None."""
+    node = graph.conv_nodes[name]
+    while len(node.users) == 1:
+        (user,) = node.users
+        if graph.kinds[user] != "bn":
+            return node if graph.kinds[user] == "sum" else None
+        node = user
+    return None
 
 
 def measure_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
@@ -143,7 +196,8 @@ def measure_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
             rests.append(factor * sum(ms for node, ms in node_ms.items() if node not in layers))
             for layer, geometry in layers.items():
                 if layer in node_ms:
-                    samples[geometry].append((terms(graph, live, layer, name), factor * node_ms[layer]))
+                    counts = terms(graph, live, layer, name, in_parts(timing))
+                    samples[geometry].append((counts, factor * node_ms[layer]))
     return LayerTable(
         timing=timing,
         threads=torch.get_num_threads(),
@@ -250,28 +304,28 @@ def _event() -> torch.cuda.Event:
 
 
 def random_plan(graph: Graph, generator: torch.Generator, number: int) -> PruningPlan:
-    """Return a random plan of one of three kinds, by turns.
+    """Return a random plan of one of four kinds, by turns.
 
-    The kinds are filters, two filter groups, and up to four groups where closing layers lose filters. Every second plan of
-    filters has widths in multiples of half a vector.
+    The kinds are filters of tied layers, two filter groups, up to four groups where closing layers lose filters, and filters of
+    each layer alone, which leave residual streams wide. Every second plan of tied filters has widths in multiples of half a
+    vector.
     """
-    if number % 3 == 0:
-        kept_S = torch.zeros(graph.set_count, dtype=torch.bool)
-        for family in same_layers(graph.filter_sets):
-            count = _share(len(family), generator, VECTOR // 2 if number % 2 else 1)
+    kind = number % 4
+    if kind in (0, 3):
+        sets = graph.filter_sets if kind == 0 else sets_of_scope(graph, "untied")
+        kept_S = torch.zeros(1 + max(int(ids.max()) for ids in sets.values()), dtype=torch.bool)
+        for family in same_layers(sets):
+            count = _share(len(family), generator, VECTOR // 2 if number % 8 == 4 else 1)
             kept_S[family[torch.randperm(len(family), generator=generator)[:count]]] = True
-        plans = {name: ConvPlan.full(conv.filters, conv.channels) for name, conv in graph.convs.items()}
-        return PruningPlan(
-            {name: dataclasses.replace(full, kept_O=kept_S[graph.filter_sets[name]]) for name, full in plans.items()}
-        )
+        return without_sets(graph, sets, kept_S)
     layers = {}
     for name, conv in graph.convs.items():
         if conv.prunable:
-            groups = 2 if number % 3 == 1 else int(torch.randint(2, 5, (), generator=generator))
+            groups = 2 if kind == 1 else int(torch.randint(2, 5, (), generator=generator))
             count = _share(conv.channels, generator, 1)
             rank_GI = torch.rand(groups, conv.channels, generator=generator).argsort(dim=1).argsort(dim=1)
             kept_O = torch.ones(conv.filters, dtype=torch.bool)
-            if number % 3 == 2 and conv.role == "closing":
+            if kind == 2 and conv.role == "closing":
                 kept_O = torch.randperm(conv.filters, generator=generator) < _share(conv.filters, generator, 1)
             group_O = torch.randperm(conv.filters, generator=generator) % groups
             layers[name] = ConvPlan(group_O, rank_GI < count, kept_O)
