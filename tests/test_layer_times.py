@@ -148,8 +148,15 @@ def test_the_fit_finds_planted_costs_and_none_is_negative() -> None:
     every = draw.integers(1, 64, (40, len(TERMS))).astype(float)
     fitted = layer_times._fitted([(one, float(one @ costs)) for one in every])
     np.testing.assert_allclose(fitted, costs, atol=1e-8)
-    noisy = layer_times._fitted([(one, float(one @ costs) * (1 + 0.3 * draw.standard_normal())) for one in every])
+    noise = np.exp(0.3 * draw.standard_normal(40))
+    noisy = layer_times._fitted([(one, float(one @ costs) * x) for one, x in zip(every, noise, strict=True)])
     assert min(noisy) >= 0
+
+
+def test_noise_does_not_make_the_costs_too_low() -> None:
+    """One term, times of half and one and a half: the mean counts."""
+    one = np.eye(len(TERMS))[0]
+    assert layer_times._fitted([(one, 0.5), (one, 1.5)])[0] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_random_plans_fit_the_network_and_are_of_all_kinds() -> None:

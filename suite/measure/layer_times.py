@@ -45,6 +45,8 @@ VECTOR = 16
 EXECUTIONS = ("groups", "union")
 PLANS = 64
 """Random plans that are measured."""
+ROUNDS = 3
+"""Fits of a geometry's costs, each weighted by the one before."""
 REPEATS = 6
 """Passes in which layers are timed; the least time counts."""
 
@@ -210,11 +212,19 @@ def measure_table(model: nn.Module, graph: Graph, timing: Timing) -> LayerTable:
 
 
 def _fitted(samples: list[tuple[np.ndarray, float]]) -> tuple[float, ...]:
-    """Return the costs of the terms, none negative, of least squared relative error."""
+    """Return the costs of the terms, none negative, of least squared relative error.
+
+    Errors are relative to predictions of the round before: relative to noisy measurements, long times count too little, and
+    costs are too low.
+    """
     from scipy.optimize import nnls  # a fifth of a second that a dry run need not pay
 
     terms_NT, ms_N = np.array([one for one, _ in samples]), np.array([ms for _, ms in samples])
-    return tuple(nnls(terms_NT / ms_N[:, None], np.ones(len(ms_N)))[0].tolist())
+    scale_N = ms_N
+    for _ in range(ROUNDS):
+        costs_T = nnls(terms_NT / scale_N[:, None], ms_N / scale_N)[0]
+        scale_N = np.maximum(terms_NT @ costs_T, 1e-3 * ms_N)
+    return tuple(costs_T.tolist())
 
 
 def prepared(

@@ -119,12 +119,12 @@ def measure(model: nn.Module, graph: Graph, timing: Timing, options: argparse.Na
 
 
 def cases(model: nn.Module, graph: Graph, table: LayerTable, options: argparse.Namespace) -> Iterator[Case]:
-    """Return the held-out random plans, and those of methods."""
+    """Return the plans of methods, if asked for, and the held-out random ones."""
+    if options.methods:
+        yield from method_cases(table, options.results)
     draw = random.Random(0)
     for number in range(options.plans):
         yield KINDS[number % len(KINDS)], model, graph, random_plan(graph, draw, number)
-    if options.methods:
-        yield from method_cases(table, options.results)
 
 
 def random_plan(graph: Graph, draw: random.Random, number: int) -> PruningPlan:
