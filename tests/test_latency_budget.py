@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import tiny_grid
 import torch
+from benchmarks import prediction
+from tiny_grid import call
 from torch import nn
 
 import suite
-from suite import models, records
+from suite import cli, models, records
 from suite.graph import Graph
-from suite.measure import executions, latency_budget, layer_times
+from suite.measure import executions, latency_budget, layer_table, layer_times
 from suite.measure.layer_times import TERMS, LayerTable
 from suite.pack.runtimes import why_not
 from suite.plan import Budget, Planner, PruningPlan, Runtime, Timing
@@ -108,6 +110,67 @@ def test_a_table_is_measured_once_and_only_for_its_device(tmp_path: Path, monkey
         layer_times.save(table_of(graph, device="another CPU"), path)
     with pytest.raises(ValueError, match="has the layer times of another CPU, and this machine is"):
         latency_budget.table_for(MODEL, graph, TIMING, tmp_path)
+
+
+def test_the_command_measures_a_table_once_and_prints_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(latency_budget, "_measured_table", lambda model, graph, timing: table_of(graph, timing))
+    options = ("--model", "resnet8", "--dataset", "digits", "--batch", 2, "--protocol", "quick", "--results", tmp_path)
+    for cost in (" plans in ", ": there already"):
+        assert call(layer_table.main, *options) == 0
+        path, about = capsys.readouterr().out.splitlines()
+        assert Path(path).parent == tmp_path / latency_budget.FOLDER
+        assert cost in about
+    table = layer_times.load(Path(path))
+    assert (table.timing.batch, table.timing.threads) == (2, cli.cores())
+    for bad, message in (
+        (("--threads", 0), "--threads 0: it takes 1 or more"),
+        (("--batch", 0), "batch"),
+        (("--model", "resnet9"), "resnet9"),
+        (("--dataset", "nothing"), "nothing"),
+    ):
+        assert call(layer_table.main, *options, *bad) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plans", "0"], "--batch, --plans and --train take 1 or more"),
+        (["--methods", "--model", "resnet56"], "--methods: the methods' base network is a resnet20_a"),
+        (["--seconds", "0"], "--seconds 0: the table alone took longer, and no plan was timed; give more"),
+        (["--model", "resnet9"], "resnet9"),
+    ],
+)
+def test_the_benchmark_of_predictions_refuses_bad_input_in_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    empty = prediction.pd.DataFrame(columns=["kind", "predicted", "measured"])
+    monkeypatch.setattr(prediction, "measure", lambda *_: empty)
+    monkeypatch.setattr("sys.argv", ["prediction", *arguments, "--results", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        prediction.main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_benchmark_of_predictions_draws_the_kinds_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two plans are of two kinds."""
+    lines = prediction.pd.DataFrame({"kind": prediction.KINDS[:2], "predicted": [0.5, 0.88], "measured": [0.5, 0.8]})
+    monkeypatch.setattr(prediction, "measure", lambda *_: lines)
+    monkeypatch.setattr("sys.argv", ["prediction", "--plans", "2", "--results", str(tmp_path)])
+    assert prediction.main() == 0
+    out = capsys.readouterr().out
+    assert "all random: 2 plans, error of time left: % median 5.0, 95th percentile 9.5, bias +5.0" in out
+    assert prediction.KINDS[2] not in out
+    assert {path.suffix for path in (tmp_path / "prediction").iterdir()} == {".csv", ".png", ".pdf"}
 
 
 def test_a_table_is_of_one_runtime_and_one_list_of_terms(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ from suite.run import Context, execute
 from suite.run.pruned_stage import _start
 from suite.run.workspace import Workspace
 from suite.select import filter_planner, meet
+from suite.stages import Stage
 from suite.timing import cpu_seconds, least_ms
 
 KINDS = ("filters by layer", "filters over all layers", "two groups", "untied filters")
@@ -152,7 +153,8 @@ def method_cases(table: LayerTable, results: Path) -> Iterator[Case]:
     for run in latency_budget_short.runs():
         if run.seed or run.budget.scope != "latency":
             continue
-        for stage in (run.base, *([run.learned] if run.learned else [])):
+        stages: list[Stage] = [run.base, *([run.learned] if run.learned else [])]
+        for stage in stages:
             if (outcome := execute(stage, context)) != "done":
                 raise ValueError(f"--methods: {stage.label} ended as {outcome}; {context.folder(stage)} has its log")
         work = Workspace(run, context)
