@@ -72,7 +72,7 @@ def table_for(model: nn.Module, graph: Graph, timing: Timing, folder: Path | Non
 
 
 def table_path(graph: Graph, timing: Timing, folder: Path) -> Path:
-    """Return the path of a table, with a hash of geometries, timing and the terms of a layer."""
+    """Return the path of a table, with a hash of geometries, timing and terms."""
     conditions = dataclasses.asdict(timing)
     runtime = "" if timing.runtime == "torch" else f"_{timing.runtime}"
     del conditions["threads"]  # stand in the name

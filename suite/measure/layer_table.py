@@ -73,9 +73,9 @@ def _measure(arguments: argparse.Namespace) -> str:
     model = models.build(arguments.model, size.classes).eval()
     graph, folder = Graph(model, size.input_shape), arguments.results / latency_budget.FOLDER
     path = latency_budget.table_path(graph, timing, folder)
-    there, started = path.exists(), time.monotonic()
+    is_measured, started = path.exists(), time.monotonic()
     table = latency_budget.table_for(model, graph, timing, folder)
-    cost = "there already" if there else f"{layer_times.PLANS} plans in {time.monotonic() - started:.0f} s"
+    cost = "there already" if is_measured else f"{layer_times.PLANS} plans in {time.monotonic() - started:.0f} s"
     layers = f"{len(table.layers)} layers of {len(table.costs)} geometries"
     return f"{path}\n{layers}, dense network {table.dense_ms:.3g} ms: {cost}\n"
 

@@ -140,9 +140,9 @@ def in_parts(timing: Timing) -> int:
 
 
 def _sum_widths(graph: Graph, live: Live, name: str) -> tuple[int, int]:
-    """Return the widths of the residual sum that is computed with a layer, and of the sum's other operand.
+    """Return the widths of a layer's residual sum and of the sum's other operand.
 
-    Both are 0 without a sum. Of two convolutions the one with fewer groups computes the sum, else the last (`suite.pack.fuse`).
+    Both are 0 if no sum is computed with the layer. Of two convolutions the one with fewer groups computes the sum, else the last (`suite.pack.fuse`).
     """
     own = _sum_behind(graph, name)
     if own is None:
@@ -150,14 +150,14 @@ def _sum_widths(graph: Graph, live: Live, name: str) -> tuple[int, int]:
     (total,) = own.users
     behind = {conv: _sum_behind(graph, conv) for conv, layer in live.layers.items() if layer.groups}
     rivals = [conv for conv, operand in behind.items() if operand is not None and total in operand.users]
-    others = [int(live.channels[operand].sum()) for operand in total.all_input_nodes if operand is not own]
-    if min(reversed(rivals), key=lambda conv: len(live.layers[conv].groups)) != name or not any(others):
+    addends = [int(live.channels[operand].sum()) for operand in total.all_input_nodes if operand is not own]
+    if min(reversed(rivals), key=lambda conv: len(live.layers[conv].groups)) != name or not any(addends):
         return 0, 0
-    return int(live.channels[total].sum()), others[0]
+    return int(live.channels[total].sum()), addends[0]
 
 
 def _sum_behind(graph: Graph, name: str) -> fx.Node | None:
-    """Return the convolution or its batch norm if a residual sum is the only reader, else None."""
+    """Return the convolution or its batch norm if only a residual sum reads it."""
     node = graph.conv_nodes[name]
     while len(node.users) == 1:
         (user,) = node.users

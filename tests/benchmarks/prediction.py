@@ -145,9 +145,10 @@ def random_plan(graph: Graph, draw: random.Random, number: int) -> PruningPlan:
 
 
 def method_cases(table: LayerTable, results: Path) -> Iterator[Case]:
-    """Return plans of the methods of the grid `latency_budget_short`, one seed, at `SHARES` of the predicted time.
+    """Return plans of methods at `SHARES` of the predicted time.
 
-    Learning stages run first if RESULTS/work has none. Raises ValueError if a stage fails.
+    Runs are those of the grid `latency_budget_short`, one seed. A method has no plan at a share that it cannot remove. Learning stages run first if RESULTS/work has none. Raises ValueError
+    if a stage fails.
     """
     context = Context(results=results, threads=1)
     for run in latency_budget_short.runs():
@@ -162,7 +163,8 @@ def method_cases(table: LayerTable, results: Path) -> Iterator[Case]:
         graph = Graph(model, work.dataset.input_shape)
         graph.times = table
         planner = run.settings.planner(model, graph, state, work.task())
-        for share in SHARES:
+        most = graph.cut(planner(1.0), "latency")
+        for share in (share for share in SHARES if share <= most):
             plan = meet(planner, graph, Budget(share=share, scope="latency", timing=table.timing)).plan
             yield run.described, model, graph, plan
 
