@@ -142,7 +142,8 @@ def in_parts(timing: Timing) -> int:
 def _sum_widths(graph: Graph, live: Live, name: str) -> tuple[int, int]:
     """Return the widths of a layer's residual sum and of the sum's other operand.
 
-    Both are 0 if no sum is computed with the layer. Of two convolutions the one with fewer groups computes the sum, else the last (`suite.pack.fuse`).
+    Both are 0 if no sum is computed with the layer. Of two convolutions the one with fewer groups computes the sum, else the last
+    (`suite.pack.fuse`).
     """
     own = _sum_behind(graph, name)
     if own is None:

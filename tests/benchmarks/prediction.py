@@ -147,8 +147,8 @@ def random_plan(graph: Graph, draw: random.Random, number: int) -> PruningPlan:
 def method_cases(table: LayerTable, results: Path) -> Iterator[Case]:
     """Return plans of methods at `SHARES` of the predicted time.
 
-    Runs are those of the grid `latency_budget_short`, one seed. A method has no plan at a share that it cannot remove. Learning stages run first if RESULTS/work has none. Raises ValueError
-    if a stage fails.
+    Runs are those of the grid `latency_budget_short`, one seed. A method has no plan at a share that it cannot remove. Learning
+    stages run first if RESULTS/work has none. Raises ValueError if a stage fails.
     """
     context = Context(results=results, threads=1)
     for run in latency_budget_short.runs():
