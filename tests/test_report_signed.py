@@ -249,7 +249,7 @@ def test_the_learning_figure_says_that_nothing_was_learned(tmp_path: Path) -> No
             titles[name] = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles["flat"] == ["dose", "loss"], "what is constant has no panel"
     assert titles["both"][0] == "group entropy (nats): nothing learned in 1 of 2"
-    assert "Constant, without a panel: group entropy (nats) 0.69." in learning._caption(logs["flat"])
+    assert "Constant, without a panel: group entropy (nats) at 0.69." in learning._caption(logs["flat"])
     assert "Dotted line" not in learning._caption(logs["flat"])
     assert "Constant" not in learning._caption(logs["both"])
     assert "Nothing was learned in 1 of 1 runs" in learning.unlearned(logs["flat"])

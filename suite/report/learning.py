@@ -433,7 +433,7 @@ def _caption(logs: Logs, kind: str = "learning") -> str:
         seeds = "n = 1 run" if len(runs) > 1 else str(first["run"])
     text = f"{first['data']}, {first['model']}, {name}: {_WHILE[kind]}, from the runs' own logs; {seeds}."
     left_out = [metric for metric in constant(logs) if metric not in metrics(logs)]
-    flat = ", ".join(f"{words_of(metric)} {_range(logs[metric])}" for metric in left_out)
+    flat = ", ".join(f"{words_of(metric)} at {_range(logs[metric])}" for metric in left_out)
     return " ".join([text, *([f"Constant, without a panel: {flat}."] if flat else []), unlearned(logs)]).strip()
 
 
