@@ -1,4 +1,4 @@
-"""Claims of tables: fairness, methods told apart, published numbers beside ours; valid LaTeX."""
+"""Claims of tables: fairness, methods told apart; valid LaTeX."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ import statsmodels.formula.api as smf
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestIndPower, TTestPower
-from test_report import COMMIT, CPU, HOSTILE, SCHEDULE, pruned_row, run_of
+from test_report import CPU, HOSTILE, SCHEDULE, pruned_row, run_of
 
 from suite import records
 from suite.grids import Grid
@@ -36,7 +34,6 @@ from suite.report import (
     inference,
     pairs,
     published,
-    reproduction,
     words,
 )
 from suite.stages import Pruned
@@ -59,6 +56,19 @@ def row_of(run: Pruned, top1: float, weights: str = "", **changes: Any) -> recor
     spent = {"base_epochs": 2, "learning_epochs": 0, "finetune_epochs": run.finetune.epochs}
     made = {"base_sha256": weights or f"seed {run.seed}", **changes.pop("made", {})}
     return pruned_row(run, top1, **{**spent, "made": made, **changes})
+
+
+def others(**changes: Any) -> pd.DataFrame:
+    """A published row of the example method that is beside `run_of()`."""
+    texts = dict.fromkeys(published.TEXTS, "")
+    row = {
+        **texts,
+        **dict.fromkeys(published.NUMBERS, math.nan),
+        **{"data": "digits", "model": "resnet8", "method": "theirs", "ours": "test_report", "source": "a paper"},
+        **{"seen": "primary", "scope": "network", "top1_pct": 80.0, "flops_cut_pct": 52.5, "groups": 1.0, "needs": ""},
+        **changes,
+    }
+    return pd.DataFrame([row])
 
 
 def two_methods(results: Path, **changes: Any) -> frames.Frames:
@@ -352,210 +362,6 @@ def test_the_declared_family_holds_its_size_and_has_power() -> None:
     assert (alone > 0).mean() > 0.1, "the case is one that the pooled variance alone does not hold"
     assert power["claims"](200, [0.2] * 9, 0.5).mean() / 8 > 0.75, "0.79 in 8,000 studies"
     assert power["claims"](200, [0.2] * 9, 0.5, bases=7).mean() / 8 > 0.9, "0.96 in 6,000 studies"
-
-
-# ---- inference -------------------------------------------------------------------------------------------------------
-
-
-def test_intervals_are_those_worked_out_by_hand() -> None:
-    half = 4.302652730 * 1 / math.sqrt(3)
-    assert inference.t_interval([1, 2, 3]) == pytest.approx((2 - half, 2 + half))
-    assert inference.bootstrap_median_interval([5, 1, 4, 2, 3]) == (1, 5)
-    assert inference.bootstrap_median_interval([7, 7, 7]) == (7, 7)
-    for too_few in ([], [1.0]):
-        assert all(math.isnan(end) for end in inference.t_interval(too_few))
-
-
-def test_the_sizing_rule_is_that_of_the_books() -> None:
-    """Two methods one standard deviation apart take 17 seeds each, or 10 pairs."""
-    effects, level = np.array([1.0, -1.0, 50.0, 0.0, math.nan]), np.full(5, 0.05)
-    assert inference.seeds_needed(effects, level).tolist()[:3] == [17, 17, 3]
-    paired = inference.seeds_needed(effects, level, paired=True)
-    assert paired.tolist()[:3] == [10, 10, 3]
-    assert np.isnan(paired[3:]).all()
-    for effect, alpha in ((0.35, 0.05), (0.8, 0.01), (1.7, 0.002)):
-        ours = [inference.seeds_needed(np.array([effect]), np.array([alpha]), paired=p)[0] for p in (True, False)]
-        solvers = (TTestPower(), TTestIndPower())
-        assert ours == [max(3, math.ceil(np.squeeze(s.solve_power(effect, alpha=alpha, power=0.8)))) for s in solvers]
-
-
-def test_a_pooled_error_needs_fewer_seeds_the_more_methods_share_it() -> None:
-    seeds = [
-        inference.seeds_needed(np.array([2.0]), np.array([0.0025]), freedom=methods - 1)[0] for methods in (2, 5, 21)
-    ]
-    assert seeds[0] > seeds[1] >= seeds[2] >= 3
-
-
-@pytest.mark.parametrize("paired", [True, False])
-def test_without_spread_nothing_is_certain(paired: bool) -> None:
-    alike = inference.differences(np.array([[82.0, 82.0]]), np.array([[80.0, 80.0]]), paired=paired)
-    assert alike.mean_P == 2
-    assert np.isnan([alike.error_P, alike.p_P, alike.effect_P, *alike.interval(np.array([0.05]))]).all()
-
-
-def test_absent_p_values_do_not_count_in_the_correction() -> None:
-    corrected = inference.holm(np.array([0.01, math.nan, 0.04]))
-    assert (corrected[0], corrected[2]) == pytest.approx((0.02, 0.04))
-    assert math.isnan(corrected[1])
-    assert len(inference.holm(np.array([]))) == 0
-
-
-def test_statistics_are_those_of_the_libraries() -> None:
-    draw = np.random.default_rng(0)
-    p = draw.uniform(size=50) ** 3
-    assert inference.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
-    a, b = draw.integers(0, 5, size=7).astype(float), draw.integers(0, 5, size=4).astype(float)
-    assert inference.probability_of_improvement(a, b) == pytest.approx(stats.mannwhitneyu(a, b).statistic / 28)
-
-
-# ---- published numbers beside ours -----------------------------------------------------------------------------------
-
-
-def others(**changes: Any) -> pd.DataFrame:
-    """A published row of the example method that is beside `run_of()`."""
-    texts = dict.fromkeys(published.TEXTS, "")
-    row = {
-        **texts,
-        **dict.fromkeys(published.NUMBERS, math.nan),
-        **{"data": "digits", "model": "resnet8", "method": "theirs", "ours": "test_report", "source": "a paper"},
-        **{"seen": "primary", "scope": "network", "top1_pct": 80.0, "flops_cut_pct": 52.5, "groups": 1.0, "needs": ""},
-        **changes,
-    }
-    return pd.DataFrame([row])
-
-
-def beside(results: Path, top1: tuple[float, ...], published_rows: pd.DataFrame, **changes: Any) -> dict[str, Any]:
-    split = changes.pop("split", "all")
-    runs = [run_of(seed, split=split) for seed in range(len(top1))]
-    found = load(runs, [row_of(run, value, **changes) for run, value in zip(runs, top1, strict=True)], results)
-    table = reproduction.table(found.runs, cells.accuracy_lines(found.runs), published_rows)
-    assert len(table) == 1
-    return {str(name): value for name, value in table.iloc[0].to_dict().items()}
-
-
-@pytest.mark.parametrize(
-    ("top1", "expected"),
-    [
-        ((80.0, 80.1, 79.9, 80.05, 79.95), "reproduced"),
-        ((79.0, 79.1, 78.9), "below"),
-        ((81.0, 81.1, 80.9), "above"),
-        ((80.02, 80.03, 80.04), "reproduced"),  # the interval misses 80, and by less than the margin
-        ((80.4, 80.5, 80.6), "open"),
-        ((79.0, 81.0, 80.5), "open"),
-        ((80.0,), "open"),
-    ],
-)
-def test_the_verdict_follows_from_the_interval(tmp_path: Path, top1: tuple[float, ...], expected: str) -> None:
-    line = beside(tmp_path, top1, others(base_top1_pct=90.0))
-    assert line["verdict"] == expected
-    assert line["ours"] == pytest.approx(90 - np.mean(top1))
-    assert line["difference_pp"] == pytest.approx(np.mean(top1) - 80)
-    assert (line["n"], line["statistic"], line["quantity"]) == (len(top1), "mean", "drop pp")
-    assert ("no interval" in line["reason"]) == (len(top1) == 1)
-
-
-@pytest.mark.parametrize("top1", [(80.0, 80.1, 79.9), (70.0, 70.1, 69.9), (80.0,)])
-def test_an_accuracy_without_a_stated_base_gets_no_verdict(tmp_path: Path, top1: tuple[float, ...]) -> None:
-    line = beside(tmp_path, top1, others())
-    assert (line["verdict"], line["reason"]) == (reproduction.NOT_JUDGED, reproduction.NO_BASE)
-    assert (line["quantity"], line["ours"]) == ("top-1 %", pytest.approx(np.mean(top1)))
-    assert line["difference_pp"] == pytest.approx(np.mean(top1) - 80)
-
-
-def test_a_drop_is_compared_where_the_base_accuracy_is_known(tmp_path: Path) -> None:
-    line = beside(tmp_path, (88.9, 89.0, 89.1), others(base_top1_pct=82.0))
-    assert (line["quantity"], line["published"]) == ("drop pp", 2)
-    assert line["ours"] == pytest.approx(1)
-    assert line["difference_pp"] == pytest.approx(1)
-    assert line["verdict"] == "above", "ours loses less"
-
-
-def test_a_median_stands_beside_a_median(tmp_path: Path) -> None:
-    line = beside(tmp_path, (80.0, 80.1, 80.2, 79.9, 50.0), others(base_top1_pct=90.0, runs="median of 5"))
-    assert (line["statistic"], line["ours"]) == ("median", 10.0)
-    assert (line["ours_low"], line["ours_high"]) == pytest.approx((9.8, 40.0))
-    assert line["verdict"] == "open"
-
-
-def test_a_published_median_brings_its_own_error(tmp_path: Path) -> None:
-    """The same five accuracies reproduce an exact number, but not the median of five runs."""
-    top1 = (80.0, 80.3, 79.7, 80.2, 79.8)
-    lines = [
-        beside(tmp_path / name, top1, others(base_top1_pct=90.0, runs=runs))
-        for name, runs in (("mean", ""), ("median", "median of 5"))
-    ]
-    exact, median = lines
-    half = 2.776445105 * np.std(top1, ddof=1)
-    assert exact["difference_high_pp"] == pytest.approx(half / math.sqrt(5))
-    assert median["difference_high_pp"] == pytest.approx(half * 0.5356 * math.sqrt(2), rel=1e-3)
-    assert (exact["verdict"], median["verdict"]) == ("reproduced", "open")
-
-
-@pytest.mark.parametrize("n", [3, 4, 5, 9])
-def test_the_error_of_a_median_is_that_of_many_medians(n: int) -> None:
-    medians = np.median(np.random.default_rng(n).normal(size=(200_000, n)), axis=1)
-    assert inference.median_sd(n) == pytest.approx(medians.std(), rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours", "reason"),
-    [
-        ({}, {"selection": "best_test"}, "ours, 80.00 % \\(n = 3\\), is of the best on test"),
-        ({"flops_cut_pct": 60.0}, {}, "no cut within 1 point; the nearest is 52.00 %"),
-        ({"flops_cut_pct": 52.0, "scope": "prunable"}, {}, "the nearest is 54.00 %"),
-        ({"flops_cut_pct": math.nan}, {}, "does not state its cut"),
-        ({"needs": "none"}, {}, "another variant: the suite has the method, but not this form"),
-        ({"needs": "name=z"}, {}, "another variant: the published one takes name=z"),
-        ({}, {"split": "tuning"}, "validation part"),
-        ({"variant": "mix 40 % from scratch"}, {}, "the source trains from scratch"),
-        ({}, {"status": "failed", "reason": "no"}, "no run is done"),
-    ],
-)
-def test_what_is_not_comparable_is_not_compared(
-    tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any], reason: str
-) -> None:
-    line = beside(tmp_path, (79.9, 80.0, 80.1), others(**theirs), **ours)
-    assert line["verdict"] == "not run"
-    assert re.search(reason, line["reason"])
-    assert pd.isna(line["ours"])
-    assert pd.isna(line["difference_pp"])
-
-
-@pytest.mark.parametrize(
-    "other", [{"groups": 4.0}, {"model": "vgg6"}, {"data": "cifar10"}, {"ours": "another"}, {"top1_pct": math.nan}]
-)
-def test_rows_of_other_networks_and_methods_are_not_this_grids(tmp_path: Path, other: dict[str, Any]) -> None:
-    found = load([run_of()], [row_of(run_of(), 80)], tmp_path)
-    assert reproduction.table(found.runs, cells.accuracy_lines(found.runs), others(**other)).empty
-
-
-def test_best_on_test_stands_beside_best_on_test_and_else_gets_a_mark(tmp_path: Path) -> None:
-    theirs = others(base_top1_pct=90.0, selection="best epoch on test")
-    top1 = (79.9, 80.0, 80.1)
-    assert beside(tmp_path / "same", top1, theirs, selection="best_test")["verdict"] == "reproduced"
-    line = beside(tmp_path / "last", top1, theirs)
-    assert line["verdict"] == "reproduced (published is best on test)"
-    assert (line["n"], line["ours"]) == (3, pytest.approx(10))
-    assert "best epoch on test; ours, 80.00 % (n = 3), is of the last epoch" in line["reason"]
-
-
-def test_a_published_variant_stands_beside_runs_with_its_settings_only(tmp_path: Path) -> None:
-    runs = [run_of(seed, name=name) for name in TOP1 for seed in range(3)]
-    found = two_methods(tmp_path)
-    assert len(runs) == len(found.runs)
-    lines = cells.accuracy_lines(found.runs)
-    table = reproduction.table(found.runs, lines, others(needs="name=b"))
-    assert table["settings"].tolist() == ["test_report(name=b)"]
-    both = reproduction.table(found.runs, lines, others())
-    assert len(both) == 2
-
-
-def test_lines_of_other_commits_stand_apart(tmp_path: Path) -> None:
-    runs = [run_of(seed) for seed in range(4)]
-    rows = [row_of(run, 80 + run.seed, made={"commit": COMMIT if run.seed < 2 else "f" * 40}) for run in runs]
-    found = load(runs, rows, tmp_path)
-    table = reproduction.table(found.runs, cells.accuracy_lines(found.runs), others())
-    assert table[["n", "ours"]].values.tolist() == [[2, 80.5], [2, 82.5]]
 
 
 # ---- LaTeX -----------------------------------------------------------------------------------------------------------
