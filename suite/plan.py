@@ -23,7 +23,8 @@ within each class of filter sets of the same topology, and removes the same shar
 Scope = Literal["untied", "inner", "coupled"]
 """Filters that a criterion removes. "untied": those of every convolution but projection shortcuts, each on its own; a
 residual sum keeps its width, and a removed filter adds nothing to it. "inner": only filters that no residual sum reads.
-"coupled": filters that meet in residual sums go together, from all their layers."""
+"coupled": filters that meet in residual sums go together, from all their layers. In all scopes the filters that one group of a
+grouped convolution reads go together."""
 
 
 Per = Literal["", "macs", "ms"]

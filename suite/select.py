@@ -31,6 +31,8 @@ Coarse cuts are never compared as equal.
 def sets_of_scope(graph: Graph, scope: Scope) -> dict[str, Tensor]:
     """Return layer -> int64 [O], the filter sets of the layers of this scope, 0..S-1.
 
+    In every scope the filters of a layer that one group of a grouped convolution reads are one set.
+
     Raises ValueError for an unknown scope, and for "inner" in a network in which residual sums read every convolution.
     """
     if scope not in get_args(Scope):
@@ -42,21 +44,26 @@ def sets_of_scope(graph: Graph, scope: Scope) -> dict[str, Tensor]:
         names = [name for name in graph.convs if not _meets_sum(graph, name)]
     if not names:
         raise ValueError(f"scope {scope!r} removes no filter of this network: residual sums read every convolution")
-    sizes = [graph.convs[name].filters for name in names]
-    return dict(zip(names, torch.arange(sum(sizes)).split(sizes), strict=True))
+    sets: dict[str, Tensor] = {}
+    count = 0
+    for name in names:
+        labels, ids = graph.filter_sets[name].unique(return_inverse=True)
+        sets[name] = count + (ids if len(labels) < len(ids) else torch.arange(len(ids)))
+        count += len(labels)
+    return sets
 
 
 def _meets_sum(graph: Graph, name: str) -> bool:
     """Return True if a residual sum reads the layer's filters.
 
-    It may read them directly or through batch norm, activation or padding.
+    It may read them directly or through batch norm, activation, a change of layout or padding.
     """
     nodes = [*graph.calls[name]]
     while nodes:
         for user in nodes.pop().users:
             if graph.kinds[user] == "sum":
                 return True
-            if graph.kinds[user] in ("bn", "pass", "shortcut"):
+            if graph.kinds[user] in ("bn", "pass", "view", "shortcut"):
                 nodes.append(user)
     return False
 

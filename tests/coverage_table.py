@@ -12,7 +12,7 @@ import copy
 import functools
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,17 @@ from torch import Tensor, nn
 
 import suite
 from suite.graph import Graph
+from suite.measure.counting import count_macs, count_params
 from suite.pack import check_dense, pack
+from suite.select import filter_planner
 
 PAGE = Path(suite.__file__).parent / "models" / "README.md"
 TABLE = re.compile(r"(?<=<!-- python tests/coverage_table\.py -->\n)(?:\|.*\n)*")
 GRANULARITIES = ("filter", "channel", "intra_channel")
 LIMIT_S = 60
 """CPU seconds until Torch-Pruning must have pruned a network."""
+NONE = "–"
+"""A cell without a value."""
 Shape = tuple[int, int, int]
 
 
@@ -49,15 +53,17 @@ def _idiom(name: str) -> tuple[nn.Module, Shape]:
 
 @torch.no_grad()
 def own_cells(model: nn.Module, shape: Shape) -> list[str]:
-    """Return the cell of each granularity."""
+    """Return the cell of each granularity, and the reach."""
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1)).double()
     try:
         graph = Graph(model, shape)
         check_dense(model, graph)
     except ValueError:
-        return ["refused"] * len(GRANULARITIES)
+        return [*["refused"] * len(GRANULARITIES), NONE]
     plans = [random_plan(graph, granularity, 2, 0.4, seed) for seed, granularity in enumerate(GRANULARITIES)]
-    return [_agreement(pack(model, graph, plan)(x), masked(model, graph, plan)(x)) for plan in plans]
+    cells = [_agreement(pack(model, graph, plan)(x), masked(model, graph, plan)(x)) for plan in plans]
+    scores = {name: torch.arange(conv.filters).double() for name, conv in graph.convs.items()}
+    return [*cells, f"{graph.cut(filter_planner(graph, scores, ranking='global')(1.0)):.0%}"]
 
 
 def _agreement(got: Tensor, expected: Tensor) -> str:
@@ -65,41 +71,60 @@ def _agreement(got: Tensor, expected: Tensor) -> str:
     return "exact" if error <= 1e-9 * max(1.0, float(expected.abs().max())) else "differs"
 
 
-def their_cell(model: nn.Module, shape: Shape) -> str:
-    """Return the result of Torch-Pruning: exact, differs, or the class of its error."""
-    import torch_pruning as tp
+def their_cells(model: nn.Module, shape: Shape) -> list[str]:
+    """Return the result of Torch-Pruning (exact, differs, or the class of its error), and its reach."""
+    result = _within_limit(lambda: _their_agreement(copy.deepcopy(model), shape))
+    if result.startswith("fails"):
+        return [result, NONE]
+    reach = _within_limit(lambda: _their_reach(copy.deepcopy(model), shape))
+    return [result, NONE if reach.startswith("fails") else reach]
 
-    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1)).double()
-    model, reference = copy.deepcopy(model), copy.deepcopy(model)
-    names = {module: name for name, module in model.named_modules()}
-    before = sum(parameter.numel() for parameter in model.parameters())
+
+def _within_limit(work: Callable[[], str]) -> str:
+    """Return the result, or the class of the error."""
     signal.signal(signal.SIGPROF, _stop)
     signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     try:
-        pruner = tp.pruner.MagnitudePruner(
-            model,
-            x[:1],
-            importance=tp.importance.MagnitudeImportance(p=1),
-            pruning_ratio=0.4,
-            ignored_layers=[module for module in model.modules() if isinstance(module, nn.Linear)][-1:],
-        )
-        groups = list(pruner.step(interactive=True))
-        for group in groups:
-            for dependency, filters in group:
-                _mask(reference, names.get(dependency.target.module, ""), dependency.handler.__name__, filters)
-        for group in groups:
-            group.prune()
-        with torch.no_grad():
-            got, expected = model(x), reference(x)
+        return work()
     except TimeoutError:
         return "fails: no end"
     except Exception as error:  # the package raises errors of any class
         return f"fails: {type(error).__name__}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    if sum(parameter.numel() for parameter in model.parameters()) == before:
-        return "removes nothing"
-    return _agreement(got, expected)
+
+
+def _pruner(model: nn.Module, image: Tensor, **ratios: Any) -> Any:
+    import torch_pruning as tp
+
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    importance = tp.importance.MagnitudeImportance(p=1)
+    return tp.pruner.MagnitudePruner(model, image, importance=importance, ignored_layers=heads, **ratios)
+
+
+def _their_agreement(model: nn.Module, shape: Shape) -> str:
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1)).double()
+    reference = copy.deepcopy(model)
+    names = {module: name for name, module in model.named_modules()}
+    before = count_params(model)
+    groups = list(_pruner(model, x[:1], pruning_ratio=0.4).step(interactive=True))
+    for group in groups:
+        for dependency, filters in group:
+            _mask(reference, names.get(dependency.target.module, ""), dependency.handler.__name__, filters)
+    for group in groups:
+        group.prune()
+    with torch.no_grad():
+        got, expected = model(x), reference(x)
+    return "removes nothing" if count_params(model) == before else _agreement(got, expected)
+
+
+def _their_reach(model: nn.Module, shape: Shape) -> str:
+    """Return the cut if one filter stays in each layer, in percent."""
+    dense = count_macs(model, shape).macs
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    ratios = {layer: 1 - 1.5 / len(layer.weight) for layer in layers}  # the package rounds kept filters down
+    _pruner(model, torch.zeros(1, *shape).double(), pruning_ratio=0.5, pruning_ratio_dict=ratios).step()
+    return f"{1 - count_macs(model, shape).macs / dense:.0%}"
 
 
 def _stop(*_: object) -> None:
@@ -116,21 +141,19 @@ def _mask(reference: nn.Module, name: str, handler: str, filters: list[int]) -> 
                 tensor[filters] = 0
 
 
-def rows(theirs: dict[str, str]) -> Iterator[str]:
+def rows(theirs: Mapping[str, list[str]]) -> Iterator[str]:
     """Yield the lines of the table.
 
-    theirs  name of a row -> Torch-Pruning's cell; absent ones are computed
+    theirs  name of a row -> Torch-Pruning's cells; absent ones are computed
     """
-    version = theirs.get("version") or metadata.version("torch-pruning")
-    yield f"| network | {' | '.join(GRANULARITIES)} | Torch-Pruning {version} |".replace(
-        "intra_channel", "intra-channel"
-    )
-    yield "|---|---|---|---|---|"
+    heading = theirs.get("network") or [f"Torch-Pruning {metadata.version('torch-pruning')}", "reach"]
+    yield f"| network | {' | '.join((*GRANULARITIES, 'reach', *heading))} |".replace("intra_channel", "intra-channel")
+    yield "|---|---|---|---|---|---|---|"
     for name, build in networks().items():
         with torch.random.fork_rng():
             model, shape = build()
-        cell = theirs.get(name) or their_cell(model, shape)
-        yield f"| {name} | {' | '.join(own_cells(model, shape))} | {cell} |"
+        cells = theirs.get(name) or their_cells(model, shape)  # first: `Graph` makes linear layers convolutions
+        yield f"| {name} | {' | '.join((*own_cells(model, shape), *cells))} |"
 
 
 def stored() -> dict[str, list[str]]:
@@ -144,8 +167,8 @@ def stored() -> dict[str, list[str]]:
 def main() -> None:
     """Write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--own", action="store_true", help="keep the column of Torch-Pruning")
-    theirs: dict[str, str] = {}
+    parser.add_argument("--own", action="store_true", help="keep the columns of Torch-Pruning")
+    theirs: dict[str, list[str]] = {}
     try:
         import torch_pruning  # noqa: F401
 
@@ -153,8 +176,7 @@ def main() -> None:
     except ImportError:
         own = True
     if own:
-        theirs = {name: cells[-1] for name, cells in stored().items()}
-        theirs["version"] = theirs["network"].removeprefix("Torch-Pruning ")
+        theirs = {name: cells[-2:] for name, cells in stored().items()}
     table = "".join(f"{line}\n" for line in rows(theirs))
     PAGE.write_text(TABLE.sub(lambda _: table, PAGE.read_text()))
 

@@ -71,7 +71,7 @@ def masked(model: nn.Module, graph: Graph, plan: PruningPlan) -> nn.Module:
     result = copy.deepcopy(model)
     state, live = result.state_dict(), graph.live(plan)
     for name, layer in live.layers.items():
-        state[f"{name}.weight"].mul_(layer.mask_OI[:, :, None, None])
+        result.get_parameter(f"{name}.weight").mul_(layer.mask_OI[:, :, None, None])
     for node, rule in graph.operators.items():
         keys = (f"{node.target}.weight", f"{node.target}.bias")
         if rule.kind in ("conv", "bn", "grouped"):
@@ -155,7 +155,7 @@ class Net(nn.Module):
         self.a, self.b, self.c = (nn.Conv2d(i, 8, 3, padding=1) for i in (3, 8, 8))
         self.bn, self.norm, self.layer = nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.LayerNorm(8)
         self.depthwise, self.grouped = nn.Conv2d(8, 16, 3, padding=1, groups=8), nn.Conv2d(8, 8, 3, padding=1, groups=2)
-        self.reduce, self.tokens = nn.Conv2d(16, 8, 1), nn.Linear(8, 8)
+        self.reduce, self.tokens, self.wide = nn.Conv2d(16, 8, 1), nn.Linear(8, 8), nn.Linear(8, 16)
         self.squeeze, self.excite = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
         self.dense = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 8), nn.Hardsigmoid())
         self.prelu, self.frozen = nn.PReLU(8), FrozenBatchNorm2d(8)
@@ -217,6 +217,11 @@ def _option_a(net: Net, x: Tensor) -> Tensor:
 def _channels_last(net: Net, x: Tensor) -> Tensor:
     y = F.gelu(net.tokens(net.layer(net.depthwise(x)[:, ::2].permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
     return x + net.scale * y
+
+
+def _linear_of_maps(net: Net, x: Tensor) -> Tensor:
+    y = net.tokens(F.relu(net.wide(net.b(x).permute(0, 2, 3, 1)))[..., ::2])
+    return net.tokens(y + x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _dense_gate(net: Net, x: Tensor) -> Tensor:
@@ -286,6 +291,7 @@ IDIOMS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "group norm": lambda net, x: net.b(net.norm(x)),
     "layer norm": lambda net, x: net.b(net.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
     "channels last": _channels_last,
+    "linear layer of maps": _linear_of_maps,
     "depthwise": lambda net, x: net.b(net.reduce(F.relu6(net.depthwise(net.bn(x))))),
     "grouped": lambda net, x: net.b(net.grouped(x)),
     "gate": lambda net, x: net.b(x) * torch.sigmoid(net.excite(F.relu(net.squeeze(F.adaptive_avg_pool2d(x, 1))))),

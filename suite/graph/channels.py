@@ -23,8 +23,9 @@ from torch import Tensor, fx, nn
 from suite.graph import liveness, table
 from suite.graph import operators as ops
 from suite.graph.checks import check_read_once, check_used
-from suite.graph.layers import plain_layer
+from suite.graph.layers import make_pointwise, plain_layer
 from suite.graph.liveness import Live
+from suite.graph.names import named
 from suite.graph.operators import Kind, Operator, Tie
 from suite.graph.table import Reader
 from suite.graph.tracing import trace
@@ -109,12 +110,14 @@ class Graph:
 
     Convolutions that make the result of the network or a gate, grouped and depthwise convolutions follow other layers: they are
     not scored, and not in `convs`.
+    An nn.Linear that reads maps [N, H, W, C] becomes a 1x1 convolution in `model` itself (`layers.Pointwise`), so that methods
+    score it. Its parameters stay the same objects, and its state has the same shapes.
     Raises ValueError naming operator and module if there is no rule for its channels, and if the network has no convolution, is
     a transformer, or does not accept images of this shape.
     """
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
-        title = type(model).__name__
+        self.title = title = type(model).__name__
         self.input_shape = cast(tuple[int, int, int], tuple(input_shape))
         self.trace = trace(model, input_shape)
         self.modules = self.trace.modules
@@ -145,6 +148,8 @@ class Graph:
         self.full = {name: ConvPlan.full(conv.filters, conv.channels) for name, conv in self.convs.items()}
         self.filter_sets, self.input_sets = self._channel_sets()
         self.dense_macs = self.macs(PruningPlan({}))
+        for name in self.trace.pointwise:
+            make_pointwise(model.get_submodule(name))
         self.times: Times | None = None
 
     @property
@@ -156,6 +161,15 @@ class Graph:
     def set_count(self) -> int:
         """Number of filter sets S; sets are numbered 0..S-1."""
         return int(torch.cat(list(self.filter_sets.values())).max()) + 1
+
+    def check_gradient(self) -> None:
+        """Raise ValueError if the network's result has no gradient, so that no training changes it."""
+        (result, *_) = self.nodes[-1].all_input_nodes
+        if named(result, self.modules) == "detach":
+            raise ValueError(
+                f"the result of {self.title} has no gradient, so it cannot be trained: its forward method computes under "
+                "torch.no_grad() or torch.inference_mode(), or detaches the result; call the network inside of it instead"
+            )
 
     def batch_norms(self, method: str) -> dict[str, str]:
         """Return layer -> the batch norm behind it.

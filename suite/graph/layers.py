@@ -1,7 +1,8 @@
 """Layers that a network calls as functions of their parameters.
 
 A subclass of nn.Conv2d, nn.Linear or batch norm with a forward method of its own is traced into. The call of the function
-inside, such as `F.conv2d(x, self.weight, self.bias, self.stride)`, is the layer itself.
+inside, such as `F.conv2d(x, self.weight, self.bias, self.stride)`, is the layer itself. An nn.Linear of maps [N, H, W, C] becomes
+such a subclass, `Pointwise`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 _KINDS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d)
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -70,3 +71,46 @@ def plain_layer(layer: nn.Module) -> nn.Module:
     vars(result).update(vars(layer), _modules={})
     vars(result).pop("inplace", None)  # of an activation in the forward method
     return result
+
+
+class Pointwise(nn.Conv2d):
+    """A linear layer of maps [N, H, W, C] as a 1x1 convolution.
+
+    Methods score it like any other convolution: its weight is [O, I, 1, 1], and `forward` and hooks get [N, C, H, W]. Its state
+    is that of the linear layer, [O, I].
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return maps [N, H, W, O] of maps [N, H, W, C]."""
+        return super().__call__(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = destination[f"{prefix}weight"][:, :, 0, 0]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
+        key = f"{prefix}weight"
+        if key in state_dict:
+            state_dict = {**state_dict, key: state_dict[key][:, :, None, None]}
+        super()._load_from_state_dict(state_dict, prefix, *more)
+
+
+def pointwise(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Return the names of the nn.Linear layers that read maps [N, H, W, C] in all calls."""
+    maps: dict[str, bool] = {}
+    for node in graph.nodes:
+        name = str(node.target)
+        if node.op == "call_module" and type(modules.get(name)) is nn.Linear:
+            maps[name] = maps.get(name, True) and node.all_input_nodes[0].meta["value"].ndim == 4
+    return [name for name, all_calls in maps.items() if all_calls]
+
+
+def make_pointwise(linear: nn.Module) -> None:
+    """Make an nn.Linear a `Pointwise` layer, in place; its parameters stay the same objects. Idempotent."""
+    if type(linear) is not nn.Linear:
+        return
+    like = Pointwise(linear.in_features, linear.out_features, 1, bias=linear.bias is not None, device="meta")
+    linear.weight.grad = None
+    linear.weight.data = linear.weight.data[:, :, None, None]
+    vars(linear).update({key: value for key, value in vars(like).items() if key not in vars(linear)})
+    linear.__class__ = Pointwise  # type: ignore[assignment]

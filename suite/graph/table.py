@@ -51,6 +51,8 @@ MOVES = _names(
     "contiguous"
 )
 """Operators that only move numbers. Their rule is found by running them on the positions of the numbers."""
+PERMUTATIONS = _names("permute transpose swapaxes movedim t")
+"""Moves of whole dimensions, whose rule needs no positions."""
 VIEWS = _names("view reshape unsqueeze getitem")
 """Operators that a parameter or buffer of one number a channel may pass."""
 MIXES = _names(
@@ -221,7 +223,7 @@ def _conv(reader: Reader, node: fx.Node) -> Operator:
     module: Any = reader.module(node)
     source = reader.first(node)
     if reader.axis(node) != 1 or len(shape(source)) != 4:
-        raise reader.refusal(node, "its input is not [N, C, H, W]")
+        raise reader.refusal(node, "its input is not [N, C, H, W], or that of an nn.Linear not [N, H, W, C]")
     if module.groups == 1:
         return ops.Conv(sources=[source], width=module.out_channels)
     positions = math.prod(shape(node)[2:])
@@ -430,6 +432,11 @@ def _move(reader: Reader, node: fx.Node) -> Operator | None:
         base, place = reader.pending[first]
     else:
         base = first
+        if named(node, reader.modules) in PERMUTATIONS and shape(base):
+            of_sizes = _moved(reader, node, torch.empty(tuple(range(1, len(shape(base)) + 1)), device="meta"))
+            axis = list(of_sizes.shape).index(reader.operators[base].axis + 1)
+            if of_sizes.shape[0] == 1:
+                return ops.View(sources=[base], axis=axis, width=reader.operators[base].width)
         place = torch.arange(math.prod(shape(base)[1:])).view(1, *shape(base)[1:])
     moved = _moved(reader, node, place)
     if not isinstance(moved, Tensor):

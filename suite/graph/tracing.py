@@ -27,7 +27,7 @@ from torch.utils import checkpoint
 from suite.graph.checks import check_modules
 from suite.graph.copying import copied
 from suite.graph.inplace import in_place, out_of_place
-from suite.graph.layers import layer_of_call, plain_layer
+from suite.graph.layers import layer_of_call, make_pointwise, plain_layer, pointwise
 from suite.graph.modes import Unlike, joined
 from suite.graph.names import named
 
@@ -395,6 +395,7 @@ class Trace:
     modules     name -> module, of a copy without storage; dropout functions and switches of modes are modules, too
     graph       the operators
     functions   names of layers that are called as functions of their parameters
+    pointwise   names of the nn.Linear layers that are traced as 1x1 convolutions
     mode_reads  lines "file:number" whose control flow reads `self.training`
     constants   name -> tensor that is neither parameter nor buffer
     """
@@ -402,6 +403,7 @@ class Trace:
     modules: dict[str, nn.Module]
     graph: fx.Graph
     functions: set[str]
+    pointwise: list[str]
     mode_reads: list[str]
     constants: dict[str, Tensor]
 
@@ -423,6 +425,10 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     skeleton = _without_storage(model).eval()
     image = torch.zeros(BATCH, *input_shape, device="meta")
     graph, tracer, reads = _traced(skeleton, image, title, training=False)
+    if names := pointwise(graph, tracer.layers):
+        for name in names:
+            make_pointwise(tracer.layers[name])
+        graph, tracer, reads = _traced(skeleton, image, title, training=False)
     if reads:
         with contextlib.suppress(
             ValueError, Unlike
@@ -433,7 +439,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
         _free_batch(node, modules)
-    return Trace(modules, graph, tracer.functions, reads, tracer.constants)
+    return Trace(modules, graph, tracer.functions, names, reads, tracer.constants)
 
 
 def _traced(skeleton: nn.Module, image: Tensor, title: str, training: bool) -> tuple[fx.Graph, _Tracer, list[str]]:

@@ -42,6 +42,8 @@ class Slot:
 
     def write(self, full: Tensor, packed: Tensor | float) -> None:
         """Write the packed tensor to the slot's entries of the full one, in place."""
+        if isinstance(packed, Tensor):
+            packed = packed.reshape(packed.shape[: full.ndim])  # of a `Pointwise` layer, whose state has no kernel
         if self.rows is not None and self.columns is not None:
             full[self.rows[:, None], self.columns] = packed
         elif self.columns is not None:
@@ -358,7 +360,8 @@ class Builder:
     def _sum(self, node: fx.Node) -> None:
         sources = self.graph.operators[node].sources
         plain = node.target in (operator.add, torch.add, "add") and not node.kwargs and len(node.args) == 2
-        if not plain or shape(sources[0]) != shape(sources[1]) or len(shape(node)) != 4 or len(sources) != 2:
+        of_maps = len(shape(node)) == 4 and self.graph.operators[node].axis == 1
+        if not plain or not of_maps or shape(sources[0]) != shape(sources[1]) or len(sources) != 2:
             self._aligned_operands(node)
             return
         live = self.live.channels[node]

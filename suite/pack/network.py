@@ -130,7 +130,7 @@ def load_full(packed: PackedNetwork, state: Mapping[str, Tensor]) -> None:
     """Copy the tensors of a full network's state to the packed network, in place."""
     own = packed.body.state_dict()
     for slot in packed.slots:
-        own[slot.packed].copy_(slot.read(state[slot.full]))
+        own[slot.packed].copy_(slot.read(state[slot.full]).view_as(own[slot.packed]))
 
 
 @torch.no_grad()

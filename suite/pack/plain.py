@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from suite.graph.layers import Pointwise
 from suite.pack.modules import Constant, PackedConv, PackedShortcut, Spread, SumInto, Take
 from suite.pack.network import PackedNetwork
 
@@ -43,12 +44,28 @@ class Groups(nn.Module):
         return torch.cat([group(x) for group in self.groups], 1)
 
 
+class OfMaps(nn.Module):
+    """A layer of [N, C, H, W] for maps [N, H, W, C]."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's maps [N, H, W, O]."""
+        return self.layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 @torch.no_grad()
 def plain(packed: PackedNetwork, model: nn.Module | None = None) -> nn.Module:
     """Return the packed network with nn.Conv2d layers, which any tool reads.
 
     model  the dense network. If every packed operator has one of the dense network's, the result is a copy of this network with
            smaller layers: an instance of the same class. Otherwise, and without `model`, the result is an `fx.GraphModule`.
+
+    The class cannot express four cuts: a filter that a residual sum reads without the sum's other filters (scopes "inner" and
+    "coupled" make none), a part of a group of a grouped convolution, a channel of a layer or group norm, and channels whose
+    number or place the forward method fixes, as in the chunks and shuffles of ShuffleNet.
 
     A layer of several filter groups is one nn.Conv2d each, with `index_select` and `torch.cat`. The result computes the same
     function in training and inference, and shares no tensor with `packed`.
@@ -132,19 +149,32 @@ def _in_class(packed: PackedNetwork, body: fx.GraphModule, model: nn.Module) -> 
                 continue
             if str(node.target) not in own or isinstance(layer, Constant):
                 return None
-            result.set_submodule(str(node.target), copy.deepcopy(layer))
+            of_maps = isinstance(own[str(node.target)], nn.Linear | Pointwise) and not isinstance(layer, nn.Linear)
+            result.set_submodule(str(node.target), _of_maps(layer) if of_maps else copy.deepcopy(layer))
         elif node.op == "get_attr":
             holder, _, leaf = str(node.target).rpartition(".")
             if str(node.target) not in model.state_dict():
                 return None
             value = operator.attrgetter(str(node.target))(body)
             setattr(result.get_submodule(holder), leaf, copy.deepcopy(value))
-    used = {str(node.target) for node in body.graph.nodes if node.op == "call_module"}
+    used = {str(node.target) for node in body.graph.nodes if node.op in ("call_module", "get_attr")}
     kept = tuple(f"{name}." for name in used)
     for name, module in own.items():
-        if any(True for _ in module.parameters(recurse=False)) and name not in used and not name.startswith(kept):
+        tensors = {f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)}
+        if name not in used and not tensors <= used and not name.startswith(kept):
             return None
     return result if _agree(result, body, packed) else None
+
+
+def _of_maps(layer: nn.Module) -> nn.Module:
+    """Return a copy of the layer for maps [N, H, W, C]; nn.Linear if it is a 1x1 convolution."""
+    if not isinstance(layer, nn.Conv2d):
+        return OfMaps(copy.deepcopy(layer))
+    linear = nn.Linear(layer.in_channels, layer.out_channels, bias=layer.bias is not None)
+    linear.to(layer.weight.device, layer.weight.dtype).weight.copy_(layer.weight.flatten(1))
+    if layer.bias is not None:
+        linear.bias.copy_(layer.bias)
+    return linear
 
 
 def _agree(one: nn.Module, other: nn.Module, packed: PackedNetwork) -> bool:
