@@ -164,6 +164,8 @@ def prune(
     model, shape = copy.deepcopy(model), _shape(example)
     graph, goal = Graph(model, shape), budget if isinstance(budget, Budget) else Budget(share=budget, refill=True)
     packing.check_dense(model, graph)
+    if kind.learns or finetune is not None:
+        graph.check_gradient()
     if goal.timing is not None:
         graph.times = latency_budget.table_for(model, graph, goal.timing, layer_times)
     batches = None if train is None or isinstance(train, Task) else Batches(train, next(model.parameters()).device)
@@ -204,15 +206,13 @@ def compare(dense: nn.Module, other: nn.Module, images: Tensor, *, protocol: str
     protocol  "quick" takes about a second, "full" three processes and minutes
     """
     shape = _shape(images)
-    for network in (dense, other):
-        _run(network, images)
     about: dict[str, Any] = {"device": images.device.type, "batch": len(images), "protocol": protocol}
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("dense", "other")]
-        for path, network in zip(paths, (dense, other), strict=True):
-            network = packing.per_group(network) if isinstance(network, packing.PackedNetwork) else network
+        for path, network in zip(paths, map(_deployed, (dense, other)), strict=True):
             copied = copy.deepcopy(network).cpu().eval()
-            write_torchscript(copied, images.cpu(), path)
+            with _taking(network, shape):
+                write_torchscript(copied, images.cpu(), path)
         return compare_files(paths[0], paths[1], Timing(**about), shape=shape)
 
 
@@ -221,26 +221,40 @@ def count(model: nn.Module, images: Tensor) -> Count:
 
     A layer of several filter groups counts as one convolution a group, as in a plan and in a row.
     """
-    _run(model, images)
-    return count_macs(packing.per_group(model) if isinstance(model, packing.PackedNetwork) else model, _shape(images))
+    shape, network = _shape(images), _deployed(model)
+    with _taking(model, shape):
+        return count_macs(network, shape)
 
 
 def _network(model: nn.Module) -> nn.Module:
+    """Return the network.
+
+    Raises ValueError if it is no module, or if a layer is quantized.
+    """
     if not isinstance(model, nn.Module):
         raise ValueError(f"the network is a torch.nn.Module, got {type(model).__name__}")
+    for name, layer in model.named_modules():
+        if re.match(r"torch\.ao\.nn\.(\w+\.)*quantized\.", type(layer).__module__):
+            raise ValueError(
+                f"{name or 'the network'} of {type(model).__name__} is quantized ({type(layer).__name__}): give the "
+                "network from before torch.ao.quantization.convert, whose MACs are the same"
+            )
     return model
 
 
-def _run(model: nn.Module, images: Tensor) -> None:
-    """Raise ValueError if the network does not take images of this shape."""
-    shape, own = list(_shape(images)), copy.deepcopy(_network(model)).eval()
-    like = next(own.parameters(), images)
+def _deployed(model: nn.Module) -> nn.Module:
+    """Return the network, a packed one with one convolution a filter group."""
+    return packing.per_group(model) if isinstance(model, packing.PackedNetwork) else _network(model)
+
+
+@contextmanager
+def _taking(model: nn.Module, shape: tuple[int, ...]) -> Iterator[None]:
+    """Raise ValueError if the network does not run on images of this shape."""
     try:
-        with torch.no_grad():
-            own(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+        yield
     except (RuntimeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{type(model).__name__} takes no images of shape {shape}: {reason}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{type(model).__name__} takes no images of shape {list(shape)}: {reason}") from error
 
 
 def _shape(images: Tensor) -> tuple[int, int, int]:

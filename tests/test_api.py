@@ -235,6 +235,55 @@ def test_a_bad_network_or_seed_is_refused_in_one_line(model: nn.Module) -> None:
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_quantized_network_is_refused_in_one_line(model: nn.Module) -> None:
+    quantized: Any = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    fused: Any = nn.Sequential(torch.ao.nn.intrinsic.quantized.ConvReLU2d(3, 4, 3))
+    for network, words in (
+        (quantized, "head of Own is quantized .Linear."),
+        (fused, "0 of Sequential .* .ConvReLU2d."),
+    ):
+        for use in (
+            lambda network: suite.count(network, EXAMPLE),
+            lambda network: suite.compare(model, network, EXAMPLE),
+            lambda network: suite.prune(network, EXAMPLE, method="l1_filter"),
+        ):
+            with pytest.raises(ValueError, match=f"{words}.* before torch.ao.quantization.convert") as raised:
+                use(network)
+            assert "\n" not in str(raised.value)
+
+
+class Frozen(Own):
+    """A network whose result has no gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+class Inferring(Own):
+    """A network that computes in inference mode."""
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Frozen, Inferring])
+def test_a_network_without_gradient_is_pruned_but_never_trained(kind: type[Own]) -> None:
+    def fail() -> Any:
+        raise AssertionError("the network is refused before a batch is read")
+        yield
+
+    class Unread(list[Any]):
+        __iter__ = staticmethod(fail)
+
+    assert suite.prune(kind(), EXAMPLE, method="l1_filter").report.macs_cut_pct >= 50
+    for settings in ({"method": "slimming", "learning": SHORT}, {"method": "l1_filter", "finetune": SHORT}):
+        with pytest.raises(ValueError, match=f"the result of {kind.__name__} has no gradient.*inference_mode"):
+            suite.prune(kind(), EXAMPLE, train=Unread([0]), **settings)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("images", [torch.zeros(3, 32, 32), [1, 2]])
 def test_images_without_a_batch_are_refused(images: Any) -> None:
     for use in (

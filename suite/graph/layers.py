@@ -96,7 +96,10 @@ class Pointwise(nn.Conv2d):
 
 
 def pointwise(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[str]:
-    """Return the names of the nn.Linear layers that read maps [N, H, W, C] in all calls."""
+    """Return the names of the nn.Linear layers of maps [N, H, W, C].
+
+    All calls of such a layer read maps.
+    """
     maps: dict[str, bool] = {}
     for node in graph.nodes:
         name = str(node.target)
@@ -106,7 +109,10 @@ def pointwise(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 def make_pointwise(linear: nn.Module) -> None:
-    """Make an nn.Linear a `Pointwise` layer, in place; its parameters stay the same objects. Idempotent."""
+    """Make an nn.Linear a `Pointwise` layer, in place; idempotent.
+
+    Its parameters stay the same objects.
+    """
     if type(linear) is not nn.Linear:
         return
     like = Pointwise(linear.in_features, linear.out_features, 1, bias=linear.bias is not None, device="meta")

@@ -167,7 +167,10 @@ def _in_class(packed: PackedNetwork, body: fx.GraphModule, model: nn.Module) -> 
 
 
 def _of_maps(layer: nn.Module) -> nn.Module:
-    """Return a copy of the layer for maps [N, H, W, C]; nn.Linear if it is a 1x1 convolution."""
+    """Return a copy of the layer for maps [N, H, W, C].
+
+    A 1x1 convolution becomes an nn.Linear.
+    """
     if not isinstance(layer, nn.Conv2d):
         return OfMaps(copy.deepcopy(layer))
     linear = nn.Linear(layer.in_channels, layer.out_channels, bias=layer.bias is not None)

@@ -59,6 +59,8 @@ def do_pruned(work: Workspace[Pruned]) -> None:
     model, state = _start(work)
     graph = Graph(model, work.dataset.input_shape)
     packing.check_dense(model, graph)
+    if work.stage.finetune.epochs:
+        graph.check_gradient()
     work.add_layer_times(model, graph)
     tuned = _fine_tuned(work, model, graph, state)
     work.save_history(tuned.history)

@@ -34,6 +34,7 @@ def do_base(work: Workspace[Base]) -> None:
                 "MODELS takes the number of classes"
             )
         packing.check_dense(model, graph)
+        graph.check_gradient()
         model.to(device)
         trainer = make_trainer(model, batches, stage.schedule, judge=work.judge(stage.schedule, model))
         work.save_history(fit(trainer, folder / "train.pt", work.watch, seed=stage.seed, doing="base"))
@@ -64,6 +65,7 @@ def do_learned(work: Workspace[Learned]) -> None:
     seed_everything(stage.seed)
     graph = Graph(model, work.dataset.input_shape)
     packing.check_dense(model, graph)
+    graph.check_gradient()
     work.add_layer_times(model, graph)
     learner = stage.settings.learner(model, graph, work.task())
     batches = work.batches(stage.schedule, LEARNED)
