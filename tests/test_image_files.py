@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import shutil
@@ -323,27 +324,41 @@ def listings(names: list[str], train: int = 1300, test: int = 50) -> dict[data.b
     }
 
 
-OFFICIAL = ["n01440764", *(f"n{number:08d}" for number in range(2_000_000, 2_000_998)), "n15075141"]
+IDS = [f"n{number:08d}" for number in range(2_000_000, 2_001_000)]
 
 
+@pytest.fixture
+def official(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`IDS` as the ids of ImageNet, whose list is not in the repository."""
+    text = "".join(f"{name}\n" for name in IDS)
+    monkeypatch.setattr(imagenet, "IDS_SHA256", hashlib.sha256(text.encode()).hexdigest())
+    monkeypatch.setattr(imagenet, "IDS_SUM", sum(int(name[1:]) for name in IDS))
+
+
+@pytest.mark.usefixtures("official")
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (OFFICIAL[:-1], "has 999 classes from n01440764 to n02000997"),
-        ([*OFFICIAL[:-1], "n15075142"], "from n01440764 to n15075142; ImageNet has 1000"),
-        ([OFFICIAL[0], "tench", *OFFICIAL[2:]], "of which tench is no WordNet id"),
+        (IDS[:5] + IDS[6:], "train has 999 classes, which are not the 1000 of ImageNet: n02000005 is missing; public"),
+        (IDS[:100], ": 900 WordNet ids are missing; public weights need exactly these: complete the folders"),
+        ([*IDS, "n03000000"], ": n03000000 is no class of ImageNet; public"),
+        ([*IDS, "n03000000", "n03000001"], ": 2 WordNet ids are too many; public"),
+        ([*IDS[:5], "n01000000", *IDS[6:]], ": some of the WordNet ids are not among ImageNet's; public"),
+        ([*IDS, "tench"], "has 1001 classes, .*: tench is no WordNet id; public"),
+        ([*IDS[:-2], "cat", "dog"], ": cat and 1 more are no WordNet ids and 2 WordNet ids are missing; public"),
+        ([*IDS[:5], "n02000005x", *IDS[6:]], ": n02000005x is no WordNet id and n02000005 is missing; public"),
     ],
 )
 def test_classes_that_are_not_imagenets_are_refused(names: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        imagenet.check(listings(names))
-    assert "complete the folders" in str(caught.value)
+    with pytest.raises(ValueError, match=message):
+        imagenet.check(listings(sorted(names)))
 
 
+@pytest.mark.usefixtures("official")
 def test_missing_images_of_imagenet_are_counted_and_named() -> None:
-    train, test = imagenet.check(listings(OFFICIAL, train=1000, test=49))
+    train, test = imagenet.check(listings(IDS, train=1000, test=49))
     assert train == "train has 1000000 images, not 1281167"
-    assert test == "test has 49000 images, not 50000; n01440764 and 999 more classes have not 50 to 50 each"
+    assert test == "test has 49000 images, not 50000; n02000000 and 999 more classes have not 50 to 50 each"
 
 
 def test_unreadable_files_of_a_sample_are_counted_and_the_first_is_named(tmp_path: Path) -> None:

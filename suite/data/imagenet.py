@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +21,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLASSES, FIRST, LAST = 1000, "n01440764", "n15075141"
-"""Number of ILSVRC2012's classes, and the first and last of their WordNet ids, whose order is that of public weights' logits."""
+CLASSES = 1000
+IDS_SHA256 = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15"
+"""Sha256 of ILSVRC2012's sorted WordNet ids, one per line. Their order is that of public weights' logits.
+
+`ls imagenet/train | sha256sum` prints it for a complete folder. `sha256sum` prints it for the lists of two packages: timm's
+`data/_info/imagenet_synsets.txt` and TensorFlow Datasets' `datasets/imagenet2012/labels.txt`.
+"""
+IDS_SUM = 3_481_996_750
+"""Sum of the numbers of the ids. It gives the name of a single id that is missing or too many."""
 IMAGES: dict[Part, int] = {"train": 1_281_167, "test": 50_000}
 PER_CLASS: dict[Part, tuple[int, int]] = {"train": (732, 1300), "test": (50, 50)}
 """Smallest and largest number of images of a class."""
@@ -41,7 +49,7 @@ def imagenet(folder: Path) -> Dataset:
     """Return ILSVRC2012 at 224 pixels; for evaluation the shorter side is resized to 256.
 
     Warns if images are missing, and if files of a sample cannot be read.
-    Raises ValueError if the classes are not the official ones in their order.
+    Raises ValueError if the classes are not the official ones.
     """
     dataset = _open(
         folder,
@@ -58,15 +66,13 @@ def imagenet(folder: Path) -> Dataset:
 def check(parts: Mapping[Part, Listing]) -> list[str]:
     """Return a line for each part whose number of images is not the official one.
 
-    Raises ValueError if the classes are not the official ones in their order.
+    Raises ValueError if the classes are not the official ones.
     """
     names = parts["train"].classes
-    foreign = [name for name in names if not re.fullmatch(r"n\d{8}", name)]
-    if foreign or len(names) != CLASSES or (names[0], names[-1]) != (FIRST, LAST):
+    if difference := class_difference(names):
         raise ValueError(
-            f"{parts['train'].root} has {len(names)} classes from {names[0]} to {names[-1]}"
-            f"{f', of which {foreign[0]} is no WordNet id' if foreign else ''}; ImageNet has {CLASSES} from {FIRST} to {LAST}, "
-            "and public weights need them all: complete the folders, or give a subset another name in suite/data"
+            f"{parts['train'].root} has {len(names)} classes, which are not the {CLASSES} of ImageNet: {difference}; public "
+            "weights need exactly these: complete the folders, or give a subset another name in suite/data"
         )
     lines = []
     for part, listing in parts.items():
@@ -77,6 +83,29 @@ def check(parts: Mapping[Part, Listing]) -> list[str]:
             example = f"; {odd[0]} and {len(odd) - 1} more classes have not {low} to {high} each" if odd else ""
             lines.append(f"{listing.root} has {len(listing.labels_N)} images, not {IMAGES[part]}{example}")
     return lines
+
+
+def class_difference(names: Sequence[str]) -> str:
+    """Return the difference of class names from ILSVRC2012's; "" if there is none."""
+    ids = {name for name in names if re.fullmatch(r"n\d{8}", name)}
+    foreign = [name for name in names if name not in ids]
+    missing = CLASSES - len(ids)
+    single = f"n{abs(IDS_SUM - sum(int(name[1:]) for name in ids)):08d}"
+    lines = []
+    if foreign:
+        rest = f" and {len(foreign) - 1} more are no WordNet ids" if foreign[1:] else " is no WordNet id"
+        lines.append(foreign[0] + rest)
+    if _sha256(ids ^ {single}) == IDS_SHA256:
+        lines.append(f"{single} is {'missing' if missing > 0 else 'no class of ImageNet'}")
+    elif missing:
+        lines.append(f"{abs(missing)} WordNet ids are {'missing' if missing > 0 else 'too many'}")
+    elif _sha256(ids) != IDS_SHA256:
+        lines.append("some of the WordNet ids are not among ImageNet's")
+    return " and ".join(lines)
+
+
+def _sha256(names: Iterable[str]) -> str:
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(names)).encode()).hexdigest()
 
 
 def check_sample(parts: Mapping[Part, Listing]) -> list[str]:
