@@ -17,7 +17,7 @@ from suite.launch.__main__ import main
 from suite.progress import Watch
 from suite.run import Context, execute
 from suite.run.folder import is_done
-from suite.stages import in_order
+from suite.stages import Base, in_order
 
 RUN = tiny_grid.run_of("dsp")
 STAGES = in_order([RUN])
@@ -136,6 +136,54 @@ def test_a_damaged_archive_is_refused_in_one_line(base: Context, tmp_path: Path,
     assert not (tmp_path / "other").exists()
 
 
+def test_tables_of_layer_times_move_to_the_next_machine(base: Context, tmp_path: Path) -> None:
+    folder = base.results / "layer_times"
+    folder.mkdir()
+    (folder / "cpu_1threads_fp32_batch8.json").write_text('{"dense_ms": 1.5}')
+    (folder / "cpu_1threads_fp32_batch8.lease").write_text("held")
+    carry.save(STAGES, base, tmp_path, **BOUNDS)
+    shutil.rmtree(folder)
+    other = Context(results=tmp_path / "other")
+    carry.load(other, tmp_path)
+    (table,) = (other.results / "layer_times").iterdir()
+    assert (table.name, table.read_text()) == ("cpu_1threads_fp32_batch8.json", '{"dense_ms": 1.5}')
+
+
+BIG = Base(data="imagenet", model="resnet50", schedule=tiny_grid.SHORT, seed=0)
+WEIGHTS_MB = 4 * (25_557_032 + 2 * 26_560) / 1e6
+"""Parameters, means and variances of torchvision's ResNet-50; its 53 counters of batches have 8 bytes each."""
+
+
+def test_a_network_that_does_not_fit_is_refused_before_it_trains() -> None:
+    stages = in_order([tiny_grid.run_of("l1_filter", of=BIG)])
+    context = Context(results=Path("absent"))
+    assert carry.output_bytes(BIG, context) / 1e6 == pytest.approx(2 * WEIGHTS_MB, abs=0.001)
+    assert carry.work_bytes(BIG, context) / 1e6 == pytest.approx(3 * WEIGHTS_MB, abs=0.002)
+    with pytest.raises(
+        ValueError, match=r"^--carry-files 8 --carry-mb 16 hold 112 MB, and .*/resnet50 .* takes about 410 MB"
+    ) as caught:
+        carry.check(stages, stages, context, **BOUNDS)
+    assert "take --carry-mb 60 or more; --carry-mb 45 holds the outputs of all 2 stages, 307 MB at most" in str(
+        caught.value
+    )
+    assert carry.check(stages, stages, context, files=8, mb=60) == ""
+
+
+def test_sizes_are_those_of_the_files(base: Context) -> None:
+    """The base network is done; the learned stage has a checkpoint."""
+    for stage, estimate in zip(STAGES, (carry.output_bytes, carry.work_bytes), strict=False):
+        size = sum(path.stat().st_size for path in base.folder(stage).iterdir())
+        assert estimate(stage, base) <= size <= 1.1 * estimate(stage, base)
+
+
+def test_outputs_that_will_not_fit_are_counted_in_a_line() -> None:
+    stages = in_order([tiny_grid.run_of("l1_filter", budget, of=BIG) for budget in (0.5, 0.6, 0.7)])
+    context = Context(results=Path("absent"))
+    assert carry.check(stages, stages, context, files=8, mb=60).startswith(
+        "--carry-files 8 --carry-mb 60 hold 420 MB; --carry-mb 75 holds the outputs of all 4 stages, 512 MB at most"
+    )
+
+
 def test_no_archive_is_a_fresh_start(tmp_path: Path) -> None:
     assert carry.load(Context(results=tmp_path), tmp_path / "absent") == 0
 
@@ -153,3 +201,5 @@ def test_the_launcher_carries(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     capsys.readouterr()
     assert call(main, *options, "--results", tmp_path / "two", *slices[:2], "--carry-files", 1) == 2
     assert "take 2 files or more" in capsys.readouterr().err
+    assert call(main, *options, "--results", tmp_path / "two", *slices[:2], "--carry-mb", 0.1, "--dry-run") == 2
+    assert "take --carry-mb 1 or more" in capsys.readouterr().err

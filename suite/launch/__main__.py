@@ -167,7 +167,6 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.carry and arguments.cluster == "slurm":
         raise ValueError("--carry is for machines that share no folder; the jobs of SLURM share theirs: leave it out")
     if arguments.carry and verb == "run":
-        carry.check(arguments.carry_files, arguments.carry_mb)
         carry.load(context, arguments.carry)
     if arguments.from_zoo:
         from suite import zoo  # matplotlib, pandas and scipy take seconds, which a dry run need not pay
@@ -181,6 +180,9 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
         change_nothing=verb == "dry-run",
         redo=arguments.redo,
     )
+    limits = {"files": arguments.carry_files, "mb": arguments.carry_mb}
+    if arguments.carry and (line := carry.check(stages, todo.todo, context, **limits)):
+        console.print(f"{arguments.grid}: {line}", markup=False, highlight=False)
     if verb == "dry-run":
         copied = zoo.available(stages, context) if arguments.from_zoo else []
         todo = dataclasses.replace(todo, todo=tuple(stage for stage in todo.todo if stage not in copied))
@@ -204,7 +206,7 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
         return launcher.launch(todo)
     finally:
         if arguments.carry:
-            carry.save(every, context, arguments.carry, files=arguments.carry_files, mb=arguments.carry_mb)
+            carry.save(every, context, arguments.carry, **limits)
 
 
 def _view(verb: str, arguments: argparse.Namespace, stages: Sequence[Stage], console: Console) -> int:

@@ -1,7 +1,8 @@
 """State of a grid in few files of bounded size, for machines without shared folder.
 
-`save` writes the finished and interrupted stages as one archive in pieces, `load` restores them in the next slice. The manifest
-`carry.json` names the pieces with their sha256 and is written last: a slice that dies in between keeps the previous archive.
+`save` writes the finished and interrupted stages and the tables of layer times as one archive in pieces, `load` restores them in
+the next slice. The manifest `carry.json` names the pieces with their sha256 and is written last: a slice that dies in between
+keeps the previous archive.
 """
 
 from __future__ import annotations
@@ -9,23 +10,26 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from suite import jsonfile
+from suite import data, jsonfile
 from suite.files import write_bytes, write_json
+from suite.launch import speed
+from suite.measure.latency_budget import FOLDER as LAYER_TIMES
 from suite.run import Context
 from suite.run.folder import is_done
-from suite.stages import Stage
+from suite.stages import Base, Learned, Pruned, Stage, Timed
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "carry.json"
 PIECE = re.compile(r"carry-[0-9a-f]{12}-\d+\.tar")
-MEMBER = re.compile(r"(?:base|learned|pruned|timed)-[0-9a-f]{12}/[\w-][\w.-]*")
+MEMBER = re.compile(rf"(?:base|learned|pruned|timed)-[0-9a-f]{{12}}/[\w-][\w.-]*|{LAYER_TIMES}/[\w-][\w.-]*\.json")
 NOT_CARRIED = {"progress.json", "done.json.replaced", "done.json.damaged"}
 BLOCK = tarfile.BLOCKSIZE
 
@@ -36,29 +40,96 @@ class Manifest(TypedDict):
     pieces: dict[str, str]
 
 
-def check(files: int, mb: float) -> None:
-    """Raise ValueError if so many files of this size cannot hold an archive."""
+def capacity(files: int, mb: float) -> int:
+    """Return the bytes of stages that fit into the files beside the manifest.
+
+    Raises ValueError if they cannot hold an archive.
+    """
     if files < 2 or not mb >= 0.1:
         raise ValueError(f"--carry-files {files} --carry-mb {mb:g}: take 2 files or more, of 0.1 MB or more")
+    return (files - 1) * int(mb * 1e6) - 2 * tarfile.RECORDSIZE
+
+
+def check(stages: Sequence[Stage], todo: Sequence[Stage], context: Context, *, files: int, mb: float) -> str:
+    """Return a line if the finished outputs of all stages do not fit, else "".
+
+    Sizes follow from the networks' weights.
+    Raises ValueError if a stage to do does not fit beside the outputs that it starts from: no slice could continue it.
+    """
+    room, outputs = capacity(files, mb), sum(output_bytes(stage, context) for stage in stages)
+    sizes = {
+        stage.label: sum(output_bytes(need, context) for need in stage.needs) + work_bytes(stage, context)
+        for stage in todo
+    }
+    label, largest = max(sizes.items(), key=lambda item: item[1], default=("", 0))
+    every = f"--carry-mb {_mb(outputs, files)} holds the outputs of all {len(stages)} stages, {outputs / 1e6:,.0f} MB at most"
+    held = f"--carry-files {files} --carry-mb {mb:g} hold {room / 1e6:,.0f} MB"
+    if largest > room:
+        raise ValueError(
+            f"{held}, and {label} takes about {largest / 1e6:,.0f} MB, with the outputs that it starts from: "
+            f"take --carry-mb {_mb(largest, files)} or more; {every}"
+        )
+    return f"{held}; {every}: stages that do not fit start anew in the next slice" if outputs > room else ""
+
+
+def _mb(size: int, files: int) -> int:
+    """Return the megabytes of each file but the manifest; 2 % are logs and padding."""
+    return math.ceil(1.02 * size / 1e6 / (files - 1))
+
+
+def output_bytes(stage: Stage, context: Context) -> int:
+    """Return the bytes of a finished stage's weights; of a pruned network at most."""
+    if isinstance(stage, Timed):
+        return 0
+    return _weights_bytes(stage, context) * (2 if isinstance(stage, Base) else 1)
+
+
+def work_bytes(stage: Stage, context: Context) -> int:
+    """Return the bytes of a running stage: its checkpoints, and weights that it has written.
+
+    A checkpoint has weights and momentum; average and best epoch if the schedule has them. A packed network counts by its share
+    of MACs. The state of a learner, mostly small, is left out.
+    """
+    if isinstance(stage, Timed):
+        return 0
+    schedule = stage.finetune if isinstance(stage, Pruned) else stage.schedule
+    if schedule is None or not schedule.epochs:
+        return output_bytes(stage, context)
+    copies = 2.0 + bool(schedule.ema_decay) + (schedule.keep != "last")
+    if isinstance(stage, Pruned):
+        copies *= schedule.cycles * (1 - stage.budget.share)
+    return int(_weights_bytes(stage, context) * (copies + isinstance(stage, Base)))
+
+
+def _weights_bytes(stage: Base | Learned | Pruned, context: Context) -> int:
+    """Return the bytes of the dense network's weights; 0 if they are not known."""
+    base = stage if isinstance(stage, Base) else stage.base
+    try:
+        about = data.size(base.data, context.data)
+        return speed.size_of(base.model, about.classes, about.input_shape).bytes
+    except (ValueError, OSError):
+        return 0
 
 
 def save(stages: Sequence[Stage], context: Context, folder: Path, *, files: int, mb: float) -> list[Stage]:
-    """Write the stages' state to `folder`; return the stages that do not fit.
+    """Write stages and tables of layer times to `folder`; return what does not fit.
 
     files  most files of `folder`, the manifest included
     mb     most megabytes of each
-    Finished stages come first, as the others start from them, then checkpoints. A stage is carried whole or not at all.
+    Tables come first, then finished stages, as the others start from them, then checkpoints. A stage is carried whole or not
+    at all.
     """
-    check(files, mb)
-    limit = (files - 1) * int(mb * 1e6) - 2 * tarfile.RECORDSIZE
-    carried, left_out = [], []
+    room = capacity(files, mb)
+    carried = sorted((context.results / LAYER_TIMES).glob("*.json"))
+    room -= sum(map(_archived_bytes, carried))
+    left_out = []
     for stage in sorted(stages, key=lambda stage: not is_done(stage, context)):
         paths = list(_files(context.folder(stage)))
-        size = sum(BLOCK + -(-path.stat().st_size // BLOCK) * BLOCK for path in paths)
-        if size > limit:
+        size = sum(map(_archived_bytes, paths))
+        if size > room:
             left_out.append(stage)
             continue
-        limit -= size
+        room -= size
         carried += paths
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -95,7 +166,7 @@ def load(context: Context, folder: Path) -> int:
         contents.append(content)
     try:
         with tarfile.open(fileobj=io.BytesIO(b"".join(contents)), mode="r:") as tar:
-            return sum(_restore(tar, member, context.results / "work") for member in _in_order(tar))
+            return sum(_restore(tar, member, context.results) for member in _in_order(tar))
     except tarfile.TarError as error:
         raise ValueError(f"the pieces in {folder} are no archive ({error}); delete {MANIFEST} to start anew") from error
 
@@ -106,6 +177,11 @@ def _files(folder: Path) -> Iterator[Path]:
         for path in sorted(folder.iterdir()):
             if path.is_file() and MEMBER.fullmatch(f"{folder.name}/{path.name}") and path.name not in NOT_CARRIED:
                 yield path
+
+
+def _archived_bytes(path: Path) -> int:
+    """Return the bytes of a file in the archive, with its header."""
+    return BLOCK + -(-path.stat().st_size // BLOCK) * BLOCK
 
 
 def _write(archive: memoryview, folder: Path, piece: int) -> None:
@@ -128,15 +204,15 @@ def _in_order(tar: tarfile.TarFile) -> Iterable[tarfile.TarInfo]:
     return sorted(tar.getmembers(), key=lambda member: member.name.endswith("/done.json"))
 
 
-def _restore(tar: tarfile.TarFile, member: tarfile.TarInfo, work: Path) -> bool:
+def _restore(tar: tarfile.TarFile, member: tarfile.TarInfo, results: Path) -> bool:
     """Write one file unless a local file is as new; return True if written.
 
-    Raises ValueError if the member is no file of a stage.
+    Raises ValueError if the member is neither a file of a stage nor a table of layer times.
     """
     content = tar.extractfile(member) if member.isfile() and MEMBER.fullmatch(member.name) else None
     if content is None:
         raise ValueError(f"the archive holds {member.name!r}, which is no file of a stage; delete {MANIFEST}")
-    path = work / member.name
+    path = (results if member.name.startswith(LAYER_TIMES) else results / "work") / member.name
     if path.exists() and path.stat().st_mtime >= member.mtime:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
