@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from suite import data, grids, models, records
 from suite.contract import Budget
 from suite.graph import Graph
-from suite.launch import cost, speed
+from suite.launch import cost, dry_run, picture, speed
 from suite.methods import get
 from suite.run import Context
 from suite.run.workspace import Workspace
@@ -150,6 +152,25 @@ def test_a_cpu_is_probed_for_networks_without_rows(tmp_path: Path, unprobed: lis
     assert "a probe of resnet20" in estimate.source
     timed = Timed(pruned=run_of(0.5), timing=Timing(protocol="quick"))
     assert estimate(timed).seconds == 2 * cost.TIMED_S["quick"], "latency is measured alone"
+
+
+def test_time_here_is_shown_a_row_only_if_it_was_measured(tmp_path: Path, unprobed: list[speed.Network]) -> None:
+    context = Context(results=tmp_path, threads=1)
+    runs: list[Stage] = [BASE, run_of(0.5), run_of(0.6)]
+    stated = cost.Estimator.make(runs, context, probe=False)
+    probed = cost.Estimator.make(runs, context)
+    assert unprobed
+    for estimate, measured in ((stated, False), (probed, True)):
+        assert [line.measured for line in cost.lines(runs, estimate)] == [measured] * 2
+        console = Console(width=100, record=True, file=io.StringIO())
+        pairs = zip(cost.lines(runs, cost.Estimator.make(runs, NOWHERE)), cost.lines(runs, estimate), strict=True)
+        console.print(dry_run._table(list(pairs), 1))
+        text = console.export_text()
+        assert ("here/row" in text, "here, at a stated speed" in text) == (measured, not measured)
+        row_s = (estimate(runs[1]) + estimate(runs[2])).seconds / 2
+        assert (f"  {picture.minutes(row_s)}  " in text) == measured
+    public = dataclasses.replace(BASE, schedule=None, weights="cifar10_resnet20_optionA")
+    assert not probed.measures(public)
 
 
 @pytest.mark.parametrize(

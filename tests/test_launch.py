@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -117,6 +118,8 @@ def test_a_dry_run_lists_everything_and_writes_nothing(tmp_path: Path, capsys: p
     assert "[to do]" not in summary
     assert "l1_filter" in summary
     assert "GPU-hours on one NVIDIA A100" in summary
+    assert re.search(r"rows +h/row +here/row +GPU-h +GB", summary)
+    assert re.search(r"l1_filter .* 1  +\d\S+  +\d+ s  ", summary)
     assert launch(tmp_path / "results", "--dry-run", "--stages") == 0
     shown = capsys.readouterr().out
     for stage in stages():

@@ -117,13 +117,24 @@ class Estimator:
             disk_bytes=disk_bytes,
         )
 
-    def _image_s(self, base: Base, network: Network, batch: int) -> float:
-        """Return the seconds of an image in a training step of the dense network."""
-        image_s = (
+    def measures(self, stage: Stage) -> bool:
+        """Return True if rows or a probe on the device have the stage's training steps."""
+        if isinstance(stage, Timed):
+            return False
+        base = stage if isinstance(stage, Base) else stage.base
+        schedule = stage.schedule if isinstance(stage, Base | Learned) else stage.finetune
+        return schedule is not None and self._measured_s(base, _network(base, schedule, self.context)) is not None
+
+    def _measured_s(self, base: Base, network: Network) -> float | None:
+        return (
             self.measured.get((base.data, base.model, network.precision))
             or self.steps.get((network.input_shape, base.model, network.precision))
             or self.probed.get(network)
         )
+
+    def _image_s(self, base: Base, network: Network, batch: int) -> float:
+        """Return the seconds of an image in a training step of the dense network."""
+        image_s = self._measured_s(base, network)
         if image_s is None and self.on_cpu:
             return BACKWARD * network.size.macs / (speed.CPU_MACS_PER_S * _threads(self.context))
         return GPU.image_s(network.size, network.precision, batch) if image_s is None else image_s
@@ -285,6 +296,7 @@ class Line:
     budgets   of the runs to do, in percent
     epochs    of a stage's schedule: "90", of learning and fine-tuning "30+90"
     rows      runs to do
+    measured  True if the speed of a stage's training was measured on the device
     """
 
     network: str
@@ -294,6 +306,7 @@ class Line:
     stages: int
     rows: int
     cost: Cost
+    measured: bool
 
     @property
     def row(self) -> Cost:
@@ -315,6 +328,7 @@ def lines(todo: Sequence[Stage], estimate: Estimator) -> list[Line]:
             stages=len(own),
             rows=sum(isinstance(stage, Pruned) for stage in own),
             cost=sum(map(estimate, own), Cost()),
+            measured=any(map(estimate.measures, own)),
         )
         for (network, method), own in sorted(together.items(), key=lambda item: item[0][0])
     ]

@@ -77,7 +77,7 @@ def _list(work: Work, context: Context, console: Console) -> None:
 def _show_cost(work: Work, context: Context, console: Console, jobs: int) -> None:
     """Print a table for each network, with a line for each method, and the total.
 
-    On a CPU the table has its time beside GPU-hours.
+    On a CPU the table has its time beside GPU-hours, if the speed of training was measured there.
     """
     if not work.todo:
         return
@@ -116,24 +116,28 @@ def _table(lines: Sequence[tuple[cost.Line, ...]], jobs: int) -> Table:
     """Return a table of one network that fits into 80 characters.
 
     lines  of a method, with the costs on a GPU and, unless stages run on a GPU, on this CPU
+    h/row is of a GPU, here/row of this CPU with `jobs` stages at a time.
     """
     gpu, *cpu = (sum((line.cost for line in each), cost.Cost()) for each in zip(*lines, strict=True))
-    beside = "".join(f", {_time(total, jobs)} here" for total in cpu)
+    measured = any(line.measured for _, *on_cpu in lines for line in on_cpu)
+    speed = "" if measured else ", at a stated speed"
+    beside = "".join(f", {_time(total, jobs)} here{speed}" for total in cpu)
     table = Table(
         title=Text(f"{lines[0][0].network}: {_hours(gpu)} GPU-hours{beside}"),
         title_justify="left",
         box=box.SIMPLE,
         pad_edge=False,
+        collapse_padding=True,
     )
     table.add_column("method", overflow="fold", min_width=18)
     table.add_column("budgets %", overflow="fold")
     table.add_column("epochs", overflow="fold")
-    for heading in ("rows", "here" if cpu else "h/row", "GPU-h", "GB"):
+    for heading in ("rows", "h/row", *["here/row"] * measured, "GPU-h", "GB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line, *on_cpu in lines:
-        rows, each = (str(line.rows), _hours(line.row)) if line.rows else ("", "")
-        each = _time(on_cpu[0].cost, jobs) if on_cpu else each
-        row = (line.method, ", ".join(line.budgets), line.epochs, rows, each, _hours(line.cost), _gb(line.cost))
+        rows, *each = (str(line.rows), _hours(line.row)) if line.rows else ("", "")
+        each += [_time(own.row, jobs) if own.rows and own.measured else "" for own in on_cpu] * measured
+        row = (line.method, ", ".join(line.budgets), line.epochs, rows, *each, _hours(line.cost), _gb(line.cost))
         table.add_row(*map(Text, row))
     return table
 
