@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from suite import distributed
 from suite.arithmetic import Arithmetic, lay_out
-from suite.contract import Batch, Learner, Network, Step
+from suite.contract import Learner, Network, Step
 from suite.cudagraph import CapturedSteps
 from suite.data import Loader
 from suite.schedule import Schedule
@@ -314,26 +314,6 @@ class CapturedTrainer(Trainer):
         super().load_state_dict(state)
         for group in self.optimizer.param_groups:
             group.update(lr=self.lr, fused=True, foreach=None)
-
-
-class Together:
-    """Captured trainers of independent runs whose steps are one CUDA graph.
-
-    Each run takes the steps that it takes alone. Batches of a run have one size; runs may differ in shape.
-    """
-
-    def __init__(self, trainers: Sequence[CapturedTrainer]) -> None:
-        self.trainers = tuple(trainers)
-        generators = [generator for trainer in self.trainers for generator in trainer.learner.generators]
-        self.captured = CapturedSteps([trainer.take for trainer in self.trainers], generators)
-
-    def advance(self, batches: Sequence[Batch]) -> None:
-        """Take one step of each run, on one batch of each."""
-        for trainer in self.trainers:
-            trainer.set_rate()
-        self.captured(*batches)
-        for trainer in self.trainers:
-            trainer.step += 1
 
 
 def make_trainer(

@@ -14,8 +14,9 @@ from suite import methods, models
 from suite.contract import Batch, Budget, Learner, Task
 from suite.cudagraph import EAGER_STEPS, CapturedSteps
 from suite.graph import Graph
+from suite.measure.steps import Together
 from suite.schedule import Schedule
-from suite.trainer import CapturedTrainer, Together, Trainer, make_trainer
+from suite.trainer import CapturedTrainer, Trainer, make_trainer
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SCHEDULE = Schedule(epochs=2, lr=0.05, weight_decay=1e-3, batch=16)

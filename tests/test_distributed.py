@@ -107,25 +107,25 @@ def run_stage(tasks: int, grid: Path, results: Path, *more: object) -> list[tupl
     return srun(tasks, *stage_options(grid, results), *more)
 
 
-def train(path: Path, job: dict[str, str]) -> None:
-    """In a task: two steps of DSP's group learning in double precision; the first task writes what came of it."""
+def train(path: Path, device: str, job: dict[str, str]) -> None:
+    """In a task: two steps of DSP's group learning in double precision, written by each task."""
     os.environ.update(job)
     torch.set_num_threads(1)
-    with distributed.process_group("cpu"):
-        rank = torch.tensor([distributed.share().start])
+    with distributed.process_group(device):
+        rank = torch.tensor([distributed.share().start or 0], device=device)
         distributed.broadcast_in_place([rank])
         assert rank == 0
         seed_everything(0)
-        dataset, model = data.load("digits"), models.build("resnet8", 10).double()
+        dataset, model = data.load("digits"), models.build("resnet8", 10).double().to(device)
         graph = Graph(model, dataset.input_shape)
         task = Task(train_epoch=lambda epoch: iter(()), samples=lambda n: (torch.zeros(0), torch.zeros(0)), seed=0)
         learner = DSP(groups=2, second_order="exact").learner(model, graph, task)
-        batches = dataset.train("all", batch=64, seed=0, device="cpu", limit=128, share=distributed.share())
+        batches = dataset.train("all", batch=64, seed=0, device=device, limit=128, share=distributed.share())
         trainer = Trainer(model.train(), batches, SHORT, learner=learner)
         for images, labels in batches.epoch(0):
             trainer.advance(images.double(), labels)
         trainer.end_epoch()
-        tested = ((images.double(), labels) for images, labels in dataset.test(50, "cpu", distributed.share()))
+        tested = ((images.double(), labels) for images, labels in dataset.test(50, device, distributed.share()))
         found = {"model": model.state_dict(), "logits": learner.state_dict()["logits"], "history": trainer.history}
         found["top1_pct"] = top1_pct(model, tested)
         torch.save(found, f"{path}.{distributed.share().start or 0}")
@@ -143,13 +143,28 @@ def in_tasks(tasks: int, function: Callable[..., None], *arguments: object) -> N
     assert [process.exitcode for process in processes] == [0] * tasks
 
 
-@pytest.mark.parametrize("tasks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_tasks_take_the_steps_of_the_whole_batch(tasks: int, tmp_path: Path) -> None:
+TWO_GPUS = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs a GPU for each of two tasks"),
+]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "device"),
+    [
+        (2, "cpu"),
+        pytest.param(4, "cpu", marks=pytest.mark.slow),
+        pytest.param(2, "cuda", marks=TWO_GPUS),
+    ],
+)
+def test_tasks_take_the_steps_of_the_whole_batch(tasks: int, device: str, tmp_path: Path) -> None:
     """Weights, BN statistics, losses and accuracies to rounding; the groups are those of each task."""
-    train(tmp_path / "alone", {})
-    in_tasks(tasks, train, tmp_path / "together")
-    alone = torch.load(tmp_path / "alone.0", weights_only=True)
-    ranks = [torch.load(tmp_path / f"together.{rank}", weights_only=True) for rank in range(tasks)]
+    train(tmp_path / "alone", device, {})
+    in_tasks(tasks, train, tmp_path / "together", device)
+    alone, *ranks = (
+        torch.load(path, weights_only=True, map_location="cpu")
+        for path in (tmp_path / "alone.0", *(tmp_path / f"together.{rank}" for rank in range(tasks)))
+    )
     assert_close(ranks[0]["model"], alone["model"], rtol=0, atol=1e-9)
     assert_close(ranks[0]["logits"], alone["logits"], rtol=0, atol=1e-9)
     for rank in ranks:
@@ -322,6 +337,20 @@ def test_two_tasks_of_one_gpu_are_named() -> None:
     distributed.check_gpus(["GPU-a of node0", "GPU-b of node0", "GPU-a of node1"])
     with pytest.raises(distributed.RendezvousError, match="tasks 0 and 2 of 3 have one GPU, GPU-a of node0; start"):
         distributed.check_gpus(["GPU-a of node0", "GPU-b of node0", "GPU-a of node0"])
+
+
+def meet_on_the_first_gpu(job: dict[str, str]) -> None:
+    """In a task: join a group whose tasks all have the first GPU. Rank 0's error names them; the others may lose rank 0 first."""
+    os.environ.update(job | {"SLURM_LOCALID": "0"})
+    words = "tasks 0 and 1 of 2 have one GPU" if job["SLURM_PROCID"] == "0" else "tasks"
+    with pytest.raises(distributed.RendezvousError, match=words), distributed.process_group("cuda"):
+        raise AssertionError("two tasks met on one GPU")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_two_tasks_that_start_on_one_gpu_are_refused() -> None:
+    in_tasks(2, meet_on_the_first_gpu)
 
 
 @pytest.mark.parametrize("tasks", [2, 3, 7])

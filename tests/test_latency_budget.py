@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 
 import suite
 from suite import cli, models, records
+from suite.cudagraph import captured
 from suite.graph import Graph
 from suite.measure import executions, latency_budget, layer_table, layer_times
 from suite.measure.layer_times import TERMS, LayerTable
@@ -24,6 +26,7 @@ from suite.run import Context, execute
 from suite.run.folder import failure
 from suite.schedule import Schedule
 from suite.select import filter_planner
+from suite.timing import Run
 
 TIMING = Timing(batch=2, protocol="quick")
 DEVICE = records.device_name("cpu")
@@ -212,6 +215,33 @@ def test_a_budget_of_time_in_another_runtime_is_planned_and_measured_there(
     selection = latency_budget.meet(planner_of(graph), MODEL, graph, budget(0.1, timing=timing))
     assert set(compiled) == {runtime}
     assert selection.measured_cut is not None
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_budget_of_time_on_a_gpu_is_measured_in_captured_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_times, "PLANS", 6)
+    timing = Timing(device="cuda", batch=64, precision="bf16", layout="channels_last", protocol="quick")
+    model = copy.deepcopy(MODEL).to("cuda")
+    graph = Graph(model, (3, 32, 32))
+    graph.times = latency_budget.table_for(model, graph, timing, tmp_path)
+    (file,) = tmp_path.glob("cuda_bf16_batch64_channels_last_*.json")
+    assert layer_times.load(file) == graph.times
+    runs: list[Run] = []
+
+    def spy(run: Run) -> Run:
+        runs.append(run)
+        return captured(run)
+
+    monkeypatch.setattr(latency_budget, "captured", spy)
+    planner = planner_of(graph)
+    share = graph.cut(planner(1.0), "latency") / 2
+    selection = latency_budget.meet(planner, model, graph, budget(share, timing=timing))
+    assert selection.cut > 0
+    assert selection.measured_cut is not None
+    assert len(runs) >= 2 * (1 + selection.corrections), "the dense and the packed network of each attempt"
 
 
 @pytest.mark.parametrize(("factor", "corrections", "coarse"), [(1.0, 0, False), (1.15, 1, False), (0.8, 1, False)])

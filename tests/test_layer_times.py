@@ -191,6 +191,23 @@ def test_a_measured_table_comes_back_from_its_file(tmp_path: Path, monkeypatch: 
         layer_times.load(tmp_path / "table.json")
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_table_of_a_gpu_has_times_of_its_events(
+    precision: Literal["fp32", "bf16"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_times, "PLANS", 6)
+    model = models.build("resnet8", 10).eval().to("cuda")
+    timing = Timing(device="cuda", batch=64, precision=precision, layout="channels_last", protocol="quick")
+    table = layer_times.measure_table(model, Graph(model, (3, 32, 32)), timing)
+    assert set(table.layers) == set(GRAPH.convs)
+    assert all(ms >= 0 for costs in table.costs.values() for ms in costs)
+    assert all(sum(costs) > 0 for costs in table.costs.values())
+    assert 0 < table.rest_ms < table.dense_ms
+    assert table.provenance["device"] == torch.cuda.get_device_name()
+
+
 class Twice(nn.Module):
     """A layer that is called twice, and two sums."""
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from suite.contract import Batch
-from suite.cudagraph import EAGER_STEPS
+from suite.cudagraph import EAGER_STEPS, CapturedSteps
 from suite.progress import end_with_parent
 from suite.timing import rounds
-from suite.trainer import CapturedTrainer, Together, Trainer
+from suite.trainer import CapturedTrainer, Trainer
 
 Advance = Callable[[int], object]
 """Take this many steps of each run, and wait for the device."""
@@ -35,6 +35,27 @@ BLOCKS = {"quick": 6, "full": 12}
 """Blocks of each run, by protocol: every order of three runs equally often."""
 CREW_TIMEOUT_S = 180.0
 """Time limit of one block of a crew, its start included: importing torch and capturing the steps."""
+
+
+class Together:
+    """Captured trainers of independent runs whose steps are one CUDA graph.
+
+    Measured only: the launcher gives each stage a process.
+    Each run takes the steps that it takes alone. Batches of a run have one size; runs may differ in shape.
+    """
+
+    def __init__(self, trainers: Sequence[CapturedTrainer]) -> None:
+        self.trainers = tuple(trainers)
+        generators = [generator for trainer in self.trainers for generator in trainer.learner.generators]
+        self.captured = CapturedSteps([trainer.take for trainer in self.trainers], generators)
+
+    def advance(self, batches: Sequence[Batch]) -> None:
+        """Take one step of each run, on one batch of each."""
+        for trainer in self.trainers:
+            trainer.set_rate()
+        self.captured(*batches)
+        for trainer in self.trainers:
+            trainer.step += 1
 
 
 def together(runs: Sequence[Run], device: str) -> Advance:
