@@ -168,7 +168,7 @@ def prune(
         graph.check_gradient()
     if goal.timing is not None:
         graph.times = latency_budget.table_for(model, graph, goal.timing, layer_times)
-    batches = None if train is None or isinstance(train, Task) else Batches(train, next(model.parameters()).device)
+    batches = None if train is None or isinstance(train, Task) else Batches(train, example, next(model.parameters()))
     task = train if isinstance(train, Task) else _task(batches, method, seed, goal if kind.needs_budget else None)
     if kind.needs_reference and task.reference is None:
         raise ValueError(f"{method} follows the plan of another run: give train=Task(..., reference=PLAN)")
@@ -267,10 +267,15 @@ def _shape(images: Tensor) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Batches:
-    """Epochs for the training loop: each is one pass over `batches`, moved to the device."""
+    """Epochs for the training loop: each is one pass over `batches`, moved to the device.
+
+    example  images: those of a batch have as many channels
+    weight   of the network: a batch is moved to its device, and has its type or the example's
+    """
 
     batches: Iterable[Batch]
-    device: torch.device
+    example: Tensor
+    weight: Tensor
 
     def __post_init__(self) -> None:
         try:
@@ -291,7 +296,18 @@ class Batches:
             if not isinstance(batch, Sequence) or len(batch) != 2:
                 raise ValueError(f"a batch of train is (images, labels), got {type(batch).__name__}")
             images, labels = batch
-            yield images.to(self.device), labels.to(self.device)
+            channels, types = self.example.shape[1], (self.weight.dtype, self.example.dtype)
+            if images.ndim != 4 or images.shape[1] != channels or images.dtype not in types:
+                raise ValueError(
+                    f"images of train are [B, {channels}, H, W] of {types[0]}, as the example and the weights, got "
+                    f"{list(images.shape)} of {images.dtype}"
+                )
+            if labels.ndim != 1 or labels.is_floating_point():
+                raise ValueError(
+                    f"labels of train are class numbers, int64 [B], got {labels.dtype} {list(labels.shape)}: "
+                    "give labels.argmax(1) for rows of a number per class"
+                )
+            yield images.to(self.weight.device), labels.to(self.weight.device)
 
     def samples(self, n: int) -> Batch:
         """Return the first `n` images of a pass with their labels, or all."""

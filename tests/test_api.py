@@ -312,6 +312,15 @@ def test_images_without_a_batch_are_refused(images: Any) -> None:
             "train has no batches or no length .DataLoader.: give a list, or a DataLoader with a length",
         ),
         ({"train": [EXAMPLE]}, "a batch of train is .images, labels., got Tensor"),
+        (
+            {"train": [(torch.zeros(4, 8, 8, 3), torch.zeros(4).long())]},
+            r"images of train are \[B, 3, H, W\] of torch.float32, .*, got \[4, 8, 8, 3\] of torch.float32",
+        ),
+        ({"train": [(torch.zeros(4, 3, 8, 8).byte(), torch.zeros(4).long())]}, r"got \[4, 3, 8, 8\] of torch.uint8"),
+        (
+            {"train": [(torch.zeros(4, 3, 8, 8), torch.eye(4))]},
+            r"labels of train are class numbers, int64 \[B\], got torch.float32 \[4, 4\]: give labels.argmax\(1\)",
+        ),
         ({"ignored_layers": ["stem", "inner", "branch", "last"], "method": "l1_filter"}, "take a smaller budget"),
     ],
 )

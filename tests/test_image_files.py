@@ -258,9 +258,10 @@ def test_decoders_give_equal_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SUITE_DECODER", "torchcodec")
     assert torch.equal(torch.cat([images for images, _ in small.test(2, CPU)]), expected)
     assert small.notes == {"decoder": "torchcodec"}
-    (folder / "2.jpeg").write_bytes((folder / "2.jpeg").read_bytes()[:300])
+    (folder / "2.jpeg").write_bytes((folder / "2.jpeg").read_bytes()[:-20])
     with pytest.raises(
-        ValueError, match=r"^/.*/2\.jpeg is not a readable image \(.*\); fetch it again, or set SUITE_BAD_IMAGES=skip$"
+        ValueError,
+        match=r"^/.*/2\.jpeg is not a readable image \([\w ]+\.?\); fetch it again, or set SUITE_BAD_IMAGES=skip$",
     ):
         list(small.test(2, CPU))
 

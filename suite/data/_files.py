@@ -148,7 +148,10 @@ def _torchcodec(path: Path) -> Image.Image:
         if file.format != "JPEG" or file.mode != "RGB":
             return _eight_bits(file).convert("RGB")
     decoders = importlib.import_module("torchcodec.decoders")
-    return Image.fromarray(decoders.decode_jpeg(path, mode="RGB").permute(1, 2, 0).numpy())
+    try:
+        return Image.fromarray(decoders.decode_jpeg(path, mode="RGB").permute(1, 2, 0).numpy())
+    except RuntimeError as error:
+        raise ValueError(str(error).rpartition(", ")[2]) from None  # before it, the place in torchcodec's source
 
 
 DECODERS: dict[str, Callable[[Path], Image.Image]] = {"pil": _pil, "torchcodec": _torchcodec}
