@@ -4,7 +4,7 @@ Shapes: N images, C channels, H rows, W columns.
 
 SUITE_DECODER chooses the decoder: "pil" (default), or "torchcodec", which decodes JPEG files to the same bits in less time and
 leaves all other files to Pillow. torchcodec takes over from torchvision's decoders, which torchvision 0.29 deprecates.
-`pip install torchcodec` adds it.
+`pip install 'pruning-suite[jpeg]'` adds it.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def decoder() -> str:
         except (ImportError, OSError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"SUITE_DECODER is {name!r}, which does not work here ({reason}); install it, or take 'pil'"
+                f"SUITE_DECODER is {name!r}, which fails here ({reason}): pip install 'pruning-suite[jpeg]', or take 'pil'"
             ) from error
     return name
 
