@@ -2,9 +2,9 @@
 
 Shapes: N images, C channels, H rows, W columns.
 
-SUITE_DECODER chooses the decoder: "pil" (default), or "torchcodec", which decodes JPEG files to the same bits in less time and
-leaves all other files to Pillow. torchcodec takes over from torchvision's decoders, which torchvision 0.29 deprecates.
-`pip install 'pruning-suite[jpeg]'` adds it.
+SUITE_DECODER chooses the decoder: "pil" (default), or "torchcodec", which decodes JPEG files to the same bits and leaves all
+other files to Pillow. Which one is faster depends on the CPU: `tests/benchmarks/readers.py` measures both. torchcodec takes over
+from torchvision's decoders, which torchvision 0.29 deprecates. `pip install 'pruning-suite[jpeg]'` adds it.
 """
 
 from __future__ import annotations
