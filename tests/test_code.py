@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import tiny_grid
 from test_plugins import FILES, METHOD, folder  # noqa: F401 (a fixture)
@@ -15,7 +16,7 @@ from suite import grids, records, registry
 from suite.launch import __main__ as launch
 from suite.launch import work
 from suite.launch.work import Work
-from suite.report import build, frames
+from suite.report import build, frames, words
 from suite.run import Context, code, execute, is_done
 from suite.stages import Base, Pruned, Stage
 
@@ -125,6 +126,7 @@ def test_rows_of_other_code_are_marked_until_they_are_repeated(
     folder: Path,  # noqa: F811
 ) -> None:
     """A helper, which a launch does not repeat by itself, then the method's own file."""
+    words_of_mark = "All runs were made with other code: a file of their method"
 
     def report() -> tuple[str, str, tuple[str, ...]]:
         built = build("grid_of_mine", done.results)
@@ -133,25 +135,37 @@ def test_rows_of_other_code_are_marked_until_they_are_repeated(
         return about, page, built.remarks
 
     launched = ["--grid", "grid_of_mine", "--results", done.results, "--cluster", "debug", "--threads", 1]
-    assert all("†" not in text for text in report()[:2])
+    assert all(words_of_mark not in text for text in report()[:2])
     edit(folder, "_helper.py", "1", "2")
     assert tiny_grid.call(launch.main, *launched) == 0
     about, page, remarks = report()
     (base,) = (stage for stage in stages() if isinstance(stage, Base))
     network = f"{base.data}/{base.model}"
     command = f"python -m suite.launch --grid grid_of_mine --redo {network}"
-    assert "(1) †" in about
-    assert "1 of 1 runs were made with other code (†): a file of their method" in about
+    assert words_of_mark in about
     assert f"To repeat them: `{command}`" in about
-    assert "(1) †" in page
+    assert words_of_mark in page
     assert f"<code>{command}</code>" in page
     assert any(command in text for text in remarks)
     assert tiny_grid.call(launch.main, *launched, "--redo", network) == 0
-    assert all("†" not in text for text in report()[:2])
+    assert all(words_of_mark not in text for text in report()[:2])
     edit(folder, "mine.py", "abs()", "abs().neg()")
-    assert "(1) †" in report()[0]
+    assert words_of_mark in report()[0]
     assert tiny_grid.call(launch.main, *launched) == 0
-    assert "†" not in report()[0]
+    assert words_of_mark not in report()[0]
+
+
+def test_cells_of_other_code_are_marked_where_some_are_not() -> None:
+    lines = pd.DataFrame(
+        {"line": range(3), "data": "digits", "model": "resnet8", "n": [3, 3, 0], "other_code": [1, 0, 0]}
+    )
+    lines["mark"] = words.other_code_marks(lines)
+    assert list(lines["mark"]) == [words.OTHER_CODE, "", ""]
+    assert words.other_code(lines, "mine").startswith("1 of 6 runs were made with other code (†): ")
+    lines["other_code"] = lines["n"]
+    lines["mark"] = words.other_code_marks(lines)
+    assert not lines["mark"].any()
+    assert words.other_code(lines, "mine").startswith("All runs were made with other code: ")
 
 
 def test_rows_of_other_code_are_told_apart() -> None:

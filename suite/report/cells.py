@@ -63,6 +63,7 @@ def table(frames: Frames) -> pd.DataFrame:
     both[text] = both[text].astype("object").fillna("")
     both["unlearned"] = is_unlearned(both)
     both["note"] = _notes(both)
+    both["mark"] = words.other_code_marks(both)
     return both
 
 

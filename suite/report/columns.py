@@ -127,7 +127,7 @@ def mean(name: str, spread: str, n: str = "") -> Show:
 
 def accuracy(show: Show) -> Show:
     """Return the text of `show`, marked if a run was made with other code."""
-    return lambda line: show(line) + (words.OTHER_CODE if line["other_code"] else "")
+    return lambda line: show(line) + line["mark"]
 
 
 def _budget(line: Line) -> str:

@@ -263,10 +263,19 @@ def other_code(lines: pd.DataFrame, grid: str) -> str:
         return ""
     networks = dict.fromkeys(f"{data}/{model}" for data, model in zip(marked["data"], marked["model"], strict=True))
     commands = joined(f"`python -m suite.launch --grid {grid} --redo {network}`" for network in networks)
+    count, every = marked["other_code"].sum(), cells["n"].sum()
+    which = "All runs were" if count == every else f"{count} of {every} runs were"
+    mark = f" ({OTHER_CODE.strip()})" if marked["mark"].any() else ""
     return (
-        f"{marked['other_code'].sum()} of {cells['n'].sum()} runs were made with other code ({OTHER_CODE.strip()}): a file of "
-        f"their method, model or data set, or one that it imports, has changed since. To repeat them: {commands}"
+        f"{which} made with other code{mark}: a file of their method, model or data set, or one that it imports, has changed "
+        f"since. To repeat them: {commands}"
     )
+
+
+def other_code_marks(lines: pd.DataFrame) -> pd.Series:
+    """Return the mark of lines made with other code, "" if all are."""
+    marked = lines["other_code"] > 0
+    return marked.map({True: "" if lines["other_code"].sum() == lines["n"].sum() else OTHER_CODE, False: ""})
 
 
 def told_apart(lines: pd.DataFrame, conditions: Sequence[str]) -> tuple[pd.Series, list[str]]:
