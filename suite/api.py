@@ -143,7 +143,7 @@ def prune(
 ) -> Result:
     """Prune a copy of `model` to a budget, and pack it.
 
-    example         images [B, C, H, W]; only the shape is read
+    example         images [B, C, H, W]; only their shape and type are read
     budget          share of the MACs to remove, or a `Budget`, for example of the time
     train           batches of training images and labels, such as a DataLoader, or a `Task`, for methods that read images
     learning        schedule of the suite's loop, or a loop of one's own, for methods that learn
@@ -234,7 +234,8 @@ def _network(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"the network is a torch.nn.Module, got {type(model).__name__}")
     for name, layer in model.named_modules():
-        if re.match(r"torch\.ao\.nn\.(\w+\.)*quantized\.", type(layer).__module__):
+        quantized = re.match(r"torch\.ao\.nn\.(\w+\.)*quantized\.", type(layer).__module__)
+        if quantized and not type(layer).__name__.endswith("FloatFunctional"):  # operators of floats in these packages
             raise ValueError(
                 f"{name or 'the network'} of {type(model).__name__} is quantized ({type(layer).__name__}): give the "
                 "network from before torch.ao.quantization.convert, whose MACs are the same"
@@ -253,7 +254,7 @@ def _taking(model: nn.Module, shape: tuple[int, ...]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{type(model).__name__} takes no images of shape {list(shape)}: {reason}") from error
 
 
@@ -296,16 +297,19 @@ class Batches:
             if not isinstance(batch, Sequence) or len(batch) != 2:
                 raise ValueError(f"a batch of train is (images, labels), got {type(batch).__name__}")
             images, labels = batch
+            if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+                kinds = f"{type(images).__name__} and {type(labels).__name__}"
+                raise ValueError(f"images and labels of train are tensors, got {kinds}: use torch.as_tensor")
             channels, types = self.example.shape[1], (self.weight.dtype, self.example.dtype)
             if images.ndim != 4 or images.shape[1] != channels or images.dtype not in types:
                 raise ValueError(
                     f"images of train are [B, {channels}, H, W] of {types[0]}, as the example and the weights, got "
                     f"{list(images.shape)} of {images.dtype}"
                 )
-            if labels.ndim != 1 or labels.is_floating_point():
+            if labels.ndim != 1 or labels.dtype not in (torch.int64, torch.uint8):
                 raise ValueError(
                     f"labels of train are class numbers, int64 [B], got {labels.dtype} {list(labels.shape)}: "
-                    "give labels.argmax(1) for rows of a number per class"
+                    "give labels.argmax(1) for rows of a number per class, labels.long() for numbers of another type"
                 )
             yield images.to(self.weight.device), labels.to(self.weight.device)
 

@@ -253,6 +253,24 @@ def test_a_quantized_network_is_refused_in_one_line(model: nn.Module) -> None:
             assert "\n" not in str(raised.value)
 
 
+def test_a_float_network_with_operators_of_quantization_is_counted() -> None:
+    class Summed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1].add(self[0](x), x)
+
+    network = Summed(nn.Conv2d(3, 3, 1), torch.ao.nn.quantized.FloatFunctional())
+    assert suite.count(network, EXAMPLE).macs == 9 * EXAMPLE[0, 0].numel()
+
+
+def test_a_forward_method_without_a_message_is_named() -> None:
+    class Absent(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match=r"Absent takes no images of shape \[3, .*\]: NotImplementedError"):
+        suite.count(Absent(), EXAMPLE)
+
+
 class Frozen(Own):
     """A network whose result has no gradient."""
 
@@ -321,6 +339,11 @@ def test_images_without_a_batch_are_refused(images: Any) -> None:
             {"train": [(torch.zeros(4, 3, 8, 8), torch.eye(4))]},
             r"labels of train are class numbers, int64 \[B\], got torch.float32 \[4, 4\]: give labels.argmax\(1\)",
         ),
+        (
+            {"train": [(torch.zeros(4, 3, 8, 8), torch.zeros(4).int())]},
+            r"got torch.int32 \[4\]: .*, labels.long\(\) for",
+        ),
+        ({"train": [([1.0], torch.zeros(1).long())]}, "images and labels of train are tensors, got list and Tensor"),
         ({"ignored_layers": ["stem", "inner", "branch", "last"], "method": "l1_filter"}, "take a smaller budget"),
     ],
 )

@@ -478,6 +478,13 @@ def test_error_bars_that_leave_the_axes_are_marked() -> None:
         assert not style.mark_cut_bars(axes)
 
 
+def test_a_bar_inside_limits_that_are_not_computed_yet_is_not_marked() -> None:
+    with style.new_figure(entries=0) as figure:
+        axes = figure.add_subplot()
+        axes.errorbar([0.1, 0.2], [0.5, 1.4], yerr=[0.5, 0.5], fmt="none")
+        assert not style.mark_cut_bars(axes)
+
+
 def test_a_cut_bar_is_in_the_caption(drawn: Drawn) -> None:
     runs = [run_of(seed, budget) for budget in (0.3, 0.5) for seed in range(3)]
     for spread, marked in ((0.01, False), (5, True)):

@@ -180,12 +180,13 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
         change_nothing=verb == "dry-run",
         redo=arguments.redo,
     )
+    if arguments.from_zoo and verb == "dry-run":
+        copied = zoo.available(stages, context)
+        todo = dataclasses.replace(todo, todo=tuple(stage for stage in todo.todo if stage not in copied))
     limits = {"files": arguments.carry_files, "mb": arguments.carry_mb}
     if arguments.carry and (line := carry.check(stages, todo.todo, context, **limits)):
         console.print(f"{arguments.grid}: {line}", markup=False, highlight=False)
     if verb == "dry-run":
-        copied = zoo.available(stages, context) if arguments.from_zoo else []
-        todo = dataclasses.replace(todo, todo=tuple(stage for stage in todo.todo if stage not in copied))
         fetch = f"python -m suite.prefetch {_words(arguments)}"
         return dry_run.show(todo, context, console, fetch=fetch, jobs=arguments.jobs, stages=arguments.stages)
     every = stages if not arguments.only else grids.stages_of(grid, grids.runs_of(grid, smoke=arguments.smoke))

@@ -247,6 +247,7 @@ def mark_cut_bars(axes: Axes) -> bool:
     The mark is a hollow arrow at the edge.
     """
     marks: set[tuple[int, tuple[float, float], Any]] = set()
+    axes.get_xlim(), axes.get_ylim()  # automatic limits are computed only when they are read
     bars = [lines for each in axes.containers if isinstance(each, ErrorbarContainer) for lines in each[2]]
     for lines in bars:
         colour = tuple(lines.get_color()[0])
