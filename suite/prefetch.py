@@ -1,4 +1,4 @@
-"""`python -m suite.prefetch`: download the data and public weights of a grid, and check them.
+"""`python -m suite.prefetch`: download and check data and public weights.
 
 A launcher downloads missing files on the machine where it is started; jobs and `--dry-run` never download.
 """
@@ -91,6 +91,8 @@ def _items(arguments: argparse.Namespace) -> dict[str, Callable[[str, Path | Non
     """
     if bool(arguments.names) == bool(arguments.grid):
         raise ValueError("give either --grid, or names of data sets and public weights such as cifar10")
+    if arguments.names and (arguments.only or arguments.smoke):
+        raise ValueError("--only and --smoke choose runs of --grid: leave them out beside names")
     if arguments.grid:
         grid = grids.load(arguments.grid)
         runs = grids.runs_of(grid, only=arguments.only, smoke=arguments.smoke)
@@ -99,8 +101,11 @@ def _items(arguments: argparse.Namespace) -> dict[str, Callable[[str, Path | Non
         items |= {base.weights: _check_weights for base in bases if base.weights}
     else:
         items = {name: _check_data if name in data.available() else _check_weights for name in arguments.names}
-        for name in items.keys() - data.available().keys():
-            weights.check(name)
+        for name in (name for name in items if name not in data.available()):
+            try:
+                weights.check(name)
+            except ValueError as error:
+                raise ValueError(f"no data set ({', '.join(data.available())}), and {error}") from None
     if arguments.data is not None and not arguments.data.is_dir():  # a mistyped folder is not made and filled
         raise ValueError(f"--data {arguments.data}: there is no such folder for {', '.join(items)}; make it first")
     return items

@@ -187,8 +187,9 @@ def test_a_method_looks_the_same_in_all_figures(drawn: Drawn, monkeypatch: pytes
     timed = [row for row in rows if not (isinstance(row, records.TimedRow) and "m00" in row.settings)]
     made = drawn(runs, timed, home=Path("none"))
     assert "pareto_speedup_digits_resnet8" in made
-    assert asked[:4] == [0, 1, 0, 1]
-    assert asked[4:6] == [1, 1]  # over the measured and over the theoretical speed-up
+    assert asked[0] == 1  # measured over theoretical speed-up
+    assert asked[1:5] == [0, 1, 0, 1]  # accuracy over MACs and over parameters
+    assert asked[5:7] == [1, 1]  # over measured speed-up and over latency
 
 
 def test_the_look_of_a_variant_does_not_depend_on_what_is_missing(tmp_path: Path) -> None:

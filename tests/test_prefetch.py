@@ -168,7 +168,9 @@ def test_a_mistyped_folder_is_not_made(grid: Path, tmp_path: Path, capsys: pytes
     [
         ((), "give either --grid, or names"),
         (("cifar10", "--grid", "quickstart"), "give either"),
-        (("cifar11",), "unknown"),
+        (("cifar11",), "no data set (cifar10, digits, "),
+        (("cifar11",), "), and unknown public weights 'cifar11'; choose from: cifar10_resnet20_a, "),
+        (("cifar10", "--smoke"), "leave them out"),
     ],
 )
 def test_names_are_checked(names: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
