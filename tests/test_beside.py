@@ -17,9 +17,9 @@ from suite.report import build, figures, learning
 from suite.stages import Pruned
 
 
-def save(runs: list[Pruned], accuracy: float, folder: Path) -> None:
+def save(runs: list[Pruned], accuracy: float, folder: Path, **made: str) -> None:
     for run in runs:
-        records.write(pruned_row(run, accuracy), folder)
+        records.write(pruned_row(run, accuracy, made=made), folder)
 
 
 def test_reference_rows_stand_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_reference_rows_stand_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(figures, "draw_all", draw)
     save(runs[:2], 80, tmp_path / "own")
-    save(runs, 90, tmp_path / "reference")
+    save(runs, 90, tmp_path / "reference", code="of another day")
     without = build("example", tmp_path / "own").lines
     table = (tmp_path / "own" / "example" / "table.csv").read_text()
     assert not (tmp_path / "own" / "example" / "reference.csv").exists()
@@ -46,7 +46,11 @@ def test_reference_rows_stand_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (reference["n"].item(), reference["top1_mean_pct"].item()) == (3, 90)
     assert seen[-1]["n"].tolist() == [3]
     for name in ("table.md", "index.html"):
-        assert "Reference rows" in (folder / name).read_text()
+        text = (folder / name).read_text()
+        assert "Reference rows" in text
+        assert "Marked †: made with other code" in text
+        assert "90.00 ± 0.00 (3) †" in text
+        assert "were made with other code" not in text
     build("example", tmp_path / "own")
     assert not (folder / "reference.csv").exists()
 

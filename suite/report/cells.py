@@ -63,7 +63,7 @@ def table(frames: Frames) -> pd.DataFrame:
     both[text] = both[text].astype("object").fillna("")
     both["unlearned"] = is_unlearned(both)
     both["note"] = _notes(both)
-    both["mark"] = words.other_code_marks(both)
+    both["mark"] = both["other_code"].gt(0).map({True: words.OTHER_CODE, False: ""})
     return both
 
 

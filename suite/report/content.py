@@ -51,6 +51,7 @@ class Content:
 def collect(name: str, grid: Grid, frames: Frames, *, smoke: bool, reference: Frames | None = None) -> Content:
     """Compute the tables of the grid `name`. Raises ValueError if the published numbers are damaged."""
     lines = cells.table(frames)
+    lines["mark"] = words.other_code_marks(lines)
     numbers = published.load()
     slow = not_faster.table(frames)
     beside = cells.table(reference) if reference else lines[:0]

@@ -57,7 +57,6 @@ def table(results: Path) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame()
     every = pd.concat(parts, ignore_index=True)
-    every["mark"] = np.where(every["other_code"] > 0, words.OTHER_CODE, "")
     every["top1_low_pct"] = every["top1_mean_pct"] - every["top1_t95_pp"]
     every["top1_high_pct"] = every["top1_mean_pct"] + every["top1_t95_pp"]
     every[["place", "place_last", "placed"]] = np.nan

@@ -77,7 +77,6 @@ def write(
 
 
 _TEXTS = {
-    "about_reference": words.REFERENCE,
     "about_timing": timings.TITLE,
     "about_notes": notes.TITLE,
     "drops": words.DROPS,
@@ -127,6 +126,7 @@ def _undecidable(reasons: Mapping[tuple[str, str], str]) -> list[str]:
 def _comparisons(content: Content) -> dict[str, Any]:
     """Return the tables below the first one."""
     return {
+        "about_reference": words.about_reference(content.reference),
         "reference": _each_network(
             content.reference,
             lambda part: _frame(part, table_columns.table(median=False)) | {"trained": words.trained(part)},

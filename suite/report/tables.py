@@ -81,7 +81,7 @@ def _reference(reference: pd.DataFrame) -> list[str]:
     """Return the section of the reference rows, apart from the table above."""
     if reference.empty:
         return []
-    about = f"{words.markdown(words.REFERENCE)}. Accuracy: {words.markdown(words.trained(reference))}."
+    about = f"{words.markdown(words.about_reference(reference))}. Accuracy: {words.markdown(words.trained(reference))}."
     return ["### Reference rows", about, columns.markdown(reference, table_columns.table(median=False))]
 
 

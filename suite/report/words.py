@@ -278,6 +278,11 @@ def other_code_marks(lines: pd.DataFrame) -> pd.Series:
     return marked.map({True: "" if lines["other_code"].sum() == lines["n"].sum() else OTHER_CODE, False: ""})
 
 
+def about_reference(lines: pd.DataFrame) -> str:
+    """Return the sentence on reference rows, and the meaning of their mark."""
+    return REFERENCE + (f". Marked{OTHER_CODE}: made with other code" if (lines["other_code"] > 0).any() else "")
+
+
 def told_apart(lines: pd.DataFrame, conditions: Sequence[str]) -> tuple[pd.Series, list[str]]:
     """Return a letter such as " [A]" for each line, and the letters' meanings.
 
