@@ -137,6 +137,20 @@ def test_the_command_measures_a_table_once_and_prints_where_it_is(
         assert message in capsys.readouterr().err
 
 
+def test_the_command_asks_for_threads_on_a_cpu_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Timing] = []
+
+    def table_for(model: nn.Module, graph: Graph, timing: Timing, folder: Path) -> LayerTable:
+        asked.append(timing)
+        return table_of(graph, timing)
+
+    monkeypatch.setattr(latency_budget, "table_for", table_for)
+    for device in ("cpu", "cuda"):
+        options = ("--model", "resnet8", "--dataset", "digits", "--results", tmp_path, "--device", device)
+        assert call(layer_table.main, *options) == 0
+    assert [timing.threads for timing in asked] == [cli.cores(), 0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-import torch
-
 from suite import cli, data, models
 from suite.graph import Graph
 from suite.measure import latency_budget, layer_times
@@ -66,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(arguments: argparse.Namespace) -> str:
     """Measure the table unless it is there; return its path, contents and cost as text."""
-    threads = cli.threads_of(arguments.threads) or cli.cores()
+    default = cli.cores() if arguments.device == "cpu" else 0  # a timing on a GPU has none
+    threads = cli.threads_of(arguments.threads) or default
     timing = Timing(**{name: getattr(arguments, name) for name in CONDITIONS}, threads=threads)
     size = data.size(arguments.dataset, arguments.data)
-    torch.set_num_threads(threads)
     model = models.build(arguments.model, size.classes).eval()
     graph, folder = Graph(model, size.input_shape), arguments.results / latency_budget.FOLDER
     path = latency_budget.table_path(graph, timing, folder)
