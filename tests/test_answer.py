@@ -44,6 +44,8 @@ def test_the_best_method_is_named_with_the_pairs_that_are_told_apart() -> None:
     assert answer.sentences(three, pairs(ba="b is better", bc="b is better"))[0].endswith(
         "told apart from all 2 other methods."
     )
+    two = answer.sentences(lines(a=90.0, b=91.0), pairs(ba="b is better"))
+    assert two[0].endswith("told apart from the other method.")
     assert answer.sentences(three.assign(speedup_untrusted=1), pairs())[1] == "No measurement of speed can be trusted."
 
 
