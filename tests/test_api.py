@@ -254,12 +254,15 @@ def test_a_quantized_network_is_refused_in_one_line(model: nn.Module) -> None:
 
 
 def test_a_float_network_with_operators_of_quantization_is_counted() -> None:
-    class Summed(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            return self[1].add(self[0](x), x)
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.sum = nn.Conv2d(3, 3, 1), torch.ao.nn.quantized.FloatFunctional()
 
-    network = Summed(nn.Conv2d(3, 3, 1), torch.ao.nn.quantized.FloatFunctional())
-    assert suite.count(network, EXAMPLE).macs == 9 * EXAMPLE[0, 0].numel()
+        def forward(self, x: Tensor) -> Tensor:
+            return self.sum.add(self.conv(x), x)
+
+    assert suite.count(Summed(), EXAMPLE).macs == 9 * EXAMPLE[0, 0].numel()
 
 
 def test_a_forward_method_without_a_message_is_named() -> None:

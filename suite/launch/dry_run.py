@@ -77,7 +77,7 @@ def _list(work: Work, context: Context, console: Console) -> None:
 def _show_cost(work: Work, context: Context, console: Console, jobs: int) -> None:
     """Print a table for each network, with a line for each method, and the total.
 
-    On a CPU the table has its time beside GPU-hours, if the speed of training was measured there.
+    On a CPU the title has its time beside GPU-hours, and a column the time of a row if the speed of training was measured there.
     """
     if not work.todo:
         return

@@ -38,8 +38,8 @@ def _accuracy(done: pd.DataFrame, compared: pd.DataFrame) -> str:
     own = compared[(compared["a"] == best["settings"]) | (compared["b"] == best["settings"])]
     apart = int(pairs.apart(own[(own[SET] == best[SET]).all(axis=1)]).sum())
     if apart >= rivals:
-        others = "the other method" if rivals == 1 else f"all {rivals} other methods"
-        return f"{text}, told apart from {others}."
+        rest = "the other method" if rivals == 1 else f"all {rivals} other methods"
+        return f"{text}, told apart from {rest}."
     if not apart:
         return f"{network}: no method is told apart from {best['settings']}, which has the highest mean: {mean} of {base} %."
     return f"{text}, told apart from {apart} of {rivals} other methods; the order of the rest is open."
