@@ -106,6 +106,8 @@ def test_a_step_that_slurm_ended_for_its_memory_ran_out_of_memory(tmp_path: Path
     path.write_text("slurmstepd-n1: error: StepId=1.0 exceeded memory limit (6527807488 > 6291456000), being killed\n")
     reason = lost.explain("1", End(state="FAILED", status=9, nodes="n1"), tmp_path).reason
     assert "on n1 ran out of memory: --slurm mem=MB for more" in reason
+    later = lost.explain("1", End(state="NODE_FAIL", nodes="n1"), tmp_path).reason
+    assert "memory" not in later, "it was started again, and its node failed"
 
 
 @pytest.mark.parametrize(("restarts", "tried"), [("0", 3), ("1", 2)])
