@@ -149,6 +149,16 @@ def test_tables_of_layer_times_move_to_the_next_machine(base: Context, tmp_path:
     assert (table.name, table.read_text()) == ("cpu_1threads_fp32_batch8.json", '{"dense_ms": 1.5}')
 
 
+def test_tables_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "layer_times"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number}.json").write_text("x" * 6000)
+    carry.save([], Context(results=tmp_path), tmp_path / "carried", files=2, mb=0.1)
+    assert len(list((tmp_path / "carried").iterdir())) == 2
+    assert 0 < carry.load(Context(results=tmp_path / "other"), tmp_path / "carried") < 30
+
+
 BIG = Base(data="imagenet", model="resnet50", schedule=tiny_grid.SHORT, seed=0)
 WEIGHTS_MB = 4 * (25_557_032 + 2 * 26_560) / 1e6
 """Parameters, means and variances of torchvision's ResNet-50; its 53 counters of batches have 8 bytes each."""

@@ -112,17 +112,19 @@ def _weights_bytes(stage: Base | Learned | Pruned, context: Context) -> int:
 
 
 def save(stages: Sequence[Stage], context: Context, folder: Path, *, files: int, mb: float) -> list[Stage]:
-    """Write stages and tables of layer times to `folder`; return what does not fit.
+    """Write stages and tables of layer times to `folder`; return the stages left out.
 
     files  most files of `folder`, the manifest included
     mb     most megabytes of each
     Tables come first, then finished stages, as the others start from them, then checkpoints. A stage is carried whole or not
-    at all.
+    at all. A table that does not fit is measured again.
     """
     room = capacity(files, mb)
-    carried = sorted((context.results / LAYER_TIMES).glob("*.json"))
-    room -= sum(map(_archived_bytes, carried))
-    left_out = []
+    carried, left_out = [], []
+    for path in sorted((context.results / LAYER_TIMES).glob("*.json")):
+        if (size := _archived_bytes(path)) <= room:
+            room -= size
+            carried.append(path)
     for stage in sorted(stages, key=lambda stage: not is_done(stage, context)):
         paths = list(_files(context.folder(stage)))
         size = sum(map(_archived_bytes, paths))
