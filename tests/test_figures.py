@@ -19,6 +19,7 @@ from test_report import COMMIT, HOSTILE, SCHEDULE, pruned_row, run_of, timed_row
 from suite import records
 from suite.contract import Pruner
 from suite.grids import Grid
+from suite.methods import get
 from suite.report import ablation, cells, comparison, fairness, figures, frames, learning, looks, pairs, pareto, style
 from suite.stages import Pruned, Timing
 
@@ -153,6 +154,15 @@ def test_a_figure_that_has_nothing_to_show_any_more_is_deleted(drawn: Drawn, tmp
     left = {path.stem for path in (tmp_path / "out").iterdir()}
     assert left == set(made)
     assert not any("speed" in name for name in left)
+
+
+def test_no_figure_shows_the_dense_control_alone(drawn: Drawn) -> None:
+    control = [
+        dataclasses.replace(run_of(seed, 0.0), settings=get("dense_control")(), learning=SCHEDULE) for seed in range(2)
+    ]
+    rows: list[records.Row] = [pruned_row(run, 80, macs_cut_pct=0, params_cut_pct=0) for run in control]
+    rows += [timed_row(run, (0.99, 1.0, 1.01)) for run in control]
+    assert not [name for name in drawn(control, rows) if name.startswith(("pareto", "speed"))]
 
 
 def test_numbers_that_are_no_numbers_are_left_out(drawn: Drawn) -> None:

@@ -86,13 +86,15 @@ AXES: dict[Over, Axis] = {
 def points_of(lines: pd.DataFrame, over: Over) -> pd.DataFrame:
     """Return the lines of the table with a place in the figure, each once.
 
-    An absolute time means something on a named GPU only: what was timed on a CPU has its speed-up, not its latency.
+    There are none if no network is pruned. An absolute time means something on a named GPU only: what was timed on a CPU has
+    its speed-up, not its latency.
     """
     axis = AXES[over]
     lines_with_value = lines.dropna(subset=["top1_mean_pct", axis.column])
     if over == "latency":
         lines_with_value = lines_with_value[~lines_with_value["timed_device"].str.startswith("cpu")]
-    return lines_with_value.drop_duplicates(["cell", *axis.conditions])
+    points = lines_with_value.drop_duplicates(["cell", *axis.conditions])
+    return points if points["removes"].astype(bool).any() else points[:0]
 
 
 def spreads(points: pd.DataFrame, over: Over, published: pd.DataFrame) -> bool:

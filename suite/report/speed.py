@@ -24,8 +24,9 @@ TITLE = "Theoretical against measured speed-up"
 
 
 def points_of(latency: pd.DataFrame) -> pd.DataFrame:
-    """Return the latency lines that have both numbers."""
-    return latency.dropna(subset=["speedup_x", "theoretical_x"])
+    """Return the latency lines that have both numbers; none if no network is pruned."""
+    points = latency.dropna(subset=["speedup_x", "theoretical_x"])
+    return points if (points["budget"] > 0).any() else points[:0]
 
 
 def draw(points: pd.DataFrame, folder: Path) -> style.Picture:
