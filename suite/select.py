@@ -48,7 +48,9 @@ def sets_of_scope(graph: Graph, scope: Scope) -> dict[str, Tensor]:
     count = 0
     for name in names:
         labels, ids = graph.filter_sets[name].unique(return_inverse=True)
-        sets[name] = count + (ids if len(labels) < len(ids) else torch.arange(len(ids)))
+        # Where each filter is a set, numbers follow the order of the filters, which decides ties.
+        is_alone = len(labels) == len(ids)
+        sets[name] = count + (torch.arange(len(ids)) if is_alone else ids)
         count += len(labels)
     return sets
 

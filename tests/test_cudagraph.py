@@ -24,8 +24,11 @@ SHAPE = (3, 32, 32)
 
 
 class Noise:
-    """Random batches in fp64. Real images have even areas, whose activations are 0 or nearly so: rounding decides what a ReLU
-    lets pass, and no two orders of summing train alike."""
+    """Random batches in fp64.
+
+    Real images have even areas, whose activations are 0 or nearly so: rounding decides what a ReLU lets pass, and no two orders
+    of summing train alike.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device

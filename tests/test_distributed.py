@@ -340,7 +340,10 @@ def test_two_tasks_of_one_gpu_are_named() -> None:
 
 
 def meet_on_the_first_gpu(job: dict[str, str]) -> None:
-    """In a task: join a group whose tasks all have the first GPU. Rank 0's error names them; the others may lose rank 0 first."""
+    """In a task: join a group whose tasks all have the first GPU.
+
+    Rank 0's error names them; the others may lose rank 0 first.
+    """
     os.environ.update(job | {"SLURM_LOCALID": "0"})
     words = "tasks 0 and 1 of 2 have one GPU" if job["SLURM_PROCID"] == "0" else "tasks"
     with pytest.raises(distributed.RendezvousError, match=words), distributed.process_group("cuda"):

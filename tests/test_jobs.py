@@ -131,7 +131,10 @@ def test_a_job_that_is_started_again_leaves_what_failed(
 
 
 def launch(monkeypatch: pytest.MonkeyPatch, context: Context, jobs: Mapping[str, str]) -> list[Stage]:
-    """What a launch of the first two stages submits, when SLURM knows all of `jobs`; it is told to stop while it submits."""
+    """Return what a launch of the first two stages submits.
+
+    SLURM knows all of `jobs`. The launch is told to stop while it submits.
+    """
     submitted: list[Stage] = []
 
     class Executor:

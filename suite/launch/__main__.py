@@ -166,7 +166,9 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
     options = _options(arguments, context)
     if arguments.carry and arguments.cluster == "slurm":
         raise ValueError("--carry is for machines that share no folder; the jobs of SLURM share theirs: leave it out")
+    limits = {"files": arguments.carry_files, "mb": arguments.carry_mb}
     if arguments.carry and verb == "run":
+        carry.capacity(**limits)  # refuses limits before anything is read
         carry.load(context, arguments.carry)
     if arguments.from_zoo:
         from suite import zoo  # matplotlib, pandas and scipy take seconds, which a dry run need not pay
@@ -183,7 +185,6 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.from_zoo and verb == "dry-run":
         copied = zoo.available(stages, context)
         todo = dataclasses.replace(todo, todo=tuple(stage for stage in todo.todo if stage not in copied))
-    limits = {"files": arguments.carry_files, "mb": arguments.carry_mb}
     if arguments.carry and (line := carry.check(stages, todo.todo, context, **limits)):
         console.print(f"{arguments.grid}: {line}", markup=False, highlight=False)
     if verb == "dry-run":

@@ -49,9 +49,8 @@ def explain(job: str, end: End | None, results: Path) -> Loss:
         text = f"its job {job} is {UNKNOWN} and left no status: there is no record of its end"
         return Loss(reason=f"{text}{_log(job, results, ran=True)}", counts=False)
     text = f"its job {job} ended as {end.state} and left no status"
-    over_memory = end.state == "FAILED" and _over_memory(
-        job, results
-    )  # the log of a requeued job has earlier ends, too
+    # The log of a requeued job has earlier ends, too.
+    over_memory = end.state == "FAILED" and _over_memory(job, results)
     meaning = _meaning(replace(end, out_of_memory=end.out_of_memory or over_memory), results)
     no_log_file = end.signal == NO_LOG_FILE and not end.status
     log = "" if no_log_file else _log(job, results, ran=bool(end.nodes))
