@@ -23,8 +23,8 @@ SHARES = (0.6247, 0.5, 0.8)
 """The first is near the released cuts of ResNet-20 (`_released.CUTS`, 61.23 to 63.57 % of the prunable convolutions)."""
 BF16 = Compute(precision="bf16", layout="channels_last")
 BASE = Schedule(epochs=40, lr=0.1, weight_decay=5e-4, warmup_epochs=1, compute=BF16)
-LEARN = Schedule(epochs=12, lr=0.05, weight_decay=5e-4, compute=BF16)
-FINETUNE = Schedule(epochs=30, lr=0.02, weight_decay=5e-4, compute=BF16)
+LEARN = Schedule(epochs=8, lr=0.05, weight_decay=5e-4, compute=BF16)
+FINETUNE = Schedule(epochs=20, lr=0.02, weight_decay=5e-4, compute=BF16)
 TOTAL = FINETUNE.epochs + 2.1 * LEARN.epochs
 """Plain-step equivalents of DSP's learning and fine-tuning."""
 TRAIN_IMAGES = 50_000
