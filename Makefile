@@ -1,7 +1,7 @@
 # make quickstart   install, then prune, measure and compare: a table and Pareto plots in a few minutes
 # make test         install, then lint, types and tests (under 8 minutes on 2 cores)
 # make test-all     the slow tests too: real Slurm, long kill tests
-# make study        continue the CIFAR-10 study from the finished stages of the record
+# make study        continue the CIFAR-10 study, at its commit, from the finished stages of the record
 # make study-check  run one finished cell of the study again, and compare it
 PYTHON ?= python3
 VENV ?= .venv
@@ -33,14 +33,22 @@ test: lint
 test-all: test
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
 
+# All blocks of the study have one commit, whatever else has changed since.
+STUDY_COMMIT = ebb1d0a
+STUDY = build/study
+
 # Freed memory stays with the process, in large pages: 2 to 21 % less time (Xeon with AMX, ResNet-20), and the same bits.
 study: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 study: export MALLOC_MMAP_THRESHOLD_ = 4294967296
 study: export MALLOC_TRIM_THRESHOLD_ = 17179869184
 study: export MALLOC_TOP_PAD_ = 67108864
 study: $(READY)
-	$(BIN)/python -m suite.launch --grid cifar10_study --from-zoo --jobs 2
-	$(BIN)/python -m suite.zoo add --grid cifar10_study
+	test -d $(STUDY) || git clone --quiet . $(STUDY)
+	git -C $(STUDY) checkout --quiet $(STUDY_COMMIT)
+	cp -R results/reference/networks $(STUDY)/results/reference
+	cd $(STUDY) && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m suite.launch --grid cifar10_study --from-zoo --jobs 2
+	$(BIN)/python -m suite.records merge results/reference $(STUDY)/results
+	$(BIN)/python -m suite.zoo add --grid cifar10_study --results $(STUDY)/results
 
 study-check: $(READY)
 	$(BIN)/python -m suite.zoo check --grid cifar10_study
