@@ -217,7 +217,7 @@ def _openvino_request(content: bytes, inputs: Sequence[Tensor], precision: str, 
 
     Raises ValueError if OpenVINO computes in another precision on this CPU.
     """
-    import openvino  # type: ignore[import-not-found, unused-ignore]
+    import openvino
 
     kind = {"fp32": "f32"}.get(precision, precision)
     hints = {
