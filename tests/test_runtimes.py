@@ -21,7 +21,8 @@ from test_pack_executions import ON_CPU, packed_of
 from suite.measure import int8, networks
 from suite.measure.protocol import protocol
 from suite.pack import executions as table
-from suite.pack import export, load_choices, per_group, runtimes, save, save_choices, trial, tuned_for
+from suite.pack import export, load_choices, per_group, portable, runtimes, save, save_choices, trial, tuned_for
+from suite.pack.operations import FusedConv
 from suite.pack.runtimes import compiled, compiled_onnx, to_onnx, why_not
 from suite.plan import Runtime, Timing
 
@@ -73,6 +74,20 @@ def test_every_execution_in_plain_operators_computes_the_same(
         assert error_of(network, packed, images(3).float()) < 1e-4
         if groups > 1 and execution != "union":  # every channel may be read by some group
             assert execution in choice.layers.values()
+
+
+@pytest.mark.parametrize("execution", ON_CPU)
+def test_padding_to_whole_blocks_computes_the_same(execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portable, "BLOCKS", {"torch": 16})
+    monkeypatch.setattr(table, "WIDEST", 99)
+    for name in SMALL:
+        packed = packed_of(name, 2, 0.5)
+        network, _ = tuned_for(packed, images(3).float(), "torch", execution=execution)
+        assert error_of(network, packed, images(3).float()) < 1e-4
+        convs = [module for module in network.modules() if isinstance(module, FusedConv)]
+        if execution == "whole":
+            assert all(conv.weight.shape[0] % 16 == 0 for conv in convs)
+            assert all(conv.weight.shape[1] % 16 == 0 for conv in convs[1:])
 
 
 @pytest.mark.parametrize("runtime", COMPILED, indirect=True)

@@ -41,7 +41,7 @@ def union(layer: Layer, operands: Operands) -> Built:
     """
     position = positions(torch.cat(layer.reads_G).unique(), operands.columns_C).sort().values
     reads_I, is_slice = operands.columns_C[position], bool((position.diff() == 1).all())
-    return _dense(layer, operands, reads_I if is_slice else vectors(reads_I, operands.x))
+    return _dense(layer, operands, reads_I if is_slice else vectors(reads_I, operands))
 
 
 def _dense(layer: Layer, operands: Operands, reads_I: Tensor) -> Built:
@@ -59,7 +59,7 @@ def groups(layer: Layer, operands: Operands) -> Built:
     rows_G = [places[layer.rank[places].argsort(stable=True)] for places in layer.places_G()]
     convs, reads, alone = [], [], operands.addend is None
     if alone:  # the last group's filters are padded so that all of them are whole vectors
-        rows_G[-1] = vectors(torch.cat(rows_G), operands.x)[sum(map(len, rows_G[:-1])) :]
+        rows_G[-1] = vectors(torch.cat(rows_G), operands)[sum(map(len, rows_G[:-1])) :]
     for rows, channels in zip(rows_G, layer.reads_G, strict=True):
         position = positions(channels, operands.columns_C).sort().values
         reads.append(Read(position, len(operands.columns_C)))

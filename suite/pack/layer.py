@@ -102,6 +102,7 @@ class Operands:
 
     in_place  True if the addend may be overwritten
     piece     elements that are gathered or sliced per step (`operations.PIECES`)
+    block     on a CPU, channels per block of the runtime's tensors; widths are padded to whole blocks
     """
 
     x: Tensor
@@ -110,6 +111,7 @@ class Operands:
     addend_columns_C: Tensor | None = None
     in_place: bool = False
     piece: int = PIECES["any"]
+    block: int = 1
 
     def read(self, channels: Tensor) -> Read:
         """Return a reader of packed channels of the input.
@@ -150,13 +152,15 @@ class Operands:
         return permuted and dense and bool((columns >= 0).all())
 
 
-def vectors(rows: Tensor, x: Tensor) -> Tensor:
-    """Pad `rows` with -1 on a GPU to a multiple of `VECTOR`.
+def vectors(rows: Tensor, operands: Operands) -> Tensor:
+    """Pad `rows` with -1 to whole blocks.
 
-    In half precision more than `MATRIX` rows are padded to a multiple of `MATRIX`.
+    On a GPU a block is a `VECTOR`. In half precision more than `MATRIX` rows are padded to a multiple of `MATRIX`.
     """
-    multiple = MATRIX if x.element_size() == 2 and len(rows) > MATRIX else VECTOR
-    return F.pad(rows, (0, -len(rows) % multiple), value=-1) if x.is_cuda else rows
+    x = operands.x
+    wide = x.element_size() == 2 and len(rows) > MATRIX
+    multiple = (MATRIX if wide else VECTOR) if x.is_cuda else operands.block
+    return F.pad(rows, (0, -len(rows) % multiple), value=-1) if multiple > 1 else rows
 
 
 def output_order(layer: Layer, operands: Operands) -> Tensor:
@@ -164,8 +168,8 @@ def output_order(layer: Layer, operands: Operands) -> Tensor:
     every = torch.arange(layer.width)
     columns = operands.addend_columns_C
     if columns is None:
-        return vectors(layer.rank.argsort(stable=True), operands.x)
-    return vectors(torch.cat([columns, every[~torch.isin(every, columns)]]), operands.x)
+        return vectors(layer.rank.argsort(stable=True), operands)
+    return vectors(torch.cat([columns, every[~torch.isin(every, columns)]]), operands)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,9 @@ IMAGES = 2
 """Images on which the network is built and checked."""
 NEIGHBOUR = 16
 """Channels of the tensors before and after a layer that is timed."""
+BLOCKS: Mapping[Runtime, int] = {"onnxruntime": 16}
+"""Runtime -> channels of a block of its tensors on a CPU with AVX-512. ONNX Runtime convolves in blocks only if a convolution
+reads whole ones."""
 
 
 @torch.no_grad()
@@ -157,7 +160,7 @@ class _Walk(Walk):
         choices: Mapping[str, str] | None,
         execution: str | None,
     ) -> None:
-        self.setting = setting
+        self.setting, self.block = setting, BLOCKS.get(setting.runtime, 1)
         super().__init__(body, few, "contiguous", choices, execution)
 
     def built(self, execution: str, layer: Layer, operands: Operands) -> Built:

@@ -116,6 +116,9 @@ class Walk:
     piece      elements that a layer gathers or slices per step
     """
 
+    block = 1
+    """Channels of a block, see `Operands`."""
+
     def __init__(
         self,
         body: fx.GraphModule,
@@ -200,7 +203,7 @@ class Walk:
     def _operands(self, fused: Fused) -> Operands:
         x = self.value[fused.conv.all_input_nodes[0]]
         if fused.addend is None:
-            return Operands(x=x.tensor, columns_C=x.columns_C, piece=self.piece)
+            return Operands(x=x.tensor, columns_C=x.columns_C, piece=self.piece, block=self.block)
         assert fused.addend_place_C is not None
         addend = self.value[fused.addend]
         place = torch.cat([fused.addend_place_C.cpu(), torch.tensor([-1])])
@@ -211,6 +214,7 @@ class Walk:
             addend_columns_C=place[addend.columns_C],
             in_place=self._is_last(fused.addend, fused),
             piece=self.piece,
+            block=self.block,
         )
 
     def _is_last(self, node: fx.Node, fused: Fused) -> bool:
