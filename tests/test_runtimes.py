@@ -18,6 +18,7 @@ from test_measure_any import call
 from test_pack import SMALL, images
 from test_pack_executions import ON_CPU, packed_of
 
+from suite import arithmetic
 from suite.measure import int8, networks
 from suite.measure.protocol import protocol
 from suite.pack import executions as table
@@ -79,6 +80,7 @@ def test_every_execution_in_plain_operators_computes_the_same(
 @pytest.mark.parametrize("execution", ON_CPU)
 def test_padding_to_whole_blocks_computes_the_same(execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(portable, "BLOCKS", {"torch": 16})
+    monkeypatch.setattr(arithmetic, "cpu_flags", lambda: {"avx512f"})
     monkeypatch.setattr(table, "WIDEST", 99)
     for name in SMALL:
         packed = packed_of(name, 2, 0.5)

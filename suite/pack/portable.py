@@ -14,6 +14,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, fx, nn
 
+from suite import arithmetic
 from suite.pack import onnx_writer, trial
 from suite.pack.choice import PRECISIONS, Choice, check_images
 from suite.pack.executions import EXECUTIONS
@@ -35,7 +36,7 @@ NEIGHBOUR = 16
 """Channels of the tensors before and after a layer that is timed."""
 BLOCKS: Mapping[Runtime, int] = {"onnxruntime": 16}
 """Runtime -> channels of a block of its tensors on a CPU with AVX-512. ONNX Runtime convolves in blocks only if a convolution
-reads whole ones."""
+reads whole ones. On other CPUs padding was not measured, and there is none."""
 
 
 @torch.no_grad()
@@ -160,7 +161,8 @@ class _Walk(Walk):
         choices: Mapping[str, str] | None,
         execution: str | None,
     ) -> None:
-        self.setting, self.block = setting, BLOCKS.get(setting.runtime, 1)
+        self.setting = setting
+        self.block = BLOCKS.get(setting.runtime, 1) if "avx512f" in arithmetic.cpu_flags() else 1
         super().__init__(body, few, "contiguous", choices, execution)
 
     def built(self, execution: str, layer: Layer, operands: Operands) -> Built:

@@ -153,7 +153,11 @@ def measure(goal: Goal, options: argparse.Namespace, scratch: Path) -> tuple[lis
     plans, runs, missing = [], list[Mapping[str, Run]](), {}
     for number, side in enumerate((goal.above, goal.below)):
         planner = random_groups_planner(graph, side.groups, 0) if side.groups > 1 else filters
-        plans.append(meet(planner, graph, Budget(share=side.removed)).plan if side.removed else PruningPlan({}))
+        plans.append(
+            meet(planner, graph, Budget(share=side.removed, round_to=options.round_to)).plan
+            if side.removed
+            else PruningPlan({})
+        )
         path, packed = scratch / str(number), pack(model, graph, plans[-1])
         save(packed, path, model=goal.model, classes=classes, input_shape=graph.input_shape, about={})
         names = options.runtimes if goal.runtimes is None else goal.runtimes[number : number + 1]
@@ -234,6 +238,9 @@ def main() -> None:
     )
     parser.add_argument("--precision", choices=RUNTIMES, default="fp32", help="of both networks (default: %(default)s)")
     parser.add_argument("--batch", type=int, help="this batch size; default: that of the goal")
+    parser.add_argument(
+        "--round-to", type=int, default=1, metavar="N", help="kept channels of a group are multiples of N (default: 1)"
+    )
     parser.add_argument("--blocks", type=int, default=5 * ORDERS, help="timed blocks of a line (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="try torch.compile, too")
     options = parser.parse_args()
@@ -244,8 +251,8 @@ def main() -> None:
         parser.error(f"--precision {options.precision}: {why}. Take --precision fp32")
     if not goals:
         parser.error(f"--only {options.only!r} is in none of: {', '.join(goal.name for goal in GOALS)}")
-    if options.blocks < ORDERS or (options.batch is not None and options.batch < 1):
-        parser.error(f"--blocks takes {ORDERS} or more, and --batch 1 or more")
+    if options.blocks < ORDERS or options.round_to < 1 or (options.batch is not None and options.batch < 1):
+        parser.error(f"--blocks takes {ORDERS} or more, --round-to and --batch 1 or more")
     set_up_torch(1)
     torch.set_flush_denormal(True)
     console = Console(width=200)
