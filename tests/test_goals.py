@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -93,3 +94,10 @@ def test_the_int8_leg_of_both_networks_is_in_onnxruntime(tmp_path: Path, monkeyp
     monkeypatch.setattr(goals.int8, "prepared", refused)
     made = goals._runs(networks.load(str(tmp_path / "dense")), images, "int8", (ONNX,))
     assert made == ({}, {ONNX: "no int8 form here: an operator"})
+
+
+def test_a_pruned_network_in_bf16_is_at_least_as_fast_as_the_dense_one() -> None:
+    assert goals.of_precision(PRUNING, "bf16").at_least == 1.0 != PRUNING.at_least
+    assert goals.of_precision(PRUNING, "fp32") == PRUNING
+    between = dataclasses.replace(PRUNING, above=Side(0.7))
+    assert goals.of_precision(between, "bf16") == between
