@@ -104,7 +104,10 @@ GOALS = (
 
 
 def of_precision(goal: Goal, precision: str) -> Goal:
-    """Return the goal in a precision: a pruned network is at least as fast as the dense one in bf16."""
+    """Return the goal in a precision.
+
+    In bf16 a pruned network is at least as fast as the dense one.
+    """
     bf16 = precision == "bf16" and not goal.above.removed and goal.below.removed
     return dataclasses.replace(goal, at_least=1.0) if bf16 else goal
 
