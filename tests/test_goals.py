@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -10,9 +11,15 @@ import pytest
 from benchmarks import goals
 from benchmarks.goals import ONNX, OPENVINO, TUNED, Goal, Side
 
-from suite import arithmetic
+from baselines.random_groups import random_groups_planner
+from suite import arithmetic, models
+from suite import pack as packing
+from suite.graph import Graph
 from suite.measure import executions, networks
 from suite.measure.claim import Interval
+from suite.measure.latency import ORDERS
+from suite.plan import Budget
+from suite.select import meet
 
 PRUNING = Goal("resnet18", 8, Side(), Side(0.6, 2), 1.6)
 RUNTIMES = Goal("resnet50", 1, Side(), Side(), 0.95, (ONNX, TUNED))
@@ -101,3 +108,24 @@ def test_a_pruned_network_in_bf16_is_at_least_as_fast_as_the_dense_one() -> None
     assert goals.of_precision(PRUNING, "fp32") == PRUNING
     between = dataclasses.replace(PRUNING, above=Side(0.7))
     assert goals.of_precision(between, "bf16") == between
+
+
+def test_a_packed_file_is_compared_with_its_dense_network(tmp_path: Path) -> None:
+    model = models.build("resnet20", 10).eval()
+    graph = Graph(model, (3, 16, 16))
+    plan = meet(random_groups_planner(graph, 2, 0), graph, Budget(share=0.5)).plan
+    packing.save(
+        packing.pack(model, graph, plan),
+        tmp_path / "p",
+        model="resnet20",
+        classes=10,
+        input_shape=(3, 16, 16),
+        about={},
+    )
+    goal = goals.of_file(tmp_path / "p")
+    assert (goal.model, goal.below.groups, goal.above, goal.packed) == ("resnet20", 2, Side(), tmp_path / "p")
+    assert goal.below.removed == pytest.approx(0.5, abs=0.05)
+    options = argparse.Namespace(batch=2, precision="fp32", runtimes=(TUNED,), round_to=1, blocks=ORDERS)
+    lines, missing = goals.measure(goal, options, tmp_path)
+    assert len(lines) == 1
+    assert not missing

@@ -6,9 +6,9 @@ tuned, and, if installed, ONNX Runtime and OpenVINO; with `--compile` also torch
 the network above is fastest. If the network below is fastest in another one, an extra line "across runtimes" compares these two;
 it decides no goal. The two goals about ONNX Runtime compare two runtimes of one network.
 
-Plans are random, of the shape of DSP's (`baselines/random_groups.py`) or of whole filters. Latency does not depend on the
-weights, which are random too. "met" and "missed" are claims about ratio / goal by the rule of `suite.measure.claim`: the interval
-must lie apart from that of the null test. All else is "open".
+Plans are random, of the shape of DSP's (`baselines/random_groups.py`) or of whole filters, unless `--packed FILE` gives a
+finished network. Latency does not depend on the weights, which are random too. "met" and "missed" are claims about ratio / goal
+by the rule of `suite.measure.claim`: the interval must lie apart from that of the null test. All else is "open".
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from torch import Tensor
 
 from baselines.random_groups import random_groups_planner
 from suite import arithmetic, models
+from suite import pack as packing
 from suite.graph import Graph
 from suite.measure import Timing, claim, executions, int8, networks
 from suite.measure.bounds import layer_bounds, measured_peak, total_ms
 from suite.measure.executions import COMPILED, ONNX, OPENVINO, TUNED
 from suite.measure.latency import ORDERS, median_interval
 from suite.measure.protocol import set_up_torch
-from suite.pack import pack, save
 from suite.pack.portable import UNIFORM
-from suite.plan import Budget, PruningPlan
+from suite.plan import Budget, Planner, PruningPlan
 from suite.records.origin import device_name
 from suite.select import filter_planner, meet
 from suite.timing import Run, cpu_seconds, least_ms, rounds
@@ -74,6 +74,7 @@ class Goal:
     """Least ratio of the time of `above` to the time of `below`.
 
     runtimes   of a goal about two runtimes; None: about pruning, in each runtime
+    packed     file of the network below; None: it has a random plan
     """
 
     model: str
@@ -82,6 +83,7 @@ class Goal:
     below: Side
     at_least: float
     runtimes: Pair | None = None
+    packed: Path | None = None
 
     @property
     def name(self) -> str:
@@ -110,6 +112,16 @@ def of_precision(goal: Goal, precision: str) -> Goal:
     """
     bf16 = precision == "bf16" and not goal.above.removed and goal.below.removed
     return dataclasses.replace(goal, at_least=1.0) if bf16 else goal
+
+
+def of_file(path: Path) -> Goal:
+    """Return the goal of a packed network: no slower than its dense one."""
+    network = networks.load(str(path))
+    assert network.header is not None
+    graph, plan = networks.graph_and_plan(network)
+    removed = 1 - graph.macs(plan).total / graph.macs(PruningPlan({})).total
+    groups = max((len(conv.kept_GI) for conv in plan.values()), default=1)
+    return Goal(network.header["model"], 1, Side(), Side(removed, groups), 1.0, packed=path)
 
 
 def usable(precision: str, *, compiled: bool = False) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -152,26 +164,30 @@ def verdict_and_state(goal: Goal, pair: Pair, ratio: claim.Interval, null: claim
 def measure(goal: Goal, options: argparse.Namespace, scratch: Path) -> tuple[list[list[str]], dict[str, str]]:
     """Return the lines of a goal, and reasons for the networks without a line."""
     batch = options.batch or goal.batch
-    pixels, classes = (32, 10) if goal.model == "resnet56" else (224, 1000)
+    shape, classes = ((3, 32, 32), 10) if goal.model == "resnet56" else ((3, 224, 224), 1000)
+    if goal.packed:
+        header = packing.header(goal.packed)
+        (c, h, w), classes = header["input_shape"], header["classes"]
+        shape = c, h, w
     torch.manual_seed(0)
     model = models.build(goal.model, classes).eval()
-    graph = Graph(model, (3, pixels, pixels))
-    images = executions.random_images(_timing(options.precision, batch), (3, pixels, pixels))
+    graph = Graph(model, shape)
+    images = executions.random_images(_timing(options.precision, batch), shape)
     draw = torch.Generator().manual_seed(0)
     scores = {name: torch.rand(conv.filters, generator=draw) for name, conv in graph.convs.items()}
     filters = filter_planner(graph, scores, ranking="layer")
     plans, runs, missing = [], list[Mapping[str, Run]](), {}
     for number, side in enumerate((goal.above, goal.below)):
-        planner = random_groups_planner(graph, side.groups, 0) if side.groups > 1 else filters
-        plans.append(
-            meet(planner, graph, Budget(share=side.removed, round_to=options.round_to)).plan
-            if side.removed
-            else PruningPlan({})
-        )
-        path, packed = scratch / str(number), pack(model, graph, plans[-1])
-        save(packed, path, model=goal.model, classes=classes, input_shape=graph.input_shape, about={})
+        if side.removed and goal.packed:
+            network = networks.load(str(goal.packed))
+            plans.append(networks.graph_and_plan(network)[1])
+        else:
+            plans.append(_plan(graph, side, filters, options.round_to))
+            path, packed = scratch / str(number), packing.pack(model, graph, plans[-1])
+            packing.save(packed, path, model=goal.model, classes=classes, input_shape=graph.input_shape, about={})
+            network = networks.load(str(path))
         names = options.runtimes if goal.runtimes is None else goal.runtimes[number : number + 1]
-        made, reasons = _runs(networks.load(str(path)), images, options.precision, names)
+        made, reasons = _runs(network, images, options.precision, names)
         runs.append(made)
         missing.update({f"{goal.model}, {side.name}, in {name}": reason for name, reason in reasons.items()})
     macs = [graph.macs(plan).total for plan in plans]
@@ -193,6 +209,14 @@ def measure(goal: Goal, options: argparse.Namespace, scratch: Path) -> tuple[lis
         aim = f"{goal.at_least} {state}" if state and batch == goal.batch else ""
         lines.append([*where, *times, *work, _interval(ratio), _interval(null), verdict, aim])
     return lines, missing
+
+
+def _plan(graph: Graph, side: Side, filters: Planner, round_to: int) -> PruningPlan:
+    """Return a random plan of a side; `filters` plans whole filters."""
+    if not side.removed:
+        return PruningPlan({})
+    planner = random_groups_planner(graph, side.groups, 0) if side.groups > 1 else filters
+    return meet(planner, graph, Budget(share=side.removed, round_to=round_to)).plan
 
 
 def _timing(precision: str, batch: int = 1) -> Timing:
@@ -246,6 +270,9 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="lines whose name contains this, as 'resnet50' or 'batch 1: dense / G=2'"
     )
+    parser.add_argument(
+        "--packed", type=Path, metavar="FILE", help="this packed network beside its dense one; no goals"
+    )
     parser.add_argument("--precision", choices=RUNTIMES, default="fp32", help="of both networks (default: %(default)s)")
     parser.add_argument("--batch", type=int, help="this batch size; default: that of the goal")
     parser.add_argument(
@@ -254,7 +281,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=5 * ORDERS, help="timed blocks of a line (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="try torch.compile, too")
     options = parser.parse_args()
-    goals = [of_precision(goal, options.precision) for goal in GOALS if options.only in goal.name]
+    chosen = [of_file(options.packed)] if options.packed else [goal for goal in GOALS if options.only in goal.name]
+    goals = [of_precision(goal, options.precision) for goal in chosen]
     options.runtimes, missing = usable(options.precision, compiled=options.compile)
     if not options.runtimes:
         why = "; ".join(f"{name} {reason}" for name, reason in missing.items())
