@@ -160,7 +160,7 @@ def vectors(rows: Tensor, operands: Operands) -> Tensor:
     x = operands.x
     wide = x.element_size() == 2 and len(rows) > MATRIX
     multiple = (MATRIX if wide else VECTOR) if x.is_cuda else operands.block
-    return F.pad(rows, (0, -len(rows) % multiple), value=-1) if multiple > 1 else rows
+    return F.pad(rows, (0, -len(rows) % multiple), value=-1)
 
 
 def output_order(layer: Layer, operands: Operands) -> Tensor:

@@ -36,7 +36,7 @@ NEIGHBOUR = 16
 """Channels of the tensors before and after a layer that is timed."""
 BLOCKS: Mapping[Runtime, int] = {"onnxruntime": 16}
 """Runtime -> channels of a block of its tensors on a CPU with AVX-512. ONNX Runtime convolves in blocks only if a convolution
-reads whole ones. On other CPUs padding was not measured, and there is none."""
+reads whole ones. On other CPUs, and in int8, padding was not measured; other CPUs have none."""
 
 
 @torch.no_grad()
@@ -162,8 +162,8 @@ class _Walk(Walk):
         execution: str | None,
     ) -> None:
         self.setting = setting
-        self.block = BLOCKS.get(setting.runtime, 1) if "avx512f" in arithmetic.cpu_flags() else 1
-        super().__init__(body, few, "contiguous", choices, execution)
+        block = BLOCKS.get(setting.runtime, 1) if "avx512f" in arithmetic.cpu_flags() else 1
+        super().__init__(body, few, "contiguous", choices, execution, block=block)
 
     def built(self, execution: str, layer: Layer, operands: Operands) -> Built:
         """Build the execution in plain operators."""

@@ -153,7 +153,7 @@ def compiled_onnx(content: bytes, inputs: Sequence[Tensor]) -> Compiled:
 
 
 PASSES = 6
-"""Profiled runs; the least time of each node counts. OpenVINO gives the mean over the runs so far, in whole microseconds."""
+"""Profiled runs; the least time of each node counts. OpenVINO's times are means over all runs so far, in whole microseconds."""
 
 
 def _onnx_profile(events: Sequence[Mapping[str, Any]]) -> Profile:

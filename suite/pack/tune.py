@@ -114,10 +114,8 @@ class Walk:
     choices    layer -> execution, None to choose here
     execution  the one execution of all layers that offer it
     piece      elements that a layer gathers or slices per step
+    block      channels of a block, see `Operands`
     """
-
-    block = 1
-    """Channels of a block, see `Operands`."""
 
     def __init__(
         self,
@@ -127,8 +125,9 @@ class Walk:
         choices: Mapping[str, str] | None,
         execution: str | None,
         piece: int = PIECES["any"],
+        block: int = 1,
     ) -> None:
-        self.nodes, self.piece = Nodes(body), piece
+        self.nodes, self.piece, self.block = Nodes(body), piece, block
         self.choices, self.execution = choices, execution
         self.layers: dict[str, str] = {}
         self.layer_ms: dict[str, dict[str, float]] = {}

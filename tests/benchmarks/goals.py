@@ -106,21 +106,24 @@ GOALS = (
 
 
 def of_precision(goal: Goal, precision: str) -> Goal:
-    """Return the goal in a precision.
-
-    In bf16 a pruned network is at least as fast as the dense one.
-    """
+    """Return the goal in a precision; in bf16 that of pruned beside dense is 1."""
     bf16 = precision == "bf16" and not goal.above.removed and goal.below.removed
     return dataclasses.replace(goal, at_least=1.0) if bf16 else goal
 
 
 def of_file(path: Path) -> Goal:
-    """Return the goal of a packed network: no slower than its dense one."""
+    """Return the goal of a packed network: no slower than its dense one.
+
+    Raises ValueError if the file is no packed network, or removes nothing.
+    """
     network = networks.load(str(path))
-    assert network.header is not None
+    if network.header is None:
+        raise ValueError(f"{path} is no packed network of this suite; suite.pack.save writes one")
     graph, plan = networks.graph_and_plan(network)
     removed = 1 - graph.macs(plan).total / graph.macs(PruningPlan({})).total
-    groups = max((len(conv.kept_GI) for conv in plan.values()), default=1)
+    if not removed:
+        raise ValueError(f"{path} is a dense network: nothing is pruned, so there is nothing to compare")
+    groups = max(len(conv.kept_GI) for conv in plan.values())
     return Goal(network.header["model"], 1, Side(), Side(removed, groups), 1.0, packed=path)
 
 
@@ -271,7 +274,10 @@ def main() -> None:
         "--only", default="", help="lines whose name contains this, as 'resnet50' or 'batch 1: dense / G=2'"
     )
     parser.add_argument(
-        "--packed", type=Path, metavar="FILE", help="this packed network beside its dense one; no goals"
+        "--packed",
+        type=Path,
+        metavar="FILE",
+        help="this packed network beside its dense one, at batch 1 unless stated; the goal is 1.0",
     )
     parser.add_argument("--precision", choices=RUNTIMES, default="fp32", help="of both networks (default: %(default)s)")
     parser.add_argument("--batch", type=int, help="this batch size; default: that of the goal")
@@ -281,7 +287,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=5 * ORDERS, help="timed blocks of a line (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="try torch.compile, too")
     options = parser.parse_args()
-    chosen = [of_file(options.packed)] if options.packed else [goal for goal in GOALS if options.only in goal.name]
+    if options.packed and (options.only or options.round_to > 1):
+        parser.error("--packed has one network and its plan: it takes neither --only nor --round-to")
+    try:
+        chosen = [of_file(options.packed)] if options.packed else [goal for goal in GOALS if options.only in goal.name]
+    except (ValueError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
     goals = [of_precision(goal, options.precision) for goal in chosen]
     options.runtimes, missing = usable(options.precision, compiled=options.compile)
     if not options.runtimes:
