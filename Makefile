@@ -36,6 +36,7 @@ test-all: test
 # All blocks of the study have one commit, whatever else has changed since.
 STUDY_COMMIT = ebb1d0ab490848912b3250dd5337f06aeb96e86e
 STUDY = build/study
+STUDY_RESULTS = results/study
 
 # Freed memory stays with the process, in large pages: 2 to 21 % less time (Xeon with AMX, ResNet-20), and the same bits.
 study: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
@@ -47,9 +48,10 @@ study: $(READY)
 	git -C $(STUDY) fetch --quiet
 	git -C $(STUDY) checkout --quiet --force $(STUDY_COMMIT)
 	cp -R results/reference/networks $(STUDY)/results/reference
-	cd $(STUDY) && PYTHONPATH=$(CURDIR)/$(STUDY) $(abspath $(BIN))/python -m suite.launch --grid cifar10_study --from-zoo --jobs 2
-	$(BIN)/python -m suite.records merge results/reference $(STUDY)/results
-	$(BIN)/python -m suite.zoo add --grid cifar10_study --results $(STUDY)/results
+	cd $(STUDY) && PYTHONPATH=$(CURDIR)/$(STUDY) $(abspath $(BIN))/python -m suite.launch --grid cifar10_study --from-zoo --jobs 2 \
+		--results $(CURDIR)/$(STUDY_RESULTS)
+	$(BIN)/python -m suite.records merge results/reference $(STUDY_RESULTS)
+	$(BIN)/python -m suite.zoo add --grid cifar10_study --results $(STUDY_RESULTS)
 
 study-check: $(READY)
 	$(BIN)/python -m suite.zoo check --grid cifar10_study
