@@ -254,6 +254,14 @@ def test_an_interval_leaves_out_zero_just_where_holm_rejects(p: list[float]) -> 
     assert (tested.interval(level_P)[0] > 0).tolist() == (inference.holm(p_P) < inference.ALPHA).tolist()
 
 
+def test_equal_p_values_have_one_level_whatever_their_last_digit() -> None:
+    p_P = np.array([0.001, 0.012, 0.012, math.nan, 0.3])
+    other_P = p_P * np.array([1, 1 + 1e-14, 1, 1, 1])
+    expected = [0.05 / 4, 0.05 / 3, 0.05 / 3, math.nan, 0.05]
+    np.testing.assert_allclose(inference.holm_levels(p_P), expected)
+    np.testing.assert_allclose(inference.holm_levels(other_P), expected)
+
+
 def test_the_table_names_the_method_that_keeps_its_own_variance(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, (5, 5))
     top1 = {name: tuple((90 + noise[index]).tolist()) for index, name in enumerate(("mine", "x", "y", "z"))}

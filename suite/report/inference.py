@@ -283,14 +283,17 @@ def holm(p_P: np.ndarray) -> np.ndarray:
 def holm_levels(p_P: np.ndarray) -> np.ndarray:
     """Return the level of Holm's method for each p-value; nan for absent ones.
 
-    The smallest of K p-values is tested at ALPHA / K, the next at ALPHA / (K - 1), up to the first that is not rejected. All
-    later p-values have its level, so that a p-value lies below its level if, and only if, Holm's method rejects it.
+    The smallest of K p-values is tested at ALPHA / K, the next at ALPHA / (K - 1), up to the first that is not rejected. Equal
+    ones (to nine digits) have the level of the first of them, and all after the first that is not rejected have its level. So a
+    p-value lies below its level if, and only if, Holm's method rejects it.
     """
     level_P = np.full(len(p_P), math.nan)
-    order = np.argsort(p_P)[: int((~np.isnan(p_P)).sum())]
-    rejected = int((holm(p_P)[order] < ALPHA).sum())
-    left = np.arange(len(order), 0, -1)
-    level_P[order] = ALPHA / np.maximum(left, len(order) - rejected)
+    present_P = ~np.isnan(p_P)
+    # CPUs differ in the last digits of equal p-values, which then would have to be tested in another order.
+    rounded = np.array([float(f"{p:.9g}") for p in p_P[present_P]])
+    left = len(rounded) - np.searchsorted(np.sort(rounded), rounded)
+    rejected = int((holm(p_P)[present_P] < ALPHA).sum())
+    level_P[present_P] = ALPHA / np.maximum(left, len(rounded) - rejected)
     return level_P
 
 
