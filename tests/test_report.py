@@ -25,11 +25,12 @@ from suite.contract import Budget, Pruner
 from suite.grids import Grid
 from suite.measure import claim
 from suite.report import Report, __main__, build, figures, looks, show, words
-from suite.schedule import Schedule
+from suite.schedule import Compute, Schedule
 from suite.stages import Base, Pruned, Timed, Timing, identity
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCHEDULE = Schedule(epochs=2, lr=0.1, weight_decay=0.0)
+BF16 = dataclasses.replace(SCHEDULE, compute=Compute(precision="bf16"))
 CPU = "cpu: Example, 2 cores"
 HOSTILE = "|_$x^2$<b>*`#[a](b)&~\\"
 GRID = "example"
@@ -261,7 +262,6 @@ def test_deployed_tells_runs_that_fell_back_to_dense(report: Reporter) -> None:
     [
         ("commit", "f" * 40, "commit", ["01234567", "ffffffff"]),
         ("dirty", True, "commit", ["01234567", "01234567+dirty"]),
-        ("device", "NVIDIA H100", "trained on", [CPU, "NVIDIA H100"]),
         ("data_sha256", "e" * 64, "data", ["dddddddd", "eeeeeeee"]),
         ("tf32", True, "TF32", ["no", "yes"]),
     ],
@@ -276,6 +276,41 @@ def test_rows_of_different_conditions_are_shown_apart(
     assert [line[heading] for line in table] == shown
     assert ("dirty" in table[1]["note"]) == (name == "dirty")
     assert (made.done, made.missing, made.failed) == (3, 0, 0)
+
+
+def test_blocks_of_different_devices_are_pooled(report: Reporter) -> None:
+    runs = [run_of(seed, name=name) for name in ("a", "b") for seed in range(3)]
+    made = [{"base_sha256": f"{run.seed}", "device": "NVIDIA H100" if run.seed == 2 else CPU} for run in runs]
+    written = report(runs, [pruned_row(run, 80 + run.seed, made=on) for run, on in zip(runs, made, strict=True)])
+    assert csv(written)[["n", "top1_mean_pct"]].values.tolist() == [[3, 81], [3, 81]]
+    assert csv(written, "comparisons.csv")["n"].tolist() == [3]
+    assert f"trained on one device a block: NVIDIA H100 / {CPU}" in markdown(written)
+
+
+def test_a_run_on_another_device_than_its_block_is_shown_apart(report: Reporter) -> None:
+    runs = [run_of(seed, name=name) for name in ("a", "b", "c") for seed in range(3)]
+    on = ["NVIDIA A100", CPU, "NVIDIA H100", *[CPU, CPU, "NVIDIA H100"] * 2]
+    rows = [
+        pruned_row(run, 80 + run.seed, made={"base_sha256": f"{run.seed}", "device": device})
+        for run, device in zip(runs, on, strict=True)
+    ]
+    written = report(runs, rows)
+    pooled = f"one device a block: NVIDIA H100 / {CPU}"
+    assert csv(written)[["settings", "n", "device"]].values.tolist() == [
+        ["test_report(name=a)", 1, "NVIDIA A100"],
+        ["test_report(name=a)", 2, pooled],
+        ["test_report(name=b)", 3, pooled],
+        ["test_report(name=c)", 3, pooled],
+    ]
+    assert csv(written, "comparisons.csv")["n"].tolist() == [2, 2, 3]
+
+
+def test_an_emulated_precision_is_another_device(report: Reporter) -> None:
+    runs = [dataclasses.replace(run_of(0, name=name), finetune=BF16) for name in ("a", "b")]
+    emulated = {"emulated": ["bf16", "fp16"]}
+    rows = [pruned_row(runs[0], 80), pruned_row(runs[1], 81, made=emulated)]
+    assert csv(report(runs, rows))["device"].tolist() == [CPU, f"{CPU}, bf16 emulated"]
+    assert csv(report([run_of(0)], [pruned_row(run_of(0), 80, made=emulated)]))["device"].tolist() == [CPU]
 
 
 def test_conditions_that_are_the_same_everywhere_take_no_column(report: Reporter) -> None:

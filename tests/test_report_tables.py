@@ -169,6 +169,13 @@ def test_rows_of_different_commits_are_never_compared(tmp_path: Path) -> None:
     assert pairs.table(two_methods(tmp_path, made={"commit": "f" * 40}).runs).empty
 
 
+def test_methods_without_a_common_block_are_compared_on_one_device_only(tmp_path: Path) -> None:
+    runs = [run_of(seed, name="a" if seed < 3 else "b") for seed in range(6)]
+    for device, expected in (("cpu", 1), ("NVIDIA H100", 0)):
+        rows = [row_of(run, 80 + run.seed, made={"device": "cpu" if run.seed < 3 else device}) for run in runs]
+        assert len(pairs.table(load(runs, rows, tmp_path / device).runs)) == expected
+
+
 def test_a_clear_difference_has_a_verdict_and_no_warning(tmp_path: Path) -> None:
     runs = [run_of(seed, name=name) for name in ("a", "b") for seed in range(5)]
     noise = (0.1, -0.1, 0.05, 0.0, -0.05)

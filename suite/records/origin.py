@@ -71,17 +71,21 @@ def _lasting(device: str) -> dict[str, Any]:
 
 
 def device_name(device: str) -> str:
-    """Return the processor's name: "cpu: Intel(R) Xeon(R) ..." or "NVIDIA H100 ..."."""
+    """Return the processor's name.
+
+    Examples are "cpu: AMD EPYC (family 25, model 1), 2 cores" and "NVIDIA H100 80GB HBM3". Virtual machines name processors of
+    different generations alike. Family and model tell them apart.
+    """
     if device == "cuda":
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda: none on this machine"
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
-        lines = []
-    name = next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    return f"cpu: {name or 'unknown'}, {os.cpu_count()} cores"
+        first = ""
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    name = about.get("model name") or platform.processor() or "unknown"
+    kind = f" (family {about['cpu family']}, model {about['model']})" if {"cpu family", "model"} <= about.keys() else ""
+    return f"cpu: {name}{kind}, {os.cpu_count()} cores"
 
 
 def _version(package: str) -> str:

@@ -21,6 +21,7 @@ class Provenance(TypedDict, total=False):
     commit: str | None
     dirty: bool | None
     device: str | None
+    emulated: list[str]
     tf32: bool | None
     data_sha256: str | None
     base_sha256: str | None

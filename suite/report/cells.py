@@ -133,7 +133,7 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
             rows=("key", " ".join),
         )
     )
-    base = done.drop_duplicates([*_LINE, "base_key"]).groupby(_LINE, sort=False)["base_top1_pct"]
+    base = done.drop_duplicates([*_LINE, "base_weights"]).groupby(_LINE, sort=False)["base_top1_pct"]
     result = result.join(base.agg(base_n="size", base_top1_mean_pct="mean", base_top1_sd_pp="std"))
     result["top1_t95_pp"] = inference.t_half_width(result["top1_sd_pp"], result["n"])
     return result.reset_index()
@@ -141,7 +141,7 @@ def _statistics(done: pd.DataFrame) -> pd.DataFrame:
 
 def _controls(done: pd.DataFrame) -> pd.DataFrame:
     """Return `key`, `control_drop_pp` and `control_plain_epochs` of the runs with a dense control."""
-    keys = ["data", "model", "split", "base_key", "seed", *CONDITIONS]
+    keys = ["data", "model", "split", "base_weights", "seed", *CONDITIONS]
     about = ["finetune_schedule", "plain_epochs", "pruned_top1_pct"]
     removes = done["removes"].astype(bool)
     beside = done.loc[removes, ["key", *keys, *about]].merge(

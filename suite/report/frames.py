@@ -23,7 +23,7 @@ from suite.schedule import Schedule
 from suite.stages import Pruned, Timed, TimedSteps, describe
 
 CONDITIONS = ["commit", "dirty", "device", "tf32", "data_sha256"]
-"""Accuracies of rows that differ in one of these are never averaged."""
+"""Accuracies of rows that differ in one of these are never averaged. `device` is that of whole blocks (`_by_block`)."""
 TIMED_CONDITIONS = ["timed_device", "threads", "leg", "timed_commit", "timed_dirty", "reference"]
 """Nor are latencies of rows that differ in one of these, or in the timing of the grid (`TIMING`)."""
 TIMING = ["batch", "precision", "layout", "protocol"]
@@ -120,6 +120,8 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
     pruned_rows = _marked(pruned_rows, [series[row.key] for row in pruned_rows])
     timed_rows = [row for row in rows if isinstance(row, records.TimedRow)]
     joined = _joined(runs_frame, _pruned_rows(pruned_rows), ["base_top1_pct", "pruned_top1_pct", "macs_cut_pct"])
+    joined["base_weights"] = joined["base_sha256"].replace("unknown", None).fillna(joined["base_key"])
+    joined["device"] = _by_block(joined)
     return Frames(
         runs=joined.assign(
             plain_epochs=_plain_epochs(joined), other_code=joined["key"].isin(_of_other_code(runs, pruned_rows))
@@ -319,7 +321,7 @@ def _pruned_rows(rows: Sequence[records.PrunedRow]) -> pd.DataFrame:
         [
             [
                 *(getattr(row, name) for name in _PRUNED),
-                *(row.provenance.get(name) for name in provenance),
+                *(_device(row) if name == "device" else row.provenance.get(name) for name in provenance),
                 *(row.provenance.get("learned", {}).get(name) for name in FACTS),
             ]
             for row in rows
@@ -328,6 +330,31 @@ def _pruned_rows(rows: Sequence[records.PrunedRow]) -> pd.DataFrame:
     )
     files = [tuple(sorted(row.provenance.get("files", {}).items())) for row in rows]
     return _with_conditions(frame, provenance).assign(files=pd.Series(files, index=frame.index, dtype="object"))
+
+
+def _device(row: records.PrunedRow) -> str | None:
+    """Return the device that trained, with the precisions of its training that it emulates."""
+    device = row.provenance.get("device")
+    schedules = [row.stage.get(part) or {} for part in ("learning", "finetune")]
+    used = {schedule.get("compute", {}).get("precision") for schedule in schedules}
+    emulated = [name for name in row.provenance.get("emulated", ()) if name in used]
+    return f"{device}, {words.joined(emulated)} emulated" if device and emulated else device
+
+
+def _by_block(runs: pd.DataFrame) -> pd.Series:
+    """Return the device of each run; blocks of different devices have all of these devices.
+
+    A block is a base network with a seed. Differences between methods are taken within blocks, so that blocks may come from
+    several devices. If a block has rows of more than one device, the device with most of them holds the block, and the other
+    rows keep their own.
+    """
+    done = runs[runs["status"] == "done"]
+    same = ["data", "model", "split", "weights", "base_schedule", *(name for name in CONDITIONS if name != "device")]
+    holds = done.groupby([*same, "base_weights", "seed"], dropna=False)["device"].transform(lambda own: own.mode()[0])
+    result = runs["device"].astype("object")
+    for _, devices in done[done["device"] == holds].groupby(same, dropna=False)["device"]:
+        result[devices.index] = words.blocks_on(devices.unique())
+    return result
 
 
 def _reference(row: records.TimedRow) -> str:

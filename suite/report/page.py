@@ -86,6 +86,7 @@ _TEXTS = {
     "pairs": words.PAIRS,
     "pairs_method": words.PAIRS_METHOD,
     "flops": words.FLOPS,
+    "never_averaged": words.NEVER_AVERAGED,
     "speedup": words.SPEEDUP,
     "reproduction": words.REPRODUCTION,
 }

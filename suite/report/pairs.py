@@ -6,6 +6,7 @@ Error     of a declared pair: pooled over methods and blocks (a block is a base 
           variance is larger keeps its own (`inference.TwoWay`). Pairs that no block connects are secondary
 Other     every other pair is secondary: runs that share seed and base weights are compared block by block (paired t test), else
           by Welch's t test; Holm's correction over all secondary pairs of the set
+Devices   blocks may come from several devices (`frames`): then methods without a common block are no pair
 Interval  at the level of Holm's step, so that an interval leaves out 0 if, and only if, the corrected p-value is below 0.05
 Verdict   the better method if the corrected p-value is below 0.05; else "not distinguishable"; "too few runs" below three
 n         runs of each method; `bases` counts the base networks among them
@@ -178,6 +179,8 @@ def _pairs(key: tuple[Any, ...], methods: Sequence[_Method], family: _Family) ->
             first_N, second_M = (np.array([each[block] for block in shared]) for each in (own, other))
         bases = len({weights for _, weights in shared or [*a.blocks, *b.blocks]})
         error = family.error(a, b)
+        if not (shared or error) and words.of_several_devices(key[SET.index("device")]):
+            continue
         test = DECLARED if error else SECONDARY
         yield _Pair(key, a, b, test, error or ("paired" if shared else "Welch"), first_N, second_M, bases, bool(shared))
 

@@ -136,7 +136,7 @@ def _legend(lines: pd.DataFrame) -> str:
         "`coarse`: the reached cut exceeds the budget by more than 2 % of the MACs that the budget leaves, so it is not compared "
         "as equal; for a budget of time: the measured share misses the budget by more than 2 points. `dirty`: made "
         "from a checkout with uncommitted changes. An empty cell has its reason in the note.",
-        "Rows of different commits, devices, numerical settings or data are on separate lines and never averaged.",
+        f"{words.NEVER_AVERAGED}.",
         f"Methods told apart: {words.PAIRS_METHOD}.",
         f"Published numbers: {words.REPRODUCTION}.",
     ]

@@ -44,6 +44,11 @@ REPRODUCTION = (
     'is best on the test set, ours does not, which favours the published number. "not run": no line of ours with the same '
     "settings lies within one point of the cut. A positive difference is in our favour"
 )
+NEVER_AVERAGED = (
+    "Rows of different commits, numerical settings or data have lines of their own and are never averaged. A block is a base "
+    "network with a seed: blocks of different devices are averaged; rows of a block from another device than most have lines of "
+    "their own"
+)
 
 PAIRS = "The method with the highest mean of each budget against each other one"
 PAIRS_METHOD = (
@@ -348,6 +353,20 @@ def runs(n: pd.Series, bases: pd.Series) -> str:
 def joined(values: Iterable[object]) -> str:
     """Join values by "and"."""
     return " and ".join(map(str, values))
+
+
+_BLOCKS = "one device a block: "
+
+
+def blocks_on(devices: Iterable[str]) -> str:
+    """Name the devices of pooled blocks; a single device has its name alone."""
+    every = sorted(devices)
+    return every[0] if len(every) == 1 else _BLOCKS + " / ".join(every)
+
+
+def of_several_devices(device: str) -> bool:
+    """Return True for the name of pooled blocks from several devices."""
+    return device.startswith(_BLOCKS)
 
 
 def trained(lines: pd.DataFrame) -> str:

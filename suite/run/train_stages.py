@@ -74,5 +74,10 @@ def do_learned(work: Workspace[Learned]) -> None:
     trainer.learner.finish(model)
     work.save_weights(model, "final.safetensors")
     save_checkpoint(folder / "state.pt", trainer.learner.state_dict())
-    result = {"seconds": trainer.seconds, "classes": work.dataset.classes, "skipped": work.skipped()}
+    result = {
+        "seconds": trainer.seconds,
+        "classes": work.dataset.classes,
+        "skipped": work.skipped(),
+        "provenance": records.provenance(work.context.device),
+    }
     work.finish(("final.safetensors", "state.pt"), result)
