@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from suite.report import pairs, words
 from suite.report.fairness import SET
+from suite.report.leader import UNFINISHED, Leader
 
 
-def sentences(lines: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
+def sentences(lines: pd.DataFrame, compared: pd.DataFrame, of_sets: Sequence[Leader]) -> list[str]:
     """Return a sentence on accuracy and one on measured speed.
 
     lines      lines of the table
     compared   all pairs of methods (`pairs.table`)
+    of_sets    leaders of the comparison sets (`leader.leaders`)
     """
     done = lines[(lines["n"] > 0) & (lines["budget"] > 0)]
     if done.empty:
         return ["No pruned network of this grid is done yet."]
-    return [_accuracy(done, compared), _speed(done)]
+    return [_accuracy(of_sets, compared), _speed(done)]
 
 
-def _accuracy(done: pd.DataFrame, compared: pd.DataFrame) -> str:
-    """Return the method with the highest mean in the comparison set of most methods."""
-    parts = [part for _, part in done.groupby(SET, sort=False)]
-    part = max(parts, key=lambda each: each["settings"].nunique())
-    best = part.nlargest(1, "top1_mean_pct").iloc[0]
-    data, model, budget = best["data"], best["model"], best["budget"]
+def _accuracy(of_sets: Sequence[Leader], compared: pd.DataFrame) -> str:
+    """Return the leader of the set of most methods, with the tests won."""
+    pruned = [leader for leader in of_sets if leader.at["budget"] > 0]
+    if not pruned:
+        return "No pruned network can be compared: all are coarse or from abstracts."
+    leader = max(pruned, key=lambda each: each.rivals)
+    share = words.budget(leader.at["budget"], leader.at["budget_scope"])
+    name, network = leader.settings, f"{leader.at['data']}/{leader.at['model']}"
+    if not name:
+        return f"At a budget of {share}, the methods of {network} {UNFINISHED}."
     mean, base = (
-        words.mean_sd(best[f"{name}_mean_pct"], best[f"{name}_sd_pp"], None) for name in ("top1", "base_top1")
+        words.mean_sd(values.mean(), values.std()) for values in (leader.runs["pruned_top1_pct"], leader.base)
     )
-    share = words.budget(budget, best["budget_scope"])
-    network = f"At a budget of {share}, {data}/{model}"
-    text = f"{network} keeps most accuracy with {best['settings']}: {mean} of {base} %"
-    rivals = part["settings"].nunique() - 1
+    own = compared[(compared[SET] == leader.at).all(axis=1)]
+    won = int(((own["a"] == name) & pairs.apart(own)).sum())
+    ahead = own.loc[(own["b"] == name) & pairs.apart(own), "a"]
+    at, result = f"At a budget of {share}, {network}", f"{leader.where}: {mean} of {base} %"
+    if len(ahead):
+        better = f"{words.joined(ahead)} {'is' if len(ahead) == 1 else 'are'} better"
+        return f"{at}: {name} has the highest mean{result}; by the tests over all blocks {better}."
+    if leader.rivals and not won:
+        return f"{at}: no method is told apart from {name}, which has the highest mean{result}."
+    return f"{at} keeps most accuracy with {name}{result}{_apart(won, leader.rivals)}."
+
+
+def _apart(won: int, rivals: int) -> str:
+    """Return from how many of its rivals the leader is told apart."""
     if not rivals:
-        return f"{text}."
-    own = compared[(compared["a"] == best["settings"]) | (compared["b"] == best["settings"])]
-    apart = int(pairs.apart(own[(own[SET] == best[SET]).all(axis=1)]).sum())
-    if apart >= rivals:
-        rest = "the other method" if rivals == 1 else f"all {rivals} other methods"
-        return f"{text}, told apart from {rest}."
-    if not apart:
-        return f"{network}: no method is told apart from {best['settings']}, which has the highest mean: {mean} of {base} %."
-    return f"{text}, told apart from {apart} of {rivals} other methods; the order of the rest is open."
+        return ""
+    if won < rivals:
+        return f", told apart from {won} of {rivals} other methods; the order of the rest is open"
+    return ", told apart from the other method" if rivals == 1 else f", told apart from all {rivals} other methods"
 
 
 def _speed(done: pd.DataFrame) -> str:

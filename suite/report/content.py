@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from suite.grids import Grid
-from suite.report import cells, not_faster, pairs, published, reproduction, steps, words
+from suite.report import cells, leader, not_faster, pairs, published, reproduction, steps, words
 from suite.report.frames import Frames, by_network
 
 
@@ -34,6 +34,8 @@ class Content:
     """`steps.table`."""
     compared: pd.DataFrame
     """`pairs.table`."""
+    leaders: list[leader.Leader]
+    """`leader.leaders`."""
     reproduced: pd.DataFrame
     """`reproduction.table`; empty for smoke runs."""
     undecidable: dict[tuple[str, str], str]
@@ -67,6 +69,7 @@ def collect(name: str, grid: Grid, frames: Frames, *, smoke: bool, reference: Fr
         not_faster_counts=not_faster.counts(slow, frames),
         steps=steps.table(frames.rows.values()),
         compared=pairs.table(frames.runs),
+        leaders=leader.leaders(frames.runs),
         undecidable={
             (data, model): reason
             for data, model, part in by_network(frames.runs)

@@ -28,7 +28,7 @@ def _pair_fairness(line: Line) -> str:
 
 PAIRS = (
     *(BUDGET if name == "budget" else Column(name=name) for name in SET),
-    Column(name="a", heading="highest mean", show=lambda line: line["a"] + line.get("letter", "")),
+    Column(name="a", heading="higher as tested", show=lambda line: line["a"] + line.get("letter", "")),
     Column(name="b", heading="against"),
     Column(name="family", heading="test", show=lambda line: f"{line['family']}, {line['error']}"),
     *plain("error", "n_a", "n_b"),

@@ -100,7 +100,7 @@ def _results(content: Content, seeds: Mapping[str, int]) -> dict[str, Any]:
     lines = lines.sort_values("absent", kind="stable")  # lines with a result come first
     shown = columns.text(lines, table_columns.page(median=bool(content.medians)), "page")
     return {
-        "answer": answer.sentences(content.lines, content.compared),
+        "answer": answer.sentences(content.lines, content.compared, content.leaders),
         "undecidable": _undecidable(content.undecidable),
         "tiles": _tiles(lines),
         "few": int(lines.loc[lines["n"] > 0, "n"].min()) if lines["n"].any() else 0,

@@ -8,6 +8,7 @@ Other     every other pair is secondary: runs that share seed and base weights a
           by Welch's t test; Holm's correction over all secondary pairs of the set
 Devices   blocks may come from several devices (`frames`): then methods without a common block are no pair
 Interval  at the level of Holm's step, so that an interval leaves out 0 if, and only if, the corrected p-value is below 0.05
+Order     the first method of a pair is the one that the test puts higher; `leader` names the leader of the set
 Verdict   the better method if the corrected p-value is below 0.05; else "not distinguishable"; "too few runs" below three
 n         runs of each method; `bases` counts the base networks among them
 Fairness  level of the pair (`fairness.LEVELS`), with the training of both methods in plain-step equivalents
@@ -16,6 +17,7 @@ Abstract  methods that are known from an abstract alone are in `comparisons.csv`
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -31,6 +33,7 @@ from suite.methods import Broken
 from suite.report import columns, further_columns, inference, words
 from suite.report.fairness import SET, Training, comparable, of_pair
 from suite.report.frames import CONDITIONS, FROM_ABSTRACT
+from suite.report.leader import UNFINISHED, leaders
 
 FEWEST, FOR_A_CLAIM = inference.FEWEST, 5
 """Runs of each method that a comparison and a claim take."""
@@ -73,11 +76,16 @@ class _Pair:
     bases: int
     paired: bool
 
+    def swapped(self) -> _Pair:
+        """Return the pair with its methods exchanged."""
+        return dataclasses.replace(self, a=self.b, b=self.a, first_N=self.second_M, second_M=self.first_N)
+
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one line for each pair of methods in a comparison set, from `Frames.runs`.
 
-    `a` has the higher mean.
+    `a` is the method that the test puts higher: no difference is negative. `leader` and `where` are those of the set
+    (`Leader`).
     """
     done = comparable(runs[runs["status"] == "done"]).sort_values("seed", kind="stable")
     sets = [(key, _methods(part)) for key, part in done.groupby(SET, sort=False)]
@@ -94,6 +102,10 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
         frame.loc[indices, _TESTED] = tested
     frame["seeds_needed"] = frame["seeds_needed"].where(frame["n"] >= FEWEST)
     frame["verdict"] = [_verdict(line) for line in frame.to_dict("records")]
+    leader_of_set = {tuple(leader.at): leader for leader in leaders(runs)}
+    of_pairs = [leader_of_set.get(pair.key) for pair in pairs]
+    texts = [(leader.settings, leader.where) if leader else ("", "") for leader in of_pairs]
+    frame[["leader", "where"]] = pd.DataFrame(texts, columns=["leader", "where"], index=frame.index, dtype="object")
     return frame
 
 
@@ -161,6 +173,11 @@ class _Family:
         own = [method.name for method, index in ((a, first), (b, second)) if self.fitted.own_M[index]]
         return f"own variance of {' and '.join(own)}" if own else "pooled"
 
+    def difference(self, a: _Method, b: _Method) -> float:
+        """Return the fitted difference of a declared pair."""
+        assert self.fitted is not None
+        return float(self.fitted.effect_M[self.number[a.name]] - self.fitted.effect_M[self.number[b.name]])
+
     def tested(self, pairs: Sequence[_Pair]) -> np.ndarray:
         """Return `_TESTED` of declared pairs [P, 6]."""
         assert self.fitted is not None
@@ -182,7 +199,12 @@ def _pairs(key: tuple[Any, ...], methods: Sequence[_Method], family: _Family) ->
         if not (shared or error) and words.of_several_devices(key[SET.index("device")]):
             continue
         test = DECLARED if error else SECONDARY
-        yield _Pair(key, a, b, test, error or ("paired" if shared else "Welch"), first_N, second_M, bases, bool(shared))
+        pair = _Pair(
+            key, a, b, test, error or ("paired" if shared else "Welch"), first_N, second_M, bases, bool(shared)
+        )
+        difference = family.difference(a, b) if error else float(first_N.mean() - second_M.mean())
+        # CPUs differ in the last digits of a fitted difference of 0, and would order such a pair differently.
+        yield pair.swapped() if difference < -inference.NO_SPREAD else pair
 
 
 def _secondary(pairs: Sequence[_Pair]) -> np.ndarray:
@@ -250,21 +272,22 @@ def apart(compared: pd.DataFrame) -> pd.Series:
 # ---- in words --------------------------------------------------------------------------------------------------------
 
 
-def with_the_best(compared: pd.DataFrame) -> pd.DataFrame:
-    """Return the pairs whose first method has the highest mean of its set.
+def with_the_leader(compared: pd.DataFrame) -> pd.DataFrame:
+    """Return the leaders' pairs with the conditions' `letter`.
 
-    Methods from abstracts are left out.
+    Sets without a leader have all pairs. Methods from abstracts are left out.
     """
     abstract = compared["a"].str.endswith(FROM_ABSTRACT) | compared["b"].str.endswith(FROM_ABSTRACT)
     compared = compared[~abstract]
-    first = compared.groupby(SET, sort=False)["a"].transform("first")
-    return compared[compared["a"] == first]
+    compared = compared.assign(letter=words.told_apart(compared, CONDITIONS)[0])
+    leader = compared["leader"]
+    return compared[(compared["a"] == leader) | (compared["b"] == leader) | (leader == "")]
 
 
 def shown(compared: pd.DataFrame) -> pd.DataFrame:
-    """Return the best method's pairs with enough runs, with the conditions' `letter`."""
-    pairs = with_the_best(compared)
-    return pairs.assign(letter=words.told_apart(pairs, CONDITIONS)[0])[pairs["n"] >= FEWEST]
+    """Return the leaders' pairs with enough runs."""
+    pairs = with_the_leader(compared)
+    return pairs[(pairs["n"] >= FEWEST) & (pairs["leader"] != "")]
 
 
 def warnings(compared: pd.DataFrame) -> list[str]:
@@ -310,22 +333,27 @@ def undecidable(runs: pd.DataFrame) -> str:
 
 
 def _leaders(compared: pd.DataFrame) -> Iterator[str]:
-    """Yield sets whose highest mean is not distinguishable from other methods.
+    """Yield sets without a leader, and sets whose leader is not distinguishable from other methods.
 
     Only pairs with enough runs count.
     """
-    pairs = with_the_best(compared)
-    letters, _ = words.told_apart(pairs, CONDITIONS)
-    unclear = pairs.assign(letter=letters)[pairs["verdict"] == SAME]
-    for _, part in unclear.groupby(SET, sort=False):
-        first = part.iloc[0]
-        rivals = [f"{line['b']} ({_apart(line)})" for line in part.sort_values("difference_pp").to_dict("records")]
-        yield (
-            f"Sizing: at {words.budget(first['budget'], first['budget_scope'])}{first['letter']} {first['a']} has the highest "
-            f"mean, and these runs do not tell it apart from {', '.join(rivals)}."
-        )
+    pairs = with_the_leader(compared)
+    behind_pp = pairs["difference_pp"].where(pairs["a"] == pairs["leader"], -pairs["difference_pp"])
+    pairs = pairs.assign(behind_pp=behind_pp)
+    for _, part in pairs.groupby(SET, sort=False):
+        first, unclear = part.iloc[0], part[part["verdict"] == SAME].sort_values("behind_pp", kind="stable")
+        at = f"Sizing: at {words.budget(first['budget'], first['budget_scope'])}{first['letter']}"
+        if not first["leader"]:
+            yield f"{at} the methods {UNFINISHED}."
+        elif len(unclear):
+            rivals = ", ".join(_rival(line) for line in unclear.to_dict("records"))
+            highest = f"{first['leader']} has the highest mean{first['where']}"
+            yield f"{at} {highest}, and these runs do not tell it apart from {rivals}."
 
 
-def _apart(line: dict[Any, Any]) -> str:
-    apart = f"{line['difference_pp']:.2f} points apart"
-    return apart if pd.isna(line["seeds_needed"]) else f"{apart}: {line['seeds_needed']:.0f} seeds each would"
+def _rival(line: dict[Any, Any]) -> str:
+    ahead = line["b"] == line["leader"]
+    text = (
+        f"{line['a'] if ahead else line['b']} ({abs(line['difference_pp']):.2f} points {'ahead' if ahead else 'apart'}"
+    )
+    return f"{text})" if pd.isna(line["seeds_needed"]) else f"{text}: {line['seeds_needed']:.0f} seeds each would)"

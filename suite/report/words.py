@@ -50,7 +50,10 @@ NEVER_AVERAGED = (
     "their own"
 )
 
-PAIRS = "The method with the highest mean of each budget against each other one"
+PAIRS = (
+    "The method with the highest mean of each budget against each other one. If methods have different blocks, means are over "
+    "the blocks that all have. The first method of a pair is the one that the test puts higher"
+)
 PAIRS_METHOD = (
     "Declared comparisons are the grid's main method against each rival. Their error is pooled over methods and blocks (a block "
     "is a base network with a seed); a method whose own variance is larger (F test at level 0.2) keeps its own, with "
