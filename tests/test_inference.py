@@ -63,4 +63,11 @@ def test_statistics_are_those_of_the_libraries() -> None:
     p = draw.uniform(size=50) ** 3
     assert inference.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
     a, b = draw.integers(0, 5, size=7).astype(float), draw.integers(0, 5, size=4).astype(float)
-    assert inference.probability_of_improvement(a, b) == pytest.approx(stats.mannwhitneyu(a, b).statistic / 28)
+    unpaired = inference.probability_of_improvement(a, b, paired=False)
+    assert unpaired == pytest.approx(stats.mannwhitneyu(a, b).statistic / 28)
+
+
+def test_improvement_of_pairs_counts_ties_half() -> None:
+    a, b = np.array([1.0, 2.0, 2.0]), np.array([1.0, 1.0, 3.0])
+    assert inference.probability_of_improvement(a, b, paired=True) == pytest.approx(0.5)
+    assert inference.probability_of_improvement(a, b, paired=False) == pytest.approx(5 / 9)

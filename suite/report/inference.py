@@ -297,12 +297,13 @@ def holm_levels(p_P: np.ndarray) -> np.ndarray:
     return level_P
 
 
-def probability_of_improvement(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the share of run pairs in which `a` beats `b`; ties count half.
+def probability_of_improvement(a: np.ndarray, b: np.ndarray, *, paired: bool) -> float:
+    """Return the share of comparisons in which `a` is above `b`; ties count half.
 
-    This is Mann and Whitney's U over the number of pairs.
+    Values are paired, or each of `a` is compared with each of `b`: Mann and Whitney's U over the number of pairs.
     """
-    return float((a[:, None] > b).mean() + (a[:, None] == b).mean() / 2)
+    first = a if paired else a[:, None]
+    return float((first > b).mean() + (first == b).mean() / 2)
 
 
 def seeds_needed(

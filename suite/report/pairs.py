@@ -252,7 +252,9 @@ def _about(pair: _Pair) -> dict[str, Any]:
         "b_mean_pct": pair.b.mean,
         "fairness_level": level,
         "fairness": fairness,
-        "probability_of_improvement": inference.probability_of_improvement(pair.a.top1_N, pair.b.top1_N),
+        "probability_of_improvement": inference.probability_of_improvement(
+            pair.first_N, pair.second_M, paired=pair.paired
+        ),
     }
 
 

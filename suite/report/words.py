@@ -59,8 +59,9 @@ PAIRS_METHOD = (
     "is a base network with a seed); a method whose own variance is larger (F test at level 0.2) keeps its own, with "
     "Satterthwaite's degrees of freedom. All other pairs are secondary: runs that share seed and base weights are compared "
     "block by block (paired t test, else Welch's). p-values and intervals are corrected by Holm within their family, not only "
-    "over the pairs shown. P(improvement) is the share of run pairs in which the first method is better. Seeds needed: a t test "
-    "finds a difference and spread as measured here with power 0.8. Coarse runs are left out"
+    "over the pairs shown. P(improvement) is the share of common blocks in which the first method is better, or of all run "
+    "pairs if there is no common block. Seeds needed: a t test finds a difference and spread as "
+    "measured here with power 0.8. Coarse runs are left out"
 )
 REFERENCE = "Reference rows are the project's tracked results, not part of the lines above: their runs are in no n, mean or test"
 
