@@ -16,6 +16,7 @@ VERBS = {
     "prefetch": "download and check the data and weights of a grid",
     "records": "merge results folders",
     "new": "write the file of a new method from a template",
+    "study": "continue a study that is computed block by block, for days",
     "zoo": "list the networks of the record, add to them, check one",
 }
 

@@ -27,7 +27,7 @@ from suite.files import plain_name, write_json, write_text
 from suite.records.merge import Merged, copy_output
 from suite.report import structure
 from suite.run import Context, code, execute
-from suite.run.folder import check_files, is_done
+from suite.run.folder import check_files, failure, is_done
 from suite.stages import Base, Learned, Pruned, Stage, Timed, in_order
 
 log = logging.getLogger(__name__)
@@ -74,10 +74,11 @@ def available(stages: Iterable[Stage], context: Context, folder: Path = FOLDER) 
     A member made by other code of its method is left out with a warning.
     """
     result: list[Stage] = []
+    listed = {member.name for member in members(folder).values()}
     for stage in stages:
-        done = folder / stage.key / "done.json"
-        if isinstance(stage, Timed) or not done.is_file() or is_done(stage, context):
+        if stage.key not in listed or is_done(stage, context):
             continue
+        done = folder / stage.key / "done.json"
         if lease.is_fresh(context.folder(stage) / ".lease"):  # another process is at it
             continue
         try:
@@ -112,13 +113,21 @@ def add(stages: Sequence[Stage], context: Context, folder: Path = FOLDER) -> lis
     """Copy finished stages into the zoo, with name and card; return the new names.
 
     Latency measurements have no network. A stage with a file above FILE_MB is left out with a warning; so is what exceeds
-    ALL_MB together.
+    ALL_MB together, and what was made from other bytes than those of a member.
     """
     keys = {name: path.name for name, path in members(folder).items()}
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    new = []
-    for stage in stages:
-        if isinstance(stage, Timed) or stage.key in keys.values() or not is_done(stage, context):
+    new, refused = [], set[str]()
+    for stage in in_order(stages):
+        if isinstance(stage, Timed) or not is_done(stage, context):
+            continue
+        if any(need.key in refused for need in stage.needs) or (
+            stage.key in keys.values() and _files(context.folder(stage)) != _files(folder / stage.key)
+        ):
+            log.warning("%s is left out: the zoo has another one, made elsewhere", stage.label)
+            refused.add(stage.key)
+            continue
+        if stage.key in keys.values():
             continue
         sizes = [path.stat().st_size for path in context.folder(stage).iterdir()]
         if max(sizes) > FILE_MB * 1e6 or size + sum(sizes) > ALL_MB * 1e6:
@@ -138,6 +147,11 @@ def add(stages: Sequence[Stage], context: Context, folder: Path = FOLDER) -> lis
     return new
 
 
+def _files(stage_folder: Path) -> dict[str, Any]:
+    files: dict[str, Any] = jsonfile.checked(stage_folder / "done.json", records.Done)["files"]
+    return files
+
+
 def _name(stage: Base | Learned | Pruned) -> str:
     """Return `resnet20/dsp_g4_62`: model, method with groups and words of its settings, budget, seed."""
     base = stage.base if isinstance(stage, Learned | Pruned) else stage
@@ -151,8 +165,10 @@ def _name(stage: Base | Learned | Pruned) -> str:
             words.append(f"g{value}")
         elif value != field.default and isinstance(value, str):
             words.append(value)
-    timed = "time" if isinstance(stage, Pruned) and stage.budget.scope == "latency" else ""
-    words.append(f"{timed}{100 * stage.budget.share:.0f}" if isinstance(stage, Pruned) else "learned")
+    if isinstance(stage, Learned):
+        words.append("learned")
+    if stage.budget:
+        words.append(f"{'time' if stage.budget.scope == 'latency' else ''}{100 * stage.budget.share:.0f}")
     return f"{base.model}/{'_'.join(words)}{seed}"
 
 
@@ -176,9 +192,8 @@ def _cards(folder: Path) -> str:
         result = row or about["result"]
         top1 = row.get("pruned_top1_pct", result.get("top1_pct"))
         origin = result.get("provenance") or {}
-        commit, device = origin.get("commit") or "", origin.get("device") or "–"
-        threads = jsonfile.checked(member / "started.json", dict[str, Any])["threads"]
-        hours = result.get("seconds", 0) * threads / 3600
+        commit, device = origin.get("commit") or "", records.kind_of_device(origin) or "–"
+        hours = result.get("seconds", 0) * origin.get("threads", 1) / 3600
         spent[device] += hours
         cells = [f"{top1:.2f}" if top1 else "–", f"{row['macs_cut_pct']:.2f}" if row else "–"]
         cells += [f"{result['params']:,}" if "params" in result else "–", f"{hours:.2f}", device, commit[:7] or "–"]
@@ -193,24 +208,33 @@ def check(runs: Sequence[Pruned], context: Context, folder: Path = FOLDER, seed:
 
     The run starts from the members that it needs. On the same kind of device the weights must be equal in every bit. If they
     are not on another one, the accuracy must lie in the 95 % prediction interval of the member's setting over all seeds.
-    Raises ValueError if no run is in the zoo with all its needs, or if the run fails.
+    Raises ValueError if no run is in the zoo with all its needs, if none can be compared, or if the run fails.
     """
     every = [run for run in runs if all((folder / stage.key / "done.json").is_file() for stage in in_order([run]))]
     if not every:
         raise ValueError(f"no run of the grid is in the zoo in {folder} with all that it needs")
-    run = random.Random(seed).choice(every)
+    own_kind = records.kind_of_device(records.provenance(context.device))
+    of_kind = [run for run in every if records.kind_of_device(_row(folder / run.key)["provenance"]) == own_kind]
+    comparable = [run for run in every if run in of_kind or len(_seeds(run, every, folder)) > 1]
+    if not comparable:
+        raise ValueError(
+            f"no run of the grid in the zoo in {folder} has two seeds or was made on {own_kind}; nothing can be compared"
+        )
+    run = random.Random(seed).choice(comparable)
     threads = jsonfile.checked(folder / run.key / "started.json", dict[str, Any])["threads"]
     before = _row(folder / run.key)
     with tempfile.TemporaryDirectory() as results:
         fresh = dataclasses.replace(context, results=Path(results), threads=threads)
         restore(in_order([run])[:-1], fresh, folder)
         if (outcome := execute(run, fresh)) != "done":
-            raise ValueError(f"{run.label} ended as {outcome}")
+            raise ValueError(
+                f"{run.label} ended as {outcome}: {(failure(run, fresh) or {}).get('reason', 'no reason given')}"
+            )
         again = _row(fresh.folder(run))
     accuracies = f"{run.label}: {before['pruned_top1_pct']:.2f} % in the zoo, {again['pruned_top1_pct']:.2f} % now"
     if before["weights_sha256"] == again["weights_sha256"]:
         return True, f"{accuracies}; weights equal in every bit"
-    if all(before["provenance"].get(name) == again["provenance"].get(name) for name in ("device", "emulated")):
+    if run in of_kind:
         return False, f"{accuracies}; weights differ on the same kind of device"
     return _within(again["pruned_top1_pct"], _seeds(run, every, folder), accuracies)
 
@@ -220,21 +244,22 @@ def _seeds(run: Pruned, runs: Iterable[Pruned], folder: Path) -> list[float]:
     alike = [
         other
         for other in runs
-        if (other.described, other.budget, other.finetune) == (run.described, run.budget, run.finetune)
+        if run
+        == dataclasses.replace(
+            other,
+            seed=run.seed,
+            base=dataclasses.replace(other.base, seed=run.base.seed),
+            reference=run.reference,
+        )
     ]
     return [_row(folder / other.key)["pruned_top1_pct"] for other in alike]
 
 
 def _within(value: float, values: Sequence[float], text: str) -> tuple[bool, str]:
-    """Compare a value with the 95 % prediction interval of others.
-
-    Raises ValueError if there are fewer than two.
-    """
-    n = len(values)
-    if n < 2:
-        raise ValueError(f"{text}; another kind of device and one seed, so nothing can be compared")
+    """Compare a value with the 95 % prediction interval of two or more others."""
     from scipy import stats  # half a second that a launch from the zoo need not pay
 
+    n = len(values)
     reach = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) * (1 + 1 / n) ** 0.5
     low, high = statistics.mean(values) - reach, statistics.mean(values) + reach
     inside = low <= value <= high

@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suite.run", "suite.grids", "suite.api"),
     ("suite.run.__main__", "suite.report", "suite.prefetch", "suite.new"),
     ("suite.zoo",),
-    ("suite.launch",),
+    ("suite.launch", "suite.study"),
     ("suite.command",),
 )
 """From the bottom to the top. A part of the suite imports parts of lower layers only, and itself."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite import grids, jsonfile, pack, zoo
+from suite import grids, jsonfile, pack, records, zoo
 from suite.contract import Budget
 from suite.run import Context, execute
 from suite.run.folder import is_done
@@ -85,6 +85,19 @@ def test_damaged_and_foreign_members_are_left_out(
     assert "other code of dsp/method.py" in caplog.text
 
 
+def test_what_was_made_from_other_bytes_than_a_members_is_left_out(
+    filled: tuple[Path, Context], run: Pruned, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, context = filled
+    assert zoo.add([run.base], context, tmp_path) == ["resnet8/base"]
+    about = tmp_path / run.base.key / "done.json"
+    done = json.loads(about.read_text())
+    done["files"]["final.safetensors"]["sha256"] = "0" * 64
+    about.write_text(json.dumps(done))
+    assert zoo.add(in_order([run]), context, tmp_path) == []
+    assert caplog.text.count("the zoo has another one") == 3
+
+
 def test_large_files_stay_out(
     filled: tuple[Path, Context], run: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +116,10 @@ def test_a_member_is_made_again_with_the_same_bits(filled: tuple[Path, Context],
     (tmp_path / run.key / "done.json").write_text(json.dumps(done))
     equal, text = zoo.check([run], context, tmp_path, seed=0)
     assert not equal
+    done["row"]["provenance"]["device"] = "another"
+    (tmp_path / run.key / "done.json").write_text(json.dumps(done))
+    with pytest.raises(ValueError, match="nothing can be compared"):
+        zoo.check([run], context, tmp_path)
     with pytest.raises(ValueError, match="no run of the grid is in the zoo"):
         zoo.check([dataclasses.replace(run, seed=7)], context, folder)
 
@@ -110,5 +127,20 @@ def test_a_member_is_made_again_with_the_same_bits(filled: tuple[Path, Context],
 def test_accuracies_of_another_device_are_compared_by_interval() -> None:
     assert zoo._within(90.1, [90.0, 90.2, 90.4], "a")[0]
     assert not zoo._within(80.0, [90.0, 90.2, 90.4], "a")[0]
-    with pytest.raises(ValueError, match="nothing can be compared"):
-        zoo._within(80.0, [90.0], "a")
+
+
+def test_a_row_names_the_device_that_learned_if_it_is_another(
+    filled: tuple[Path, Context], run: Pruned, tmp_path: Path
+) -> None:
+    zoo.add(in_order([run]), filled[1], tmp_path / "networks")
+    learned = tmp_path / "networks" / str(run.learned and run.learned.key) / "done.json"
+    done = json.loads(learned.read_text())
+    done["result"]["provenance"] |= {"device": "another", "emulated": []}
+    learned.write_text(json.dumps(done))
+    fresh = Context(results=tmp_path, threads=1)
+    assert zoo.restore(run.needs, fresh, tmp_path / "networks") == 2
+    assert execute(run, fresh) == "done"
+    row = records.read_all(tmp_path, [run.key])[0]
+    assert row.provenance["learned_device"] == "another"
+    own = records.read_all(filled[1].results, [run.key])[0]
+    assert "learned_device" not in own.provenance

@@ -44,6 +44,8 @@ class Grid:
 
     Settings in brackets, as in "dsp(groups=4, grouping=learned)", declare these variants alone.
     """
+    commit: str = ""
+    """The commit at which `suite.study` computes all runs of a long study; "" for other grids."""
 
     def __post_init__(self) -> None:
         if not callable(self.runs):

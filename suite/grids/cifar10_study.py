@@ -76,4 +76,5 @@ GRID = Grid(
     runs=runs,
     timings=(),
     family="dsp(groups=4, grouping=learned)",
+    commit="ebb1d0ab490848912b3250dd5337f06aeb96e86e",
 )

@@ -8,7 +8,7 @@ folder (checkpoints, log, packed network, `done.json`); it decides if the stage 
 from __future__ import annotations
 
 from suite.records.migrations import MIGRATIONS, SCHEMA
-from suite.records.origin import PACKAGES, ROOT, SNAPSHOT, device_name, provenance, source
+from suite.records.origin import PACKAGES, ROOT, SNAPSHOT, device_name, kind_of_device, provenance, source
 from suite.records.rows import ROW_TYPES, Done, How, Leg, PrunedRow, Row, Status, StepsRow, TimedRow
 from suite.records.storage import (
     DAMAGED,
@@ -41,6 +41,7 @@ __all__ = [
     "TimedRow",
     "device_name",
     "from_dict",
+    "kind_of_device",
     "provenance",
     "read",
     "read_all",

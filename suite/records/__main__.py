@@ -31,10 +31,11 @@ def main() -> int:
     command.add_argument("first", type=Path, metavar="A")
     command.add_argument("second", type=Path, metavar="B")
     command.add_argument("--into", type=Path, metavar="C", help="new folder (default: merge B into A)")
+    command.add_argument("--rows", action="store_true", help="rows only, without the outputs of stages in work/")
     arguments = parser.parse_args()
     console = Console(soft_wrap=True)
     try:
-        merged = merge(arguments.first, arguments.second, arguments.into)
+        merged = merge(arguments.first, arguments.second, arguments.into, outputs=not arguments.rows)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"suite.records: {' '.join(str(error).split())}\n")
         return 2

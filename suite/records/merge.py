@@ -43,9 +43,10 @@ class Merged:
     unreadable: list[str] = field(default_factory=list)
 
 
-def merge(first: Path, second: Path, into: Path | None = None) -> Merged:
+def merge(first: Path, second: Path, into: Path | None = None, *, outputs: bool = True) -> Merged:
     """Merge `second` into `first`, or both into a new folder `into`. Idempotent.
 
+    Without `outputs` only rows are merged.
     Raises ValueError if a folder holds no results, or if the folders are the same.
     """
     _check(first, second, into)
@@ -53,7 +54,7 @@ def merge(first: Path, second: Path, into: Path | None = None) -> Merged:
     for source in (first, second) if into else (second,):
         rows = {key: _read(path, merged) for key, path in _rows(source)}
         refused = {key for key, row in rows.items() if row is None or not _take(row, source, target, merged)}
-        for folder in sorted((source / "work").glob("*/done.json")):
+        for folder in sorted((source / "work").glob("*/done.json")) if outputs else ():
             if folder.parent.name not in refused:
                 copy_output(folder.parent, target / "work" / folder.parent.name, merged)
     return merged

@@ -9,7 +9,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,16 @@ def device_name(device: str) -> str:
     name = about.get("model name") or platform.processor() or "unknown"
     kind = f" (family {about['cpu family']}, model {about['model']})" if {"cpu family", "model"} <= about.keys() else ""
     return f"cpu: {name}{kind}, {os.cpu_count()} cores"
+
+
+def kind_of_device(provenance: Mapping[str, Any], used: Iterable[str] | None = None) -> str:
+    """Return the device of a provenance with the precisions that it emulates.
+
+    The text is "" if the device is unknown. `used` names the precisions that matter; None for all.
+    """
+    device, emulated = provenance.get("device") or "", provenance.get("emulated") or ()
+    shown = [name for name in emulated if used is None or name in used]
+    return f"{device}, {' and '.join(shown)} emulated" if device and shown else device
 
 
 def _version(package: str) -> str:

@@ -28,6 +28,7 @@ class Provenance(TypedDict, total=False):
     code: str
     finished: str
     files: dict[str, str]
+    learned_device: str
     learned: dict[str, float | str | bool | None]
 
 

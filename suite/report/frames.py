@@ -124,7 +124,7 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
     joined["device"] = _by_block(joined)
     return Frames(
         runs=joined.assign(
-            plain_epochs=_plain_epochs(joined), other_code=joined["key"].isin(_of_other_code(runs, pruned_rows))
+            plain_epochs=_plain_epochs(joined), other_code=joined["key"].isin(_of_other_code(grid, runs, pruned_rows))
         ),
         timings=_with_claims(
             _joined(timed_frame, _timed_rows(timed_rows), ["speedup_x", "speedup_low_x", "speedup_high_x"])
@@ -306,13 +306,14 @@ def _marked(rows: Sequence[records.PrunedRow], series: Sequence[int]) -> list[re
     return marked
 
 
-def _of_other_code(runs: Sequence[Pruned], rows: Iterable[records.PrunedRow]) -> set[str]:
+def _of_other_code(grid: Grid, runs: Sequence[Pruned], rows: Iterable[records.PrunedRow]) -> set[str]:
     """Return the keys of rows whose code differs, by fingerprint, from that of today.
 
-    A row without a fingerprint, of an earlier version of the suite, counts as equal.
+    A row without a fingerprint, of an earlier version of the suite, counts as equal; so does a row of the grid's own commit.
     """
     now = {run.key: run for run in runs}
-    return {row.key for row in rows if row.provenance.get("code", "") not in ("", code.short(now[row.key]))}
+    later = [row for row in rows if row.provenance.get("commit") != (grid.commit or None)]
+    return {row.key for row in later if row.provenance.get("code", "") not in ("", code.short(now[row.key]))}
 
 
 def _pruned_rows(rows: Sequence[records.PrunedRow]) -> pd.DataFrame:
@@ -334,11 +335,11 @@ def _pruned_rows(rows: Sequence[records.PrunedRow]) -> pd.DataFrame:
 
 def _device(row: records.PrunedRow) -> str | None:
     """Return the device that trained, with the precisions of its training that it emulates."""
-    device = row.provenance.get("device")
     schedules = [row.stage.get(part) or {} for part in ("learning", "finetune")]
-    used = {schedule.get("compute", {}).get("precision") for schedule in schedules}
-    emulated = [name for name in row.provenance.get("emulated", ()) if name in used]
-    return f"{device}, {words.joined(emulated)} emulated" if device and emulated else device
+    used = [schedule.get("compute", {}).get("precision") for schedule in schedules]
+    device = records.kind_of_device(row.provenance, used)
+    learned = row.provenance.get("learned_device")
+    return f"{device}, learned on {learned}" if learned else device or None
 
 
 def _by_block(runs: pd.DataFrame) -> pd.Series:

@@ -23,7 +23,7 @@ from suite.measure import latency_budget
 from suite.progress import Watch
 from suite.run import code
 from suite.run.context import Context
-from suite.run.folder import base_result, is_done, skipped_by
+from suite.run.folder import base_result, is_done, result_of, skipped_by
 from suite.schedule import Schedule
 from suite.stages import Base, Learned, Pruned, Stage, Timed, TimedSteps, identity
 from suite.train import top1_pct
@@ -224,6 +224,10 @@ class Workspace(Generic[S]):
         if is_done(self.base, self.context):
             result = base_result(self.base, self.context)
             provenance |= {"data_sha256": result["data_sha256"], "base_sha256": result["base_sha256"]}
+        if stage is run and run.learned and is_done(run.learned, self.context):
+            learned_on = records.kind_of_device(result_of(run.learned, self.context).get("provenance", {}))
+            if learned_on not in ("", records.kind_of_device(provenance)):
+                provenance["learned_device"] = learned_on
         return provenance
 
     def skipped(self) -> list[str]:
