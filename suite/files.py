@@ -68,6 +68,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def is_of_machine(error: BaseException) -> bool:
+    """Return True for an error of the storage or the memory.
+
+    Such an error is no evidence about a file's content. Parsers raise OSError without a number for a damaged file.
+    """
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+
+
 def plain_name(name: str) -> str:
     """Return `name` if it names a file directly inside a folder.
 

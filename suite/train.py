@@ -22,7 +22,7 @@ from torch import nn
 
 from suite import distributed
 from suite.contract import Batch
-from suite.files import write_bytes
+from suite.files import is_of_machine, write_bytes
 from suite.loggers import Loggers
 from suite.progress import Interrupted, Watch
 from suite.trainer import Diverged, History, Trainer
@@ -127,16 +127,23 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """Return the state that `save_checkpoint` wrote, or None if there is none.
 
-    A file that cannot be read is renamed to NAME.damaged and named in the log.
+    A damaged file is renamed to NAME.damaged and named in the log. Raises OSError naming a file that the storage does not give.
     """
-    if not path.exists():
-        return None
     try:
-        with zipfile.ZipFile(path) as archive:
+        content = path.read_bytes()  # apart from the parsing: zipfile reports an I/O error as a damaged file
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        error.filename = str(path)  # an error while reading has no file name
+        raise
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if part := archive.testzip():  # torch itself does not look at the checksums
                 raise ValueError(f"{part} in it is damaged")
-        return torch.load(path, weights_only=True, map_location="cpu")
+        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load raises many kinds of errors on a damaged file
+        if is_of_machine(error):
+            raise
         aside = path.with_suffix(path.suffix + ".damaged")
         path.replace(aside)
         log.warning("%s cannot be read (%s); set aside as %s, training starts anew", path, error, aside.name)

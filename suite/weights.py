@@ -26,7 +26,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from suite.data import data_folder, fetching
-from suite.files import sha256, write_bytes
+from suite.files import replacing, sha256, write_bytes
 from suite.models import _zoo
 from suite.registry import pick
 
@@ -215,6 +215,7 @@ def find(name: str, data: Path | None) -> Path:
 def fetch(name: str, data: Path | None) -> Path:
     """Return the file of weights after comparing its digest; a missing public file is downloaded.
 
+    A process writes only to a temporary file of its own, so `path` is always absent or whole.
     Raises FileNotFoundError as `find` does, ValueError if the digest differs.
     """
     if own_file(name) is not None:
@@ -224,8 +225,9 @@ def fetch(name: str, data: Path | None) -> Path:
     if not path.is_file():
         try:
             _download(name, entry, path)
+        except MemoryError:
+            raise
         except Exception as error:  # no network, another digest, or a web page in place of the file
-            path.unlink(missing_ok=True)
             source = entry.url or "timm's source"
             raise FileNotFoundError(f"{path} is missing and {source} cannot be fetched ({error})") from error
     return _checked(find(name, data), entry)
@@ -233,9 +235,8 @@ def fetch(name: str, data: Path | None) -> Path:
 
 def _download(name: str, entry: PublicWeights, path: Path) -> None:
     if entry.url:
-        torch.hub.load_state_dict_from_url(
-            entry.url, str(path.parent), map_location="cpu", check_hash=True, file_name=path.name, weights_only=True
-        )
+        with replacing(path) as part:
+            torch.hub.download_url_to_file(entry.url, str(part), hash_prefix=entry.sha256)
     else:
         model: nn.Module = _zoo.timm().create_model(name.partition("/")[2], pretrained=True)
         write_bytes(path, serialise({key: tensor.contiguous() for key, tensor in model.state_dict().items()}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -61,7 +62,7 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("somebody downloads")
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", refused)
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refused)
+    monkeypatch.setattr("torch.hub.download_url_to_file", refused)
 
 
 @pytest.mark.usefixtures("no_download")
@@ -109,16 +110,49 @@ def test_weights_that_do_not_arrive_whole_are_not_there(
     def broken(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", broken)
+    monkeypatch.setattr("torch.hub.download_url_to_file", broken)
     with pytest.raises(FileNotFoundError, match=r"cannot be fetched \(.*(no network|invalid hash)"):
         weights.fetch("imagenet_resnet18", tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["cifar10_resnet20_a", "timm/resnet18.a1_in1k"])
+def test_a_failed_download_leaves_the_file_of_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    entry = dataclasses.replace(weights.public("cifar10_resnet20_a"), url="" if "timm" in name else "https://x/y")
+    path = tmp_path / entry.file
+
+    def beaten(*arguments: object, **options: object) -> None:
+        path.write_bytes(b"whole")
+        raise URLError("no network")
+
+    monkeypatch.setenv("SUITE_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(weights, "public", lambda name: entry)
+    monkeypatch.setattr("torch.hub.download_url_to_file", beaten)
+    monkeypatch.setattr("suite.models._zoo.timm", lambda: SimpleNamespace(create_model=beaten))
+    with pytest.raises(FileNotFoundError, match=r"cannot be fetched \(.*no network"):
+        weights.fetch(name, tmp_path)
+    assert path.read_bytes() == b"whole"
+
+
+def test_a_web_page_in_place_of_the_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<html>please log in</html>")
+    entry = dataclasses.replace(weights.public("cifar10_resnet20_a"), url=page.as_uri())
+    monkeypatch.setenv("SUITE_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr(weights, "public", lambda name: entry)
+    with pytest.raises(FileNotFoundError, match="invalid hash value"):
+        weights.fetch("cifar10_resnet20_a", tmp_path)
+    assert not list((tmp_path / "weights").iterdir())
+    monkeypatch.setattr(weights, "public", lambda name: dataclasses.replace(entry, sha256=sha256(page)[:8]))
+    assert weights.fetch("cifar10_resnet20_a", tmp_path).read_bytes() == page.read_bytes()
 
 
 def test_prefetch_fetches_what_can_be_had_and_names_the_rest(
     grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeOfficial)
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", no_network)
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
     (tmp_path / "data").mkdir()
     options = ("--grid", grid, "--data", tmp_path / "data")
     assert call(prefetch.main, *options) == 1
@@ -128,7 +162,6 @@ def test_prefetch_fetches_what_can_be_had_and_names_the_rest(
     assert "cifar10_resnet20_optionA.th is missing and https://github.com/" in shown.err
     assert shown.err.count("\n") == 1
 
-    (tmp_path / "weights").mkdir()
     file = tmp_path / "weights" / "cifar10_resnet20_optionA.th"
     file.write_bytes(b"something else")
     assert call(prefetch.main, *options) == 1

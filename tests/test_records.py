@@ -162,6 +162,23 @@ def test_a_damaged_row_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "set aside as" in caplog.text
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_row_that_the_storage_does_not_give_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = path_of(PRUNED, tmp_path)
+    records.write(PRUNED, tmp_path)
+
+    def broken(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("suite.jsonfile.open_regular", broken)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            records.read(path)
+    assert records.read(path) == PRUNED
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_none_are_refused_and_leave_the_old_file(tmp_path: Path, value: float) -> None:
     path = tmp_path / "row.json"

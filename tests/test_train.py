@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import math
@@ -274,6 +275,32 @@ def test_a_damaged_checkpoint_is_set_aside_and_named(
     assert "train.pt cannot be read" in caplog.text
     assert "set aside as train.pt.damaged" in caplog.text
     assert same(whole, again)
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("io.open", OSError(errno.EIO, "Input/output error")),
+        ("io.open", PermissionError(errno.EACCES, "Permission denied")),
+        ("torch.load", MemoryError()),
+    ],
+)
+def test_a_checkpoint_that_the_machine_cannot_read_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    """Set aside, a good checkpoint would cost hours of training."""
+    path = tmp_path / "train.pt"
+    save_checkpoint(path, {"step": 3})
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, broken)
+        with pytest.raises(type(error)) as raised:
+            load_checkpoint(path)
+    assert getattr(raised.value, "filename", str(path)) == str(path), "so that the failure counts as one of the storage"
+    assert load_checkpoint(path) == {"step": 3}
 
 
 def test_a_checkpoint_holds_no_code(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from suite import jsonfile, models
-from suite.files import write_bytes
+from suite.files import is_of_machine, write_bytes
 from suite.graph import Graph
 from suite.pack.network import PackedNetwork, pack
 from suite.plan import PruningPlan
@@ -82,7 +82,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except (SafetensorError, UnicodeDecodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if is_of_machine(error):
             raise
         raise ValueError(f"{path} is no packed network of this suite ({error})") from error
 

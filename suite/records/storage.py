@@ -94,9 +94,10 @@ def _check_numbers(columns: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> Row | None:
-    """Return the row in this file, or None if the file is missing or unreadable.
+    """Return the row in this file, or None if the file is missing or damaged.
 
     A damaged file is renamed to NAME.damaged; a file of a later schema version stays in place. The log names both.
+    Raises OSError if the storage does not give the file, which then stays in place.
     """
     try:
         row = from_dict(jsonfile.loads(jsonfile.read_bytes(path)))
@@ -108,7 +109,7 @@ def read(path: Path) -> Row | None:
     except NewerRowError as error:
         log.warning("row %s is left out: %s", path, error)
         return None
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         aside = path.with_suffix(DAMAGED)
         os.replace(path, aside)
         log.warning("row %s cannot be read (%s); set aside as %s", path, error, aside.name)
