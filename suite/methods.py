@@ -20,7 +20,7 @@ from rich.table import Column, Table
 
 from suite import cli, registry
 from suite.contract import Criterion, Granularity, OptOut, Pruner, Recipe
-from suite.registry import Broken, Plugin, pick
+from suite.registry import Broken, Plugin, pick_plugin
 
 HOMES = ("dsp",)
 """Packages that are one method each."""
@@ -98,7 +98,7 @@ def get(name: str) -> type[Pruner]:
             f"a method is given by its name, got {name!r}; put a class of your own in a file FOLDER/NAME.py, and give "
             "--plugins FOLDER"
         )
-    kind = pick("method", name, discover())
+    kind = pick_plugin("method", name, discover())
     if isinstance(kind, Broken):
         raise ValueError(f"method {name} cannot be used: {kind.file}: {kind.reason}")
     return kind

@@ -233,15 +233,29 @@ def name_of(module: str) -> str:
     return parts[0]
 
 
-def pick(noun: str, name: str, choices: Mapping[str, T], unusable: Iterable[Broken] = ()) -> T:
-    """Return `choices[name]`.
+def pick(noun: str, name: str, choices: Mapping[str, T]) -> T:
+    """Return `choices[name]`. Raises ValueError with the valid names."""
+    if name in choices:
+        return choices[name]
+    raise ValueError(_unknown(noun, name, choices))
+
+
+def pick_plugin(noun: str, name: str, choices: Mapping[str, T], unusable: Iterable[Broken] = ()) -> T:
+    """Return `choices[name]`, where a plug-in may define further choices.
 
     Raises ValueError with the valid names, and with the files that cannot be used.
     """
     if name in choices:
         return choices[name]
-    close = difflib.get_close_matches(name, choices, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
     files = "".join(f"; {item.file} cannot be used: {item.reason}" for item in unusable)
-    own = "; files of your own are found by --plugins FOLDER"
-    raise ValueError(f"unknown {noun} {name!r}{hint}; choose from: {', '.join(choices)}{own}{files}")
+    raise ValueError(f"{_unknown(noun, name, choices)}; files of your own are found by --plugins FOLDER{files}")
+
+
+def _unknown(noun: str, name: str, choices: Iterable[str]) -> str:
+    return f"unknown {noun} {name!r}{closest(name, choices)}; choose from: {', '.join(choices)}"
+
+
+def closest(name: str, choices: Iterable[str]) -> str:
+    """Return a hint at the valid name closest to `name`; "" if none is close."""
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -8,13 +8,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tiny_grid import call, start
 
-from suite import data, grids, methods, models, records, registry
+from suite import data, grids, methods, models, records, registry, weights
 from suite.launch import __main__ as launch
 from suite.launch import snapshot
 from suite.methods import Broken
@@ -217,6 +217,19 @@ def test_a_method_and_its_grid_may_share_a_file_in_a_folder_of_plugins(folder: P
         (run,) = grids.runs_of(grids.load(name))
         assert type(run.settings) is methods.get("both")
         assert run.method == "both"
+
+
+@pytest.mark.parametrize("use", [methods.get, models.builder, data.load, data.fetch])
+def test_an_unknown_plugin_names_the_option_that_adds_files(use: Callable[[str], object]) -> None:
+    with pytest.raises(ValueError, match=r"unknown .*; files of your own are found by --plugins FOLDER"):
+        use("nothing")
+
+
+@pytest.mark.parametrize("use", [weights.check, lambda name: registry.pick("logger", name, {"wandb": 1})])
+def test_no_plugin_adds_weights_or_loggers(use: Callable[[str], object]) -> None:
+    with pytest.raises(ValueError, match=r"unknown .*choose from: ") as raised:
+        use("nothing")
+    assert "--plugins" not in str(raised.value)
 
 
 def test_a_missing_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

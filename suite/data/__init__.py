@@ -20,7 +20,7 @@ from torch import Tensor
 
 from suite.data.base import Dataset, Loader, Part, Size, Split
 from suite.data.resident import Resident
-from suite.registry import broken, collect, pick
+from suite.registry import broken, collect, pick_plugin
 
 __all__ = [
     "Builder",
@@ -54,7 +54,7 @@ def load(name: str, folder: Path | None = None) -> Dataset:
     Raises ValueError: an unknown name, with the valid ones; missing or unreadable data, with the path and the remedy; a label
     that is no class.
     """
-    build = pick("data set", name, available(), broken("data", "DATASETS"))
+    build = pick_plugin("data set", name, available(), broken("data", "DATASETS"))
     sizes: dict[str, Callable[[], Size]] = collect("data", "SIZES")
     if name in collect("data", "FETCHERS") and name in sizes and not present(name, folder):
         raise ValueError(
@@ -118,7 +118,7 @@ def fetch(name: str, folder: Path | None = None) -> None:
 
     Raises ValueError: an unknown name, with the valid ones; a download that failed, with the reason and the remedy.
     """
-    pick("data set", name, available())
+    pick_plugin("data set", name, available())
     fetchers: dict[str, Callable[[Path], None]] = collect("data", "FETCHERS")
     if name in fetchers:
         fetchers[name](data_folder(folder))

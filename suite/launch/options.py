@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.private_api import sbatch_parameters
-from suite.registry import pick
+from suite.registry import closest
 
 DEFAULTS = {"time": 24 * 60, "nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 8}
 TASKS = ("nodes", "ntasks_per_node", "ntasks")
@@ -169,12 +169,8 @@ def _checked(where: str, values: Mapping[str, Any], types: Mapping[str, type]) -
             raise ValueError(f"{where}: {key} = {value!r} is not what it takes: a text or a number")
         choices = {*types, *sbatch_parameters(), *_sbatch_options()}
         if _sbatch_options() and name not in choices:
-            try:
-                pick("key", name, dict.fromkeys(sorted(choices)))
-            except ValueError as error:
-                raise ValueError(
-                    f"{where}: {str(error).partition(';')[0]}; `sbatch --help` lists what there is"
-                ) from None
+            hint = closest(name, sorted(choices))
+            raise ValueError(f"{where}: unknown key {name!r}{hint}; `sbatch --help` lists what there is")
         result[name] = value
     return result
 

@@ -15,7 +15,7 @@ import torch
 from suite import arithmetic, data, lease, models, weights
 from suite.launch import record
 from suite.launch.record import Launch
-from suite.registry import pick
+from suite.registry import pick_plugin
 from suite.run import Context, code, given_up, repair
 from suite.run.folder import DamagedError, output
 from suite.schedule import Schedule
@@ -135,7 +135,7 @@ def check_names(stages: Sequence[Stage]) -> None:
     """Raise ValueError if a model, a data set or public weights are unknown."""
     for base in (stage for stage in stages if isinstance(stage, Base)):
         models.builder(base.model)
-        pick("data set", base.data, data.available())
+        pick_plugin("data set", base.data, data.available())
         if base.weights:
             weights.check(base.weights)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from torch import nn
 
 from suite.models import _zoo
-from suite.registry import broken, collect, module_of, pick
+from suite.registry import broken, collect, module_of, pick_plugin
 
 Builder = Callable[[int], nn.Module]
 
@@ -26,7 +26,7 @@ def builder(name: str) -> Builder:
     """Return the builder of a model. Raises ValueError with the valid names."""
     if _zoo.is_name(name):
         return _zoo.builder(name)
-    return pick("model", name, available(), broken("models", "MODELS"))
+    return pick_plugin("model", name, available(), broken("models", "MODELS"))
 
 
 def build(name: str, classes: int) -> nn.Module:
