@@ -112,13 +112,19 @@ def name_of(settings: Pruner) -> str:
 def rivals(**attributes: object) -> tuple[str, ...]:
     """Return the usable methods in `baselines/` whose class attributes have these values, by name.
 
-    By default without methods written from an abstract, followers of other runs and the dense control.
+    The default values are those of `is_rival`.
+    """
+    kinds = {name: kind for name, kind in discover().items() if name not in HOMES and not isinstance(kind, Broken)}
+    return tuple(name for name, kind in kinds.items() if is_rival(kind, **attributes))
+
+
+def is_rival(kind: type[Pruner], **attributes: object) -> bool:
+    """Return True if the method's class attributes have these values.
+
+    By default False for methods written from an abstract, followers of other runs and the dense control.
     """
     attributes = {"evidence": "paper", "needs_reference": False, "removes": True, **attributes}
-    kinds = {name: kind for name, kind in discover().items() if name not in HOMES and not isinstance(kind, Broken)}
-    return tuple(
-        name for name, kind in kinds.items() if all(getattr(kind, key) == value for key, value in attributes.items())
-    )
+    return all(getattr(kind, name) == value for name, value in attributes.items())
 
 
 @dataclass(frozen=True, kw_only=True)

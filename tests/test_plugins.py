@@ -18,6 +18,7 @@ from suite import data, grids, methods, models, records, registry, weights
 from suite.launch import __main__ as launch
 from suite.launch import snapshot
 from suite.methods import Broken
+from suite.report import pairs
 from suite.run import Context, execute, failure
 from suite.schedule import Schedule
 from suite.stages import Base
@@ -217,6 +218,17 @@ def test_a_method_and_its_grid_may_share_a_file_in_a_folder_of_plugins(folder: P
         (run,) = grids.runs_of(grids.load(name))
         assert type(run.settings) is methods.get("both")
         assert run.method == "both"
+
+
+def test_an_added_folder_decides_if_its_method_is_a_rival(folder: Path, tmp_path: Path) -> None:
+    assert pairs._is_rival("placebo"), "no file defines it yet"
+    later = tmp_path / "later"
+    later.mkdir()
+    (later / "placebo.py").write_text(
+        METHOD.replace("._helper", ".mine").replace("    source", "    control = True\n    source")
+    )
+    registry.add_folder(later)
+    assert not pairs._is_rival("placebo")
 
 
 @pytest.mark.parametrize("use", [methods.get, models.builder, data.load, data.fetch])

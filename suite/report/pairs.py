@@ -18,7 +18,6 @@ Abstract  methods that are known from an abstract alone are in `comparisons.csv`
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -125,13 +124,10 @@ def _methods(runs: pd.DataFrame) -> list[_Method]:
     return sorted(methods, key=lambda method: -method.mean)
 
 
-@functools.cache
 def _is_rival(method: str) -> bool:
-    """Return False for controls, followers of a run, and methods from abstracts."""
+    """Return False for controls and the methods that `methods.is_rival` leaves out."""
     kind = registered.discover().get(method)
-    if kind is None or isinstance(kind, Broken):
-        return True
-    return not kind.control and not kind.needs_reference and kind.removes and kind.evidence == "paper"
+    return kind is None or isinstance(kind, Broken) or registered.is_rival(kind, control=False)
 
 
 @dataclass(frozen=True)
