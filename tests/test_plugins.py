@@ -16,9 +16,9 @@ from tiny_grid import call, start
 
 from suite import data, grids, methods, models, records, registry, weights
 from suite.launch import __main__ as launch
-from suite.launch import snapshot
+from suite.launch import snapshot, speed
 from suite.methods import Broken
-from suite.report import pairs
+from suite.report import pairs, structure
 from suite.run import Context, execute, failure
 from suite.schedule import Schedule
 from suite.stages import Base
@@ -229,6 +229,24 @@ def test_an_added_folder_decides_if_its_method_is_a_rival(folder: Path, tmp_path
     )
     registry.add_folder(later)
     assert not pairs._is_rival("placebo")
+
+
+@pytest.mark.parametrize(
+    "macs",
+    [
+        lambda: speed.size_of("tiny_of_mine", 10, (3, 32, 32)).macs,
+        lambda: structure._graph("tiny_of_mine", 10, (3, 32, 32)).dense_macs.total,
+    ],
+)
+def test_another_folder_replaces_a_network_of_the_same_name(
+    folder: Path, tmp_path: Path, macs: Callable[[], int]
+) -> None:
+    before = macs()
+    wider = tmp_path / "wider"
+    wider.mkdir()
+    (wider / "wide_nets.py").write_text(MODEL.replace("16", "32"))
+    registry.set_folders([wider])
+    assert macs() > before
 
 
 @pytest.mark.parametrize("use", [methods.get, models.builder, data.load, data.fetch])

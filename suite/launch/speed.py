@@ -5,7 +5,6 @@ The seconds are stated for a GPU, and probed on a CPU.
 
 from __future__ import annotations
 
-import functools
 import statistics
 import time
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from suite import arithmetic, models
+from suite import arithmetic, models, registry
 from suite.graph import Graph
 
 BACKWARD = 3
@@ -75,7 +74,7 @@ class Size:
     convs: tuple[str, ...]
 
 
-@functools.cache
+@registry.cached
 def size_of(model: str, classes: int, input_shape: tuple[int, int, int]) -> Size:
     """Return the size of a network.
 

@@ -9,7 +9,6 @@ Groups of different layers have nothing to do with each other: in each layer the
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 from collections.abc import Hashable, Sequence
@@ -25,7 +24,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from suite import models, pack
+from suite import models, pack, registry
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Conv, Graph
 from suite.report import style, words
@@ -225,7 +224,7 @@ def read(path: Path) -> tuple[PruningPlan, Graph]:
         raise ValueError(f"{path} lacks its {error}") from error
 
 
-@functools.cache
+@registry.cached
 def _graph(model: str, classes: int, input_shape: tuple[int, int, int]) -> Graph:
     """Build the graph of a network by name."""
     with torch.device("meta"):
