@@ -164,8 +164,33 @@ def test_fewer_than_five_base_networks_decide_no_headline(tmp_path: Path) -> Non
     for name in ("table.md", "table_digits_resnet8.tex"):
         assert "The headline cannot be decided: the grid plans 4 base networks, and a claim takes 5" in texts[name]
     assert pairs.undecidable(found.runs.assign(declared=False)) == ""
-    five = {run_of("dsp", seed): 90.0 for seed in range(5)}
+    five = {run_of(name, seed): 90.0 for name in ("dsp", "l1_filter") for seed in range(5)}
     assert pairs.undecidable(load(tmp_path, five, family="dsp")[1].runs) == ""
+
+
+def test_a_base_network_whose_rows_lie_apart_counts_for_no_headline(tmp_path: Path) -> None:
+    """Blocks may come from several devices, but one row of a block on another device takes the block away."""
+    runs = [run_of(name, seed) for name in ("dsp", "l1_filter", "random_filter") for seed in range(5)]
+
+    def reason(devices: dict[tuple[str, int], str], unfinished: tuple[str, int]) -> str:
+        rows = {
+            run: row_of(run, 90.0, made={"device": devices.get((run.method, run.seed), "cpu")})
+            for run in runs
+            if (run.method, run.seed) != unfinished
+        }
+        results = tmp_path / str(len(list(tmp_path.iterdir())))
+        for row in rows.values():
+            records.write(row, results)
+        return pairs.undecidable(frames.load(grid_of(runs, family="dsp"), results, smoke=False).runs)
+
+    tmp_path.joinpath("0").mkdir()
+    whole = {(name, 4): "gpu" for name in ("dsp", "l1_filter", "random_filter")}
+    assert reason(whole, ("dsp", 3)) == "", "a block that is not finished can be"
+    assert reason({("random_filter", 4): "gpu"}, ("dsp", 3)) == "", "a control is no part of the headline"
+    assert reason({("dsp", 4): "gpu"}, ("dsp", 3)).startswith(
+        "The headline cannot be decided: the grid plans 5 base networks, of which one comparison can have 4 (rows of the rest "
+        "lie apart), and a claim takes 5. A verdict"
+    )
 
 
 @pytest.mark.parametrize(

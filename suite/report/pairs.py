@@ -319,15 +319,35 @@ def undecidable(runs: pd.DataFrame) -> str:
 
     `runs` are `Frames.runs` of one network, done or not.
     """
-    bases = runs["base_key"].nunique()
-    if bases >= FOR_A_CLAIM or not runs["declared"].any():
+    if not runs["declared"].any():
+        return ""
+    planned, bases = runs["base_key"].nunique(), _reachable(runs)
+    if bases >= FOR_A_CLAIM:
         return ""
     these = "this network" if bases == 1 else "these networks"
-    counted = f"n counts fine-tunings of {these}: a" if runs["seed"].nunique() > bases else "A"
+    counted = f"n counts fine-tunings of {these}: a" if runs["seed"].nunique() > planned else "A"
+    holds = f" {counted} verdict below holds for {these} only." if bases else ""
+    short = f", of which one comparison can have {bases} (rows of the rest lie apart)" if bases < planned else ""
     return (
-        f"The headline cannot be decided: the grid plans {bases} base network{'s' * (bases > 1)}, and a claim takes "
-        f"{FOR_A_CLAIM}. {counted} verdict below holds for {these} only."
+        f"The headline cannot be decided: the grid plans {planned} base network{'s' * (planned > 1)}{short}, and a claim takes "
+        f"{FOR_A_CLAIM}.{holds}"
     )
+
+
+def _reachable(runs: pd.DataFrame) -> int:
+    """Return the most base networks that one declared comparison can still have.
+
+    A base network with a row under conditions that differ, such as another device, cannot enter the comparison any more.
+    """
+    kinds = set(runs.loc[runs["declared"], "method"])
+    rivals = ~runs["method"].isin(kinds) & runs["method"].map(_is_rival)
+    most = 0
+    for _, part in runs[runs["declared"] | rivals].groupby(["split", "budget", "budget_scope"]):
+        if part["declared"].any():
+            done = part[part["status"] == "done"]
+            lost = [done.drop(own.index)["base_key"].nunique() for _, own in done.groupby(CONDITIONS)]
+            most = max(most, part["base_key"].nunique() - min(lost, default=0))
+    return most
 
 
 def _leaders(compared: pd.DataFrame) -> Iterator[str]:
