@@ -48,6 +48,18 @@ def test_places_are_ranges_of_overlapping_intervals(results: Path) -> None:
     assert set(lines["grid"]) == {"example"}
 
 
+def test_methods_with_different_base_networks_have_no_place(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst method loses a run; at another budget two methods have the same base networks."""
+    rest = [run_of(name, seed=seed, budget=0.3) for name in ("l1_filter", "l2_filter") for seed in range(2)]
+    for run in rest:
+        records.write(row_of(run, TOP1[run.method][run.seed]), results)
+    runs = [run_of(name, seed=seed) for name in TOP1 for seed in range(3) if (name, seed) != ("l2_filter", 2)]
+    monkeypatch.setattr(grids, "load", lambda name: grid_of([*runs, *rest] if name == "example" else [run_of("sfp")]))
+    lines = leaderboard.table(results)
+    placed = {budget: part["place"].notna().tolist() for budget, part in lines.groupby("budget")}
+    assert placed == {0.3: [True, True], 0.5: [False, False, False]}
+
+
 def test_files_have_a_line_for_each_cell_and_link_to_the_grid(results: Path) -> None:
     page, table, text = leaderboard.write(results)
     assert 'href="../example/index.html"' in page.read_text()

@@ -2,7 +2,8 @@
 
 A place is a range, from t intervals of the mean accuracy (95 %): 1 + the methods whose interval lies wholly above, to all minus
 those wholly below. Places are given within a comparison set (`fairness.SET`) of one grid alone, for cells of two runs or more.
-Controls and coarse cells have no place.
+Controls and coarse cells have no place, and no cell has one if the methods have different blocks (base networks with seeds): the
+means then differ by their blocks, too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ ABOUT = (
     "Every method, network and budget that has been run, over all grids. Accuracies are top-1 on the test set, with the t "
     "interval of the mean (95 %) and the number of runs. Places are ranges: a method is behind another only if its interval lies "
     "wholly below. They compare methods of one grid at one budget, on one network, under equal conditions; methods of different "
-    f"grids were trained differently. Marked{words.OTHER_CODE}: made with other code; the grid's page has the way to repeat it. "
+    "grids were trained differently. If the methods have different base networks, there is no place. "
+    f"Marked{words.OTHER_CODE}: made with other code; the grid's page has the way to repeat it. "
     "The paired tests on each grid's page are sharper"
 )
 
@@ -52,8 +54,9 @@ def table(results: Path) -> pd.DataFrame:
             log.warning("the grid %s is left out: %s", name, error)
             continue
         if loaded.rows:
-            lines = cells.table(loaded)
-            parts.append(lines[(lines["n"] > 0) & (lines["split"] != "tuning")].assign(grid=name))
+            lines = cells.table(loaded).assign(grid=name)
+            lines["blocks"] = _blocks(lines, loaded.runs)
+            parts.append(lines[(lines["n"] > 0) & (lines["split"] != "tuning")])
     if not parts:
         return pd.DataFrame()
     every = pd.concat(parts, ignore_index=True)
@@ -61,12 +64,20 @@ def table(results: Path) -> pd.DataFrame:
     every["top1_high_pct"] = every["top1_mean_pct"] + every["top1_t95_pp"]
     every[["place", "place_last", "placed"]] = np.nan
     for _, own in every[_competes(every)].groupby([*SET, "grid"], sort=False):
+        if own["blocks"].nunique() > 1:
+            continue
         low, high = own["top1_low_pct"].to_numpy(), own["top1_high_pct"].to_numpy()
         every.loc[own.index, "place"] = 1 + (low[None, :] > high[:, None]).sum(1)
         every.loc[own.index, "place_last"] = len(own) - (high[None, :] < low[:, None]).sum(1)
         every.loc[own.index, "placed"] = len(own)
     order = ["data", "model", "budget", "grid"]
     return every.sort_values([*order, "top1_mean_pct"], ascending=[True] * len(order) + [False], kind="stable")
+
+
+def _blocks(lines: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
+    """Return the seeds and base networks of the runs of each line."""
+    block = dict(zip(runs["key"], zip(runs["seed"], runs["base_weights"], strict=True), strict=True))
+    return lines["rows"].map(lambda keys: frozenset(block[key] for key in keys.split()))
 
 
 def _competes(lines: pd.DataFrame) -> pd.Series:
