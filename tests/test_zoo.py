@@ -6,11 +6,13 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from suite import grids, jsonfile, pack, records, zoo
 from suite.contract import Budget
+from suite.report import learning
 from suite.run import Context, execute
 from suite.run.folder import is_done
 from suite.schedule import Schedule
@@ -50,6 +52,14 @@ def test_members_load_as_the_networks_of_their_stages(filled: tuple[Path, Contex
         zoo.load("resnet8/dsp_g9", folder)
     assert (folder / run.key / "structure.png").is_file()
     assert "| `resnet8/dsp_g3_50` |" in (folder / "README.md").read_text()
+
+
+def test_logs_of_members_are_drawn_as_those_of_a_work_folder(filled: tuple[Path, Context], run: Pruned) -> None:
+    folder, context = filled
+    assert run.learned is not None
+    drawn = learning.of_stage(run.learned.key, folder.parent)
+    pd.testing.assert_frame_equal(drawn, learning.of_stage(run.learned.key, context.results))
+    assert len(drawn) == 1
 
 
 def test_a_launch_starts_from_members(filled: tuple[Path, Context], run: Pruned, tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ def rows_folder(results: Path) -> Path:
     return results / "rows"
 
 
+def output_folder(results: Path, key: str) -> Path:
+    """Return the folder of a stage's output: `work/KEY`, or that of the zoo, `networks/KEY`."""
+    work, member = results / "work" / key, results / "networks" / key
+    return member if member.is_dir() and not work.is_dir() else work
+
+
 def write(row: Row, results: Path) -> None:
     """Write the row's file, atomically."""
     write_json(rows_folder(results) / f"{row.key}.json", to_dict(row))

@@ -85,7 +85,7 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
     pictures += structure.draw_all(loaded.runs, results, folder)
     named = [(picture.data, picture.model, f"{picture.name}.png") for picture in pictures]
     if not (results / "work").is_dir():
-        named += _earlier(tables.lines, folder)
+        named += [picture for picture in _earlier(tables.lines, folder) if picture not in named]
     texts = documents.texts(tables, named)
     documents.write(texts, folder)
     drawn = [path for picture in pictures for path in picture.paths]

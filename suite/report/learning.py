@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from suite import grids, jsonfile
+from suite import grids, jsonfile, records
 from suite.methods import name_of
 from suite.report import looks, style, words
 from suite.report.cells import UNLEARNED
@@ -134,7 +134,7 @@ def of_stages(learned: Sequence[Learned], results: Path) -> tuple[Logs, int]:
     frames = []
     names = _lines(learned)
     for stage, line in zip(learned, names, strict=True):
-        folder = results / "work" / stage.key
+        folder = records.output_folder(results, stage.key)
         if (folder / "done.json").is_file():
             about: tuple[Any, ...] = (
                 stage.base.data,
@@ -153,7 +153,7 @@ def of_stage(key: str, results: Path) -> Logs:
 
     Raises ValueError if it has not finished or is another kind of stage.
     """
-    folder = results / "work" / key
+    folder = records.output_folder(results, key)
     if not (folder / "done.json").is_file():
         raise ValueError(f"{key} is no finished stage in {results / 'work'}")
     try:
@@ -179,7 +179,7 @@ def of_finetuning(runs: pd.DataFrame, results: Path) -> Logs:
     """
     frames_of_logs = []
     for run in runs.to_dict("records"):
-        folder = results / "work" / run["key"]
+        folder = records.output_folder(results, run["key"])
         history = folder / "history.jsonl"
         if not (folder / "done.json").is_file() or (history.is_file() and not history.stat().st_size):
             continue
@@ -250,7 +250,7 @@ def _settings(stage: Learned) -> dict[str, Any]:
 def draw_all(planned: Sequence[Pruned], runs: pd.DataFrame, results: Path, folder: Path) -> list[style.Picture]:
     """Draw the curves of learning and fine-tuning that have two or more epochs.
 
-    The logs are in `results`/work; if the folder does not exist, nothing is written or deleted. `runs` are those of
+    The logs are in `results`/work, or in the zoo, `results`/networks. `runs` are those of
     `suite.report.frames`: only logs of runs with a finished row are drawn. Different conditions are separate lines.
     """
     runs = runs.assign(look=looks.of_runs(runs))

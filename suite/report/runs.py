@@ -32,7 +32,7 @@ def collect(
     shared: dict[str, int] = {}
     data_of_runs = [_run(run, measured.get(run.key, []), rows, shared, results) for run in runs]
     stages = {key for run in data_of_runs for _, key in run["curves"]}
-    curves = {key: curve for key in sorted(stages) if (curve := _curve(results / "work" / key))}
+    curves = {key: curve for key in sorted(stages) if (curve := _curve(records.output_folder(results, key)))}
     for run in data_of_runs:
         run["curves"] = [(title, key) for title, key in run["curves"] if key in curves]
     most = max((len(groups) for run in data_of_runs for *_, groups in run["structure"]), default=1)
@@ -47,7 +47,7 @@ def collect(
 def _run(
     run: Pruned, timed: Sequence[Timed], rows: Mapping[str, records.Row], shared: dict[str, int], results: Path
 ) -> dict[str, Any]:
-    row, folder = rows.get(run.key), results / "work" / run.key
+    row, folder = rows.get(run.key), records.output_folder(results, run.key)
     learned = [("learning", run.learned.key)] if run.learned else []
     return {
         "key": run.key,

@@ -24,7 +24,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from suite import models, pack, registry
+from suite import models, pack, records, registry
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Conv, Graph
 from suite.report import style, words
@@ -233,7 +233,7 @@ def _graph(model: str, classes: int, input_shape: tuple[int, int, int]) -> Graph
 
 
 def _packed(key: str, results: Path) -> Path:
-    return results / "work" / key / PACKED_NAME
+    return records.output_folder(results, key) / PACKED_NAME
 
 
 def report(path_or_key: str, results: Path) -> list[Path]:
