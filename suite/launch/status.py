@@ -11,7 +11,6 @@ to do        no attempt has begun
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import time
@@ -178,7 +177,7 @@ def _is_alive(stage: Stage, context: Context, reported: Mapping[str, Any]) -> bo
 
 def _exists(host: str, pid: int, began: int) -> bool:
     """Return False if the process was on this host and has ended."""
-    alive = progress.is_alive(host, pid, math.inf)
+    alive = progress.is_alive(host, pid)
     return alive is None or (alive and began in (0, progress.began(pid)))
 
 
