@@ -27,12 +27,12 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*\Z
 Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]*\Z")]
 
 
-def read(path: Path, kind: type[T], *, finite: bool = True) -> T:
+def read(path: Path, kind: type[T]) -> T:
     """Return the value of a JSON file.
 
     Raises OSError if the file cannot be read, ValueError in one line if it is no regular file, no JSON, or of another type.
     """
-    return parse(read_bytes(path), kind, finite=finite)
+    return parse(read_bytes(path), kind)
 
 
 def checked(path: Path, kind: Any) -> dict[str, Any]:

@@ -16,6 +16,8 @@ import torch
 Run = Callable[[], object]
 Name = TypeVar("Name", bound=str)
 Times = TypeVar("Times")
+CAP_S = 10.0
+"""Time at which a warm-up ends in any case."""
 
 
 @torch.inference_mode()
@@ -61,11 +63,11 @@ def _wall(run: Run, device: str | torch.device, repeats: int) -> float:
     return seconds_per_run(run, device, repeats)
 
 
-def warm_up(run: Run, device: str | torch.device, seconds: float, cap_s: float = 10.0) -> float:
+def warm_up(run: Run, device: str | torch.device, seconds: float) -> float:
     """Run until the time of a run is stable; return that time in seconds.
 
     Stable: `seconds` have passed and the median of the last ten runs differs by less than 1 % from that of the ten before.
-    The loop ends after 5 x `seconds` or `cap_s` in any case.
+    The loop ends after 5 x `seconds`, or after `CAP_S`.
     """
     times: list[float] = []
     previous = float("inf")
@@ -73,9 +75,9 @@ def warm_up(run: Run, device: str | torch.device, seconds: float, cap_s: float =
     while True:
         times.append(seconds_per_run(run, device))
         spent = time.perf_counter() - started
-        if len(times) % 10 == 0 or spent > cap_s:
+        if len(times) % 10 == 0 or spent > CAP_S:
             median = float(np.median(times[-10:]))
-            if spent > cap_s or (spent >= seconds and abs(median - previous) < 0.01 * median) or spent > 5 * seconds:
+            if spent > CAP_S or (spent >= seconds and abs(median - previous) < 0.01 * median) or spent > 5 * seconds:
                 return median
             previous = median
 

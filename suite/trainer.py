@@ -245,7 +245,6 @@ class Trainer:
             "scaler": self.arithmetic.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else {},
             "step": self.step,
-            "total": self.total,
             "seconds": self.seconds,
             "tally": distributed.all_sum(self.tally),
             "history": self.history,

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: folders of real data, a real Slurm, a small network."""
+"""Fixtures of all tests: folders of real data, and the state of the process."""
 
 from __future__ import annotations
 
@@ -41,9 +41,3 @@ def cifar10_folder() -> Path:
 def weights_folder() -> Path:
     """A folder with the public weights."""
     return _folder("SUITE_WEIGHTS", "a folder with public weights")
-
-
-@pytest.fixture
-def slurm_tool() -> Path:
-    """The command that starts and stops a private Slurm."""
-    return _folder("SUITE_SLURM", "a command that starts a private Slurm")
