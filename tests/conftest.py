@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from suite import timing
+from suite.timing import Run
 
 torch.set_num_threads(1)
 # The first backward pass of a process decides if autograd has threads of devices, after which no forked process can train. Here
@@ -19,6 +24,30 @@ def _exact() -> None:
     """Reset the number of threads, which stages pin, and TF32 before each test."""
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Put back the handlers of the signals that command lines listen to."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def run_named(name: str) -> Run:
+    """A run that returns its name, by which `clock` tells runs apart."""
+    return lambda: name
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[float]]:
+    """Name of a run -> the seconds that its next timings return; nothing is really measured."""
+    times: dict[str, Iterator[float]] = {}
+    monkeypatch.setattr(timing.time, "process_time", lambda: 0.0)
+    monkeypatch.setattr(timing, "seconds_per_run", lambda run, device, repeats=1: next(times[run()]))
+    return times
 
 
 def _folder(variable: str, what: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import run_named
 
 from suite.measure import Timing, comparison, executions, networks
 from suite.measure.comparison import Job, compare
@@ -21,10 +22,6 @@ from suite.timing import Run
 RATIOS = {"fast": 2.0, "slow": 0.5, "fast captured": 3.0, "slow captured": 0.9}
 GPU = Timing(device="cuda", protocol="quick")
 THREE = dataclasses.replace(protocol(GPU), processes=3)
-
-
-def run_named(name: str) -> Run:
-    return lambda: name
 
 
 @pytest.fixture

@@ -43,16 +43,6 @@ def bases(data="digits", model="vgg6", **changes):
 """
 
 
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """The launcher listens to signals; put back what was there."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
 def write_grid(folder: Path, runs: str, timings: str = "Timing(protocol='quick'),") -> Path:
     """A grid file of one's own; `runs` is the expression that lists its runs."""
     path = folder / "mine.py"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny_grid
-from test_launch import _signals, one_line, write_grid  # noqa: F401 (a fixture)
+from test_launch import one_line, write_grid
 from tiny_grid import call, stages
 
 from suite import methods, weights

@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
+from conftest import run_named
 from torch import Tensor, nn
 from torchvision import models as zoo
 
-from suite import timing
 from suite.cudagraph import captured
 from suite.graph import Graph
 from suite.measure import counting, latency
@@ -151,19 +151,6 @@ def test_parameters_in_closed_form() -> None:
 # ---- latency: a clock of our own ------------------------------------------------------------------------------------
 
 
-def run_of(name: str) -> Callable[[], str]:
-    return lambda: name
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[float]]:
-    """Run -> the seconds that each of its measurements takes; nothing is really measured."""
-    times: dict[str, Iterator[float]] = {}
-    monkeypatch.setattr(timing.time, "process_time", lambda: 0.0)
-    monkeypatch.setattr(timing, "seconds_per_run", lambda run, device, repeats=1: next(times[run()]))
-    return times
-
-
 def noisy(seconds: float, spread: float, seed: int) -> Iterator[float]:
     random = np.random.default_rng(seed)
     return (seconds * float(random.uniform(1 - spread, 1 + spread)) for _ in itertools.count())
@@ -175,7 +162,7 @@ QUICK = Protocol(warmup_s=0, seconds=0, min_blocks=42, precision=None)
 @pytest.mark.parametrize(("ratio", "verdict"), [(2.0, "faster"), (1.1, "faster"), (0.8, "slower")])
 def test_a_known_ratio_is_found(clock: dict[str, Iterator[float]], ratio: float, verdict: str) -> None:
     clock |= {"dense": noisy(0.01, 0.02, 0), "packed": noisy(0.01 / ratio, 0.02, 1)}
-    found = alternate(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    found = alternate(run_named("dense"), run_named("packed"), "cpu", QUICK)
     assert found.ratio[0] == pytest.approx(ratio, rel=0.01)
     assert found.ratio[1] <= found.ratio[0] <= found.ratio[2]
     assert found.ratio[1] <= ratio * 1.005
@@ -189,9 +176,9 @@ def test_a_known_ratio_is_found(clock: dict[str, Iterator[float]], ratio: float,
 
 def test_equal_networks_differ_in_nothing(clock: dict[str, Iterator[float]]) -> None:
     clock |= {"dense": noisy(0.01, 0.05, 0), "packed": noisy(0.01, 0.05, 1)}
-    assert alternate(run_of("dense"), run_of("packed"), "cpu", QUICK).verdict == "no difference"
+    assert alternate(run_named("dense"), run_named("packed"), "cpu", QUICK).verdict == "no difference"
     clock |= {"dense": itertools.repeat(0.01), "packed": itertools.repeat(0.01)}
-    found = alternate(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    found = alternate(run_named("dense"), run_named("packed"), "cpu", QUICK)
     assert (found.ratio, found.null, found.verdict) == ((1, 1, 1), (1, 1, 1), "no difference")
 
 
@@ -199,7 +186,7 @@ def test_a_machine_that_grows_slower_does_not_look_like_a_difference(clock: dict
     """Each measurement takes 0.1 % longer than the one before: alternating order takes that out of both ratios."""
     count = itertools.count()
     clock |= dict.fromkeys(("dense", "packed"), (0.01 * 1.001 ** next(count) for _ in itertools.count()))
-    found = alternate(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    found = alternate(run_named("dense"), run_named("packed"), "cpu", QUICK)
     assert found.ratio[0] == pytest.approx(1, abs=1e-5)
     assert found.null[1] <= 1 <= found.null[2]
 
@@ -214,7 +201,7 @@ def test_a_null_test_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, 
     results[good_attempt - 1] = comparison((1.5, 1.4, 1.6), (1.0, 0.99, 1.01))
     left = iter(results)
     monkeypatch.setattr(latency, "_alternate_once", lambda *arguments: next(left))
-    found = alternate(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    found = alternate(run_named("dense"), run_named("packed"), "cpu", QUICK)
     assert found.attempts == min(good_attempt, QUICK.attempts)
     assert len(list(left)) == 4 - found.attempts
     assert found.verdict == ("faster" if good_attempt <= QUICK.attempts else "not trusted")
@@ -228,7 +215,7 @@ def test_a_dense_network_that_differs_from_itself_is_not_trusted(
     """The second of two measurements of the dense network, as it is named, takes a tenth longer in every block."""
     monkeypatch.setattr("suite.timing.itertools.permutations", lambda runs: [tuple(runs)])
     clock |= {"dense": itertools.cycle([0.01, 0.011]), "packed": itertools.repeat(0.01)}
-    found = alternate(run_of("dense"), run_of("packed"), "cpu", QUICK)
+    found = alternate(run_named("dense"), run_named("packed"), "cpu", QUICK)
     assert found.null == pytest.approx((1 / 1.1,) * 3)
     assert (found.verdict, found.attempts) == ("not trusted", QUICK.attempts)
 
@@ -257,9 +244,9 @@ def test_what_may_be_claimed(ratio: tuple[float, float, float], null: tuple[floa
 def test_measuring_stops_when_the_interval_is_narrow(clock: dict[str, Iterator[float]]) -> None:
     plan = Protocol(warmup_s=0, seconds=60, min_blocks=30, precision=0.03)
     clock |= {"dense": noisy(0.01, 0.01, 0), "packed": noisy(0.005, 0.01, 1)}
-    assert len(alternate(run_of("dense"), run_of("packed"), "cpu", plan).dense_ms) == 30
+    assert len(alternate(run_named("dense"), run_named("packed"), "cpu", plan).dense_ms) == 30
     clock |= {"dense": noisy(0.01, 0.4, 0), "packed": noisy(0.005, 0.4, 1)}
-    assert len(alternate(run_of("dense"), run_of("packed"), "cpu", plan).dense_ms) > 30
+    assert len(alternate(run_named("dense"), run_named("packed"), "cpu", plan).dense_ms) > 30
 
 
 def test_a_captured_network_lives_as_long_as_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:

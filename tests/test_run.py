@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -47,16 +46,6 @@ from suite.stages import Pruned, Stage, Timed, Timing, in_order
 from suite.train import top1_pct
 
 DIGITS = data.load("digits")
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """A command line listens to signals; put back what was there."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
 
 
 def do_all(found: list[Stage], context: Context) -> list[str]:

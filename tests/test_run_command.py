@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_grid
 import torch
-from test_run import _signals, finished, log_of, the  # noqa: F401 (two are fixtures)
+from test_run import finished, log_of, the  # noqa: F401 (one is a fixture)
 from tiny_grid import call, results
 
 from suite.files import write_text

@@ -6,22 +6,10 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+from conftest import run_named
 
 from suite import timing
-from suite.timing import Run, fastest, least_ms, rounds, seconds_per_run, warm_up
-
-
-def run_named(name: str) -> Run:
-    return lambda: name
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[float]]:
-    """Name of a run -> the seconds that its next timings return."""
-    times: dict[str, Iterator[float]] = {}
-    monkeypatch.setattr(timing.time, "process_time", lambda: 0.0)
-    monkeypatch.setattr(timing, "seconds_per_run", lambda run, device, repeats=1: next(times[run()]))
-    return times
+from suite.timing import fastest, least_ms, rounds, seconds_per_run, warm_up
 
 
 def test_seconds_are_those_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
