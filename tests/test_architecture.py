@@ -61,7 +61,7 @@ METHOD_MAY_IMPORT = {
     "sklearn",
 }
 LIBRARIES = (
-    "torch torchvision numpy scipy statsmodels sklearn pandas matplotlib PIL fvcore safetensors rich filelock submitit "
+    "torch torchvision numpy scipy sklearn pandas matplotlib PIL fvcore safetensors rich filelock submitit "
     "tabulate jinja2 timm torch_tensorrt psutil pynvml onnx onnxruntime openvino triton msgspec"
 )
 

@@ -7,9 +7,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from test_architecture import FILES, imported, tree
 
 from suite import command
 from suite.report import published
@@ -28,6 +32,15 @@ def test_each_verb_has_a_module_and_prints_help(
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: pruning-suite {verb} ")
     assert "--plugins" in shown or verb in ("zoo", "study")
+
+
+def test_users_install_only_what_the_suite_imports() -> None:
+    """pandas imports tabulate, for tables in Markdown."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    distributions = packages_distributions()
+    homes = {module.split(".")[0] for file in FILES for module in imported(tree(file))}
+    used = {name.lower() for home in homes for name in distributions.get(home, [])}
+    assert {Requirement(line).name for line in project["dependencies"]} - used == {"tabulate"}
 
 
 @pytest.mark.slow
