@@ -24,7 +24,6 @@ from typing import Any, ClassVar, Literal
 
 from suite import weights
 from suite.contract import Budget, Pruner
-from suite.methods import name_of
 from suite.plan import Timing as Timing
 from suite.schedule import Schedule, check_fields
 
@@ -142,18 +141,18 @@ class Pruned(_Named):
     def __post_init__(self) -> None:
         if self.settings.needs_reference != (self.reference is not None):
             verb = "follows another run: give it" if self.settings.needs_reference else "follows no other run: drop"
-            raise ValueError(f"{name_of(self.settings)} {verb} `reference`")
+            raise ValueError(f"{self.settings.method_name()} {verb} `reference`")
         if self.reference is not None:
             own, followed = ((run.base.data, run.base.model, run.base.split) for run in (self, self.reference))
             if own != followed:
                 raise ValueError(
-                    f"{name_of(self.settings)} on {'/'.join(own)} follows a run on {'/'.join(followed)}: "
+                    f"{self.settings.method_name()} on {'/'.join(own)} follows a run on {'/'.join(followed)}: "
                     "give it a `reference` of the same data, model and split"
                 )
         if not self.settings.removes and self.budget.share:
-            raise ValueError(f"{name_of(self.settings)} removes nothing: give it a budget of 0")
+            raise ValueError(f"{self.settings.method_name()} removes nothing: give it a budget of 0")
         if self.settings.learns and self.learning is None:
-            raise ValueError(f"{name_of(self.settings)} learns before it prunes: give it a `learning` schedule")
+            raise ValueError(f"{self.settings.method_name()} learns before it prunes: give it a `learning` schedule")
         for schedule in (self.base.schedule, self.learning):
             if schedule and schedule.compute.packed != "union":
                 raise ValueError("Compute.packed is of packed networks: give it to the `finetune` schedule alone")
@@ -176,7 +175,7 @@ class Pruned(_Named):
     @property
     def method(self) -> str:
         """Name of the method."""
-        return name_of(self.settings)
+        return self.settings.method_name()
 
     @property
     def described(self) -> str:
@@ -284,7 +283,7 @@ def describe(settings: Pruner, reference: Pruner | None = None, ignored_layers: 
         for field in dataclasses.fields(settings)
         if getattr(settings, field.name) != field.default
     ]
-    return name_of(settings) + (f"({', '.join(changed)})" if changed else "")
+    return settings.method_name() + (f"({', '.join(changed)})" if changed else "")
 
 
 def identity(value: Any) -> Any:
@@ -299,7 +298,7 @@ def identity(value: Any) -> Any:
     if not isinstance(value, Pruner):
         return _fields(value)
     version = {"version": value.version} if value.version > 1 else {}
-    return {"method": value.formerly or name_of(value), **version, **_fields(value, value.implied)}
+    return {"method": value.formerly or value.method_name(), **version, **_fields(value, value.implied)}
 
 
 def _fields(value: Any, implied: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_the_method_can_be_used_and_says_what_it_is(method: str) -> None:
     assert isinstance(kind.deviations, str)
     assert kind.__doc__
     settings = kind()
-    assert methods.name_of(settings) == method
+    assert settings.method_name() == method
     assert describe(settings) == method
     assert hash(settings) == hash(kind())
     assert settings.step_cost >= 1

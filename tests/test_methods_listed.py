@@ -134,7 +134,7 @@ def test_a_copy_of_the_template_is_a_method(more_methods: Callable[[str, str], N
     assert set(methods.discover()) == {*FOUND, "my_own"}
     kind = methods.get("my_own")
     settings = kind.for_task("digits", "vgg6")
-    assert methods.name_of(settings) == "my_own"
+    assert settings.method_name() == "my_own"
     model, graph = one_layer([[3.0, -1.0], [0.0, 5.0], [1.0, -1.0]])
     assert order_of_removal(settings, model, graph) == [2, 0, 1]
 

@@ -82,7 +82,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_each_kind_is_found_and_a_script_is_not_run(folder: Path) -> None:
-    assert methods.name_of(methods.get("mine")()) == "mine"
+    assert methods.get("mine").method_name() == "mine"
     assert models.build("tiny_of_mine", 3)
     assert data.load("digits_of_mine").classes == 10
     assert "grid_of_mine" in grids.names()
@@ -182,7 +182,7 @@ def test_an_installed_package_adds_plugins_by_entry_points(tmp_path: Path, monke
     registry.set_folders([])
     try:
         kind = methods.get("somebodys")
-        assert methods.name_of(kind()) == "somebodys"
+        assert kind.method_name() == "somebodys"
         assert models.build("tiny_of_theirs", 2)
         with pytest.raises(ValueError, match=r"entry point gone = somebodys_pruning\.missing: ModuleNotFoundError"):
             methods.get("gone")

@@ -24,7 +24,6 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from suite import grids
-from suite.methods import name_of
 from suite.stages import Learned
 
 Groups = Mapping[str, Tensor]
@@ -37,7 +36,7 @@ def learned_groups(grid: str, results: Path) -> dict[tuple[str, str, int], Group
     plan = grids.load(grid)
     groups_by_run: dict[tuple[str, str, int], Groups] = {}
     for stage in grids.stages_of(plan, grids.runs_of(plan)):
-        if not isinstance(stage, Learned) or name_of(stage.settings) != "dsp":
+        if not isinstance(stage, Learned) or stage.settings.method_name() != "dsp":
             continue
         path = results / "work" / stage.key / "state.pt"
         if getattr(stage.settings, "grouping", "") == "learned" and path.is_file():
