@@ -104,11 +104,6 @@ def get(name: str) -> type[Pruner]:
     return kind
 
 
-def name_of(settings: Pruner) -> str:
-    """Return the method's name: of its file, package or entry point."""
-    return settings.method_name()
-
-
 def rivals(**attributes: object) -> tuple[str, ...]:
     """Return the usable methods in `baselines/` whose class attributes have these values, by name.
 

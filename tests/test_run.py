@@ -37,7 +37,7 @@ from suite.graph import Graph
 from suite.grids import cross
 from suite.pack import modules
 from suite.progress import Interrupted, Watch
-from suite.run import Context, execute, failure, given_up, is_done, repair
+from suite.run import Context, execute, failure, given_up, is_done, pruned_stage, repair
 from suite.run.__main__ import main
 from suite.run.execute import DECISIONS
 from suite.run.workspace import Workspace
@@ -802,3 +802,14 @@ def test_ignored_layers_of_a_grid_keep_all_filters_and_have_a_name(tmp_path: Pat
     assert do_all(in_order(runs), context) == ["done"] * 3
     plans = [pack.load(context.folder(run) / "packed.safetensors").plan for run in runs]
     assert ["features.1" in plan for plan in plans] == [True, False]
+
+
+def test_a_stored_plan_that_cannot_be_read_for_now_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new choice could be another plan than that of the weights in the checkpoint."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pruned_stage, "safe_open", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        pruned_stage._selected(tmp_path / "plan0.safetensors", lambda: pytest.fail("chosen again"))

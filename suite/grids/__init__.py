@@ -15,7 +15,7 @@ from typing import Any
 
 from suite import methods, registry
 from suite.contract import Budget, OptOut, Pruner
-from suite.registry import Plugin, pick
+from suite.registry import Plugin, pick_plugin
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Stage, Timed, TimedSteps, Timing, in_order
 
@@ -83,7 +83,7 @@ def load(name: str) -> Grid:
     if name.endswith(".py") and path.absolute().parent not in registry.folders():
         grid = _run(path).get("GRID")
     else:
-        plugin = pick("grid", path.stem if name.endswith(".py") else name, _plugins())
+        plugin = pick_plugin("grid", path.stem if name.endswith(".py") else name, _plugins())
         module = registry.load(plugin)
         if isinstance(module, registry.Broken):
             raise ValueError(f"grid file {module.file} cannot be run: {module.reason}")

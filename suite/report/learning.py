@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from suite import grids, jsonfile, records
-from suite.methods import name_of
 from suite.report import looks, style, words
 from suite.report.cells import UNLEARNED
 from suite.report.frames import CONDITIONS
@@ -139,7 +138,7 @@ def of_stages(learned: Sequence[Learned], results: Path) -> tuple[Logs, int]:
             about: tuple[Any, ...] = (
                 stage.base.data,
                 stage.base.model,
-                name_of(stage.settings),
+                stage.settings.method_name(),
                 line,
                 stage.key,
                 stage.settings.groups,
@@ -226,7 +225,7 @@ def _lines(learned: Sequence[Learned]) -> list[str]:
         shown = [
             f"{field}={own[field]}" for field in own if any(other[field] != own[field] for other in settings_of_twins)
         ]
-        name = words.rounded(", ".join(shown)) or name_of(stage.settings)
+        name = words.rounded(", ".join(shown)) or stage.settings.method_name()
         base = dataclasses.replace(stage.base, seed=0)
         same = twins.setdefault(f"{_figure(stage)} {name}", {})
         suffix = f" [schedule {len(same) + 1}]" if same else ""
@@ -236,7 +235,7 @@ def _lines(learned: Sequence[Learned]) -> list[str]:
 
 def _figure(stage: Learned) -> tuple[str, str, str]:
     """Return data set, model and method: each has a figure of its own."""
-    return stage.base.data, stage.base.model, name_of(stage.settings)
+    return stage.base.data, stage.base.model, stage.settings.method_name()
 
 
 def _settings(stage: Learned) -> dict[str, Any]:

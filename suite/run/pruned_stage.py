@@ -172,7 +172,7 @@ def _selected(path: Path, select: Callable[[], Selection]) -> Selection:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             about = jsonfile.parse((file.metadata() or {}).get("selection", ""), Numbers)
         return Selection(plan=PruningPlan.from_tensors(tensors), **about)
-    except (OSError, ValueError, SafetensorError):  # missing or damaged
+    except (FileNotFoundError, ValueError, SafetensorError):  # missing or damaged
         selection = select()
         numbers = {name: value for name, value in vars(selection).items() if name != "plan"}
         if distributed.is_first():
