@@ -87,7 +87,10 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """Add --device, --threads and --max-minutes."""
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)"
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device of the training (default: auto); timings follow the grid",
     )
     parser.add_argument(
         "--threads",

@@ -80,6 +80,18 @@ def test_a_dry_run_says_what_is_missing_and_how_to_get_it(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py"]
 
 
+@pytest.mark.parametrize(("name", "count"), [("cifar10", 1), ("tinyimagenet20", 0)])
+def test_a_dry_run_names_prefetch_for_data_that_it_can_fetch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, count: int
+) -> None:
+    (tmp_path / "mine.py").write_text(GRID.replace('data="cifar10"', f'data="{name}"'))
+    options = ("--grid", tmp_path / "mine.py", "--data", tmp_path / "data", "--results", tmp_path / "results")
+    assert call(launch, *options, "--only", "vgg6", "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "missing: " in shown
+    assert shown.count("to fetch: ") == count
+
+
 @pytest.mark.usefixtures("grid")
 def test_missing_data_are_named_beside_missing_weights(tmp_path: Path) -> None:
     public = Base(data="cifar10", model="resnet20_a", schedule=None, seed=0, weights="cifar10_resnet20_a")

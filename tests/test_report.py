@@ -436,6 +436,26 @@ def test_no_rows_at_all(report: Reporter) -> None:
     assert "No run is done." in markdown(made)
 
 
+def test_a_table_of_earlier_rows_is_kept_without_a_row_of_the_grid(report: Reporter) -> None:
+    earlier = file(report([run_of(0)], [pruned_row(run_of(0), 80)]), "table.md")
+    text = earlier.read_text()
+    made = report([run_of(1)], [])
+    shown = io.StringIO()
+    show(made, Console(file=shown))
+    assert earlier.read_text() == text
+    assert (made.paths, made.missing) == ((), 1)
+    assert shown.getvalue().splitlines() == [
+        f"no row of example is in {earlier.parents[1] / 'rows'}; the table in {earlier.parent} was made from earlier rows and "
+        "is kept"
+    ]
+
+
+def test_a_table_without_results_is_written_again(report: Reporter) -> None:
+    report([run_of(0)], [])
+    made = report([run_of(0), run_of(1)], [])
+    assert "2 runs: 0 done, 2 not run." in markdown(made)
+
+
 def test_only_failed_rows(report: Reporter) -> None:
     made = report([run_of()], [failed_row(run_of(), "diverged", "nan")])
     assert (made.done, made.failed) == (0, 1)

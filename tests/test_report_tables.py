@@ -170,6 +170,18 @@ def test_rows_of_different_commits_are_never_compared(tmp_path: Path) -> None:
     assert pairs.table(two_methods(tmp_path, made={"commit": "f" * 40}).runs).empty
 
 
+def test_the_letters_of_pairs_have_meanings_below_them(tmp_path: Path) -> None:
+    runs = [run_of(seed, name=name) for name in ("a", "b", "c", "d") for seed in range(3)]
+    rows = [
+        row_of(run, 80.0 + index % 3 + index // 3, made={"commit": ("e" if index < 6 else "f") * 40})
+        for index, run in enumerate(runs)
+    ]
+    text = texts(load(runs, rows, tmp_path), runs)["table.md"]
+    below = text[text.index("### Methods told apart") :]
+    assert r"\[A\]" in below
+    assert "- \\[A\\] commit eeeeeeee\n- \\[B\\] commit ffffffff\n" in below
+
+
 def test_methods_without_a_common_block_are_compared_on_one_device_only(tmp_path: Path) -> None:
     runs = [run_of(seed, name="a" if seed < 3 else "b") for seed in range(6)]
     for device, expected in (("cpu", 1), ("NVIDIA H100", 0)):

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         flags.add_argument(f"--{verb}", dest="flag", action="store_const", const=verb, help=f"the same as {verb}")
     result.add_argument("--stages", action="store_true", help="with --dry-run: list every stage, too")
     result.add_argument(
-        "--retry-failed", action="store_true", help="do again, too, what has failed three times in the same way"
+        "--retry-failed", action="store_true", help="also repeat stages that failed three times for the same reason"
     )
     result.add_argument("--redo", metavar="TEXT", help="do stages again whose label or key contains TEXT")
     result.add_argument(
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         "--jobs",
         type=int,
         metavar="N",
-        help="stages at a time, about 1 GB of memory each (default: 1 with a GPU or with --threads, else one per core, up to 8)",
+        help="stages at a time (default: 1 with a GPU or with --threads, else one per core, up to 8 and one per 2 GB of memory)",
     )
     group = result.add_argument_group("slices", "with --max-minutes, on machines that share no folder")
     group.add_argument(

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from suite import cli, data, grids, records, weights
+from suite import cli, data, grids, records, registry, weights
 from suite.contract import Budget
 from suite.launch import speed
 from suite.launch.speed import BACKWARD, GPU, Network
@@ -360,8 +360,12 @@ def _line_of(stage: Stage) -> tuple[str, str]:
     return network, run.described if isinstance(run, Pruned) else describe(run.settings)
 
 
-def missing(stages: Iterable[Stage], context: Context) -> list[str]:
-    """Return a line for each missing data set or file of weights, without reading any."""
+def missing(stages: Iterable[Stage], context: Context) -> dict[str, bool]:
+    """Return a line for each missing data set or file of weights, without reading any.
+
+    The value is True if `suite.prefetch` can fetch it.
+    """
+    fetchers = registry.collect("data", "FETCHERS")
 
     def find_weights(base: Base) -> None:
         if base.weights:
@@ -371,11 +375,12 @@ def missing(stages: Iterable[Stage], context: Context) -> list[str]:
         if not data.present(base.data, context.data):
             context.dataset(base)
 
-    messages = []
+    fetchable: dict[str, bool] = {}
     for base in (stage for stage in stages if isinstance(stage, Base)):
-        for find in (find_weights, find_data):
+        public = bool(base.weights) and weights.own_file(base.weights) is None
+        for find, can_be_fetched in ((find_weights, public), (find_data, base.data in fetchers)):
             try:
                 find(base)
             except (ValueError, OSError) as error:
-                messages.append(str(error))
-    return list(dict.fromkeys(messages))
+                fetchable[str(error)] = can_be_fetched
+    return fetchable

@@ -22,7 +22,7 @@ def show(work: Work, context: Context, console: Console, *, fetch: str, jobs: in
 
     Nothing is downloaded, written or trained. Neither data nor weights are needed.
 
-    fetch   the command that downloads missing data
+    fetch   the command that downloads missing data and public weights
     jobs    stages at a time
     stages  list the stages, too
     """
@@ -43,7 +43,7 @@ def show(work: Work, context: Context, console: Console, *, fetch: str, jobs: in
     missing = cost.missing(work.todo, context)
     for message in missing:
         console.print(f"missing: {message}", markup=False, highlight=False)
-    if missing:
+    if any(missing.values()):
         console.print(f"to fetch: {fetch}", markup=False, highlight=False)
     refused = cost.refused(work.todo, context)
     for message in refused:

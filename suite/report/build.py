@@ -43,7 +43,7 @@ OF_WORK = ("learning", "finetuning", "structure")
 class Report:
     """Written files and counts.
 
-    `missing`, `failed` (diverged ones too) and `done` count pruned runs.
+    `missing`, `failed` (diverged ones too) and `done` count pruned runs. `paths` is empty if a table of earlier rows was kept.
     """
 
     paths: tuple[Path, ...]
@@ -61,8 +61,9 @@ class Report:
 def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") -> Report:
     """Write tables, figures and page of a grid from the rows in `results`/rows.
 
-    `results` is the folder that the runs were given: that of smoke runs is its own (`suite.cli.results_of`). Raises
-    ValueError when the grid is unknown, the folder is not there, or smoke rows lie among real ones.
+    `results` is the folder that the runs were given: that of smoke runs is its own (`suite.cli.results_of`). Nothing is
+    written without a row of the grid if the folder has results of earlier rows. Raises ValueError when the grid
+    is unknown, the folder is not there, or smoke rows lie among real ones.
     """
     grid = grids.load(grid_name)
     if not results.is_dir():
@@ -73,6 +74,11 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
         reference = frames.load(grid, REFERENCE, smoke=False)
     tables = content.collect(grid_name, grid, loaded, smoke=smoke, reference=reference)
     folder = results / grids.folder_name(grid_name)
+    if not loaded.rows and _has_results(folder / "table.csv"):
+        remark = f"no row of {grid_name} is in {results / 'rows'}; the table in {folder} was made from earlier rows and is kept"
+        return Report(
+            paths=(), rows=0, done=0, missing=len(loaded.runs), failed=0, remarks=(remark,), lines=tables.lines
+        )
     remove_parts(folder)
     grid_file.write(grid_name, folder)
     runs_of_grid = grids.runs_of(grid, smoke=smoke)
@@ -108,6 +114,11 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
     )
 
 
+def _has_results(table: Path) -> bool:
+    """Return True if a table of an earlier report has a finished run."""
+    return table.is_file() and bool(pd.read_csv(table, usecols=["n"])["n"].gt(0).any())
+
+
 def _earlier(lines: pd.DataFrame, folder: Path) -> Iterator[tuple[str, str, str]]:
     """Yield data, model and file of the figures that an earlier report drew from `results/work`."""
     networks = {f"{words.file_name(data, model)}_": (data, model) for data, model, _ in frames.by_network(lines)}
@@ -141,9 +152,12 @@ def show(report: Report, console: Console) -> None:
         base = words.mean_sd(part["base_top1_mean_pct"].mean(), float("nan"))
         console.print(_short_table(part, f"{data}, {model}: {base} % before pruning"))
     plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-    console.print(words.counts(report.lines), **plain)
+    if report.paths:
+        console.print(words.counts(report.lines), **plain)
     for remark in report.remarks:
         console.print(remark, **plain, style="yellow")
+    if not report.paths:
+        return
     page, *files = report.paths
     console.print(f"open {shortest(page)} ({len(files)} tables and figures are beside it)", **plain)
 

@@ -90,13 +90,14 @@ def _comparisons(compared: pd.DataFrame) -> list[str]:
     if compared.empty:
         return []
     warnings = "\n".join(f"- **{words.markdown(text)}**" for text in pairs.warnings(compared))
+    meanings = "\n".join(f"- {words.markdown(text)}" for text in pairs.meanings(compared))
     shown = pairs.shown(compared)
     table = (
         ["### Methods told apart", f"{words.PAIRS}.", columns.markdown(shown, further_columns.PAIRS)]
         if len(shown)
         else []
     )
-    return [*([warnings] if warnings else []), *table]
+    return [*([warnings] if warnings else []), *table, *([meanings] if meanings else [])]
 
 
 def _reproductions(reproduced: pd.DataFrame) -> list[str]:
@@ -131,11 +132,13 @@ def _legend(lines: pd.DataFrame) -> str:
         f"Fairness follows from the rows of a data set, model and budget: {levels}. Each level includes those below it. "
         "`alone`: there is no other method; `coarse`: not to be compared.",
         "Epochs are those of base network + learning + fine-tuning; `public` base networks were downloaded trained, `init`: "
-        "trained from initial weights. Plain epochs count a learning epoch as many times as its steps cost more than plain ones.",
+        "trained from initial weights. An epoch of a schedule with `epoch_images` has that many images. Plain epochs count a "
+        "learning epoch as many times as its steps cost more than plain ones.",
         f"{words.DOSE}.",
         "`coarse`: the reached cut exceeds the budget by more than 2 % of the MACs that the budget leaves, so it is not compared "
         "as equal; for a budget of time: the measured share misses the budget by more than 2 points. `dirty`: made "
         "from a checkout with uncommitted changes. An empty cell has its reason in the note.",
+        f"{words.NOTES}.",
         f"{words.NEVER_AVERAGED}.",
         f"Methods told apart: {words.PAIRS_METHOD}.",
         f"Published numbers: {words.REPRODUCTION}.",

@@ -63,6 +63,13 @@ PAIRS_METHOD = (
     "pairs if there is no common block. Seeds needed: a t test finds a difference and spread as "
     "measured here with power 0.8. Coarse runs are left out"
 )
+NOTES = (
+    'Notes: "no dense control": no finished run of the dense network after the same epochs, so no drop to control. '
+    '"control: N plain epochs": the dense control was trained for N plain epochs, not for as many as this line. "timed on a busy '
+    'machine": other processes ran beside a measurement. The column "doubtful" has the flags of timings. `[0 epochs]`: '
+    "the epochs of fine-tuning, if variants of one method differ in them. `[A]`, `[B]`: rows that differ in commit, device or "
+    "data; the meanings stand under the comparisons"
+)
 REFERENCE = "Reference rows are the project's tracked results, not part of the lines above: their runs are in no n, mean or test"
 
 OTHER_CODE = " †"
