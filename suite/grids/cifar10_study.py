@@ -76,5 +76,5 @@ GRID = Grid(
     runs=runs,
     timings=(),
     family="dsp(groups=4, grouping=learned)",
-    commit="ebb1d0ab490848912b3250dd5337f06aeb96e86e",
+    commit="f58b27cbebc0801a89d493ba24e9bd5ca92fe542",
 )
