@@ -1,4 +1,4 @@
-# make quickstart   install, then prune, measure and compare: a table and Pareto plots in a few minutes
+# make quickstart   install, then prune, measure and compare: a table and Pareto plots in about ten minutes
 # make test         install, then lint, types and tests (under 8 minutes on 2 cores)
 # make test-all     the slow tests too: real Slurm, long kill tests
 # make study        continue the CIFAR-10 study, at its commit, from the finished stages of the record, and add to them

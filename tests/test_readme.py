@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from suite import grids
+from suite import grids, methods, zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 HOMES = ("baselines", "suite", "results")
@@ -69,11 +69,39 @@ def test_grid_of_ones_own_runs(tmp_path: Path) -> None:
     assert "groups=3" in table
 
 
+def test_comparison_on_two_cores_starts_from_networks_of_the_record(tmp_path: Path) -> None:
+    (tmp_path / "compared.py").write_text(example("compare").replace("NAME", "l1_filter"))
+    planned = grids.load(str(tmp_path / "compared.py")).runs()
+    assert len(planned) == 4
+    assert all((zoo.FOLDER / run.base.key).is_dir() for run in planned)
+
+
+def table_names(page: str, heading: str) -> set[str]:
+    """Return the names in backticks of the first table after a heading."""
+    text = (ROOT / page).read_text().split(f"# {heading}", 1)[1]
+    rows = re.findall(r"^\|.*", text[text.index("\n|") :].split("\n\n", 1)[0], re.MULTILINE)
+    return set(re.findall(r"`([a-z]\w*\*?)`", "\n".join(rows)))
+
+
+def test_every_method_of_the_repository_is_in_the_table() -> None:
+    assert table_names("baselines/README.md", "Methods: one file each") == set(methods.discover())
+
+
+def test_every_grid_of_the_repository_is_in_the_table() -> None:
+    listed = table_names("suite/grids/README.md", "Grids: the experiments")
+    own = {path.stem for path in (ROOT / "suite" / "grids").glob("[a-z]*.py")}
+    assert listed - {"ablation_*"} <= own
+    assert {name for name in own if not name.startswith("ablation_")} <= listed
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_and_paths_exist(page: Path) -> None:
     text = page.read_text()
     for path in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text):
-        assert (page.parent / path).exists(), path
+        file, _, heading = path.partition("#")
+        assert (page.parent / file).exists(), path
+        slugs = re.findall(r"^#+ (.*)", (page.parent / file).read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in [slug.lower().replace(" ", "-") for slug in slugs], path
     for path in re.findall(r"(?<![\w/-])((?:suite|baselines|dsp|tests|results/reference)/[\w./-]*\w)", text):
         if "NAME" not in path:
             assert (ROOT / path).exists(), path

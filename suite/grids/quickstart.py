@@ -1,4 +1,4 @@
-"""Five methods on two small networks and embedded data, in a few minutes."""
+"""Five methods on two small networks and embedded data, in about ten minutes."""
 
 from __future__ import annotations
 
