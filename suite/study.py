@@ -69,7 +69,7 @@ def _git(*words: str) -> None:
 
 
 def next_part(runs: Sequence[Pruned], own_kind: str) -> str:
-    """Return what the labels of the next runs contain, such as "62.47% seed 1".
+    """Return what the labels of the next runs contain, such as " 62.47% seed 1".
 
     These are the runs of a block at a budget. The text is "" if all runs are done.
 
@@ -88,7 +88,7 @@ def next_part(runs: Sequence[Pruned], own_kind: str) -> str:
 
 
 def _part(run: Pruned) -> str:
-    return f"{run.budget.label} seed {run.seed}"
+    return f" {run.budget.label} seed {run.seed}"  # without the space "0.00%" would fit "50.00%", too
 
 
 def _is_done(run: Pruned) -> bool:
@@ -117,11 +117,13 @@ def take(name: str, grid: Grid, console: Console) -> None:
         return
     records.rows_folder(RECORD).mkdir(parents=True, exist_ok=True)
     merged = merge(RECORD, RESULTS, outputs=False)
-    new = zoo.add(grids.stages_of(grid, grids.runs_of(grid)), Context(results=RESULTS))
+    runs = grids.runs_of(grid)
+    new = zoo.add(grids.stages_of(grid, runs), Context(results=RESULTS))
     for line in (*merged.conflicts, *merged.unreadable):
         console.print(f"left out: {line}")
-    build(name, RECORD)
-    leaderboard.write(RECORD)
+    if records.read_all(RECORD, [run.key for run in runs]):
+        build(name, RECORD)
+        leaderboard.write(RECORD)
     console.print(f"{RECORD}: {merged.counts['rows taken']} new rows, {len(new)} new networks")
 
 
@@ -165,11 +167,11 @@ def run(name: str, only: str, device: str, console: Console) -> int:
     if only:
         return launch(name, only, device, grid, console)
     while part := next_part(runs, own_kind):
-        console.print(f"{name}: {part}")
+        console.print(f"{name}:{part}")
         if status := launch(name, part, device, grid, console):
             return status
         if part == next_part(runs, own_kind):
-            raise ValueError(f"{part} has runs without a row, though the launch has ended well; see {RESULTS}")
+            raise ValueError(f"{part.strip()} has runs without a row, though the launch has ended well; see {RESULTS}")
     console.print(f"{name}: all {len(runs)} runs are done")
     return 0
 

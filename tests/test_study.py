@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from suite.stages import Base, Pruned
 
 HERE, ELSEWHERE = "cpu: ours, 2 cores", "cpu: theirs, 2 cores"
 SHORT = Schedule(epochs=1, lr=0.05, weight_decay=5e-4, epoch_images=64, batch=32)
+LONG_S = 600
 
 
 @pytest.fixture
@@ -45,16 +48,16 @@ def finish(run: Pruned, device: str) -> None:
 
 
 def test_a_machine_takes_the_next_block_that_no_other_kind_has_begun(runs: list[Pruned]) -> None:
-    assert study.next_part(runs, HERE) == "60.00% seed 0"
+    assert study.next_part(runs, HERE) == " 60.00% seed 0"
     finish(runs[0], ELSEWHERE)
-    assert study.next_part(runs, HERE) == "60.00% seed 1"
-    assert study.next_part(runs, ELSEWHERE) == "60.00% seed 0"
+    assert study.next_part(runs, HERE) == " 60.00% seed 1"
+    assert study.next_part(runs, ELSEWHERE) == " 60.00% seed 0"
     for run in runs[2:4]:
         finish(run, HERE)
-    assert study.next_part(runs, HERE) == "60.00% seed 2"
+    assert study.next_part(runs, HERE) == " 60.00% seed 2"
     for run in runs[4:6]:
         finish(run, HERE)
-    assert study.next_part(runs, HERE) == "30.00% seed 1"
+    assert study.next_part(runs, HERE) == " 30.00% seed 1"
 
 
 def test_learned_groups_hold_a_block_too(runs: list[Pruned]) -> None:
@@ -64,7 +67,7 @@ def test_learned_groups_hold_a_block_too(runs: list[Pruned]) -> None:
     about = {"stage": {}, "label": "", "files": {}, "result": {"provenance": origin}, "row": None}
     write_json(zoo.FOLDER / learned.key / "done.json", about)
     assert study.held_by(runs[:2]) == {f"{ELSEWHERE}, bf16 emulated"}
-    assert study.next_part(runs, HERE) == "60.00% seed 1"
+    assert study.next_part(runs, HERE) == " 60.00% seed 1"
 
 
 def test_the_end_of_a_study_and_blocks_of_others(runs: list[Pruned]) -> None:
@@ -128,35 +131,44 @@ def first_commit(folder: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def begin(folder: Path, *options: str) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def begun(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A study as a process that ends with the block."""
     command = [sys.executable, "-m", "suite.study", "--grid", "small_study", "--device", "cpu", *options]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=LONG_S)
 
 
 @pytest.mark.slow
 def test_an_interrupted_study_keeps_what_is_finished_and_goes_on(checkout: Path) -> None:
     record = checkout / "results" / "reference"
-    process = begin(checkout)
-    deadline = time.monotonic() + 240
-    while not list((checkout / "results" / "study").glob("rows/*.json")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    text = process.communicate(timeout=240)[0]
+    with begun(checkout) as process:
+        deadline = time.monotonic() + LONG_S
+        while not list((checkout / "results" / "study").glob("rows/*.json")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        text = process.communicate(timeout=LONG_S)[0]
     assert process.returncode != 0, text
     kept = len(list(record.glob("rows/*.json")))
     assert 1 <= kept < 4, text
     assert len(json.loads((record / "networks" / "index.json").read_text())) >= 2
 
     shutil.rmtree(checkout / "results" / "study")  # another machine, which has the record alone
-    process = begin(checkout)
-    text = process.communicate(timeout=400)[0]
+    with begun(checkout) as process:
+        text = process.communicate(timeout=LONG_S)[0]
     assert process.returncode == 0, text
     assert "all 4 runs are done" in text
+    assert "small_study: 50.00% seed 1" in text
     assert "left out" not in text
     rows = [json.loads(path.read_text()) for path in record.glob("rows/*.json")]
     assert len(rows) == 4
@@ -166,6 +178,6 @@ def test_an_interrupted_study_keeps_what_is_finished_and_goes_on(checkout: Path)
     assert "4 runs: 4 done" in (record / "small_study" / "table.md").read_text()
     assert {"resnet8/base", "resnet8/base_seed1"} < json.loads((record / "networks" / "index.json").read_text()).keys()
 
-    process = begin(checkout, "--check")
-    text = process.communicate(timeout=240)[0]
+    with begun(checkout, "--check") as process:
+        text = process.communicate(timeout=LONG_S)[0]
     assert (process.returncode, "equal in every bit" in text) == (0, True), text
