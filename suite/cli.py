@@ -84,14 +84,19 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_machine_options(parser: argparse.ArgumentParser) -> None:
-    """Add --device, --threads and --max-minutes."""
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add --device, whose value `device_of` resolves."""
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
         help="device of the training (default: auto); timings follow the grid",
     )
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """Add --device, --threads and --max-minutes."""
+    add_device_option(parser)
     parser.add_argument(
         "--threads",
         type=int,

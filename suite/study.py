@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -76,34 +76,27 @@ def next_part(runs: Sequence[Pruned], own_kind: str) -> str:
     own_kind   of this device (`records.kind_of_device`)
     Raises ValueError if other kinds of device hold all blocks with open runs.
     """
-    open_runs = [run for run in runs if not _is_done(run)]
-    for run in open_runs:
-        if held_by([other for other in runs if other.base == run.base]) <= {own_kind}:
-            return _part(run)
-    if open_runs:
+    done = {row.key for row in records.read_all(RECORD, [run.key for run in runs]) if row.status == "done"}
+    open_runs = [run for run in runs if run.key not in done]
+    for base in dict.fromkeys(run.base for run in open_runs):
+        if not held_by([run for run in runs if run.base == base]) <= {own_kind}:
+            open_runs = [run for run in open_runs if run.base != base]
+    if open_runs:  # without the first space "0.00%" would fit "50.00%", too
+        return f" {open_runs[0].budget.label} seed {open_runs[0].seed}"
+    if len(done) < len(runs):
         raise ValueError(
             f"other kinds of device than {own_kind!r} hold all blocks with open runs; continue on one of them"
         )
     return ""
 
 
-def _part(run: Pruned) -> str:
-    return f" {run.budget.label} seed {run.seed}"  # without the space "0.00%" would fit "50.00%", too
-
-
-def _is_done(run: Pruned) -> bool:
-    rows = records.read_all(RECORD, [run.key])
-    return any(row.status == "done" for row in rows)
-
-
-def held_by(block: Iterable[Pruned]) -> set[str]:
+def held_by(block: Sequence[Pruned]) -> set[str]:
     """Return the kinds of device with finished stages of a block in the record.
 
     The base network does not count: it is common to all methods.
     """
-    every = list(block)
-    kinds = {records.kind_of_device(row.provenance) for row in records.read_all(RECORD, [run.key for run in every])}
-    for learned in dict.fromkeys(run.learned for run in every if run.learned):
+    kinds = {records.kind_of_device(row.provenance) for row in records.read_all(RECORD, [run.key for run in block])}
+    for learned in dict.fromkeys(run.learned for run in block if run.learned):
         done = zoo.FOLDER / learned.key / "done.json"
         if done.is_file():
             origin = jsonfile.checked(done, records.Done)["result"].get("provenance", {})
@@ -215,9 +208,7 @@ def main() -> int:
         help="runs whose label contains TEXT (default: the next budget of a block)",
     )
     parser.add_argument("--check", action="store_true", help="run one finished run again, and compare it")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)"
-    )
+    cli.add_device_option(parser)
     arguments = parser.parse_args()
     cli.configure_logging()
     console = Console(soft_wrap=True, highlight=False, markup=False)

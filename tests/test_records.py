@@ -232,7 +232,7 @@ def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
 
 
 def test_a_file_that_may_not_grow_is_never_half_there(tmp_path: Path) -> None:
-    """As on a full disk: the system refuses in the middle of a write."""
+    """The system refuses in the middle of a write, which a full disk does, too."""
     code = """
         import resource, sys
         from pathlib import Path

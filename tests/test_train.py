@@ -93,7 +93,7 @@ LEARNERS: dict[str, Callable[[nn.Module], Learner]] = {
 
 
 def trainer(learner: str = "plain", schedule: Schedule = SCHEDULE, *, seed: int = 0, judged: bool = False) -> Trainer:
-    """As a process makes it that starts anew."""
+    """Make a trainer from the seed, for a process that starts anew."""
     seed_everything(seed)
     model = models.build("vgg6", DIGITS.classes)
     batches = DIGITS.train("all", batch=schedule.batch, seed=seed, device="cpu", limit=schedule.epoch_images)
