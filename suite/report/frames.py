@@ -119,7 +119,7 @@ def load(grid: Grid, results: Path, smoke: bool) -> Frames:
     series = dict(zip(runs_frame["key"], runs_frame["series"], strict=True))
     pruned_rows = _marked(pruned_rows, [series[row.key] for row in pruned_rows])
     timed_rows = [row for row in rows if isinstance(row, records.TimedRow)]
-    joined = _joined(runs_frame, _pruned_rows(pruned_rows), ["base_top1_pct", "pruned_top1_pct", "macs_cut_pct"])
+    joined = _joined(runs_frame, _pruned_rows(pruned_rows, runs), ["base_top1_pct", "pruned_top1_pct", "macs_cut_pct"])
     joined["base_weights"] = joined["base_sha256"].replace("unknown", None).fillna(joined["base_key"])
     joined["device"] = _by_block(joined)
     return Frames(
@@ -316,13 +316,14 @@ def _of_other_code(grid: Grid, runs: Sequence[Pruned], rows: Iterable[records.Pr
     return {row.key for row in later if row.provenance.get("code", "") not in ("", code.short(now[row.key]))}
 
 
-def _pruned_rows(rows: Sequence[records.PrunedRow]) -> pd.DataFrame:
+def _pruned_rows(rows: Sequence[records.PrunedRow], runs: Sequence[Pruned]) -> pd.DataFrame:
     provenance = [*CONDITIONS, "base_sha256"]
+    stages = {run.key: run for run in runs}
     frame = pd.DataFrame(
         [
             [
                 *(getattr(row, name) for name in _PRUNED),
-                *(_device(row) if name == "device" else row.provenance.get(name) for name in provenance),
+                *(_device(row, stages[row.key]) if name == "device" else row.provenance.get(name) for name in provenance),
                 *(row.provenance.get("learned", {}).get(name) for name in FACTS),
             ]
             for row in rows
@@ -333,10 +334,9 @@ def _pruned_rows(rows: Sequence[records.PrunedRow]) -> pd.DataFrame:
     return _with_conditions(frame, provenance).assign(files=pd.Series(files, index=frame.index, dtype="object"))
 
 
-def _device(row: records.PrunedRow) -> str | None:
-    """Return the device that trained, with the precisions of its training that it emulates."""
-    schedules = [row.stage.get(part) or {} for part in ("learning", "finetune")]
-    used = [schedule.get("compute", {}).get("precision") for schedule in schedules]
+def _device(row: records.PrunedRow, run: Pruned) -> str | None:
+    """Return the device that trained, with the precisions of the run's training that it emulates."""
+    used = [schedule.compute.precision for schedule in (run.learning, run.finetune) if schedule]
     device = records.kind_of_device(row.provenance, used)
     learned = row.provenance.get("learned_device")
     return f"{device}, learned on {learned}" if learned else device or None
