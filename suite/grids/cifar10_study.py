@@ -1,10 +1,10 @@
 """ResNet-20 on CIFAR-10 at equal MACs, equal base networks and equal training, on two cores.
 
-A block is one base network with all methods on it. Every method gets the plain-step equivalents of DSP's learning and
+A block is one base network with all methods on it. Its training is as short as the grid `cifar10_study_length` allows, so that
+two cores finish a block at one budget within hours. Every method gets the plain-step equivalents of DSP's learning and
 fine-tuning; a method that learns from initial weights replaces the base network's training. DSP has the dose of its released
-schedule, and each rival's penalty its authors' product of coefficient and summed learning rates. The grid
-`cifar10_study_length` shows what doubling the training is worth. Runs are listed budget by budget, so that the declared
-comparisons are complete at the first budget before the second begins.
+schedule, and each rival's penalty its authors' product of coefficient and summed learning rates. Runs are listed budget by
+budget, so that the declared comparisons are complete at the first budget before the second begins.
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ SHARES = (0.6247, 0.5, 0.8)
 """The first is near the released cuts of ResNet-20 (`_released.CUTS`, 61.23 to 63.57 % of the prunable convolutions)."""
 BF16 = Compute(precision="bf16", layout="channels_last")
 BASE = Schedule(epochs=40, lr=0.1, weight_decay=5e-4, warmup_epochs=1, compute=BF16)
-LEARN = Schedule(epochs=8, lr=0.05, weight_decay=5e-4, compute=BF16)
-FINETUNE = Schedule(epochs=20, lr=0.02, weight_decay=5e-4, compute=BF16)
+LEARN = Schedule(epochs=4, lr=0.05, weight_decay=5e-4, compute=BF16)
+FINETUNE = Schedule(epochs=10, lr=0.02, weight_decay=5e-4, compute=BF16)
 TOTAL = FINETUNE.epochs + 2.1 * LEARN.epochs
 """Plain-step equivalents of DSP's learning and fine-tuning."""
 TRAIN_IMAGES = 50_000
+DOSE = _released.DOSES["resnet20"]
 RIVALS = ("l1_filter", "fpgm", "slimming", "greg", "depgraph", "chip", "resrep", "equal_gkp", "random_filter")
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("dsp", {"groups": 4, "dose": DOSE}),
+    ("dsp", {"groups": 4, "grouping": "random", "dose": DOSE}),
+    *((name, {}) for name in RIVALS),
+    ("dsp", {"groups": 2, "dose": DOSE}),
+    ("dsp", {"groups": 1, "dose": DOSE}),
+)
 
 
 def bases() -> list[Base]:
@@ -37,14 +45,11 @@ def bases() -> list[Base]:
 
 
 def block(base: Base, budget: Budget) -> list[Pruned]:
-    """Return all methods on one base network at one budget, the declared family first."""
-    dsp: tuple[dict[str, Any], ...] = ({"groups": 4}, {"groups": 2}, {"groups": 1}, {"groups": 4, "grouping": "random"})
-    dose = _released.DOSES["resnet20"]
-    variants = [("dsp", {**changes, "dose": dose}) for changes in dsp] + [(name, {}) for name in RIVALS]
+    """Return all methods on a base network at one budget, other numbers of groups last."""
     scratch = replace(BASE, epochs=BASE.epochs + LEARN.epochs)
     runs = [
         run
-        for method, changes in variants
+        for method, changes in VARIANTS
         for run in cross(
             bases=[base],
             method=method,

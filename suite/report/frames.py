@@ -323,7 +323,10 @@ def _pruned_rows(rows: Sequence[records.PrunedRow], runs: Sequence[Pruned]) -> p
         [
             [
                 *(getattr(row, name) for name in _PRUNED),
-                *(_device(row, stages[row.key]) if name == "device" else row.provenance.get(name) for name in provenance),
+                *(
+                    _device(row, stages[row.key]) if name == "device" else row.provenance.get(name)
+                    for name in provenance
+                ),
                 *(row.provenance.get("learned", {}).get(name) for name in FACTS),
             ]
             for row in rows
