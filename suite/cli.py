@@ -68,7 +68,10 @@ def add_choice_options(parser: argparse.ArgumentParser, *, required: bool = True
         help="a file in suite/grids/ such as quickstart, or the path of one of your own",
     )
     parser.add_argument(
-        "--only", default="", metavar="TEXT", help="just the runs whose label contains TEXT, or the runs of a key"
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="just the runs whose label contains TEXT, or the runs of a key; several with | between them",
     )
     parser.add_argument(
         "--smoke",

@@ -69,9 +69,9 @@ def _git(*words: str) -> None:
 
 
 def next_part(runs: Sequence[Pruned], own_kind: str) -> str:
-    """Return what the labels of the next runs contain, such as " 62.47% seed 1".
+    """Return what the labels of the next runs contain, for `--only`: " 62.47% seed 1".
 
-    These are the runs of a block at a budget. The text is "" if all runs are done.
+    These are the runs of a block at a budget, and the block's dense control if it is open. The text is "" if all runs are done.
 
     own_kind   of this device (`records.kind_of_device`)
     Raises ValueError if other kinds of device hold all blocks with open runs.
@@ -81,8 +81,11 @@ def next_part(runs: Sequence[Pruned], own_kind: str) -> str:
     for base in dict.fromkeys(run.base for run in open_runs):
         if not held_by([run for run in runs if run.base == base]) <= {own_kind}:
             open_runs = [run for run in open_runs if run.base != base]
-    if open_runs:  # without the first space "0.00%" would fit "50.00%", too
-        return f" {open_runs[0].budget.label} seed {open_runs[0].seed}"
+    if open_runs:
+        block = [run for run in open_runs if run.base == open_runs[0].base]
+        pruned = next((run for run in block if run.settings.removes), block[0])
+        # without the first space "0.00%" would fit "50.00%", too
+        return "|".join(dict.fromkeys(f" {run.budget.label} seed {run.seed}" for run in (block[0], pruned)))
     if len(done) < len(runs):
         raise ValueError(
             f"other kinds of device than {own_kind!r} hold all blocks with open runs; continue on one of them"

@@ -60,6 +60,18 @@ def test_a_machine_takes_the_next_block_that_no_other_kind_has_begun(runs: list[
     assert study.next_part(runs, HERE) == " 30.00% seed 1"
 
 
+def test_the_control_of_a_block_goes_with_its_first_budget(runs: list[Pruned]) -> None:
+    control = grids.dense_control(bases=[runs[0].base], finetune=SHORT, learning=SHORT)
+    planned = [*control, *runs]
+    part = study.next_part(planned, HERE)
+    assert part == " 0.00% seed 0| 60.00% seed 0"
+    chosen = grids.runs_of(grids.Grid(title="", about="", runs=lambda: planned, timings=()), only=part)
+    assert chosen == [*control, *runs[:2]]
+    finish(runs[0], HERE)
+    finish(runs[1], HERE)
+    assert study.next_part(planned, HERE) == " 0.00% seed 0| 30.00% seed 0"
+
+
 def test_learned_groups_hold_a_block_too(runs: list[Pruned]) -> None:
     learned = runs[0].learned
     assert learned is not None

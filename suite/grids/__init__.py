@@ -108,9 +108,10 @@ def folder_name(name: str) -> str:
 
 
 def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
-    """Return the grid's runs whose label contains `only`; small ones with `smoke`.
+    """Return the grid's runs whose label contains a text of `only`; small ones with `smoke`.
 
-    `only` may be the key of a run or of a stage that it needs, or the beginning of a key.
+    `only` is one text, or several with | between them. A text may be the key of a run or of a stage that it needs, or the
+    beginning of a key.
 
     Raises ValueError when none is left, or with what is wrong with the grid.
     """
@@ -141,7 +142,8 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
             f"grid {grid.title!r} has no dense control on {', '.join(bare)}, so its drops include the effect of longer training: "
             "add suite.grids.dense_control(bases=..., finetune=...)"
         )
-    chosen = [run for run in runs if only.lower() in run.label.lower() or _has_key(run, only)]
+    texts = [text for text in only.split("|") if text] or [""]
+    chosen = [run for run in runs if any(text.lower() in run.label.lower() or _has_key(run, text) for text in texts)]
     if not chosen:
         raise ValueError(f"--only {only!r} fits none of the {len(runs)} runs; the first is called {runs[0].label!r}")
     return chosen

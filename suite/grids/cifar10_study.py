@@ -81,5 +81,5 @@ GRID = Grid(
     runs=runs,
     timings=(),
     family="dsp(groups=4, grouping=learned)",
-    commit="40a88c88ca91f593b5306bbdb307deddb2c18bb3",
+    commit="f58b27cbebc0801a89d493ba24e9bd5ca92fe542",
 )
