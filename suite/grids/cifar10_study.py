@@ -81,5 +81,5 @@ GRID = Grid(
     runs=runs,
     timings=(),
     family="dsp(groups=4, grouping=learned)",
-    commit="f58b27cbebc0801a89d493ba24e9bd5ca92fe542",
+    commit="a1edd60e89497bf9ce0a4033457292d57ddf2e8d",
 )
