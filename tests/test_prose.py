@@ -26,7 +26,7 @@ PAGES = sorted(
     for pattern in (
         "README.md",
         "*/README.md",
-        "suite/*/README.md",
+        "suite/*/*.md",
         "results/*/*/README.md",
         "suite/report/templates/*.html",
     )

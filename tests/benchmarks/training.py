@@ -6,7 +6,7 @@ All steps alternate in one process, in an order that rotates. `x fp32` is the me
 by this step's, with quartiles; `/ masked` is the time divided by that of the masked dense step in the same precision, which
 packed fine-tuning replaces. "split" is packed fine-tuning with `Compute.packed` = "groups". With --compiled a further kind, bf16
 through torch.compile, is added. `--processes` compares two processes of one thread with one of two threads instead. --cpu-time
-counts seconds of the CPU: with one thread, other work on the machine then changes them little. suite/pack/README.md has the
+counts seconds of the CPU: with one thread, other work on the machine then changes them little. suite/pack/MEASUREMENTS.md has the
 times and the changes that were tried.
 """
 
