@@ -45,6 +45,7 @@ class Settings:
     temperature: float
     penalty_scale: PenaltyScale
     second_order: SecondOrder
+    logit_lr: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class GroupLearner(Learner):
         self._epsilon = maths.RELEASED_EPSILON if settings.second_order == "released" else 0.0
         count = settings.groups * sum(conv.filters for conv in convs)
         self._logits = torch.zeros(count, device=weight.device, dtype=weight.dtype, requires_grad=True)
-        self._adam = torch.optim.Adam([self._logits], lr=1e-3, eps=1e-12, capturable=weight.is_cuda)
+        self._adam = torch.optim.Adam([self._logits], lr=settings.logit_lr, eps=1e-12, capturable=weight.is_cuda)
         self._penalty = torch.zeros((), device=weight.device, dtype=weight.dtype)
         self._rate_sum = torch.zeros((), device=weight.device, dtype=torch.float64)
         per_rate = doses_per_rate(model, graph, settings.groups, settings.penalty_scale)

@@ -34,6 +34,8 @@ class DSP(Pruner):
     dose           if given, lambda is the one that gives this dose (`dsp.dose`) on the weights before learning, and `lam`
                    is reset to its default, so that a recipe's lambda does not enter the identity
     temperature    of the relaxed groups
+    logit_lr       Adam's learning rate of the group logits. Adam moves a logit by at most about this rate in a step, so a
+                   learning of few steps needs a larger one than that of the authors' 46,800 steps
     penalty_scale  "activations" weighs a layer's penalty by the size of its input too, "size" (as published) does not
     second_order   how the logits see that the groups move the weights: "exact" derivative, "released" reproduces the
                    authors' code, "none" needs no second forward and backward pass
@@ -65,6 +67,7 @@ class DSP(Pruner):
     lam: float = 2e-3
     dose: float | None = None
     temperature: float = 0.5
+    logit_lr: float = 1e-3
     penalty_scale: PenaltyScale = "activations"
     second_order: SecondOrder = "exact"
     grouping: Grouping = "learned"
@@ -81,8 +84,9 @@ class DSP(Pruner):
             raise ValueError(f"dose = {self.dose} must be a number of at least 0")
         if self.dose is not None:
             object.__setattr__(self, "lam", type(self).lam)
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature} must be positive")
+        for field in ("temperature", "logit_lr"):
+            if not 0 < getattr(self, field) < inf:
+                raise ValueError(f"{field} = {getattr(self, field)} must be positive")
         for field, choices in (("penalty_scale", PenaltyScale), ("second_order", SecondOrder), ("grouping", Grouping)):
             _one_of(field, getattr(self, field), get_args(choices))
         _one_of("per", self.per, get_args(Per))
@@ -115,6 +119,7 @@ class DSP(Pruner):
             temperature=self.temperature,
             penalty_scale=self.penalty_scale,
             second_order=self.second_order,
+            logit_lr=self.logit_lr,
         )
         fixed = None
         if self.grouping != "learned":

@@ -168,6 +168,14 @@ def test_a_step_agrees_with_the_slow_one(sgd: dict[str, Any]) -> None:
             assert torch.equal(after[key], value), f"{key} is not pruned, so it must stay as it was"
 
 
+@pytest.mark.parametrize("rate", [1e-3, 0.03])
+def test_the_first_step_moves_logits_by_their_rate(rate: float) -> None:
+    training = Training(dtype=torch.float64, logit_lr=rate)
+    training.step()
+    largest = max(float(logits.abs().max()) for logits in training.learner.state_dict()["logits"].values())
+    assert largest == pytest.approx(rate, rel=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["exact", "released", "none"])
 def test_without_lambda_only_the_logits_move(mode: str) -> None:
     training = Training(lam=0.0, second_order=mode)

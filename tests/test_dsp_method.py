@@ -32,6 +32,8 @@ def made(name: str) -> tuple[nn.Module, Graph]:
         ({"lam": -1e-3}, "lam = -0.001"),
         ({"lam": float("nan")}, "lam = nan"),
         ({"temperature": 0.0}, "temperature"),
+        ({"logit_lr": 0.0}, "logit_lr"),
+        ({"logit_lr": float("nan")}, "logit_lr"),
         ({"second_order": "third"}, "exact, released, none"),
         ({"penalty_scale": "macs"}, "activations, size"),
         ({"grouping": "sorted"}, "learned, random, kmeans"),

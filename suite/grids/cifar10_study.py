@@ -2,9 +2,10 @@
 
 A block is one base network with all methods on it. Its training is as short as the grid `cifar10_study_length` allows, so that
 two cores finish a block at one budget within hours. Every method gets the plain-step equivalents of DSP's learning and
-fine-tuning; a method that learns from initial weights replaces the base network's training. DSP has the dose of its released
-schedule, and each rival's penalty its authors' product of coefficient and summed learning rates. Runs are listed budget by
-budget, so that the declared comparisons are complete at the first budget before the second begins.
+fine-tuning; a method that learns from initial weights replaces the base network's training. A penalty has its authors' product of
+coefficient and summed learning rates; for DSP this is the dose of its released schedule, and its group logits have the released
+product of rate and steps. Runs are listed budget by budget, so that the declared comparisons are complete at the first budget
+before the second begins.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ FINETUNE = Schedule(epochs=10, lr=0.02, weight_decay=5e-4, compute=BF16)
 TOTAL = FINETUNE.epochs + 2.1 * LEARN.epochs
 """Plain-step equivalents of DSP's learning and fine-tuning."""
 TRAIN_IMAGES = 50_000
-DOSE = _released.DOSES["resnet20"]
+FIXED = {"dose": _released.DOSES["resnet20"]}
+LEARNED = {**FIXED, "logit_lr": 1e-3 * _released.LEARN.epochs / LEARN.epochs}
+"""Dose, and product of steps and rate of the group logits, as in the released learning."""
 RIVALS = ("l1_filter", "fpgm", "slimming", "greg", "depgraph", "chip", "resrep", "equal_gkp", "random_filter")
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("dsp", {"groups": 4, "dose": DOSE}),
-    ("dsp", {"groups": 4, "grouping": "random", "dose": DOSE}),
+    ("dsp", {**LEARNED, "groups": 4}),
+    ("dsp", {**FIXED, "groups": 4, "grouping": "random"}),
     *((name, {}) for name in RIVALS),
-    ("dsp", {"groups": 2, "dose": DOSE}),
-    ("dsp", {"groups": 1, "dose": DOSE}),
+    ("dsp", {**LEARNED, "groups": 2}),
+    ("dsp", {**FIXED, "groups": 1}),
 )
 
 
@@ -81,5 +84,5 @@ GRID = Grid(
     runs=runs,
     timings=(),
     family="dsp(groups=4, grouping=learned)",
-    commit="a1edd60e89497bf9ce0a4033457292d57ddf2e8d",
+    commit="f58b27cbebc0801a89d493ba24e9bd5ca92fe542",
 )
