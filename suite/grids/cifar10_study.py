@@ -84,5 +84,5 @@ GRID = Grid(
     runs=runs,
     timings=(),
     family="dsp(groups=4, grouping=learned)",
-    commit="f58b27cbebc0801a89d493ba24e9bd5ca92fe542",
+    commit="6ca1232b34618d0a1b6c6b7745a66a4795952c9f",
 )
