@@ -180,7 +180,7 @@ def test_an_interrupted_study_keeps_what_is_finished_and_goes_on(checkout: Path)
         text = process.communicate(timeout=LONG_S)[0]
     assert process.returncode == 0, text
     assert "all 4 runs are done" in text
-    assert "small_study: 50.00% seed 1" in text
+    assert "50.00% seed 1\n" in text
     assert "left out" not in text
     rows = [json.loads(path.read_text()) for path in record.glob("rows/*.json")]
     assert len(rows) == 4
