@@ -25,7 +25,7 @@ from torch import nn
 from suite import cli, grids, jsonfile, lease, models, pack, records
 from suite.files import plain_name, write_json, write_text
 from suite.records.merge import Merged, copy_output
-from suite.report import structure
+from suite.report.figures import structure
 from suite.run import Context, code, execute
 from suite.run.folder import check_files, failure, is_done
 from suite.stages import Base, Learned, Pruned, Stage, Timed, in_order

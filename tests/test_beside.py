@@ -13,7 +13,8 @@ from test_report import pruned_row, run_of
 from test_report_tables import grid_of
 
 from suite import grids, records
-from suite.report import build, figures, learning
+from suite.report import build, figures
+from suite.report.figures import learning
 from suite.stages import Pruned
 
 

@@ -20,7 +20,8 @@ from suite import records
 from suite.contract import Pruner
 from suite.grids import Grid
 from suite.methods import get
-from suite.report import ablation, cells, comparison, fairness, figures, frames, learning, looks, pairs, pareto, style
+from suite.report import cells, fairness, figures, frames, pairs
+from suite.report.figures import ablation, comparison, learning, looks, pareto, style
 from suite.stages import Pruned, Timing
 
 SAVE = style.save

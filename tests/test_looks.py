@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from suite import grids, methods, registry
-from suite.report import looks, style
-from suite.report.looks import Look
+from suite.report.figures import looks, style
+from suite.report.figures.looks import Look
 
 METHOD = """
 from baselines.l1_filter import L1Filter

@@ -24,7 +24,8 @@ from suite import grids, records
 from suite.contract import Budget, Pruner
 from suite.grids import Grid
 from suite.measure import claim
-from suite.report import Report, __main__, build, figures, looks, show, words
+from suite.report import Report, __main__, build, figures, show, words
+from suite.report.figures import looks
 from suite.schedule import Compute, Schedule
 from suite.stages import Base, Pruned, Timed, Timing, identity
 

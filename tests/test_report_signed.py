@@ -16,20 +16,8 @@ from test_report import CPU, SCHEDULE, pruned_row, timed_row
 from suite import methods, records
 from suite.contract import Budget, Pruner
 from suite.grids import Grid
-from suite.report import (
-    cells,
-    content,
-    documents,
-    dose,
-    fairness,
-    frames,
-    learning,
-    pairs,
-    pareto,
-    style,
-    timings,
-    words,
-)
+from suite.report import cells, content, documents, fairness, frames, pairs, timings, words
+from suite.report.figures import dose, learning, pareto, style
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timing
 

@@ -20,7 +20,8 @@ from suite.contract import ConvPlan, PruningPlan
 from suite.files import write_json
 from suite.graph import Graph
 from suite.grids import Grid, cross, runs_of
-from suite.report import __main__, learning, structure, style
+from suite.report import __main__
+from suite.report.figures import learning, structure, style
 from suite.report.frames import CONDITIONS
 from suite.schedule import Schedule
 from suite.stages import Base, Learned, identity

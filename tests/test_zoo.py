@@ -12,7 +12,7 @@ import torch
 
 from suite import grids, jsonfile, pack, records, zoo
 from suite.contract import Budget
-from suite.report import learning
+from suite.report.figures import learning
 from suite.run import Context, execute
 from suite.run.folder import is_done
 from suite.schedule import Schedule

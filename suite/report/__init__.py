@@ -14,15 +14,8 @@ columns       how columns are described; `table_columns` of the table, `further_
 content       all of that for one grid
 words         how numbers and conditions are written
 tables        CSV and Markdown; `latex` for papers; `documents` is all of them
-figures       which figures there are; their look is in `style`, that of methods in `looks`
-pareto        accuracy over what was saved, beside what others published
-extent        how far its axes reach
-speed         measured speed-up over the theoretical one
-comparison    methods against each other: intervals and ranks
-ablation      accuracy over the value of one setting; `dose` is that of a penalty
-structure     a pruned network as a picture, from its plan
-learning      what methods log while they learn and networks while they are fine-tuned, as curves
-runs          what there is to know of each run
+figures       all figures, a module for each kind
+runs          what there is to know of each run on the page
 page          the grid as a web page, from `templates/`
 paper         the counterparts of the paper's results, by name; `claims` is the table of what it claims
 """

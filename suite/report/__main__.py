@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from suite import cli, grids
-from suite.report import build, frames, leaderboard, learning, paper, show, structure, winners
+from suite.report import build, frames, leaderboard, paper, show, winners
+from suite.report.figures import learning, structure
 
 
 def parser() -> argparse.ArgumentParser:

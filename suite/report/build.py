@@ -16,21 +16,8 @@ from rich.text import Text
 
 from suite import grids
 from suite.files import remove_parts
-from suite.report import (
-    columns,
-    content,
-    documents,
-    dose,
-    figures,
-    frames,
-    grid_file,
-    learning,
-    page,
-    runs,
-    structure,
-    table_columns,
-    words,
-)
+from suite.report import columns, content, documents, figures, frames, grid_file, page, runs, table_columns, words
+from suite.report.figures import dose, learning, structure
 from suite.stages import Timed
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"

@@ -33,8 +33,8 @@ from suite.report import (
 from suite.report.columns import Column
 from suite.report.content import Content
 from suite.report.fairness import LEVELS
+from suite.report.figures.style import DPI, Picture
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, by_network
-from suite.report.style import DPI, Picture
 
 CLAIMS = Path("paper", "claims", "claims.md")
 """Output of `--paper claims`, beside the grids' folders."""

@@ -21,8 +21,9 @@ from rich.text import Text
 from suite import grids
 from suite.files import replacing, write_text
 from suite.registry import pick
-from suite.report import claims, columns, frames, further_columns, latex, notes, structure, words
+from suite.report import claims, columns, frames, further_columns, latex, notes, words
 from suite.report.build import build
+from suite.report.figures import structure
 
 TABLES = ("table.csv", "table_*.tex", "reproduction*", "comparisons.csv")
 ABLATION = "ablation_"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from suite import records
-from suite.report import learning, structure
+from suite.report.figures import learning, structure
 from suite.stages import Pruned, Timed, identity
 
 POINTS = 80

@@ -13,7 +13,7 @@ import pandas as pd
 from rich.console import Console
 
 from suite import jsonfile
-from suite.report import style
+from suite.report.figures import style
 
 
 class Geometry(TypedDict):

@@ -31,7 +31,7 @@ from suite.measure.layer_times import LayerTable
 from suite.measure.protocol import set_up_torch
 from suite.plan import Budget, PruningPlan, Runtime
 from suite.records.origin import device_name
-from suite.report import style
+from suite.report.figures import style
 from suite.run import Context, execute
 from suite.run.pruned_stage import _start
 from suite.run.workspace import Workspace

@@ -26,9 +26,10 @@ from matplotlib.markers import CARETRIGHT
 from scipy import stats
 
 from suite import data
-from suite.report import fairness, inference, pairs, style, words
-from suite.report.extent import farthest
+from suite.report import fairness, inference, pairs, words
 from suite.report.fairness import SET
+from suite.report.figures import style
+from suite.report.figures.extent import farthest
 from suite.report.frames import CONDITIONS
 
 LEFT = 0.1

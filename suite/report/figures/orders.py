@@ -13,7 +13,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
-from suite.report import inference, style, words
+from suite.report import inference, words
+from suite.report.figures import style
 
 SIDES = ("equal MACs", "equal time")
 

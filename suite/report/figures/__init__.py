@@ -1,4 +1,14 @@
-"""Figures of a grid, drawn from its rows; a figure without data is not written."""
+"""Figures of a grid, drawn from its rows; a figure without data is not written.
+
+pareto        accuracy over what was saved, beside what others published; `extent` limits its axes
+speed         measured speed-up over the theoretical one
+comparison    methods against each other: intervals and ranks
+orders        accuracy at equal time beside accuracy at equal MACs
+ablation      accuracy over the value of one setting; `dose` is that of a penalty
+learning      what methods log while they learn and networks while they are fine-tuned, as curves
+structure     a pruned network as a picture, from its plan
+style         style of all figures; `looks` has colour and mark of each method
+"""
 
 from __future__ import annotations
 
@@ -8,9 +18,10 @@ from pathlib import Path
 import pandas as pd
 
 from suite.contract import Pruner
-from suite.report import ablation, comparison, dose, looks, orders, pareto, published, speed
+from suite.report import published
+from suite.report.figures import ablation, comparison, dose, looks, orders, pareto, speed
+from suite.report.figures.style import Picture
 from suite.report.frames import CONDITIONS, Frames
-from suite.report.style import Picture
 
 KINDS = ("pareto", "speed", "intervals", "ranks", "orders", "ablation")
 """What the files' names begin with."""

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.markers import CARETDOWN
 from matplotlib.ticker import MaxNLocator
 
-from suite.report import style
+from suite.report.figures import style
 
 NARROW = 0.25
 """Points whose cuts differ by less than this share of the largest have an axis of their own."""

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from suite.report import extent, inference, style, words
+from suite.report import inference, words
+from suite.report.figures import extent, style
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS
 from suite.report.published import REFERENCE
 

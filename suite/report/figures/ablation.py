@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from suite.contract import Pruner
-from suite.report import pareto, style, words
+from suite.report import words
+from suite.report.figures import pareto, style
+from suite.report.figures.looks import Look
 from suite.report.frames import CONDITIONS, SCHEDULES
-from suite.report.looks import Look
 
 LOG_FROM_X = 8
 """Positive values whose largest is so many times the smallest have a logarithmic axis."""

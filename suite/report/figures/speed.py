@@ -14,7 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from suite.report import style, words
+from suite.report import words
+from suite.report.figures import style
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, TIMING
 
 PANEL_IN = 2.7

@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from suite import grids, jsonfile, records
-from suite.report import looks, style, words
+from suite.report import words
 from suite.report.cells import UNLEARNED
+from suite.report.figures import looks, style
+from suite.report.figures.looks import Look
 from suite.report.frames import CONDITIONS
-from suite.report.looks import Look
 from suite.stages import Learned, Pruned
 
 log = logging.getLogger(__name__)

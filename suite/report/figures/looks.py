@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from suite import methods, registry
-from suite.report import style
+from suite.report.figures import style
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS
 
 FILE = Path(__file__).with_name("looks.toml")

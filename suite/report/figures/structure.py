@@ -27,7 +27,8 @@ from matplotlib.patches import Patch, Rectangle
 from suite import models, pack, records, registry
 from suite.contract import ConvPlan, PruningPlan
 from suite.graph import Conv, Graph
-from suite.report import style, words
+from suite.report import words
+from suite.report.figures import style
 
 log = logging.getLogger(__name__)
 
