@@ -84,6 +84,11 @@ class Base(_Named):
         return {"schedule": None, **_fields(self), **digest}
 
     @property
+    def base(self) -> Base:
+        """The base network itself, as every stage has one."""
+        return self
+
+    @property
     def label(self) -> str:
         """Description for people."""
         own = weights.own_file(self.weights)
@@ -173,6 +178,11 @@ class Pruned(_Named):
         return fields
 
     @property
+    def schedule(self) -> Schedule:
+        """Schedule that the stage itself trains by."""
+        return self.finetune
+
+    @property
     def method(self) -> str:
         """Name of the method."""
         return self.settings.method_name()
@@ -219,6 +229,12 @@ class Timed(_Named):
     kind: ClassVar[str] = "timed"
     pruned: Pruned
     timing: Timing
+    schedule: ClassVar[None] = None
+
+    @property
+    def base(self) -> Base:
+        """The base network of the run."""
+        return self.pruned.base
 
     @property
     def label(self) -> str:

@@ -154,7 +154,7 @@ def _files(stage_folder: Path) -> dict[str, Any]:
 
 def _name(stage: Base | Learned | Pruned) -> str:
     """Return `resnet20/dsp_g4_62`: model, method with groups and words of its settings, budget, seed."""
-    base = stage.base if isinstance(stage, Learned | Pruned) else stage
+    base = stage.base
     seed = f"_seed{stage.seed}" if stage.seed else ""
     if isinstance(stage, Base):
         return f"{base.model}/{base.weights or 'base'}{seed}"

@@ -92,7 +92,7 @@ def work_bytes(stage: Stage, context: Context) -> int:
     """
     if isinstance(stage, Timed):
         return 0
-    schedule = stage.finetune if isinstance(stage, Pruned) else stage.schedule
+    schedule = stage.schedule
     if schedule is None or not schedule.epochs:
         return output_bytes(stage, context)
     copies = 2.0 + bool(schedule.ema_decay) + (schedule.keep != "last")
@@ -103,10 +103,9 @@ def work_bytes(stage: Stage, context: Context) -> int:
 
 def _weights_bytes(stage: Base | Learned | Pruned, context: Context) -> int:
     """Return the bytes of the dense network's weights; 0 if they are not known."""
-    base = stage if isinstance(stage, Base) else stage.base
     try:
-        about = data.size(base.data, context.data)
-        return speed.size_of(base.model, about.classes, about.input_shape).bytes
+        about = data.size(stage.base.data, context.data)
+        return speed.size_of(stage.base.model, about.classes, about.input_shape).bytes
     except (ValueError, OSError):
         return 0
 

@@ -101,8 +101,7 @@ class Estimator:
         """
         if isinstance(stage, Timed):
             return Cost(seconds=TIMED_S[stage.timing.protocol] * self.jobs)
-        base = stage if isinstance(stage, Base) else stage.base
-        schedule = stage.schedule if isinstance(stage, Base | Learned) else stage.finetune
+        base, schedule = stage.base, stage.schedule
         network = _network(base, schedule, self.context)
         disk_bytes = network.size.bytes * (2 if isinstance(stage, Base) else 1)
         besides_s = CPU_STAGE_S if self.on_cpu else 0.0
@@ -119,10 +118,7 @@ class Estimator:
 
     def measures(self, stage: Stage) -> bool:
         """Return True if rows or a probe on the device have the stage's training steps."""
-        if isinstance(stage, Timed):
-            return False
-        base = stage if isinstance(stage, Base) else stage.base
-        schedule = stage.schedule if isinstance(stage, Base | Learned) else stage.finetune
+        base, schedule = stage.base, stage.schedule
         return schedule is not None and self._measured_s(base, _network(base, schedule, self.context)) is not None
 
     def _measured_s(self, base: Base, network: Network) -> float | None:
@@ -247,13 +243,11 @@ def _networks(stages: Iterable[Stage], context: Context) -> list[tuple[tuple[str
     """
     macs: Counter[tuple[tuple[str, str, str], Network]] = Counter()
     for stage in stages:
-        if not isinstance(stage, Timed):
-            base = stage if isinstance(stage, Base) else stage.base
-            schedule = stage.schedule if isinstance(stage, Base | Learned) else stage.finetune
-            if schedule is not None and schedule.epochs:
-                network = _network(base, schedule, context)
-                about = (base.data, base.model, network.precision), network
-                macs[about] += int(network.size.macs * _images(base, schedule, context))
+        base, schedule = stage.base, stage.schedule
+        if schedule is not None and schedule.epochs:
+            network = _network(base, schedule, context)
+            about = (base.data, base.model, network.precision), network
+            macs[about] += int(network.size.macs * _images(base, schedule, context))
     return [about for about, _ in macs.most_common()]
 
 
@@ -353,8 +347,7 @@ def _epochs(stage: Stage) -> str:
 
 def _line_of(stage: Stage) -> tuple[str, str]:
     run = stage.pruned if isinstance(stage, Timed) else stage
-    base = run if isinstance(run, Base) else run.base
-    network = f"{base.data}/{base.model}"
+    network = f"{run.base.data}/{run.base.model}"
     if isinstance(run, Base):
         return network, "base networks"
     return network, run.described if isinstance(run, Pruned) else describe(run.settings)

@@ -263,17 +263,13 @@ def _weight(stage: Stage, expected: Mapping[str, float]) -> float:
 
 def _epochs(stage: Stage) -> float:
     """Return the epochs of a stage in plain-step equivalents, and one for everything else."""
-    if isinstance(stage, Timed):
-        return 1.0
-    schedule = stage.finetune if isinstance(stage, Pruned) else stage.schedule
     cost = stage.settings.step_cost if isinstance(stage, Learned) else 1.0
-    return 1.0 + (schedule.epochs * cost if schedule else 0.0)
+    return 1.0 + (stage.schedule.epochs * cost if stage.schedule else 0.0)
 
 
 def _alike(stage: Stage) -> tuple[str, ...]:
     """Return what stages of about equal duration have in common."""
     if isinstance(stage, Timed):
         return (stage.kind,)
-    base = stage if isinstance(stage, Base) else stage.base
     method = () if isinstance(stage, Base | Pruned) else (type(stage.settings).__name__,)
-    return (stage.kind, base.data, base.model, *method)
+    return (stage.kind, stage.base.data, stage.base.model, *method)

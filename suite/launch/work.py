@@ -18,8 +18,7 @@ from suite.launch.record import Launch
 from suite.registry import pick_plugin
 from suite.run import Context, code, given_up, repair
 from suite.run.folder import DamagedError, output
-from suite.schedule import Schedule
-from suite.stages import Base, Pruned, Stage, Timed
+from suite.stages import Base, Stage, Timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,19 +160,12 @@ def emulated(stages: Sequence[Stage], context: Context) -> list[str]:
     device, lines = torch.device(context.device), []
     if device.type == "cuda" and not torch.cuda.is_available():
         return []
-    counts = Counter(schedule.compute.precision for schedule in map(_schedule, stages) if schedule)
+    counts = Counter(schedule.compute.precision for stage in stages if (schedule := stage.schedule))
     for precision, count in counts.items():
         arithmetic.require(precision, device)
         if line := arithmetic.emulation(precision, device):
             lines.append(f"{count} of {len(stages)} stages to do train in {precision}: {line}")
     return lines
-
-
-def _schedule(stage: Stage) -> Schedule | None:
-    """Return the schedule that the stage itself trains by, or None."""
-    if isinstance(stage, Timed):
-        return None
-    return stage.finetune if isinstance(stage, Pruned) else stage.schedule
 
 
 @contextmanager

@@ -59,9 +59,7 @@ class Workspace(Generic[S]):
     def base(self) -> Base:
         """The base stage of the run."""
         stage: Stage = self.stage
-        if isinstance(stage, Base):
-            return stage
-        return stage.pruned.base if isinstance(stage, Timed) else stage.base
+        return stage.base
 
     @property
     def dataset(self) -> datasets.Dataset:
@@ -142,7 +140,7 @@ class Workspace(Generic[S]):
     def task(self: Workspace[Run]) -> Task:
         """Return the data, seed, budget and reference plan that the stage's method may use."""
         stage = self.stage
-        schedule = stage.schedule if isinstance(stage, Learned) else stage.finetune
+        schedule = stage.schedule
 
         def train_epoch(epoch: int) -> Iterator[Batch]:
             return self._epochs(schedule, SAMPLES, slice(None)).epoch(epoch)
