@@ -14,7 +14,8 @@ import torch
 from tiny_grid import results
 
 from suite import files, progress
-from suite.run import Context, execute, failure, given_up, is_done
+from suite.launch import record
+from suite.run import Context, execute, fail, failure, given_up, is_done
 
 STAGE = tiny_grid.base()
 
@@ -70,4 +71,56 @@ def test_reports_that_cannot_be_written_cost_nothing(
     assert execute(STAGE, context) == "done"
     assert refused
     assert is_done(STAGE, context)
+    assert results(context, [STAGE]) == results(undisturbed, [STAGE])
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of files that the storage does not give."""
+    names, given = set[str](), files.open_regular
+
+    def opened(path: Path) -> Any:
+        if path.name in names:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return given(path)
+
+    monkeypatch.setattr("suite.jsonfile.open_regular", opened)
+    return names
+
+
+def test_a_record_of_jobs_that_the_storage_does_not_give_stays(tmp_path: Path, unreadable: set[str]) -> None:
+    launch = record.begin("mine", "local", [STAGE], snapshot="", jobs={STAGE.key: "7"})
+    record.write(launch, tmp_path)
+    unreadable.add("mine.json")
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        record.set_aside_if_damaged(tmp_path, "mine")
+    unreadable.clear()
+    assert record.read(tmp_path, "mine") == launch
+
+
+def test_failures_that_the_storage_does_not_give_are_kept(
+    tmp_path: Path, unreadable: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    context = Context(results=tmp_path, threads=1)
+    files.write_json(context.folder(STAGE) / "failures.json", {"failed: no": {"times": 2, "reason": "no"}})
+    unreadable.add("failures.json")
+    assert fail(STAGE, context, "failed", "no") == "failed"
+    assert "its status could not be written" in caplog.text
+    unreadable.clear()
+    assert fail(STAGE, context, "failed", "no") == "failed"
+    assert given_up(STAGE, context) is not None
+
+
+def test_a_number_of_threads_that_the_storage_does_not_give_is_not_replaced(
+    undisturbed: Context, tmp_path: Path, unreadable: set[str]
+) -> None:
+    context = Context(results=tmp_path, threads=1)
+    started = context.folder(STAGE) / "started.json"
+    files.write_json(started, {"threads": 1})
+    before = started.read_bytes()
+    unreadable.add("started.json")
+    assert execute(STAGE, context) == "failed"
+    assert started.read_bytes() == before
+    unreadable.clear()
+    assert execute(STAGE, context) == "done"
     assert results(context, [STAGE]) == results(undisturbed, [STAGE])

@@ -100,9 +100,18 @@ def read(results: Path, grid: str) -> Launch | None:
 
 
 def set_aside_if_damaged(results: Path, grid: str) -> None:
-    """Rename a damaged record to GRID.json.damaged; its jobs are not found again."""
+    """Rename a damaged record to GRID.json.damaged; its jobs are not found again.
+
+    Raises OSError if the storage does not give the record, which then stays in place.
+    """
     path = _path(results, grid)
-    if path.exists() and read(results, grid) is None:
+    try:
+        intact = _is_valid(jsonfile.read(path, Launch))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        intact = False
+    if not intact:
         aside = path.with_name(f"{path.name}.damaged")
         os.replace(path, aside)
         log.warning("%s is damaged and set aside as %s; jobs that it names are not found again", path, aside.name)

@@ -252,12 +252,12 @@ def _pin_threads(path: Path, stage: Stage, context: Context) -> None:
     """Set the number of threads that the stage was started with.
 
     Sums depend on this number. It is stored after torch has accepted it, so a refused number never sticks to the stage. Raises
-    ValueError if torch refuses `--threads`.
+    ValueError if torch refuses `--threads`, OSError if the storage does not give the number.
     """
     try:
         torch.set_num_threads(jsonfile.read(path, Started)["threads"])
         return
-    except (OSError, ValueError, RuntimeError):  # absent, damaged or refused
+    except (FileNotFoundError, ValueError, RuntimeError):  # absent, damaged or refused
         threads = (isinstance(stage, Timed) and stage.timing.threads) or context.threads or cli.cores()
     try:
         torch.set_num_threads(threads)
@@ -275,7 +275,7 @@ def _forget_other_code(path: Path, stage: Stage, context: Context) -> None:
     try:
         started = jsonfile.checked(path, Started)
         differing = code.changes(stage, started.get("code"))[0]
-    except (OSError, ValueError):  # absent or damaged
+    except (FileNotFoundError, ValueError):  # absent or damaged
         return
     if differing and distributed.is_first():
         log.warning("%s was started with other code of %s, and begins again", stage.label, ", ".join(differing))

@@ -204,8 +204,13 @@ def count_failure(stage: Stage, context: Context, status: str, reason: str) -> N
 
     Reasons that differ in numbers only (sizes, jobs, epochs) are equal.
     """
-    path, counts = context.folder(stage) / "failures.json", _failures(stage, context)
-    if path.exists() and not counts:
+    path = context.folder(stage) / "failures.json"
+    try:
+        counts = jsonfile.read(path, dict[str, Failure])
+    except FileNotFoundError:
+        counts = {}
+    except ValueError:
+        counts = {}
         log.warning("%s is damaged; it is set aside as %s.damaged, and the count begins again", path, path.name)
         os.replace(path, path.with_name(f"{path.name}.damaged"))
     kind = re.sub(r"\d+", "#", f"{status}: {reason}")
