@@ -76,8 +76,14 @@ def test_grid_of_ones_own_runs(tmp_path: Path) -> None:
 def test_comparison_on_two_cores_starts_from_networks_of_the_record(tmp_path: Path) -> None:
     (tmp_path / "compared.py").write_text(example("compare").replace("NAME", "l1_filter"))
     planned = grids.load(str(tmp_path / "compared.py")).runs()
-    assert len(planned) == 4
+    assert {run.method for run in planned} == {"dense_control", "l1_filter", "dsp"}
     assert all((zoo.FOLDER / run.base.key).is_dir() for run in planned)
+
+
+def test_a_network_of_ones_own_is_pruned_and_loaded(tmp_path: Path) -> None:
+    loaded = "network = suite.load('small.safetensors')\nassert network(images).shape == (2, 1000)\n"
+    printed = run(tmp_path, "-c", example("prune") + loaded)
+    assert "MACs" in printed
 
 
 def table_names(page: str, heading: str) -> set[str]:
