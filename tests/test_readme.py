@@ -81,7 +81,7 @@ def test_comparison_on_two_cores_starts_from_networks_of_the_record(tmp_path: Pa
 
 
 def test_a_network_of_ones_own_is_pruned_and_loaded(tmp_path: Path) -> None:
-    loaded = "network = suite.load('small.safetensors')\nassert network(images).shape == (2, 1000)\n"
+    loaded = "network = suite.load('small.safetensors', model)\nassert network(images).shape == (2, 1000)\n"
     printed = run(tmp_path, "-c", example("prune") + loaded)
     assert "MACs" in printed
 
