@@ -45,7 +45,7 @@ class Settings:
     temperature: float
     penalty_scale: PenaltyScale
     second_order: SecondOrder
-    logit_lr: float = 1e-3
+    logit_lr: float
 
 
 @dataclass(frozen=True)

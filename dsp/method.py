@@ -35,7 +35,7 @@ class DSP(Pruner):
                    is reset to its default, so that a recipe's lambda does not enter the identity
     temperature    of the relaxed groups
     logit_lr       Adam's learning rate of the group logits. Adam moves a logit by at most about this rate in a step, so a
-                   learning of few steps needs a larger one than that of the authors' 46,800 steps
+                   learning of fewer steps than the authors' 46,800 needs a larger rate
     penalty_scale  "activations" weighs a layer's penalty by the size of its input too, "size" (as published) does not
     second_order   how the logits see that the groups move the weights: "exact" derivative, "released" reproduces the
                    authors' code, "none" needs no second forward and backward pass
@@ -86,7 +86,7 @@ class DSP(Pruner):
             object.__setattr__(self, "lam", type(self).lam)
         for field in ("temperature", "logit_lr"):
             if not 0 < getattr(self, field) < inf:
-                raise ValueError(f"{field} = {getattr(self, field)} must be positive")
+                raise ValueError(f"{field} = {getattr(self, field)} must be a positive number")
         for field, choices in (("penalty_scale", PenaltyScale), ("second_order", SecondOrder), ("grouping", Grouping)):
             _one_of(field, getattr(self, field), get_args(choices))
         _one_of("per", self.per, get_args(Per))

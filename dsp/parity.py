@@ -35,7 +35,7 @@ TOLERANCE = 1e-7
 EXACT_TOLERANCE = 1e-9
 FILES = ("group_penalty.npz", "group_learning_trajectory.npz", "masks.npz")
 # The trajectory's settings, which its file does not hold.
-LAM, TEMPERATURE, TOTAL_STEPS, LR, MOMENTUM, WEIGHT_DECAY = 2e-3, 0.5, 10, 0.05, 0.9, 1e-3
+LAM, TEMPERATURE, LOGIT_LR, TOTAL_STEPS, LR, MOMENTUM, WEIGHT_DECAY = 2e-3, 0.5, 1e-3, 10, 0.05, 0.9, 1e-3
 
 
 class Values:
@@ -163,6 +163,7 @@ def _compare_trajectory(values: Values, report: Report) -> None:
         temperature=TEMPERATURE,
         penalty_scale="activations",
         second_order="released",
+        logit_lr=LOGIT_LR,
     )
     noise: dict[str, Tensor] = {}
     learner = GroupLearner(model, graph, settings, seed=0, noise=lambda: noise)

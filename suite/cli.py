@@ -71,7 +71,7 @@ def add_choice_options(parser: argparse.ArgumentParser, *, required: bool = True
         "--only",
         default="",
         metavar="TEXT",
-        help="just the runs whose label contains TEXT, or the runs of a key; several with | between them",
+        help="just the runs whose label contains TEXT, or the runs of a key; several texts as 'TEXT|TEXT', without spaces",
     )
     parser.add_argument(
         "--smoke",

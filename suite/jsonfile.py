@@ -59,10 +59,14 @@ def read_bytes(path: Path) -> bytes:
     Raises OSError, and ValueError if it is no regular file or too large.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > LARGEST_BYTES:
-            raise ValueError(f"{path} has {size:,} bytes; a file of this kind has {LARGEST_BYTES:,} at most")
-        return file.read()
+        try:
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST_BYTES:
+                raise ValueError(f"{path} has {size:,} bytes; a file of this kind has {LARGEST_BYTES:,} at most")
+            return file.read()
+        except OSError as error:
+            error.filename = str(path)  # an error while reading has no file name
+            raise
 
 
 def parse(content: bytes | str, kind: type[T], *, finite: bool = True) -> T:

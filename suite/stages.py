@@ -230,6 +230,7 @@ class Timed(_Named):
     pruned: Pruned
     timing: Timing
     schedule: ClassVar[None] = None
+    """It trains nothing by a schedule of its own."""
 
     @property
     def base(self) -> Base:
@@ -277,14 +278,14 @@ class TimedSteps(Timed):
     def label(self) -> str:
         """Description for people."""
         together = f", {self.together} together in {'processes' if self.processes else 'one process'}"
-        run = self.pruned.base if self.training == "base" else self.pruned
+        run = self.base if self.training == "base" else self.pruned
         where = f"on {self.timing.device}, batch {self.timing.batch}, {self.timing.precision}"
         return f"{run.label}: {self.training} steps {where}{together if self.together > 1 else ''}"
 
     @property
     def needs(self) -> tuple[Stage, ...]:
         """Stages whose outputs this stage reads."""
-        return (self.pruned,) if self.training == "finetune" else (self.pruned.base,)
+        return (self.pruned,) if self.training == "finetune" else (self.base,)
 
 
 Stage = Base | Learned | Pruned | Timed

@@ -69,9 +69,10 @@ def _git(*words: str) -> None:
 
 
 def next_part(runs: Sequence[Pruned], own_kind: str) -> str:
-    """Return what the labels of the next runs contain, for `--only`: " 62.47% seed 1".
+    """Return what the labels of the next runs contain, as `--only` takes it.
 
-    These are the runs of a block at a budget, and the block's dense control if it is open. The text is "" if all runs are done.
+    These are the runs of a block at a budget, such as " 62.47% seed 1". If the dense control comes just before and is open, it is
+    " 0.00% seed 1| 62.47% seed 1". The text is "" if all runs are done.
 
     own_kind   of this device (`records.kind_of_device`)
     Raises ValueError if other kinds of device hold all blocks with open runs.
@@ -82,10 +83,11 @@ def next_part(runs: Sequence[Pruned], own_kind: str) -> str:
         if not held_by([run for run in runs if run.base == base]) <= {own_kind}:
             open_runs = [run for run in open_runs if run.base != base]
     if open_runs:
-        block = [run for run in open_runs if run.base == open_runs[0].base]
-        pruned = next((run for run in block if run.settings.removes), block[0])
+        first = next((run for run in open_runs if run.settings.removes), open_runs[0])
+        upto = open_runs[: open_runs.index(first) + 1]
+        block = [run for run in upto if run.base == open_runs[0].base]
         # without the first space "0.00%" would fit "50.00%", too
-        return "|".join(dict.fromkeys(f" {run.budget.label} seed {run.seed}" for run in (block[0], pruned)))
+        return "|".join(dict.fromkeys(f" {run.budget.label} seed {run.seed}" for run in block))
     if len(done) < len(runs):
         raise ValueError(
             f"other kinds of device than {own_kind!r} hold all blocks with open runs; continue on one of them"
@@ -163,13 +165,17 @@ def run(name: str, only: str, device: str, console: Console) -> int:
     if only:
         return launch(name, only, device, grid, console)
     while part := next_part(runs, own_kind):
-        console.print(f"{name}:{part}")
+        console.print(f"{name}: {_shown(part)}")
         if status := launch(name, part, device, grid, console):
             return status
         if part == next_part(runs, own_kind):
-            raise ValueError(f"{part.strip()} has runs without a row, though the launch has ended well; see {RESULTS}")
+            raise ValueError(f"{_shown(part)}: runs without a row, though the launch has ended well; see {RESULTS}")
     console.print(f"{name}: all {len(runs)} runs are done")
     return 0
+
+
+def _shown(part: str) -> str:
+    return " and ".join(text.strip() for text in part.split("|"))
 
 
 def check(name: str, device: str) -> int:
@@ -208,7 +214,7 @@ def main() -> int:
         "--only",
         default="",
         metavar="TEXT",
-        help="runs whose label contains TEXT (default: the next budget of a block)",
+        help="runs whose label contains TEXT (default: the next budget of a block, with its dense control)",
     )
     parser.add_argument("--check", action="store_true", help="run one finished run again, and compare it")
     cli.add_device_option(parser)

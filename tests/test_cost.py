@@ -115,7 +115,7 @@ def test_rows_of_training_steps_give_the_seconds_of_networks_without_rows(tmp_pa
     stage = next(
         stage
         for stage in grids.stages_of(grid, grids.runs_of(grid))
-        if isinstance(stage, TimedSteps) and (stage.pruned.base.model, stage.training) == ("resnet20", "base")
+        if isinstance(stage, TimedSteps) and (stage.base.model, stage.training) == ("resnet20", "base")
     )
     row = Workspace(stage, Context(results=tmp_path, device="cuda")).row("done", device="NVIDIA L4", base_ms=2.0)
     records.write(row, tmp_path)

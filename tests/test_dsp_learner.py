@@ -274,7 +274,7 @@ def test_penalty_scales() -> None:
         assert maths.input_size(conv, (3, 16, 16)) == maths.input_size(large.convs[name], (3, 64, 64))
 
     def penalty(scale: maths.PenaltyScale) -> dict[str, float]:
-        settings = Settings(groups=2, lam=0.0, temperature=0.5, penalty_scale=scale, second_order="none")
+        settings = Settings(groups=2, lam=0.0, temperature=0.5, logit_lr=1e-3, penalty_scale=scale, second_order="none")
         learner = GroupLearner(model, small, settings, seed=0)
         return {
             name: float(s) for stack in learner._stacks for name, s in zip(stack.names, stack.scale_L11, strict=True)

@@ -150,10 +150,10 @@ def test_steps_on_a_missing_gpu_are_refused(tmp_path: Path) -> None:
 
 def test_the_grid_measures_each_network_alone_and_together() -> None:
     stages = [stage for stage in grids.stages_of(GPU, grids.runs_of(GPU)) if isinstance(stage, TimedSteps)]
-    models = {stage.pruned.base.model for stage in stages}
+    models = {stage.base.model for stage in stages}
     assert models == {"resnet20", "resnet56", "vgg16", "resnet50"}
     for model in models:
-        own = [stage for stage in stages if stage.pruned.base.model == model]
+        own = [stage for stage in stages if stage.base.model == model]
         assert {stage.training for stage in own} == {"base", "learning", "finetune"}
         assert {stage.together for stage in own} == ({1} if model == "resnet50" else {8})
     assert {(stage.timing.device, stage.timing.precision) for stage in stages} == {("cuda", "bf16")}

@@ -320,6 +320,19 @@ def test_the_study_declares_one_variant_of_dsp_alone() -> None:
     assert "groups=4" in declared.pop()
 
 
+def test_several_texts_choose_their_runs() -> None:
+    grid = grids.load("quickstart")
+    runs = grids.runs_of(grid, only="resnet8 fpgm_once|dense_control|resnet8 fpgm")
+    assert {run.method for run in runs} == {"fpgm_once", "dense_control"}
+    assert runs == [run for run in grids.runs_of(grid) if run.key in {run.key for run in runs}], "in the grid's order"
+
+
+@pytest.mark.parametrize("only", ["fpgm|typo", "|", "fpgm|", "|fpgm"])
+def test_a_text_that_fits_no_run_is_refused(only: str) -> None:
+    with pytest.raises(ValueError, match="fits none of the"):
+        grids.runs_of(grids.load("quickstart"), only=only)
+
+
 @pytest.mark.parametrize("family", ["nobody", "dsp(groups=77)", "dsp(grops=4)", "dsp(groups)", "dsp (groups=4)"])
 def test_a_family_without_runs_is_refused_in_one_line(family: str) -> None:
     grid = dataclasses.replace(grids.load("quickstart"), family=family)

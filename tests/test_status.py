@@ -301,7 +301,7 @@ def test_files_of_a_wrong_shape_stop_no_look_and_no_attempt(
     for times in (1, 2, 3):
         fail(BASE, context, "failed", "a reason")
         assert (given_up(BASE, context) is not None) is (times == 3)
-    record.set_aside_if_damaged(context.results, "tiny_grid")
+    assert record.read_or_set_aside(context.results, "tiny_grid") is None
     assert not path.exists()
     assert path.with_name("tiny_grid.json.damaged").read_text() == shape
 

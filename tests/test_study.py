@@ -69,7 +69,7 @@ def test_the_control_of_a_block_goes_with_its_first_budget(runs: list[Pruned]) -
     assert chosen == [*control, *runs[:2]]
     finish(runs[0], HERE)
     finish(runs[1], HERE)
-    assert study.next_part(planned, HERE) == " 0.00% seed 0| 30.00% seed 0"
+    assert study.next_part(planned, HERE) == " 0.00% seed 0", "the next budget of this block comes after all blocks"
 
 
 def test_learned_groups_hold_a_block_too(runs: list[Pruned]) -> None:

@@ -13,9 +13,10 @@ import tiny_grid
 import torch
 from tiny_grid import results
 
-from suite import files, progress
+from suite import files, jsonfile, progress, records
 from suite.launch import record
 from suite.run import Context, execute, fail, failure, given_up, is_done
+from suite.run.folder import repair
 
 STAGE = tiny_grid.base()
 
@@ -93,7 +94,7 @@ def test_a_record_of_jobs_that_the_storage_does_not_give_stays(tmp_path: Path, u
     record.write(launch, tmp_path)
     unreadable.add("mine.json")
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        record.set_aside_if_damaged(tmp_path, "mine")
+        record.read_or_set_aside(tmp_path, "mine")
     unreadable.clear()
     assert record.read(tmp_path, "mine") == launch
 
@@ -101,14 +102,49 @@ def test_a_record_of_jobs_that_the_storage_does_not_give_stays(tmp_path: Path, u
 def test_failures_that_the_storage_does_not_give_are_kept(
     tmp_path: Path, unreadable: set[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    context = Context(results=tmp_path, threads=1)
-    files.write_json(context.folder(STAGE) / "failures.json", {"failed: no": {"times": 2, "reason": "no"}})
+    context, run = Context(results=tmp_path, threads=1), tiny_grid.run_of("l1_filter")
+    files.write_json(context.folder(run) / "failures.json", {"failed: no": {"times": 2, "reason": "no"}})
     unreadable.add("failures.json")
-    assert fail(STAGE, context, "failed", "no") == "failed"
-    assert "its status could not be written" in caplog.text
+    assert fail(run, context, "failed", "no") == "failed"
+    assert "could not be written in full" in caplog.text
+    assert [row.reason for row in records.read_all(tmp_path, [run.key])] == ["no"]
     unreadable.clear()
-    assert fail(STAGE, context, "failed", "no") == "failed"
-    assert given_up(STAGE, context) is not None
+    assert fail(run, context, "failed", "no") == "failed"
+    assert given_up(run, context) is not None
+
+
+def test_an_output_that_the_storage_does_not_give_is_not_trained_again(
+    undisturbed: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = undisturbed.folder(STAGE) / "done.json"
+    before, look = done.read_bytes(), os.stat
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith(".safetensors"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return look(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+            repair(STAGE, undisturbed)
+    assert done.read_bytes() == before
+    assert is_done(STAGE, undisturbed)
+
+
+def test_an_error_while_reading_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "value.json"
+    files.write_json(path, 1)
+
+    def refuse(number: int) -> os.stat_result:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with path.open("rb") as file, monkeypatch.context() as patch:
+        patch.setattr("suite.jsonfile.open_regular", lambda path: file)
+        patch.setattr(os, "fstat", refuse)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)) as error:
+            jsonfile.read(path, int)
+    assert error.value.filename == str(path)
 
 
 def test_a_number_of_threads_that_the_storage_does_not_give_is_not_replaced(

@@ -142,11 +142,15 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
             f"grid {grid.title!r} has no dense control on {', '.join(bare)}, so its drops include the effect of longer training: "
             "add suite.grids.dense_control(bases=..., finetune=...)"
         )
-    texts = [text for text in only.split("|") if text] or [""]
-    chosen = [run for run in runs if any(text.lower() in run.label.lower() or _has_key(run, text) for text in texts)]
-    if not chosen:
-        raise ValueError(f"--only {only!r} fits none of the {len(runs)} runs; the first is called {runs[0].label!r}")
-    return chosen
+    chosen: set[str] = set()
+    for text in only.split("|"):
+        fitting = {run.key for run in runs if text.lower() in run.label.lower() or _has_key(run, text)}
+        if not fitting or (only and not text):
+            raise ValueError(
+                f"--only {text!r} fits none of the {len(runs)} runs; the first is called {runs[0].label!r}"
+            )
+        chosen |= fitting
+    return [run for run in runs if run.key in chosen]
 
 
 def _has_key(run: Pruned, start: str) -> bool:

@@ -23,7 +23,7 @@ from suite.launch import speed
 from suite.measure.latency_budget import FOLDER as LAYER_TIMES
 from suite.run import Context
 from suite.run.folder import is_done
-from suite.stages import Base, Learned, Pruned, Stage, Timed
+from suite.stages import Base, Pruned, Stage, Timed
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,6 @@ def work_bytes(stage: Stage, context: Context) -> int:
     A checkpoint has weights and momentum; average and best epoch if the schedule has them. A packed network counts by its share
     of MACs. The state of a learner, mostly small, is left out.
     """
-    if isinstance(stage, Timed):
-        return 0
     schedule = stage.schedule
     if schedule is None or not schedule.epochs:
         return output_bytes(stage, context)
@@ -101,7 +99,7 @@ def work_bytes(stage: Stage, context: Context) -> int:
     return int(_weights_bytes(stage, context) * (copies + isinstance(stage, Base)))
 
 
-def _weights_bytes(stage: Base | Learned | Pruned, context: Context) -> int:
+def _weights_bytes(stage: Stage, context: Context) -> int:
     """Return the bytes of the dense network's weights; 0 if they are not known."""
     try:
         about = data.size(stage.base.data, context.data)

@@ -261,7 +261,7 @@ def _steps(context: Context) -> dict[str, dict[tuple[tuple[int, int, int], str, 
     """Return GPU -> `Estimator.steps` of the rows of plain training steps."""
     grid = grids.load(STEPS_GRID)
     stages = [stage for stage in grids.stages_of(grid, grids.runs_of(grid)) if isinstance(stage, TimedSteps)]
-    shapes = {stage.key: data.size(stage.pruned.base.data).input_shape for stage in stages if _has_row(stage, context)}
+    shapes = {stage.key: data.size(stage.base.data).input_shape for stage in stages if _has_row(stage, context)}
     result: dict[str, dict[tuple[tuple[int, int, int], str, str], float]] = {}
     for row in records.read_all(context.results, shapes):
         if isinstance(row, records.StepsRow) and row.base_ms and not row.device.startswith("cpu"):

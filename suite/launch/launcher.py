@@ -64,8 +64,7 @@ class Launcher:
     def _run(self, todo: Work) -> dict[str, Outcome]:
         """Do the stages, and return the outcome of each that has ended."""
         results = self.context.results
-        record.set_aside_if_damaged(results, self.name)
-        before = record.read(results, self.name)
+        before = record.read_or_set_aside(results, self.name)
         if line := work.changes(before, self.every):
             self._print(f"{self.grid}: {line}")
         for line in todo.remarks:

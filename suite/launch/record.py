@@ -99,22 +99,25 @@ def read(results: Path, grid: str) -> Launch | None:
     return launch if _is_valid(launch) else None
 
 
-def set_aside_if_damaged(results: Path, grid: str) -> None:
-    """Rename a damaged record to GRID.json.damaged; its jobs are not found again.
+def read_or_set_aside(results: Path, grid: str) -> Launch | None:
+    """Read the grid's record; None if it is missing.
 
-    Raises OSError if the storage does not give the record, which then stays in place.
+    A damaged record is renamed to GRID.json.damaged, and its jobs are not found again. Raises OSError if the storage does not
+    give the record, which then stays in place.
     """
     path = _path(results, grid)
     try:
-        intact = _is_valid(jsonfile.read(path, Launch))
+        launch = jsonfile.read(path, Launch)
+        if _is_valid(launch):
+            return launch
     except FileNotFoundError:
-        return
+        return None
     except ValueError:
-        intact = False
-    if not intact:
-        aside = path.with_name(f"{path.name}.damaged")
-        os.replace(path, aside)
-        log.warning("%s is damaged and set aside as %s; jobs that it names are not found again", path, aside.name)
+        pass
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    log.warning("%s is damaged and set aside as %s; jobs that it names are not found again", path, aside.name)
+    return None
 
 
 def _path(results: Path, grid: str) -> Path:

@@ -339,7 +339,7 @@ def _pruned_rows(rows: Sequence[records.PrunedRow], runs: Sequence[Pruned]) -> p
 
 def _device(row: records.PrunedRow, run: Pruned) -> str | None:
     """Return the device that trained, with the precisions of the run's training that it emulates."""
-    used = [schedule.compute.precision for schedule in (run.learning, run.finetune) if schedule]
+    used = [schedule.compute.precision for schedule in _schedules(run)[1:] if schedule]
     device = records.kind_of_device(row.provenance, used)
     learned = row.provenance.get("learned_device")
     return f"{device}, learned on {learned}" if learned else device or None

@@ -211,12 +211,12 @@ def fail(
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
         write_json(work.folder / "failed.json", {"status": status, "reason": reason, "time": time.time()})
-        if counts:
-            count_failure(stage, context, status, reason)
         if isinstance(stage, Pruned | Timed):
             records.write(work.row(status, reason=reason), context.results)
+        if counts:
+            count_failure(stage, context, status, reason)
     except Exception as error:  # a full disk, or a device without a name for the row
-        log.error("%s failed (%s), and its status could not be written: %s", stage.label, reason, error)
+        log.error("%s failed (%s), and this could not be written in full: %s", stage.label, reason, error)
     return status
 
 

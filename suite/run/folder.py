@@ -104,7 +104,7 @@ def _set_aside(folder: Path, damaged: list[str]) -> None:
 def _has_size(path: Path, size: int) -> bool:
     try:
         return os.stat(path).st_size == size
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -202,13 +202,11 @@ def forget(stage: Stage, context: Context) -> None:
 def count_failure(stage: Stage, context: Context, status: str, reason: str) -> None:
     """Count one more failure of this status and reason.
 
-    Reasons that differ in numbers only (sizes, jobs, epochs) are equal.
+    Reasons that differ in numbers only (sizes, jobs, epochs) are equal. Raises OSError if the storage does not give the count.
     """
     path = context.folder(stage) / "failures.json"
     try:
-        counts = jsonfile.read(path, dict[str, Failure])
-    except FileNotFoundError:
-        counts = {}
+        counts = _failures(path)
     except ValueError:
         counts = {}
         log.warning("%s is damaged; it is set aside as %s.damaged, and the count begins again", path, path.name)
@@ -223,7 +221,11 @@ def given_up(stage: Stage, context: Context) -> str | None:
 
     It is skipped after `TRIES` equal failures.
     """
-    for count in _failures(stage, context).values():
+    try:
+        counts = _failures(context.folder(stage) / "failures.json")
+    except (OSError, ValueError):  # damaged or out of reach: it is tried
+        return None
+    for count in counts.values():
         if count["times"] >= TRIES:
             times, reason = count["times"], count["reason"]
             return f"given up after {times} equal failures: {reason}; --retry-failed tries it again"
@@ -235,12 +237,12 @@ def forget_failures(stage: Stage, context: Context) -> None:
     (context.folder(stage) / "failures.json").unlink(missing_ok=True)
 
 
-def _failures(stage: Stage, context: Context) -> dict[str, Failure]:
-    """Return kind -> times and reason of the stage's failures.
+def _failures(path: Path) -> dict[str, Failure]:
+    """Return kind -> times and reason of a stage's failures.
 
-    Return an empty dict if the file is damaged.
+    Raises ValueError if the file is damaged, OSError if the storage does not give it.
     """
     try:
-        return jsonfile.read(context.folder(stage) / "failures.json", dict[str, Failure])
-    except (OSError, ValueError):
+        return jsonfile.read(path, dict[str, Failure])
+    except FileNotFoundError:
         return {}

@@ -178,7 +178,7 @@ class Workspace(Generic[S]):
         stage: Stage = self.stage
         assert isinstance(stage, Pruned | Timed), "no other stage has a row"
         pruned = stage if isinstance(stage, Pruned) else stage.pruned
-        base, settings = pruned.base, pruned.settings
+        base, settings = stage.base, pruned.settings
         about: dict[str, Any] = {
             "key": stage.key,
             "label": stage.label,
