@@ -1,11 +1,11 @@
 """ResNet-20 on CIFAR-10 at equal MACs, equal base networks and equal training, on two cores.
 
 A block is one base network with all methods on it. Its training is short, so that two cores finish a block at one budget within
-hours; the grid `cifar10_study_length` shows what twice as much is worth. Every method gets the plain-step equivalents of DSP's
-learning and fine-tuning; a method that learns from initial weights replaces the base network's training. A penalty has its
-authors' product of coefficient and summed learning rates; for DSP this is the dose of its released schedule, and its group
-logits have the released product of rate and steps. Runs are listed budget by budget, so that the declared comparisons are
-complete at the first budget before the second begins.
+hours; the grid `cifar10_study_length` shows what twice as much is worth, and to whom. Every method gets the plain-step
+equivalents of DSP's learning and fine-tuning; a method that learns from initial weights replaces the base network's training. A
+penalty has its authors' product of coefficient and summed learning rates; for DSP this is the dose of its released schedule,
+and its group logits have the released product of rate and steps. Runs are listed budget by budget, so that the declared
+comparisons are complete at the first budget before the second begins.
 """
 
 from __future__ import annotations

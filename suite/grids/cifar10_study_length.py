@@ -1,27 +1,45 @@
-"""Dense controls of `cifar10_study` with its training, and with twice as much."""
+"""Dense control, DSP and L1 with the training of `cifar10_study`, and with twice as much.
+
+A doubled training has twice the epochs of learning and of fine-tuning. The dose stays, and the group logits keep their product of
+rate and steps. If DSP comes nearer to L1 with twice as much, the study's order holds for its length of training only.
+"""
 
 from __future__ import annotations
 
-from suite.grids import Grid, cifar10_study, dense_control
+from dataclasses import replace
+from typing import Any
+
+from suite.contract import Budget
+from suite.grids import Grid, cross, dense_control
+from suite.grids.cifar10_study import FINETUNE, LEARN, LEARNED, SHARES, TOTAL, TRAIN_IMAGES, bases
 from suite.stages import Pruned
 
-SEEDS = cifar10_study.SEEDS[:3]
+SEEDS = (0, 1, 2)
 FACTORS = (1, 2)
 
 
 def runs() -> list[Pruned]:
-    """Return dense controls with the study's total training, and with twice as much."""
-    bases = [base for base in cifar10_study.bases() if base.seed in SEEDS]
-    return [
-        run
-        for factor in FACTORS
-        for run in dense_control(
-            bases=bases,
-            finetune=cifar10_study.FINETUNE,
-            learning=cifar10_study.LEARN,
-            total=cifar10_study.TOTAL * factor,
-        )
-    ]
+    """Return dense control, DSP with four groups and L1 for each length."""
+    planned: list[Pruned] = []
+    for factor in FACTORS:
+        shared: dict[str, Any] = {
+            "bases": [base for base in bases() if base.seed in SEEDS],
+            "learning": replace(LEARN, epochs=LEARN.epochs * factor),
+            "finetune": replace(FINETUNE, epochs=FINETUNE.epochs * factor),
+            "total": TOTAL * factor,
+        }
+        pruned = {**shared, "budgets": [Budget(share=SHARES[0], refill=True)], "penalty_images": TRAIN_IMAGES}
+        learned: dict[str, Any] = {**LEARNED, "logit_lr": LEARNED["logit_lr"] / factor}
+        planned += dense_control(**shared)
+        planned += cross(method="dsp", groups=4, **learned, **pruned)
+        planned += cross(method="l1_filter", **pruned)
+    return planned
 
 
-GRID = Grid(title="Length of the study's training", about=__doc__ or "", runs=runs, timings=())
+GRID = Grid(
+    title="Length of the study's training",
+    about=__doc__ or "",
+    runs=runs,
+    timings=(),
+    family="dsp(groups=4, grouping=learned)",
+)
