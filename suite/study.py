@@ -145,7 +145,10 @@ def launch(name: str, part: str, device: str, grid: Grid, console: Console) -> i
             try:
                 return process.wait(BETWEEN_S)
             except subprocess.TimeoutExpired:
-                take(name, grid, console)
+                try:
+                    take(name, grid, console)
+                except Exception as error:  # the launch goes on: its results stay, and are taken at its end
+                    console.print(f"the record could not be written: {' '.join(str(error).split())}")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

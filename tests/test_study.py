@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -12,8 +13,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 from test_report import pruned_row
 
 from suite import grids, records, study, zoo
@@ -94,6 +97,27 @@ def test_the_end_of_a_study_and_blocks_of_others(runs: list[Pruned]) -> None:
 def test_a_grid_without_commit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"launch it with python -m suite.launch --grid quickstart"):
         study.run("quickstart", "", "cpu", None)  # type: ignore[arg-type]
+
+
+def test_a_record_that_cannot_be_written_does_not_end_a_launch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken, begin = [], subprocess.Popen
+
+    def take(*arguments: Any) -> None:
+        taken.append(arguments)
+        if len(taken) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def started(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        return begin([sys.executable, "-c", "import time; time.sleep(0.5)"])
+
+    monkeypatch.setattr(study, "BETWEEN_S", 0.1)
+    monkeypatch.setattr(study, "take", take)
+    monkeypatch.setattr(study.subprocess, "Popen", started)
+    assert study.launch("small", "", "cpu", grids.load("quickstart"), Console()) == 0
+    assert len(taken) > 2
+    assert capsys.readouterr().out.count("No space left on device") == 1
 
 
 GRID = '''
