@@ -45,7 +45,7 @@ class Settings:
     temperature: float
     penalty_scale: PenaltyScale
     second_order: SecondOrder
-    logit_lr: float
+    logit_lr: float = 1e-3
 
 
 @dataclass(frozen=True)

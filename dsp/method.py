@@ -86,7 +86,7 @@ class DSP(Pruner):
             object.__setattr__(self, "lam", type(self).lam)
         for field in ("temperature", "logit_lr"):
             if not 0 < getattr(self, field) < inf:
-                raise ValueError(f"{field} = {getattr(self, field)} must be a positive number")
+                raise ValueError(f"{field} = {getattr(self, field)} must be positive")
         for field, choices in (("penalty_scale", PenaltyScale), ("second_order", SecondOrder), ("grouping", Grouping)):
             _one_of(field, getattr(self, field), get_args(choices))
         _one_of("per", self.per, get_args(Per))

@@ -1,7 +1,7 @@
-"""Dense control, DSP and L1 with the training of `cifar10_study`, and with twice as much.
+"""Dense control, DSP and L1 with half, all and twice the training of `cifar10_study`.
 
-A doubled training has twice the epochs of learning and of fine-tuning. The dose stays, and the group logits keep their product of
-rate and steps. If DSP comes nearer to L1 with twice as much, the study's order holds for its length of training only.
+Epochs of learning and of fine-tuning are multiplied. The dose stays, and the group logits keep their product of rate and steps.
+If DSP comes nearer to L1 with more training, the study's order holds for its length of training only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from suite.grids.cifar10_study import FINETUNE, LEARN, LEARNED, SHARES, TOTAL, T
 from suite.stages import Pruned
 
 SEEDS = (0, 1, 2)
-FACTORS = (1, 2)
+FACTORS = (0.5, 1, 2)
 
 
 def runs() -> list[Pruned]:
@@ -24,8 +24,8 @@ def runs() -> list[Pruned]:
     for factor in FACTORS:
         shared: dict[str, Any] = {
             "bases": [base for base in bases() if base.seed in SEEDS],
-            "learning": replace(LEARN, epochs=LEARN.epochs * factor),
-            "finetune": replace(FINETUNE, epochs=FINETUNE.epochs * factor),
+            "learning": replace(LEARN, epochs=round(LEARN.epochs * factor)),
+            "finetune": replace(FINETUNE, epochs=round(FINETUNE.epochs * factor)),
             "total": TOTAL * factor,
         }
         pruned = {**shared, "budgets": [Budget(share=SHARES[0], refill=True)], "penalty_images": TRAIN_IMAGES}
