@@ -84,5 +84,5 @@ GRID = Grid(
     runs=runs,
     timings=(),
     family="dsp(groups=4, grouping=learned)",
-    commit="6ca1232b34618d0a1b6c6b7745a66a4795952c9f",
+    commit="31119f84c70437b792ae4d94e78f48fc1c9b4941",
 )

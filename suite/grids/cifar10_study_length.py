@@ -42,5 +42,5 @@ GRID = Grid(
     runs=runs,
     timings=(),
     family="dsp(groups=4, grouping=learned)",
-    commit="b0bd66c3c444d995c46013a0a511c8626a6e5b4d",
+    commit="31119f84c70437b792ae4d94e78f48fc1c9b4941",
 )
