@@ -71,7 +71,7 @@ def add_choice_options(parser: argparse.ArgumentParser, *, required: bool = True
         "--only",
         default="",
         metavar="TEXT",
-        help="just the runs whose label contains TEXT, or the runs of a key; several texts as 'TEXT|TEXT', without spaces",
+        help="just the runs whose label contains TEXT, or the runs of a key; several texts as 'TEXT|TEXT', no space around |",
     )
     parser.add_argument(
         "--smoke",

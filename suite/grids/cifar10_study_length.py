@@ -1,7 +1,8 @@
 """Dense control, DSP and L1 with half, all and twice the training of `cifar10_study`.
 
-Epochs of learning and of fine-tuning are multiplied. The dose stays, and the group logits keep their product of rate and steps.
-If DSP comes nearer to L1 with more training, the study's order holds for its length of training only.
+Epochs of learning and of fine-tuning are multiplied. DSP stands there without fine-tuning, too: as learned, and as cut. The
+dose stays, and the group logits keep their product of rate and steps. If DSP comes nearer to L1 with more training, the study's
+order holds for its length of training only.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def runs() -> list[Pruned]:
         learned: dict[str, Any] = {**LEARNED, "logit_lr": LEARNED["logit_lr"] / factor}
         planned += dense_control(**shared)
         planned += cross(method="dsp", groups=4, **learned, **pruned)
+        cut = {**pruned, "finetune": replace(FINETUNE, epochs=0), "total": None}
+        planned += cross(method="dsp", groups=4, **learned, **{**cut, "budgets": [Budget(share=0.0), *cut["budgets"]]})
         planned += cross(method="l1_filter", **pruned)
     return planned
 
