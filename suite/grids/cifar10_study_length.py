@@ -45,5 +45,5 @@ GRID = Grid(
     runs=runs,
     timings=(),
     family="dsp(groups=4, grouping=learned)",
-    commit="31119f84c70437b792ae4d94e78f48fc1c9b4941",
+    commit="27144665c8d9e4d839acc1e3467b679b7cf510ee",
 )
