@@ -327,9 +327,12 @@ def test_several_texts_choose_their_runs() -> None:
     assert runs == [run for run in grids.runs_of(grid) if run.key in {run.key for run in runs}], "in the grid's order"
 
 
-@pytest.mark.parametrize("only", ["fpgm|typo", "|", "fpgm|", "|fpgm"])
-def test_a_text_that_fits_no_run_is_refused(only: str) -> None:
-    with pytest.raises(ValueError, match="fits none of the"):
+@pytest.mark.parametrize(
+    ("only", "words"),
+    [("fpgm|typo", "'typo' fits none of the"), *((only, "no text on one side") for only in ("|", "fpgm|", "|fpgm"))],
+)
+def test_a_text_that_fits_no_run_is_refused(only: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
         grids.runs_of(grids.load("quickstart"), only=only)
 
 

@@ -142,10 +142,12 @@ def runs_of(grid: Grid, *, only: str = "", smoke: bool = False) -> list[Pruned]:
             f"grid {grid.title!r} has no dense control on {', '.join(bare)}, so its drops include the effect of longer training: "
             "add suite.grids.dense_control(bases=..., finetune=...)"
         )
-    chosen: set[str] = set()
-    for text in only.split("|"):
+    texts, chosen = only.split("|"), set[str]()
+    if len(texts) > 1 and "" in texts:
+        raise ValueError(f"--only {only!r} has no text on one side of a |; write it as 'TEXT|TEXT'")
+    for text in texts:
         fitting = {run.key for run in runs if text.lower() in run.label.lower() or _has_key(run, text)}
-        if not fitting or (only and not text):
+        if not fitting:
             raise ValueError(
                 f"--only {text!r} fits none of the {len(runs)} runs; the first is called {runs[0].label!r}"
             )
