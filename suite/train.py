@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import random
+import sys
 import time
 import zipfile
 from collections.abc import Iterable
@@ -116,12 +117,24 @@ def _must_stop(watch: Watch) -> bool:
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` to `path`, atomically. A no-op on all ranks but 0.
 
-    The bytes are made in memory first: on a full disk torch's own error lacks the reason.
+    Equal states give equal bytes, also when parts of one come from a checkpoint. The bytes are made in memory first: on a full
+    disk torch's own error lacks the reason.
     """
     if distributed.is_first():
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(_with_shared_texts(state), buffer)
         write_bytes(path, buffer.getbuffer())
+
+
+def _with_shared_texts(state: Any) -> Any:
+    """Return `state` with equal texts as one object: a pickle holds an object that occurs again as a reference to the first."""
+    if type(state) is str:
+        return sys.intern(state)
+    if type(state) is dict:
+        return {_with_shared_texts(key): _with_shared_texts(value) for key, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(map(_with_shared_texts, state))
+    return state
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -182,6 +182,7 @@ def test_state_and_plan_survive_their_files(method: str, network: str, tmp_path:
         again.load_state_dict(state)
         save_checkpoint(tmp_path / "again.pt", again.state_dict())
         torch.testing.assert_close(load_checkpoint(tmp_path / "again.pt"), state, rtol=0, atol=0)
+        assert (tmp_path / "again.pt").read_bytes() == (tmp_path / "state.pt").read_bytes(), "equal states, equal files"
 
 
 @every_method

@@ -316,6 +316,15 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "train.pt") == {"step": 3}
 
 
+def test_equal_states_give_equal_files(tmp_path: Path) -> None:
+    """Also when one holds one text twice and the other two equal texts, as after a load."""
+    name, again = "features.5", "".join(["features", ".5"])
+    assert name is not again
+    for file, second in (("one", name), ("two", again)):
+        save_checkpoint(tmp_path / file, {"logits": {name: 1.0}, "groups": [{second: 2}, (second,)]})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
 class Echo(nn.Module):
     """The logits of an image are its pixels."""
 
