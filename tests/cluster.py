@@ -27,7 +27,7 @@ class Cluster:
     def __init__(self, tool: str) -> None:
         self.command = tool
         self.state = Path(tempfile.mkdtemp(prefix="ps", dir="/tmp"))  # short: it holds unix sockets
-        port = str(20000 + os.getpid() % 20000)
+        port = str(20_000 + os.getpid() % 12_000)  # below those that systems give out
         self.environment = {**os.environ, "SLURM_DEV_DIR": str(self.state), "SLURM_DEV_PORT": port}
 
     def tool(self, *words: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:

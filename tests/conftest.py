@@ -9,9 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from suite import timing
 from suite.timing import Run
+
+# The same examples in every run, so that a change is not blamed for an old fault; --hypothesis-profile=new draws others.
+settings.register_profile("new", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", settings.get_profile("new"), derandomize=True)
+settings.load_profile("same")
 
 torch.set_num_threads(1)
 # The first backward pass of a process decides if autograd has threads of devices, after which no forked process can train. Here

@@ -152,7 +152,10 @@ class Grid:
     def nodes(self) -> list[str]:
         """Return the nodes of running jobs."""
         command = ["squeue", "-h", "-t", "RUNNING", "-o", "%N"]
-        output = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+        try:
+            output = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+        except subprocess.TimeoutExpired:  # the controller recovers from an earlier fault
+            return []
         return sorted({node for node in output.split() if node not in self.away})
 
     def processes(self) -> list[int]:
@@ -191,8 +194,11 @@ def alive(pid: int) -> bool:
 
 
 def told(*words: str) -> bool:
-    """Run a command of SLURM; return True if it succeeded."""
-    return subprocess.run(words, capture_output=True, timeout=30).returncode == 0
+    """Run a command of SLURM; return True if it succeeded in time."""
+    try:
+        return subprocess.run(words, capture_output=True, timeout=30).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def on_job(state: str, *command: str, undo: tuple[str, ...] = (), seconds: float = 0.0) -> Callable[[Grid], bool]:
@@ -210,9 +216,10 @@ def on_job(state: str, *command: str, undo: tuple[str, ...] = (), seconds: float
 
 
 def preempt(grid: Grid) -> bool:
-    if node := grid.target(grid.nodes):
-        asked("sbatch", "-p", "high", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
-    return node is not None
+    node = grid.target(grid.nodes)
+    if node is None:
+        return False
+    return told("sbatch", "-p", "high", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
 
 
 def drain(grid: Grid) -> bool:

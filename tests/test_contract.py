@@ -110,7 +110,7 @@ def test_the_canonical_form_of_a_plan_worked_out_by_hand() -> None:
 
 
 @given(mask_OI=masks(), seed=st.integers(0, 999))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_plans_with_the_same_mask_are_equal_however_they_are_written(mask_OI: Tensor, seed: int) -> None:
     other = in_another_way(mask_OI, torch.Generator().manual_seed(seed))
     assert torch.equal(other.mask_OI, mask_OI)
@@ -130,7 +130,7 @@ def test_plans_with_the_same_mask_are_equal_however_they_are_written(mask_OI: Te
 
 
 @given(first=masks(filters=4, channels=3), second=masks(filters=4, channels=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_plans_are_equal_only_when_their_masks_are(first: Tensor, second: Tensor) -> None:
     one, two = (PruningPlan({"conv": ConvPlan.from_mask(mask)}) for mask in (first, second))
     assert (one == two) == torch.equal(first, second)
@@ -147,7 +147,7 @@ def test_layer_names_order_and_untouched_layers() -> None:
 
 
 @given(mask_OI=masks())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_of_keeps_the_mask(mask_OI: Tensor) -> None:
     plan = ConvPlan.from_mask(mask_OI)
     assert torch.equal(plan.mask_OI, mask_OI)
@@ -160,7 +160,7 @@ def test_full_removes_nothing() -> None:
 
 
 @given(first=masks(filters=5, channels=3), second=masks(filters=5, channels=3), seed=st.integers(0, 999))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_and_removes_what_either_removes(first: Tensor, second: Tensor, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     one, two = in_another_way(first, generator), in_another_way(second, generator)
@@ -176,7 +176,7 @@ def test_and_removes_what_either_removes(first: Tensor, second: Tensor, seed: in
 
 
 @given(mask_OI=masks(), seed=st.integers(0, 999))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_plan_survives_a_file(tmp_path_factory: pytest.TempPathFactory, mask_OI: Tensor, seed: int) -> None:
     path: Path = tmp_path_factory.getbasetemp() / "plan.safetensors"
     layer = in_another_way(mask_OI, torch.Generator().manual_seed(seed))

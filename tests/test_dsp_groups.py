@@ -44,7 +44,7 @@ def energy(w_LOIK: Tensor) -> Tensor:
     return w_LOIK.square().sum(-1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SHAPES, st.integers(0, 10**6))
 def test_closed_forms_are_the_derivatives(shape: tuple[int, ...], seed: int) -> None:
     p_LGO, w_LOIK, d_LOIK = random_case(shape, seed)
@@ -63,7 +63,7 @@ def test_closed_forms_are_the_derivatives(shape: tuple[int, ...], seed: int) -> 
         assert_close(penalty.second_order_LGO(inner_LOI, "exact"), p_LGO * by_p_along_d)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(SHAPES, st.integers(0, 10**6))
 def test_logit_gradient_is_that_of_the_softmax(shape: tuple[int, ...], seed: int) -> None:
     p_LGO, w_LOIK, noise_LOIK = random_case(shape, seed)
@@ -122,7 +122,7 @@ def test_hard_groups_are_penalised_by_their_size() -> None:
     assert GroupPenalty(p_LGO, energy(w_LOIK)).value_L().item() == pytest.approx(9 * 3 + 1 * 7)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6))
 def test_one_group_is_the_group_lasso_of_channels(filters: int, channels: int, seed: int) -> None:
     """c R = k sqrt(O) sum_i ||W[:, i]|| for G = 1: the group lasso with its usual size factor."""

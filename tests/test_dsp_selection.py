@@ -54,7 +54,7 @@ def test_a_beta_below_every_share_removes_nothing() -> None:
     assert plan(0.3)["a"].kept_GI.sum() == 3
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 4), st.integers(1, 8), st.integers(1, 6), st.integers(0, 10**6), st.data())
 def test_larger_beta_removes_all_that_a_smaller_one_does(
     groups: int, filters: int, channels: int, seed: int, data: st.DataObject

@@ -270,7 +270,7 @@ def contains(graph: Graph, larger: PruningPlan, smaller: PruningPlan) -> bool:
 
 
 @plans
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_settling_only_removes_and_does_so_once(name: str, removed: float, groups: int, seed: int) -> None:
     graph = network(name)[1]
     plan = random_plan(graph, removed, groups, seed)
@@ -281,7 +281,7 @@ def test_settling_only_removes_and_does_so_once(name: str, removed: float, group
 
 
 @plans
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_removing_more_never_costs_more(name: str, removed: float, groups: int, seed: int) -> None:
     graph = network(name)[1]
     one, two = (random_plan(graph, removed / 2, groups, 2 * seed + index) for index in (0, 1))
@@ -292,7 +292,7 @@ def test_removing_more_never_costs_more(name: str, removed: float, groups: int, 
 
 
 @plans
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_left_is_just_what_takes_part(name: str, removed: float, groups: int, seed: int) -> None:
     """With positive weights and images nothing cancels: a kernel takes part where the output has a gradient in it."""
     model, graph = network(name)

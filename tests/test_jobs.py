@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from submitit.core.utils import FailedJobError
-from tiny_grid import stages
+from tiny_grid import stages, wait_for
 
 from suite import records
 from suite.files import write_json
@@ -281,16 +281,21 @@ def test_a_signal_before_the_job_listens_is_kept(tmp_path: Path, kind: str) -> N
     """SLURM's signal may come while everything is imported: it neither kills the job nor is it lost."""
     program = tmp_path / "job.py"
     program.write_text(
-        "import pathlib, signal, time\npathlib.Path('begun').touch()\ntime.sleep(1)\ncame = []\n"
+        "import pathlib, signal, time\npathlib.Path('begun').touch()\ncame = []\n"
+        "while not pathlib.Path('sent').exists():\n    time.sleep(0.01)\n"
         "signal.signal(signal.SIGUSR2, lambda number, frame: came.append(number))\n"
         "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})\npathlib.Path('came').write_text(str(len(came)))\n"
     )
     process = subprocess.Popen(f"exec {submit.python_command()} {program}", shell=True, cwd=tmp_path)
-    deadline = time.monotonic() + 60
-    while kind != "at once" and not (tmp_path / "begun").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.1 if kind == "at once" else 0)
+
+    def ignored() -> bool:
+        """Whether the shell, or Python after it, has begun to ignore the signal."""
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return bool(int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16) >> (signal.SIGUSR2 - 1) & 1)  # type: ignore[index]
+
+    wait_for(ignored if kind == "at once" else (tmp_path / "begun").exists)
     process.send_signal(signal.SIGUSR2)
+    (tmp_path / "sent").touch()
     assert process.wait(60) == 0
     if kind != "at once":
         assert (tmp_path / "came").read_text() == "1"

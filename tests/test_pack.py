@@ -115,7 +115,7 @@ random_plans = given(
 
 @pytest.mark.parametrize("name", SMALL)
 @random_plans
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_packed_equals_masked(name: str, granularity: str, groups: int, removed: float, seed: int) -> None:
     check(name, random_plan(prepared(name)[1], granularity, groups, removed, seed))
 

@@ -60,7 +60,7 @@ def set_scores(graph: Graph, scores: dict[str, Tensor]) -> dict[int, float]:
     knobs=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     decimals=st.sampled_from([1, 6]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_whole_filters_go_nested_and_together(
     name: str, ranking: Ranking, seed: int, knobs: tuple[float, float], decimals: int
 ) -> None:
@@ -457,7 +457,7 @@ def test_a_scope_that_a_network_cannot_have_is_refused() -> None:
 
 @pytest.mark.parametrize("scope", get_args(Scope))
 @given(seed=st.integers(0, 99), share=st.floats(0.1, 0.85), ranking=st.sampled_from(["global", "layer"]))
-@settings(max_examples=3, deadline=None, phases=[Phase.generate])
+@settings(max_examples=3, phases=[Phase.generate])
 def test_refilling_keeps_the_budget_and_ends_closer_to_it(
     scope: Scope, seed: int, share: float, ranking: Ranking
 ) -> None:

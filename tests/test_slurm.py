@@ -163,9 +163,11 @@ def test_at_its_time_limit_a_job_stops_and_the_same_command_goes_on(tmp_path: Pa
     assert results(Context(results=tmp_path / "results"), stages_of(grid)) == results(local, stages_of(grid))
 
 
-def long_run(folder: Path, epochs: int) -> tuple[Path, list[Stage], Context]:
+def long_run(folder: Path, epochs: int, images: int = 256) -> tuple[Path, list[Stage], Context]:
     """A grid of one run whose base network trains for a while."""
-    runs = f"cross(bases=bases(epochs={epochs}, images=256), method='l1_filter', budgets=[0.5], finetune=schedule())"
+    runs = (
+        f"cross(bases=bases(epochs={epochs}, images={images}), method='l1_filter', budgets=[0.5], finetune=schedule())"
+    )
     grid = write_grid(folder, runs)
     return grid, stages_of(grid), Context(results=folder / "results", threads=1)
 
@@ -181,7 +183,7 @@ def test_preempted_more_often_than_submitit_allows_it_goes_on(tmp_path: Path) ->
 
     The time limit lets submitit count each as a time-out.
     """
-    grid, found, context = long_run(tmp_path, epochs=400)
+    grid, found, context = long_run(tmp_path, epochs=100, images=1024)
     base = found[0]
     process = submit(grid, tmp_path, resources=("time=9", "cpus_per_task=1", "mem=1500"))
 
@@ -210,7 +212,7 @@ def test_preempted_more_often_than_submitit_allows_it_goes_on(tmp_path: Path) ->
         wait_for(lambda: state_of(job) != "RUNNING", 60)  # noqa: B023 (used at once)
     assert len(steps) > 3
     assert steps == sorted(set(steps)), "each start went on"
-    assert any(step % 4 for step in steps), "it stopped in the middle of an epoch"
+    assert any(step % 16 for step in steps), "it stopped in the middle of an epoch"
     assert ended(process) == 0, (tmp_path / "out.txt").read_text()
     assert as_on_this_machine(found, context, tmp_path)
     assert waiting() == ""
@@ -239,8 +241,7 @@ def test_a_job_whose_processes_are_stopped_for_ever_is_requeued(
     thread.join()
     text = capsys.readouterr().out
     assert code == 0, text
-    assert f"job {stopped[0]} had no heartbeat for 2" in text
-    assert "s and is requeued" in text
+    assert re.search(rf"job {stopped[0]} had no heartbeat for \d+ s and is requeued", text)
     assert as_on_this_machine(found, context, tmp_path)
     assert waiting() == ""
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
 from test_measure_any import SHAPE, Gathered, archive
-from tiny_grid import FILE, call
+from tiny_grid import FILE, call, wait_for
 
 from suite import sandbox
 from suite.measure import __main__ as command
@@ -215,7 +216,7 @@ def test_a_network_that_never_ends_is_stopped(tmp_path: Path) -> None:
     assert "a network file is a program; it runs with no writes outside of a scratch folder, no network, and" in first
     assert "had not ended its first pass after 2 s" in last
     assert "--timeout S waits longer" in last
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 150
 
 
 class Hanging(torch.nn.Module):
@@ -233,9 +234,9 @@ def test_ctrl_c_stops_a_network_that_never_ends(tmp_path: Path) -> None:
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT, process_group=0) as process:
         assert process.stderr is not None
         process.stderr.readline()
-        time.sleep(1)
+        wait_for(lambda: psutil.Process(process.pid).children())
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
         assert process.stderr.read().strip() == "suite.measure: stopped"
 
 

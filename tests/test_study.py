@@ -102,21 +102,22 @@ def test_a_grid_without_commit_is_refused() -> None:
 def test_a_record_that_cannot_be_written_does_not_end_a_launch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taken, begin = [], subprocess.Popen
+    """It lasts until the record was written for the third time."""
+    launched = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    taken: list[object] = []
 
     def take(*arguments: Any) -> None:
         taken.append(arguments)
         if len(taken) == 1:
             raise OSError(errno.ENOSPC, "No space left on device")
-
-    def started(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        return begin([sys.executable, "-c", "import time; time.sleep(0.5)"])
+        if len(taken) == 3:
+            launched.communicate(b"\n")
 
     monkeypatch.setattr(study, "BETWEEN_S", 0.1)
     monkeypatch.setattr(study, "take", take)
-    monkeypatch.setattr(study.subprocess, "Popen", started)
+    monkeypatch.setattr(study.subprocess, "Popen", lambda command, **options: launched)
     assert study.launch("small", "", "cpu", grids.load("quickstart"), Console()) == 0
-    assert len(taken) > 2
+    assert len(taken) == 4, "and at its end"
     assert capsys.readouterr().out.count("No space left on device") == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -79,6 +80,13 @@ def wait_for(what: Callable[[], object], seconds: float = 120.0) -> None:
         if time.monotonic() > end:
             raise TimeoutError(f"after {seconds} s: {what}")
         time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def members(session: int) -> list[int]:
