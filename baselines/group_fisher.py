@@ -99,6 +99,10 @@ class _Gradual(Learner):
         for parameter, ids in self.parts:
             parameter.mul_(self.mask_S[ids].view(-1, *[1] * (parameter.dim() - 1)))
 
+    def skip_step(self) -> None:
+        """Forget the batch's gradients."""
+        self.fisher.batch_BS = None
+
     def _remove_one(self) -> bool:
         """Remove the set of least Fisher information per saved MAC; False if none may go."""
         gain_S = fisher_per_mac(self.fisher.total_S, self.macs(self.mask_S)[1])

@@ -132,7 +132,7 @@ class Step:
 
 
 class Learner:
-    """Hooks of a method into the training loop; every hook is a no-op unless overridden."""
+    """Hooks of a method into the training loop; by default only `skip_step` does something."""
 
     capturable: ClassVar[bool] = False
     """True if no hook of a step synchronises with the device, so that a CUDA graph can capture the step."""
@@ -148,6 +148,20 @@ class Learner:
 
     def after_step(self, step: Step) -> None:
         """Run after the optimizer's step."""
+
+    def skip_step(self) -> None:
+        """Run instead of both hooks when gradients overflow in fp16.
+
+        By default it drops the gradients of tensors in attributes, and in lists and dicts there. Override it for anything else
+        that a backward pass leaves.
+        """
+        for value in vars(self).values():
+            members = (
+                value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+            )
+            for tensor in members:
+                if isinstance(tensor, Tensor) and tensor.is_leaf:
+                    tensor.grad = None
 
     def after_epoch(self, model: nn.Module) -> None:
         """Run after an epoch's steps, before `metrics` and before the accuracy is measured."""

@@ -1,8 +1,8 @@
 """The one training loop: base networks, sparse learning and fine-tuning all go through `fit`.
 
 A killed `fit` goes on from its last checkpoint and ends with the same bits on a CPU with the same number of threads: the
-batches follow from (seed, epoch), and the checkpoint holds weights, momentum, step, random states, loss scale, averaged weights
-and the learner's state.
+batches follow from (seed, epoch), and the checkpoint holds weights, momentum, step, random states, loss scale, averaged weights,
+the learner's state and the names of skipped images.
 """
 
 from __future__ import annotations
@@ -59,26 +59,33 @@ def top1_pct(model: nn.Module, batches: Iterable[Batch]) -> float:
     return 100 * correct / seen
 
 
-def fit(trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: str) -> History:
+def fit(
+    trainer: Trainer, checkpoint: Path, watch: Watch, *, seed: int, doing: str, skipped: set[str] | None = None
+) -> History:
     """Train to the end, from `checkpoint` if it exists; return one entry an epoch.
+
+    skipped  names of images that were left out (`Dataset.skipped`); kept in the checkpoint, as a later process may not meet them
 
     The checkpoint is written at the end of every epoch, and if `watch.must_stop` is set. Raises Interrupted after the latter,
     Diverged if the loss is not finite. A damaged checkpoint is set aside and the training starts anew.
     """
     seed_everything(seed)
+    skipped = set() if skipped is None else skipped
     with distributed.rank_0_first():
         state = load_checkpoint(checkpoint)
     if state is not None:
         trainer.load_state_dict(state)
+        skipped.update(state.get("skipped", ()))
     trainer.model.train()
     steps, total = trainer.steps_per_epoch, trainer.total
     began = time.monotonic() - trainer.seconds
     loggers = Loggers(checkpoint.parent, active=distributed.is_first())
 
     def save() -> None:
-        watch.check_holder()
         trainer.seconds = time.monotonic() - began
-        save_checkpoint(checkpoint, trainer.state_dict())
+        state = {**trainer.state_dict(), "skipped": sorted(distributed.union(skipped))}
+        watch.check_holder()  # on the first task alone, so after what all do together
+        save_checkpoint(checkpoint, state)
 
     while trainer.step < total:
         epoch = trainer.step // steps
@@ -117,8 +124,8 @@ def _must_stop(watch: Watch) -> bool:
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` to `path`, atomically. A no-op on all ranks but 0.
 
-    Equal states give equal bytes, also when parts of one come from a checkpoint. The bytes are made in memory first: on a full
-    disk torch's own error lacks the reason.
+    Equal states of plain dicts, lists and tuples give equal bytes, also when parts of one come from a checkpoint. The bytes are
+    made in memory first: on a full disk torch's own error lacks the reason.
     """
     if distributed.is_first():
         buffer = io.BytesIO()
@@ -127,7 +134,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def _with_shared_texts(state: Any) -> Any:
-    """Return `state` with equal texts as one object: a pickle holds an object that occurs again as a reference to the first."""
+    """Return `state` with equal texts as one object.
+
+    A pickle holds an object that occurs again as a reference to the first.
+    """
     if type(state) is str:
         return sys.intern(state)
     if type(state) is dict:

@@ -156,6 +156,7 @@ class Trainer:
         scaler.step(self.optimizer)
         scaler.update()
         if overflows:
+            self.learner.skip_step()
             return
         self.learner.after_step(step)
         if self.after_step is not None:

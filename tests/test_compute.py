@@ -13,11 +13,13 @@ import pytest
 import tiny_grid
 import torch
 import torch.nn.functional as F
+from learning_cases import train, trainer_of
+from method_cases import USABLE
 from test_train import DIGITS, StopAfter, same
 from torch import Tensor, nn
 
 from dsp import DSP
-from suite import arithmetic, grids, models
+from suite import arithmetic, grids, methods, models
 from suite.arithmetic import require
 from suite.contract import Batch, Learner, Step, Task
 from suite.graph import Graph
@@ -236,6 +238,28 @@ def test_an_overflow_in_fp16_leaves_the_step_out() -> None:
     assert wild.arithmetic.loss_scale == scale / 2
     wild.advance(images, labels)
     assert not torch.equal(weights_of(wild), before)
+
+
+@pytest.mark.parametrize("method", [name for name in USABLE if methods.get(name).learns])
+def test_an_overflow_leaves_no_gradient_with_a_method(method: str) -> None:
+    """The next step is that of a process which was stopped before it."""
+    schedule = Schedule(
+        epochs=1, lr=0.05, weight_decay=1e-4, batch=4, epoch_images=8, compute=Compute(precision="fp16")
+    )
+    one, two = trainer_of(method, schedule=schedule), trainer_of(method, schedule=schedule)
+    one.arithmetic.scaler.load_state_dict({**one.arithmetic.scaler.state_dict(), "scale": 2.0**40})
+    train(one, until=1)
+    assert one.arithmetic.loss_scale == 2.0**39, "it overflowed"
+    state = one.state_dict()
+    state["scaler"]["scale"] = 1024.0
+    state = copy.deepcopy(state)
+    one.arithmetic.scaler.load_state_dict(state["scaler"])
+    two.load_state_dict(state)
+    for trainer in (one, two):
+        train(trainer, until=2)
+    assert torch.isfinite(weights_of(one)).all()
+    assert torch.equal(weights_of(one), weights_of(two))
+    torch.testing.assert_close(one.learner.state_dict(), two.learner.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.slow

@@ -271,9 +271,13 @@ def test_a_killed_task_stops_the_others(grid: Path, tmp_path: Path) -> None:
     """The reason names the task."""
     grid.write_text(grid.read_text().replace("RUN", "LONG"))
     running = start(2, *stage_options(grid, tmp_path / "two", LONG.base))
-    tiny_grid.wait_for(lambda: [*(tmp_path / "two").glob("work/*/train*.pt")])
-    running[1].kill()
-    output = running[0].communicate(timeout=120)[0]
+    try:
+        tiny_grid.wait_for(lambda: [*(tmp_path / "two").glob("work/*/train*.pt")])
+        running[1].kill()
+        output = running[0].communicate(timeout=120)[0]
+    finally:
+        for process in running:
+            process.kill()
     assert running[0].returncode == 1, output
     assert f"task 1 of 2 ended ({socket.gethostname()}, process {running[1].pid}" in output
 
@@ -282,8 +286,10 @@ def test_a_killed_task_stops_the_others(grid: Path, tmp_path: Path) -> None:
 def test_one_task_goes_on_where_two_stopped(grid: Path, tmp_path: Path) -> None:
     """It gets the remaining batches, and its weights are those of one process, up to rounding."""
     stage = STAGES[0]
-    stopped = srun(2, *stage_options(grid, tmp_path / "two", stage), "--max-minutes", 0)
-    assert [status for status, _ in stopped] == [75, 75], stopped
+    for step in (1, 2):
+        stopped = srun(2, *stage_options(grid, tmp_path / "two", stage), "--max-minutes", 0)
+        assert [status for status, _ in stopped] == [75, 75], stopped
+        assert torch.load(file(stage, tmp_path / "two", "train.pt"), weights_only=True)["step"] == step
     vectors = []
     for name in ("two", "alone"):
         context = Context(results=tmp_path / name, threads=1)
@@ -293,7 +299,7 @@ def test_one_task_goes_on_where_two_stopped(grid: Path, tmp_path: Path) -> None:
             vectors.append(torch.cat([tensor.double().flatten() for _, tensor in sorted(state.items())]))
     init, two, same_init, alone = vectors
     assert torch.equal(init, same_init)
-    assert (two - alone).norm() < 0.1 * (alone - init).norm(), "rounding grows with the steps, by 0.01 to 0.03 here"
+    assert (two - alone).norm() < 0.1 * (alone - init).norm(), "rounding grows with the steps, to 0.03 here"
 
 
 def in_group(monkeypatch: pytest.MonkeyPatch, ranks: int) -> dist.Store:

@@ -234,7 +234,7 @@ def test_ctrl_c_stops_a_network_that_never_ends(tmp_path: Path) -> None:
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT, process_group=0) as process:
         assert process.stderr is not None
         process.stderr.readline()
-        wait_for(lambda: psutil.Process(process.pid).children())
+        wait_for(lambda: any(child.cpu_times().user > 4 for child in psutil.Process(process.pid).children()))
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) == 130
         assert process.stderr.read().strip() == "suite.measure: stopped"

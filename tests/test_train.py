@@ -316,6 +316,13 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "train.pt") == {"step": 3}
 
 
+def test_names_of_skipped_images_survive_a_stop(tmp_path: Path) -> None:
+    skipped = {"b/2.png"}, {"a/1.png"}
+    for names in skipped:
+        fit(trainer(), tmp_path / "train.pt", StopAfter(), seed=0, doing="training", skipped=names)
+    assert skipped[1] == {"a/1.png", "b/2.png"}
+
+
 def test_equal_states_give_equal_files(tmp_path: Path) -> None:
     """Also when one holds one text twice and the other two equal texts, as after a load."""
     name, again = "features.5", "".join(["features", ".5"])

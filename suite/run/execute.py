@@ -76,6 +76,7 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
             work.watch.holds = holds
             repair(stage, context)
             if _broadcast("done" if is_done(stage, context) else "begin") == "done":
+                work.clear()  # the process that finished it may have been killed before this
                 return "done"
             return _attempt(work)
     except Interrupted:  # while another process holds the lease

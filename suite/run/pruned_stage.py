@@ -29,7 +29,7 @@ from suite.run.folder import base_result
 from suite.run.workspace import FINETUNE, Workspace
 from suite.select import Selection, ignoring
 from suite.stages import Pruned
-from suite.train import fit, load_checkpoint, seed_everything
+from suite.train import load_checkpoint, seed_everything
 from suite.trainer import History, make_trainer
 
 
@@ -89,9 +89,10 @@ def _fine_tuned(work: Workspace[Pruned], model: nn.Module, graph: Graph, state: 
     for cycle in range(cycles):
         with distributed.rank_0_first():
             select = functools.partial(_select, stage, cycle, model, graph, state, task, plan)
-            selection = _selected(work.folder / f"plan{cycle}.safetensors", select)
+            selection = _selected(work.folder / f"plan{cycle}.safetensors", select, work.dataset.skipped)
         plan = selection.plan
         if cycle == 0:
+            seed_everything(stage.seed)  # also where a stored plan is read
             stage.settings.reconstruct(model, graph, plan, task)
             distributed.broadcast_in_place(model.state_dict().values())
         packed = packing.pack(model, graph, plan)
@@ -100,7 +101,7 @@ def _fine_tuned(work: Workspace[Pruned], model: nn.Module, graph: Graph, state: 
         judge, first_epoch = work.judge(stage.finetune, packed), cycle * stage.finetune.cycle_epochs
         trainer = make_trainer(packed, batches, stage.finetune, judge=judge, first_epoch=first_epoch)
         doing = "fine-tuning" + (f" {cycle + 1}/{cycles}" if cycles > 1 else "")
-        history += fit(trainer, work.folder / f"train{cycle}.pt", work.watch, seed=stage.seed + cycle, doing=doing)
+        history += work.fit(trainer, f"train{cycle}.pt", seed=stage.seed + cycle, doing=doing)
         packing.unpack(packed, model)
         seconds += trainer.seconds
         top1_pct = trainer.best.get("top1_pct", math.inf)  # without a judge the last cycle is the best
@@ -161,22 +162,27 @@ def _select(
     return latency_budget.meet(_within(planner, before), model, graph, _cycle_budget(stage, cycle))
 
 
-def _selected(path: Path, select: Callable[[], Selection]) -> Selection:
+def _selected(path: Path, select: Callable[[], Selection], skipped: set[str]) -> Selection:
     """Return the selection stored at `path`, or call `select` and store its selection.
 
     A second call could return another plan, on a GPU or with other threads, and the weights in the checkpoint belong to the
     first plan.
+
+    skipped  names of images that were left out; stored and restored with the selection
     """
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            about = jsonfile.parse((file.metadata() or {}).get("selection", ""), Numbers)
+            notes = file.metadata() or {}
+        about = jsonfile.parse(notes.get("selection", ""), Numbers)
+        skipped.update(jsonfile.parse(notes.get("skipped", "[]"), list[str]))
         return Selection(plan=PruningPlan.from_tensors(tensors), **about)
     except (FileNotFoundError, ValueError, SafetensorError):  # missing or damaged
         selection = select()
         numbers = {name: value for name, value in vars(selection).items() if name != "plan"}
+        notes = {"selection": json.dumps(numbers), "skipped": json.dumps(sorted(skipped))}
         if distributed.is_first():
-            write_bytes(path, serialise(selection.plan.to_tensors(), {"selection": json.dumps(numbers)}))
+            write_bytes(path, serialise(selection.plan.to_tensors(), notes))
         return selection
 
 

@@ -9,7 +9,7 @@ from suite.graph import Graph
 from suite.measure.counting import count_params
 from suite.run.workspace import BASE, LEARNED, Workspace
 from suite.stages import Base, Learned
-from suite.train import fit, save_checkpoint, seed_everything
+from suite.train import save_checkpoint, seed_everything
 from suite.trainer import make_trainer
 
 
@@ -37,7 +37,7 @@ def do_base(work: Workspace[Base]) -> None:
         graph.check_gradient()
         model.to(device)
         trainer = make_trainer(model, batches, stage.schedule, judge=work.judge(stage.schedule, model))
-        work.save_history(fit(trainer, folder / "train.pt", work.watch, seed=stage.seed, doing="base"))
+        work.save_history(work.fit(trainer, "train.pt", seed=stage.seed, doing="base"))
         seconds = trainer.seconds
     work.save_weights(model, "final.safetensors")
     work.watch.report("measuring", share=1.0)
@@ -70,7 +70,7 @@ def do_learned(work: Workspace[Learned]) -> None:
     learner = stage.settings.learner(model, graph, work.task())
     batches = work.batches(stage.schedule, LEARNED)
     trainer = make_trainer(model, batches, stage.schedule, learner=learner, judge=work.judge(stage.schedule, model))
-    work.save_history(fit(trainer, folder / "train.pt", work.watch, seed=stage.seed, doing="learning"))
+    work.save_history(work.fit(trainer, "train.pt", seed=stage.seed, doing="learning"))
     trainer.learner.finish(model)
     work.save_weights(model, "final.safetensors")
     save_checkpoint(folder / "state.pt", trainer.learner.state_dict())

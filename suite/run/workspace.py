@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,8 +27,8 @@ from suite.run.context import Context
 from suite.run.folder import base_result, is_done, result_of, skipped_by
 from suite.schedule import Schedule
 from suite.stages import Base, Learned, Pruned, Stage, Timed, TimedSteps, identity
-from suite.train import top1_pct
-from suite.trainer import History
+from suite.train import fit, top1_pct
+from suite.trainer import History, Trainer
 
 EVAL_BATCH = 250
 BASE, LEARNED, FINETUNE, SAMPLES = range(4)
@@ -91,6 +92,10 @@ class Workspace(Generic[S]):
             limit=schedule.epoch_images,
             share=share,
         )
+
+    def fit(self, trainer: Trainer, name: str, *, seed: int, doing: str) -> History:
+        """Train to the end, with the checkpoint `name` in the stage's folder; see `suite.train.fit`."""
+        return fit(trainer, self.folder / name, self.watch, seed=seed, doing=doing, skipped=self.dataset.skipped)
 
     def held_out_top1_pct(self, model: nn.Module) -> float:
         """Return the accuracy on the held-out images.
@@ -252,14 +257,12 @@ class Workspace(Generic[S]):
         about = {"stage": identity(self.stage), "label": self.stage.label, "files": sizes, "result": dict(result or {})}
         about["code"] = code.fingerprint(self.stage)
         write_json(folder / "done.json", {**about, "row": records.to_dict(row) if row else None})
-        for leftover in (
-            *folder.glob("train*.pt"),
-            *folder.glob("plan*.safetensors"),
-            *folder.glob("*.part"),
-            folder / "failed.json",
-            folder / "failures.json",
-            folder / "progress.json",
-        ):
+        self.clear()
+
+    def clear(self) -> None:
+        """Delete what a finished stage no longer needs: files for continuation, and status files."""
+        names = ("train*.pt", "plan*.safetensors", "*.part", "failed.json", "failures.json", "progress.json")
+        for leftover in itertools.chain.from_iterable(map(self.folder.glob, names)):
             leftover.unlink(missing_ok=True)
 
 
