@@ -155,13 +155,15 @@ class Learner:
         By default it drops the gradients of tensors in attributes, and in lists and dicts there. Override it for anything else
         that a backward pass leaves.
         """
+        members = [*vars(self).values()]
         for value in vars(self).values():
-            members = (
-                value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
-            )
-            for tensor in members:
-                if isinstance(tensor, Tensor) and tensor.is_leaf:
-                    tensor.grad = None
+            if isinstance(value, Mapping):
+                members += value.values()
+            elif isinstance(value, list | tuple):
+                members += value
+        for tensor in members:
+            if isinstance(tensor, Tensor) and tensor.is_leaf:
+                tensor.grad = None
 
     def after_epoch(self, model: nn.Module) -> None:
         """Run after an epoch's steps, before `metrics` and before the accuracy is measured."""

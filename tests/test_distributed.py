@@ -274,7 +274,7 @@ def test_a_killed_task_stops_the_others(grid: Path, tmp_path: Path) -> None:
     try:
         tiny_grid.wait_for(lambda: [*(tmp_path / "two").glob("work/*/train*.pt")])
         running[1].kill()
-        output = running[0].communicate(timeout=120)[0]
+        output = running[0].communicate(timeout=60)[0]
     finally:
         for process in running:
             process.kill()
@@ -299,7 +299,7 @@ def test_one_task_goes_on_where_two_stopped(grid: Path, tmp_path: Path) -> None:
             vectors.append(torch.cat([tensor.double().flatten() for _, tensor in sorted(state.items())]))
     init, two, same_init, alone = vectors
     assert torch.equal(init, same_init)
-    assert (two - alone).norm() < 0.1 * (alone - init).norm(), "rounding grows with the steps, to 0.03 here"
+    assert (two - alone).norm() < 0.05 * (alone - init).norm(), "rounding grows with the steps, to 0.03 here"
 
 
 def in_group(monkeypatch: pytest.MonkeyPatch, ranks: int) -> dist.Store:

@@ -289,7 +289,7 @@ def test_a_signal_before_the_job_listens_is_kept(tmp_path: Path, kind: str) -> N
     process = subprocess.Popen(f"exec {submit.python_command()} {program}", shell=True, cwd=tmp_path)
 
     def ignored() -> bool:
-        """Whether the shell, or Python after it, has begun to ignore the signal."""
+        """Return True once the shell, or Python after it, ignores the signal."""
         status = Path(f"/proc/{process.pid}/status").read_text()
         return bool(int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16) >> (signal.SIGUSR2 - 1) & 1)  # type: ignore[index]
 

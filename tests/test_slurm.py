@@ -241,7 +241,9 @@ def test_a_job_whose_processes_are_stopped_for_ever_is_requeued(
     thread.join()
     text = capsys.readouterr().out
     assert code == 0, text
-    assert re.search(rf"job {stopped[0]} had no heartbeat for \d+ s and is requeued", text)
+    silence = re.search(rf"job {stopped[0]} had no heartbeat for (\d+) s and is requeued", text)
+    assert silence, text
+    assert int(silence[1]) >= heartbeat.STALLED_S
     assert as_on_this_machine(found, context, tmp_path)
     assert waiting() == ""
 

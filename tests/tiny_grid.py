@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -83,10 +85,15 @@ def wait_for(what: Callable[[], object], seconds: float = 120.0) -> None:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """Return a free port of the loopback, below those that a system gives to connections.
+
+    Until somebody listens on one of the latter, a connection may take it.
+    """
+    for port in random.SystemRandom().sample(range(10_000, 20_000), 100):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise OSError("none of 100 ports is free")
 
 
 def members(session: int) -> list[int]:
@@ -104,7 +111,7 @@ def members(session: int) -> list[int]:
 
 
 def results(context: Context, found: list[Stage]) -> dict[str, object]:
-    """What must be the same, bit for bit, however often a stage was stopped: rows' result fields, weights, learned states."""
+    """Return what stops must not change by a bit: rows' result fields, weights, learned states."""
     same: dict[str, object] = {}
     for stage in found:
         row = records.read(records.rows_folder(context.results) / f"{stage.key}.json")
