@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_grid
 import torch
 from hypothesis import HealthCheck, settings
 
 from suite import timing
+from suite.run import Context
 from suite.timing import Run
 
 # The same examples in every run, so that a change is not blamed for an old fault; --hypothesis-profile=new draws others.
@@ -54,6 +58,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Iterator[float]]:
     monkeypatch.setattr(timing.time, "process_time", lambda: 0.0)
     monkeypatch.setattr(timing, "seconds_per_run", lambda run, device, repeats=1: next(times[run()]))
     return times
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """The whole tiny grid, done once; what changes it works on a copy."""
+    torch.set_num_threads(1)
+    context = Context(results=tmp_path_factory.mktemp("finished"), threads=1)
+    assert tiny_grid.do_all(tiny_grid.stages(), context) == ["done"] * 9
+    return context
+
+
+@pytest.fixture
+def copied(finished: Context, tmp_path: Path) -> Context:
+    """A copy of the finished grid, which a test may damage."""
+    shutil.copytree(finished.results, tmp_path / "results")
+    return dataclasses.replace(finished, results=tmp_path / "results")
 
 
 def _folder(variable: str, what: str) -> Path:

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_grid
 import torch
-from tiny_grid import call, members, results, stages, start, wait_for
+from tiny_grid import call, members, results, stages, start, the, wait_for
 
 from suite import grids, records
 from suite.launch.__main__ import _context, main, parser
@@ -27,7 +27,6 @@ from suite.progress import read
 from suite.report import __main__ as report
 from suite.run import Context, execute, failure, is_done
 from suite.run.folder import TRIES
-from suite.stages import Stage
 
 HEAD = """
 from suite.contract import Budget
@@ -157,10 +156,6 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
 def copied(launched: Launched, tmp_path: Path) -> Context:
     shutil.copytree(launched.context.results, tmp_path / "results")
     return dataclasses.replace(launched.context, results=tmp_path / "results")
-
-
-def the(kind: str, method: str = "") -> Stage:
-    return next(stage for stage in stages() if stage.kind == kind and method in stage.label)
 
 
 def test_a_grid_leaves_rows_a_table_and_figures(launched: Launched) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_grid
 import torch
-from test_run import finished, log_of, the  # noqa: F401 (one is a fixture)
-from tiny_grid import call, results
+from tiny_grid import call, log_of, results, the
 
 from suite.files import write_text
 from suite.progress import Watch
@@ -81,7 +80,7 @@ def test_bad_arguments_are_one_line(
 def test_a_stage_is_done_with_what_it_needs(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    finished: Context,  # noqa: F811
+    finished: Context,
 ) -> None:
     stage = the("pruned", "slimming")
     assert command(tmp_path, stage.key[:12]) == 0
@@ -96,7 +95,7 @@ def test_a_stage_is_done_with_what_it_needs(
 def test_at_its_time_limit_it_stops_and_goes_on_with_the_same_bits(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    finished: Context,  # noqa: F811
+    finished: Context,
 ) -> None:
     stage = the("pruned", "dsp")
     stops = 0

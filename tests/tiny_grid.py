@@ -16,7 +16,7 @@ from unittest import mock
 
 from suite import grids, records
 from suite.grids import Grid, cross
-from suite.run import Context
+from suite.run import Context, execute
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Stage, Timing
 
@@ -48,6 +48,33 @@ GRID = Grid(
 def stages() -> list[Stage]:
     """All stages of this grid."""
     return grids.stages_of(GRID, grids.runs_of(GRID))
+
+
+def do_all(found: list[Stage], context: Context) -> list[str]:
+    """The outcome of each stage, done in this process."""
+    return [execute(stage, context) for stage in found]
+
+
+def the(kind: str, method: str = "") -> Stage:
+    """The first stage of that kind whose label has the method."""
+    return next(stage for stage in stages() if stage.kind == kind and method in stage.label)
+
+
+def row_of(stage: Stage, context: Context) -> records.Row:
+    """The row that a stage left."""
+    row = records.read(records.rows_folder(context.results) / f"{stage.key}.json")
+    assert row is not None
+    return row
+
+
+def log_of(stage: Stage, context: Context) -> str:
+    """What a stage logged."""
+    return (context.folder(stage) / "log.txt").read_text()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def call(main: Callable[[], int], *arguments: object) -> int:
