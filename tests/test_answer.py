@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 from test_report_signed import load, run_of
 
-from suite.report import answer, cells, pairs, table_columns
-from suite.report.fairness import SET
-from suite.report.leader import Leader, leaders
-from suite.report.pairs import SAME, TOO_FEW
+from suite.report.columns import table_columns
+from suite.report.page import answer
+from suite.report.statistics import cells, pairs
+from suite.report.statistics.fairness import SET
+from suite.report.statistics.leader import Leader, leaders
+from suite.report.statistics.pairs import SAME, TOO_FEW
 
 LINE = {
     **{"data": "digits", "model": "vgg6", "budget": 0.5, "budget_scope": "network", "n": 3, "speedup_untrusted": 0},

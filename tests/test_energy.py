@@ -15,7 +15,9 @@ from suite import records
 from suite.measure import energy
 from suite.measure.energy import Meter
 from suite.measure.protocol import Timing
-from suite.report import cells, columns, frames, table_columns
+from suite.report import columns, frames
+from suite.report.columns import table_columns
+from suite.report.statistics import cells
 
 TIMING = Timing(batch=4, protocol="full")
 

@@ -20,8 +20,9 @@ from suite import records
 from suite.contract import Pruner
 from suite.grids import Grid
 from suite.methods import get
-from suite.report import cells, fairness, figures, frames, pairs
+from suite.report import figures, frames
 from suite.report.figures import ablation, comparison, learning, looks, pareto, style
+from suite.report.statistics import cells, fairness, pairs
 from suite.stages import Pruned, Timing
 
 SAVE = style.save

@@ -24,7 +24,8 @@ from suite import grids, records
 from suite.grids import Grid
 from suite.launch import local
 from suite.measure import mps, steps
-from suite.report import content, documents, frames
+from suite.report import content, frames
+from suite.report.tables import documents
 from suite.run import Context, Outcome, execute, failure
 from suite.run.steps_stage import _columns
 from suite.schedule import Schedule

@@ -12,8 +12,8 @@ import pytest
 
 from suite import grids, methods
 from suite.contract import Budget, OptOut, Pruner
-from suite.report import fairness, published, reproduction
 from suite.report.frames import CONDITIONS, fields
+from suite.report.statistics import fairness, published, reproduction
 from suite.schedule import Schedule
 from suite.stages import Base, Learned, Pruned, Timed, Timing, describe
 

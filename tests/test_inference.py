@@ -10,9 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestIndPower, TTestPower
 
-from suite.report import (
-    inference,
-)
+from suite.report.statistics import inference
 
 
 def test_intervals_are_those_worked_out_by_hand() -> None:

@@ -28,8 +28,9 @@ from suite.measure import layer_times
 from suite.pack.choice import load_choices
 from suite.plan import PruningPlan
 from suite.records.merge import merge
-from suite.report import runs, staircase
+from suite.report import staircase
 from suite.report.figures import learning
+from suite.report.page import runs
 from suite.run import Context, folder
 from suite.run.execute import _pin_threads
 from suite.run.pruned_stage import _selected

@@ -10,7 +10,10 @@ from test_report import pruned_row, run_of, timed_row
 
 from suite import records
 from suite.grids import Grid
-from suite.report import columns, content, documents, frames, further_columns, not_faster
+from suite.report import columns, content, frames
+from suite.report.columns import further_columns
+from suite.report.statistics import not_faster
+from suite.report.tables import documents
 from suite.stages import Timing
 
 NULL_FAILS = {"null_x": 1.1, "null_low_x": 1.05, "null_high_x": 1.15}

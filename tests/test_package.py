@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from test_architecture import FILES, imported, tree
 
 from suite import command
-from suite.report import published
+from suite.report.statistics import published
 
 ROOT = Path(__file__).resolve().parent.parent
 

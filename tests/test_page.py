@@ -22,9 +22,10 @@ from test_report_tables import others
 
 from suite import grids, records
 from suite.grids import Grid
-from suite.report import build, figures, published
+from suite.report import build, figures
 from suite.report import page as pages
-from suite.report import runs as run_data
+from suite.report.page import runs as run_data
+from suite.report.statistics import published
 from suite.stages import Pruned, Timing
 
 SCRIPT = "</script><script>alert(1)</script><img src=x onerror=alert(2)>'\"&"

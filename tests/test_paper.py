@@ -14,7 +14,8 @@ from test_report_tables import grid_of, others
 from tiny_grid import call
 
 from suite import grids, records
-from suite.report import __main__, claims, paper, published
+from suite.report import __main__, paper
+from suite.report.statistics import claims, published
 from suite.stages import Pruned, Timing
 
 GPU = "NVIDIA Example"

@@ -18,8 +18,8 @@ from suite import data, grids, methods, models, records, registry, weights
 from suite.launch import __main__ as launch
 from suite.launch import snapshot, speed
 from suite.methods import Broken
-from suite.report import pairs
 from suite.report.figures import structure
+from suite.report.statistics import pairs
 from suite.run import Context, execute, failure
 from suite.schedule import Schedule
 from suite.stages import Base

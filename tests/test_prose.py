@@ -28,7 +28,7 @@ PAGES = sorted(
         "*/README.md",
         "suite/*/*.md",
         "results/*/*/README.md",
-        "suite/report/templates/*.html",
+        "suite/report/page/templates/*.html",
     )
     for path in ROOT.glob(pattern)
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from suite import methods
-from suite.report import published
+from suite.report.statistics import published
 
 HEADER = "dataset,model,method,groups,top1_pct,flops_cut_pct,flops_scope,seen,source"
 GOOD = "digits,net,ours,2,90.5,61.2,prunable convs,primary,a paper"

@@ -16,8 +16,10 @@ from test_report import CPU, SCHEDULE, pruned_row, timed_row
 from suite import methods, records
 from suite.contract import Budget, Pruner
 from suite.grids import Grid
-from suite.report import cells, content, documents, fairness, frames, pairs, timings, words
+from suite.report import content, frames, words
 from suite.report.figures import dose, learning, pareto, style
+from suite.report.statistics import cells, fairness, pairs
+from suite.report.tables import documents, timings
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timing
 

@@ -23,19 +23,10 @@ from test_report import CPU, HOSTILE, SCHEDULE, pruned_row, run_of
 
 from suite import records
 from suite.grids import Grid
-from suite.report import (
-    cells,
-    columns,
-    content,
-    documents,
-    fairness,
-    frames,
-    further_columns,
-    inference,
-    pairs,
-    published,
-    words,
-)
+from suite.report import columns, content, frames, words
+from suite.report.columns import further_columns
+from suite.report.statistics import cells, fairness, inference, pairs, published
+from suite.report.tables import documents
 from suite.stages import Pruned
 
 TOP1 = {"a": (80.0, 81.0, 82.0), "b": (79.0, 80.5, 80.0)}

@@ -13,11 +13,7 @@ import pytest
 from test_report import COMMIT, run_of
 from test_report_tables import TOP1, load, others, row_of, two_methods
 
-from suite.report import (
-    cells,
-    inference,
-    reproduction,
-)
+from suite.report.statistics import cells, inference, reproduction
 
 
 def beside(results: Path, top1: tuple[float, ...], published_rows: pd.DataFrame, **changes: Any) -> dict[str, Any]:

@@ -40,9 +40,10 @@ class Grid:
     steps: Callable[[Sequence[Pruned]], Sequence[TimedSteps]] | None = None
     """(runs) -> measurements of training steps (`suite.run.steps_stage`); None for none."""
     family: str = ""
-    """The method whose comparisons with its rivals are declared before the grid runs (`suite.report.pairs`); "" for none.
+    """The method whose comparisons with its rivals are declared before the grid runs; "" for none.
 
-    Settings in brackets, as in "dsp(groups=4, grouping=learned)", declare these variants alone.
+    `suite.report.statistics.pairs` has the rules. Settings in brackets, as in "dsp(groups=4, grouping=learned)", declare these
+    variants alone.
     """
     commit: str = ""
     """The commit at which `suite.study` computes all runs of a long study; "" for other grids."""

@@ -16,8 +16,11 @@ from rich.text import Text
 
 from suite import grids
 from suite.files import remove_parts
-from suite.report import columns, content, documents, figures, frames, grid_file, page, runs, table_columns, words
+from suite.report import columns, content, figures, frames, grid_file, page, words
+from suite.report.columns import table_columns
 from suite.report.figures import dose, learning, structure
+from suite.report.page import runs
+from suite.report.tables import documents
 from suite.stages import Timed
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from suite.grids import Grid
-from suite.report import cells, leader, not_faster, pairs, published, reproduction, steps, words
+from suite.report import words
 from suite.report.frames import Frames, by_network
+from suite.report.statistics import cells, leader, not_faster, pairs, published, reproduction, steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,10 @@ import pandas as pd
 
 from suite import grids
 from suite.files import write_text
-from suite.report import cells, columns, frames, grid_file, page, table_columns, words
-from suite.report.columns import Column
-from suite.report.fairness import SET
+from suite.report import columns, frames, grid_file, page, words
+from suite.report.columns import Column, table_columns
+from suite.report.statistics import cells
+from suite.report.statistics.fairness import SET
 
 log = logging.getLogger(__name__)
 FOLDER = "leaderboard"

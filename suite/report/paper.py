@@ -21,9 +21,12 @@ from rich.text import Text
 from suite import grids
 from suite.files import replacing, write_text
 from suite.registry import pick
-from suite.report import claims, columns, frames, further_columns, latex, notes, words
+from suite.report import columns, frames, words
 from suite.report.build import build
+from suite.report.columns import further_columns
 from suite.report.figures import structure
+from suite.report.statistics import claims
+from suite.report.tables import latex, notes
 
 TABLES = ("table.csv", "table_*.tex", "reproduction*", "comparisons.csv")
 ABLATION = "ablation_"

@@ -12,7 +12,9 @@ import pandas as pd
 
 from suite import grids
 from suite.files import write_text
-from suite.report import columns, frames, further_columns, notes, words
+from suite.report import columns, frames, words
+from suite.report.columns import further_columns
+from suite.report.tables import notes
 
 TRIAL = ["data", "model", "method"]
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from suite.report import inference
+from suite.report.statistics import inference
 
 BASES, SD, BASE_SD = 5, 0.2, 0.3
 SIZE: dict[str, list[float]] = {

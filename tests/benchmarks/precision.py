@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from suite.launch import local
-from suite.report.inference import equivalence, t_interval
+from suite.report.statistics.inference import equivalence, t_interval
 from suite.run import Context
 from suite.run.folder import base_result, result_of
 from suite.schedule import Compute, Schedule

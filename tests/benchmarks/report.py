@@ -30,7 +30,9 @@ from rich.table import Table
 from suite import records
 from suite.contract import Budget, Pruner
 from suite.grids import Grid
-from suite.report import cells, content, documents, frames
+from suite.report import content, frames
+from suite.report.statistics import cells
+from suite.report.tables import documents
 from suite.schedule import Schedule
 from suite.stages import Base, Pruned, Timed, Timing, identity
 

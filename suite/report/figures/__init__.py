@@ -18,10 +18,10 @@ from pathlib import Path
 import pandas as pd
 
 from suite.contract import Pruner
-from suite.report import published
 from suite.report.figures import ablation, comparison, dose, looks, orders, pareto, speed
 from suite.report.figures.style import Picture
 from suite.report.frames import CONDITIONS, Frames
+from suite.report.statistics import published
 
 KINDS = ("pareto", "speed", "intervals", "ranks", "orders", "ablation")
 """What the files' names begin with."""
@@ -39,8 +39,8 @@ def draw_all(
 ) -> list[Picture]:
     """Draw each figure that has data into `folder`; delete other figures there.
 
-    `lines` and `latency` are the tables of `suite.report.cells`, `compared` is that of `suite.report.pairs`, `settings` the
-    method of every run's key, `home` the folder of published numbers.
+    `lines` and `latency` are the tables of `suite.report.statistics.cells`, `compared` is that of `pairs` beside it, `settings`
+    the method of every run's key, `home` the folder of published numbers.
     """
     lines = lines.assign(look=looks.of_lines(lines))
     numbers = published.load(home).dropna(subset=["top1_pct"])

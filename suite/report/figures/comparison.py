@@ -1,7 +1,7 @@
 """Intervals of the methods' accuracy drops, and their order over budgets.
 
-Only runs of one comparison set (`suite.report.fairness`) stand against each other: same budget, split and conditions, and
-none that cuts too much.
+Only runs of one comparison set (`suite.report.statistics.fairness`) stand against each other: same budget, split and
+conditions, and none that cuts too much.
 
 Rank     1 is the most accurate; equals share their mean rank. Methods are ranked at those budgets for which all of them have
          a run, and only where all budgets have the same conditions. Near chance level there is no order: methods that keep less
@@ -26,11 +26,12 @@ from matplotlib.markers import CARETRIGHT
 from scipy import stats
 
 from suite import data
-from suite.report import fairness, inference, pairs, words
-from suite.report.fairness import SET
+from suite.report import words
 from suite.report.figures import style
 from suite.report.figures.extent import farthest
 from suite.report.frames import CONDITIONS
+from suite.report.statistics import fairness, inference, pairs
+from suite.report.statistics.fairness import SET
 
 LEFT = 0.1
 """Share of an accuracy above chance level, below which a network counts as near chance level.

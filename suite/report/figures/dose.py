@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from suite.report import cells, words
+from suite.report import words
 from suite.report.figures import ablation, pareto, style
 from suite.report.figures.ablation import Varied
 from suite.report.figures.looks import Look
+from suite.report.statistics import cells
 from suite.stages import Pruned
 
 APART = 1.5

@@ -21,10 +21,10 @@ from matplotlib.ticker import MaxNLocator
 
 from suite import grids, jsonfile, records
 from suite.report import words
-from suite.report.cells import UNLEARNED
 from suite.report.figures import looks, style
 from suite.report.figures.looks import Look
 from suite.report.frames import CONDITIONS
+from suite.report.statistics.cells import UNLEARNED
 from suite.stages import Learned, Pruned
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
-from suite.report import inference, words
+from suite.report import words
 from suite.report.figures import style
+from suite.report.statistics import inference
 
 SIDES = ("equal MACs", "equal time")
 

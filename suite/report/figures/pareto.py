@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from suite.report import inference, words
+from suite.report import words
 from suite.report.figures import extent, style
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS
-from suite.report.published import REFERENCE
+from suite.report.statistics import inference
+from suite.report.statistics.published import REFERENCE
 
 Over = Literal["macs", "params", "speedup", "latency"]
 Spread = Literal["t95", "sd", "none"]

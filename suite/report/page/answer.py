@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from suite.report import pairs, words
-from suite.report.fairness import SET
-from suite.report.leader import UNFINISHED, Leader
+from suite.report import words
+from suite.report.statistics import pairs
+from suite.report.statistics.fairness import SET
+from suite.report.statistics.leader import UNFINISHED, Leader
 
 
 def sentences(lines: pd.DataFrame, compared: pd.DataFrame, of_sets: Sequence[Leader]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from suite.report import words
-from suite.report.fairness import SET, comparable
+from suite.report.statistics.fairness import SET, comparable
 
 UNFINISHED = "have no base network in common: no order yet"
 """Predicate of the methods of a set without a leader."""

@@ -29,10 +29,12 @@ import pandas as pd
 
 from suite import methods as registered
 from suite.methods import Broken
-from suite.report import columns, further_columns, inference, words
-from suite.report.fairness import SET, Training, comparable, of_pair
+from suite.report import columns, words
+from suite.report.columns import further_columns
 from suite.report.frames import CONDITIONS, FROM_ABSTRACT
-from suite.report.leader import UNFINISHED, leaders
+from suite.report.statistics import inference
+from suite.report.statistics.fairness import SET, Training, comparable, of_pair
+from suite.report.statistics.leader import UNFINISHED, leaders
 
 FEWEST, FOR_A_CLAIM = inference.FEWEST, 5
 """Runs of each method that a comparison and a claim take."""

@@ -14,9 +14,11 @@ from typing import Any
 import pandas as pd
 
 from suite import grids
-from suite.report import cells, columns, frames, further_columns, inference, published, reproduction, words
+from suite.report import columns, frames, words
+from suite.report.columns import further_columns
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, TIMING
-from suite.report.pairs import FOR_A_CLAIM
+from suite.report.statistics import cells, inference, published, reproduction
+from suite.report.statistics.pairs import FOR_A_CLAIM
 
 NOT_RUN, OPEN, SUPPORTED, CONTRADICTED = "not run", "open", "supported", "contradicted"
 COLUMNS = columns.names(further_columns.CLAIMS)

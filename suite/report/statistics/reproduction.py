@@ -23,8 +23,10 @@ from typing import Any
 
 import pandas as pd
 
-from suite.report import columns, further_columns, inference, published, words
+from suite.report import columns, words
+from suite.report.columns import further_columns
 from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES
+from suite.report.statistics import inference, published
 
 NEAR_PP = 1.0
 """Points of cut between a published row and what is compared with it, at most."""

@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 
 from suite.measure import claim
-from suite.report import fairness, inference, words
+from suite.report import words
 from suite.report.frames import CONDITIONS, ENERGY, EPOCHS, FACTS, SCHEDULES, TIMED_CONDITIONS, TIMING, Frames
+from suite.report.statistics import fairness, inference
 
 STATUSES = ["done", "diverged", "failed", "missing"]
 SERIES = [

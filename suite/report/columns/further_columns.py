@@ -6,8 +6,8 @@ import pandas as pd
 
 from suite.report import words
 from suite.report.columns import BUDGET, Column, Line, counted, interval, mean, network, plain
-from suite.report.fairness import SET
 from suite.report.frames import CONDITIONS, EPOCHS, SCHEDULES, TIMING
+from suite.report.statistics.fairness import SET
 
 
 def _p(line: Line) -> str:

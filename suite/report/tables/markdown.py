@@ -6,21 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from suite.report import (
-    columns,
-    further_columns,
-    not_faster,
-    notes,
-    pairs,
-    reproduction,
-    steps,
-    table_columns,
-    timings,
-    words,
-)
+from suite.report import columns, words
+from suite.report.columns import further_columns, table_columns
 from suite.report.content import Content
-from suite.report.fairness import LEVELS
 from suite.report.frames import by_network, of_network
+from suite.report.statistics import not_faster, pairs, reproduction, steps
+from suite.report.statistics.fairness import LEVELS
+from suite.report.tables import notes, timings
 
 LABELS_SHOWN = 5
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from suite.report.frames import CONDITIONS
 
-HOME = Path(__file__).resolve().parent / "papers"
+HOME = Path(__file__).resolve().parents[1] / "papers"
 NAMES = "names.csv"
 TEXTS = (
     "data", "model", "method", "variant", "flops_scope", "runs", "selection", "epochs", "derived", "seen", "source",

@@ -17,24 +17,15 @@ from PIL import Image
 
 from suite import grids
 from suite.files import write_text
-from suite.report import (
-    answer,
-    columns,
-    further_columns,
-    not_faster,
-    notes,
-    pairs,
-    reproduction,
-    steps,
-    table_columns,
-    timings,
-    words,
-)
-from suite.report.columns import Column
+from suite.report import columns, words
+from suite.report.columns import Column, further_columns, table_columns
 from suite.report.content import Content
-from suite.report.fairness import LEVELS
 from suite.report.figures.style import DPI, Picture
 from suite.report.frames import CONDITIONS, TIMED_CONDITIONS, by_network
+from suite.report.page import answer
+from suite.report.statistics import not_faster, pairs, reproduction, steps
+from suite.report.statistics.fairness import LEVELS
+from suite.report.tables import notes, timings
 
 CLAIMS = Path("paper", "claims", "claims.md")
 """Output of `--paper claims`, beside the grids' folders."""
@@ -50,7 +41,7 @@ def write(
 ) -> list[Path]:
     """Write `index.html` and `runs.html` into `folder`.
 
-    `runs` is the data of `suite.report.runs`, `downloads` are names of files in `folder`.
+    `runs` is the data of `suite.report.page.runs`, `downloads` are names of files in `folder`.
     """
     about = {"grid": content.grid, "smoke": content.smoke}
     main = _main(pictures)
@@ -160,7 +151,7 @@ def leaderboard(lines: pd.DataFrame, described: Iterable[Column], title: str, ab
 @functools.cache
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("suite.report"),
+        loader=PackageLoader("suite.report.page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from suite.report import columns, further_columns, notes, reproduction, table_columns, timings, words
-from suite.report.columns import Column, Text
+from suite.report import columns, words
+from suite.report.columns import Column, Text, further_columns, table_columns
 from suite.report.content import Content
-from suite.report.fairness import LEVELS
 from suite.report.frames import by_network, of_network
+from suite.report.statistics import reproduction
+from suite.report.statistics.fairness import LEVELS
+from suite.report.tables import notes, timings
 
 WIDE = r">{\raggedright\arraybackslash}p{0.38\textwidth}"
 KEPT = ("method", "budget", "pruned top-1 %", "note")

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from suite.files import write_text
-from suite.report import columns, further_columns, latex, table_columns, tables
+from suite.report import columns
+from suite.report.columns import further_columns, table_columns
 from suite.report.content import Content
+from suite.report.tables import latex, markdown
 
 OPTIONAL = (
     "table_*.tex",
@@ -33,7 +35,7 @@ def texts(content: Content, pictures: Sequence[tuple[str, str, str]]) -> dict[st
         "latency.csv": columns.csv(content.latency, table_columns.LATENCY),
         "comparisons.csv": columns.csv(content.compared, further_columns.PAIRS),
         **{name: columns.csv(frame, described) for name, (frame, described) in optional.items() if len(frame)},
-        "table.md": tables.document(content, pictures),
+        "table.md": markdown.document(content, pictures),
         **latex.files(content),
     }
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import pandas as pd
 
 from suite import records
-from suite.report import columns, further_columns
+from suite.report import columns
+from suite.report.columns import further_columns
 
 TITLE = "Training steps"
 ABOUT = (

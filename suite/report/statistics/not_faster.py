@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from suite.report import columns, further_columns
+from suite.report import columns
+from suite.report.columns import further_columns
 from suite.report.frames import Frames
 
 TITLE = "Fewer MACs, not faster"
