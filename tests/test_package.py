@@ -80,5 +80,5 @@ def test_the_wheel_runs_in_an_empty_environment(tmp_path: Path) -> None:
     run("pruning-suite", "launch", "--grid", "quickstart", "--smoke", "--only", "l1_filter", "--results", "results")
     assert list((tmp_path / "results" / "smoke" / "rows").glob("pruned-*.json"))
     assert "claim" in run("pruning-suite", "report", "--paper", "claims", "--results", "results", "--smoke").lower()
-    count = "from suite.report import published; print(len(published.load()))"
+    count = "from suite.report.statistics import published; print(len(published.load()))"
     assert int(run("python", "-c", count)) == len(published.load()) > 0
