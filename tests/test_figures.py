@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -400,23 +400,31 @@ def test_a_base_network_near_chance_level_gives_no_order(drawn: Drawn) -> None:
         assert ("in the order of their mean rank" in caption) is ordered
 
 
-def test_ranks_near_chance_level_are_shared() -> None:
-    runs, rows = near_chance(17.0)
+def frame_of(runs: Sequence[Pruned], drops_pp: Sequence[float]) -> pd.DataFrame:
+    """Return runs with these drops, as `comparison.described` does."""
     frame = pd.DataFrame(
         {
             **{"name": [run.settings.name for run in runs], "at": [f"{run.budget.share:.0%}" for run in runs]},  # type: ignore[attr-defined]
             **{"seed": [run.seed for run in runs], "split": "all", "lost_pp": 72.0},
-            **{"drop_pp": [90 - row.pruned_top1_pct for row in rows]},  # type: ignore[attr-defined]
+            **{"drop_pp": drops_pp},
             **dict.fromkeys(frames.CONDITIONS, ""),
             **{"data": "digits", "model": "resnet8", "budget_scope": "network"},
             **{"budget": [run.budget.share for run in runs]},
         }
     )
-    frame = frame.assign(settings=frame["name"])
-    told_apart = (
-        frame[frame["budget"] == 0.5].drop_duplicates(fairness.SET).assign(a="m0", b="m3", verdict="m0 is better")
-    )
-    told_apart = told_apart[[*fairness.SET, "a", "b", "verdict"]]
+    return frame.assign(settings=frame["name"], base_weights=frame["seed"])
+
+
+def apart(runs: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    """Return a pair of methods that is told apart in the comparison sets of the runs."""
+    pair = runs.drop_duplicates(fairness.SET).assign(a=a, b=b, verdict=f"{a} is better")
+    return pair[[*fairness.SET, "a", "b", "verdict"]]
+
+
+def test_ranks_near_chance_level_are_shared() -> None:
+    runs, rows = near_chance(17.0)
+    frame = frame_of(runs, [90 - row.pruned_top1_pct for row in rows])  # type: ignore[attr-defined]
+    told_apart = apart(frame[frame["budget"] == 0.5], "m0", "m3")
     assert comparison.ranked(frame, told_apart.assign(verdict=pairs.SAME)).empty
     ranked = comparison.ranked(frame, told_apart)
     ranks = ranked.groupby(["at", "name"])["rank"].first()
@@ -424,6 +432,16 @@ def test_ranks_near_chance_level_are_shared() -> None:
     assert ranks.loc["50%"].tolist() == [1, 2, 3, 4]
     assert "90%" not in ranks
     assert comparison.near_chance(frame) == ["90%"]
+
+
+def test_ranks_are_those_on_blocks_that_all_methods_have() -> None:
+    """A method that has an easy base network more is not better for it."""
+    runs = [run_of(s, b, f"m{m}") for m in range(2) for b in (0.3, 0.5) for s in range(2 + m)]
+    frame = frame_of(runs, [3.0 + run.settings.name.endswith("1") - 4 * (run.seed == 2) for run in runs])  # type: ignore[attr-defined]
+    ranks = comparison.ranked(frame, apart(frame, "m0", "m1")).groupby(["at", "name"])["rank"].first()
+    assert ranks.loc["30%"].to_dict() == ranks.loc["50%"].to_dict() == {"m0": 1, "m1": 2}
+    strangers = frame[(frame["seed"] == 2) | (frame["name"] == "m0")]
+    assert comparison.ranked(strangers, apart(frame, "m0", "m1")).empty
 
 
 def test_above_chance_level_all_ranks_are_drawn(drawn: Drawn, texts: dict[str, list[str]]) -> None:

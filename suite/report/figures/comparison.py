@@ -4,10 +4,10 @@ Only runs of one comparison set (`suite.report.statistics.fairness`) stand again
 conditions, and none that cuts too much.
 
 Rank     1 is the most accurate; equals share their mean rank. Methods are ranked at those budgets for which all of them have
-         a run, and only where all budgets have the same conditions. Near chance level there is no order: methods that keep less
-         than `LEFT` of what the base network has above chance share their rank, and a budget at which all do has none. The base
-         network in its turn is near chance if it has less than `LEFT` of what a network without errors has above chance; then
-         no budget has ranks.
+         a run, by their means over the blocks that all of them have, and only where all budgets have the same conditions. Near
+         chance level there is no order: methods that keep less than `LEFT` of what the base network has above chance share
+         their rank, and a budget at which all do has none. The base network in its turn is near chance if it has less than
+         `LEFT` of what a network without errors has above chance; then no budget has ranks.
 tau      Kendall's rank correlation of two orders: 1 for the same order, 0 for unrelated ones, -1 for the reverse.
 """
 
@@ -30,7 +30,7 @@ from suite.report import words
 from suite.report.figures import style
 from suite.report.figures.extent import farthest
 from suite.report.frames import CONDITIONS
-from suite.report.statistics import fairness, inference, pairs
+from suite.report.statistics import fairness, inference, leader, pairs
 from suite.report.statistics.fairness import SET
 
 LEFT = 0.1
@@ -213,16 +213,23 @@ def ranked(runs: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
     """
     if runs.empty or len(runs.drop_duplicates(["split", *CONDITIONS])) > 1:
         return runs.iloc[:0]
-    order_pp = _order_pp(runs).rename("order_pp").reset_index()
-    runs = runs.merge(order_pp, on=["at", "name"])
-    runs = runs.assign(tied=runs["order_pp"] >= runs["lost_pp"])
+    runs = _ordered(runs)
     runs = runs[~runs.groupby("at")["tied"].transform("all")]
-    every = runs["at"].nunique()
-    runs = runs[runs.groupby("name")["at"].transform("nunique") == every]
-    if every < 2 or not any(_apart(part, compared) for _, part in runs.groupby("at")):
+    runs = runs[runs.groupby("name")["at"].transform("nunique") == runs["at"].nunique()]
+    shared = [leader.on_common_blocks(part) for _, part in runs.groupby("at", sort=False)]
+    runs = pd.concat([runs.iloc[:0], *shared])
+    if runs["at"].nunique() < 2 or not any(_apart(part, compared) for _, part in runs.groupby("at")):
         return runs.iloc[:0]
+    runs = _ordered(runs)
     means = runs.groupby(["at", "name"])["order_pp"].first()
     return runs.merge(means.groupby("at").rank().rename("rank").reset_index(), on=["at", "name"])
+
+
+def _ordered(runs: pd.DataFrame) -> pd.DataFrame:
+    """Give the runs `order_pp` of their method and set, and `tied`."""
+    order_pp = _order_pp(runs).rename("order_pp").reset_index()
+    runs = runs.drop(columns="order_pp", errors="ignore").merge(order_pp, on=["at", "name"])
+    return runs.assign(tied=runs["order_pp"] >= runs["lost_pp"])
 
 
 def _apart(runs: pd.DataFrame, compared: pd.DataFrame) -> set[frozenset[str]]:

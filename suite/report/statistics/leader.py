@@ -54,19 +54,22 @@ def leaders(runs: pd.DataFrame) -> list[Leader]:
     """Return one leader for each comparison set of `Frames.runs`, in the grid's order."""
     done = comparable(runs[runs["status"] == "done"])
     done = done[done["evidence"] != "abstract"]
-    blocks = list(zip(done["seed"], done["base_weights"], strict=True))
-    done = done.assign(block=pd.Series(blocks, index=done.index, dtype="object"))
     return [_leader(part) for _, part in done.groupby(SET, sort=False)]
 
 
+def on_common_blocks(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of a comparison set on the blocks that all its methods have."""
+    blocks = pd.Series(list(zip(runs["seed"], runs["base_weights"], strict=True)), index=runs.index, dtype="object")
+    common = frozenset.intersection(*blocks.groupby(runs["settings"]).agg(frozenset))
+    return runs[blocks.isin(common)]
+
+
 def _leader(runs: pd.DataFrame) -> Leader:
-    blocks_of_method = runs.groupby("settings", sort=False)["block"].agg(frozenset)
-    common = frozenset.intersection(*blocks_of_method)
-    shared = runs[runs["block"].isin(common)]
+    shared = on_common_blocks(runs)
     means = shared.groupby("settings", sort=False)["pruned_top1_pct"].mean()
     return Leader(
         at=runs[SET].iloc[0],
-        rivals=len(blocks_of_method) - 1,
-        runs=shared[shared["settings"] == means.idxmax()] if common else shared,
-        unequal=blocks_of_method.nunique() > 1,
+        rivals=runs["settings"].nunique() - 1,
+        runs=shared if shared.empty else shared[shared["settings"] == means.idxmax()],
+        unequal=len(shared) < len(runs),
     )
