@@ -406,7 +406,7 @@ def frame_of(runs: Sequence[Pruned], drops_pp: Sequence[float]) -> pd.DataFrame:
         {
             **{"name": [run.settings.name for run in runs], "at": [f"{run.budget.share:.0%}" for run in runs]},  # type: ignore[attr-defined]
             **{"seed": [run.seed for run in runs], "split": "all", "lost_pp": 72.0},
-            **{"drop_pp": drops_pp},
+            **{"drop_pp": drops_pp, "evidence": ""},
             **dict.fromkeys(frames.CONDITIONS, ""),
             **{"data": "digits", "model": "resnet8", "budget_scope": "network"},
             **{"budget": [run.budget.share for run in runs]},

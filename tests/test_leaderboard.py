@@ -6,10 +6,12 @@ import csv
 from pathlib import Path
 
 import pytest
+from test_report import timed_row
 from test_report_signed import grid_of, row_of, run_of
 
 from suite import grids, records
 from suite.report import build, leaderboard
+from suite.stages import Timing
 
 TOP1 = {"l1_filter": (90.0, 90.2, 90.1), "fpgm_once": (90.1, 90.2, 90.3), "l2_filter": (80.0, 80.1, 80.2)}
 
@@ -46,6 +48,24 @@ def test_places_are_ranges_of_overlapping_intervals(results: Path) -> None:
     }
     assert lines["method"].tolist()[0] == "dense_control", "budgets are in order, best accuracy first"
     assert set(lines["grid"]) == {"example"}
+
+
+def test_an_accuracy_with_two_timings_counts_once(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runs were timed under different conditions, which are lines of their own."""
+    runs = [run_of(name, seed=seed) for name in TOP1 for seed in range(3)]
+    for seed, device in enumerate(("cpu", "gpu")):
+        records.write(timed_row(run_of("l2_filter", seed=seed), (1.5, 1.4, 1.6), device=device), results)
+    monkeypatch.setattr(
+        grids, "load", lambda name: grid_of(runs if name == "example" else [run_of("sfp")], timings=(Timing(),))
+    )
+    lines = leaderboard.table(results)
+    places = list(zip(lines["method"], map(leaderboard.place, lines.to_dict("records")), strict=True))
+    assert sorted(places) == [
+        ("fpgm_once", "1-2 of 3"),
+        ("l1_filter", "1-2 of 3"),
+        *[("l2_filter", "3 of 3")] * 2,
+    ]
+    assert "3 cells of 1 grids, 9 runs" in leaderboard.write(results)[2].read_text()
 
 
 def test_methods_with_different_base_networks_have_no_place(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

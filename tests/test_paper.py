@@ -115,7 +115,8 @@ def test_a_released_row_has_the_verdict_of_its_reproduction(tmp_path: Path, monk
     )
     assert verdicts(tmp_path, monkeypatch, rows, epochs=epochs).loc["released", "verdict"] == "reproduced"
     other = verdicts(tmp_path, monkeypatch, [], selection="best epoch on test").loc["released"]
-    assert other["verdict"] == "not run"
+    assert other["verdict"] == "not judged"
+    assert other["n"] == 5
     assert "best epoch on test" in other["evidence"]
 
 

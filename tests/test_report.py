@@ -340,6 +340,9 @@ def test_rows_of_the_earlier_reference_are_marked_and_never_averaged_with_new_on
     found = csv(made, "latency.csv")[["reference", "speedup_n", "speedup_x"]].values.tolist()
     assert found == [["tuned only (earlier rule)", 1, 3.0], ["onnxruntime, torch", 2, 1.3]]
     assert [line["dense runtimes"] for line in cells_of(markdown(made))] == [line[0] for line in found]
+    page = (made.paths[0]).read_text()
+    assert "<dd>3 of 3</dd><dt>runs done" in page, "two lines of the table are one accuracy"
+    assert all(f"] dense network in {line[0]}" in page for line in found)
 
 
 def test_speedups_of_the_quick_protocol_are_marked_as_not_comparable(report: Reporter) -> None:

@@ -16,8 +16,9 @@ from test_report import CPU, SCHEDULE, pruned_row, timed_row
 from suite import methods, records
 from suite.contract import Budget, Pruner
 from suite.grids import Grid
-from suite.report import content, frames, words
-from suite.report.figures import dose, learning, pareto, style
+from suite.report import content, figures, frames, words
+from suite.report.figures import learning, pareto, style
+from suite.report.page import answer
 from suite.report.statistics import cells, fairness, pairs
 from suite.report.tables import documents, timings
 from suite.schedule import Schedule
@@ -129,6 +130,9 @@ def test_a_method_from_an_abstract_is_marked_and_in_no_headline(tmp_path: Path) 
     assert "lapp" in set(collected.compared["a"].str.split().str[0])
     assert not pairs.shown(collected.compared)[["a", "b"]].stack().str.contains("lapp").any()
     assert not any("lapp" in text for text in pairs.warnings(collected.compared))
+    sentence = answer.sentences(collected.lines, collected.compared, collected.leaders)[0]
+    assert "no method is told apart from dsp, which has the highest mean" in sentence
+    assert "lapp" not in sentence
     lines = collected.lines
     front = pareto._front(pareto.points_of(lines, "macs"), pareto.AXES["macs"])
     assert not set(front["cell"]) & set(lines.loc[lines["method"] == "lapp", "cell"])
@@ -209,6 +213,16 @@ def test_speedups_have_a_column_for_each_device_and_batch(tmp_path: Path) -> Non
     assert timings.table(cells.latency(load(tmp_path, {run: 90.0}, timings=kinds[:1])[1])).empty
 
 
+def test_a_timing_that_has_fewer_runs_is_on_the_same_line(tmp_path: Path) -> None:
+    """The theoretical speed-up is a mean over the runs that were timed."""
+    runs, kinds = [run_of("l1_filter", seed) for seed in range(2)], (Timing(batch=1), Timing(batch=32))
+    timed = [(runs[0], kinds[0], 2.0), (runs[0], kinds[1], 2.0), (runs[1], kinds[1], 2.1)]
+    more: list[records.Row] = [timed_row(run, (1.5, 1.4, 1.6), kind, theoretical_x=x) for run, kind, x in timed]
+    _, found = load(tmp_path, dict.fromkeys(runs, 90.0), more, timings=kinds)
+    (line,) = timings.table(cells.latency(found)).to_dict("records")
+    assert "" not in {line[f"{CPU}, batch {batch}, fp32"] for batch in (1, 32)}
+
+
 # ---- dose ------------------------------------------------------------------------------------------------------------
 
 
@@ -228,7 +242,11 @@ def scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> style.Picture:
         records.write(row, tmp_path)
     runs = [*doses, run_of("dense_control")]
     found = frames.load(grid_of(runs), tmp_path, smoke=False)
-    (picture,) = dose.draw_all(runs, cells.table(found), found.runs, tmp_path / "out")
+    settings = {run.key: run.settings for run in runs}
+    pictures = figures.draw_all(
+        found, cells.table(found), cells.latency(found), pairs.table(found.runs), settings, tmp_path / "out"
+    )
+    (picture,) = (picture for picture in pictures if picture.name.startswith("dose"))
     return picture
 
 

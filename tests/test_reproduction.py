@@ -148,3 +148,8 @@ def test_lines_of_other_commits_stand_apart(tmp_path: Path) -> None:
     found = load(runs, rows, tmp_path)
     table = reproduction.table(found.runs, cells.accuracy_lines(found.runs), others())
     assert table[["n", "ours"]].values.tolist() == [[2, 80.5], [2, 82.5]]
+    shown, meanings = reproduction.shown(table)
+    assert [letter.strip() for letter in shown["letter"]] == [text[:3] for text in meanings] == ["[A]", "[B]"]
+    theirs = others(selection="best epoch on test")
+    reasons = reproduction.table(found.runs, cells.accuracy_lines(found.runs), theirs)["reason"]
+    assert ["80.50 %" in reasons[0], "82.50 %" in reasons[1]] == [True, True]

@@ -18,7 +18,7 @@ from suite import grids
 from suite.files import remove_parts
 from suite.report import columns, content, figures, frames, grid_file, page, words
 from suite.report.columns import table_columns
-from suite.report.figures import dose, learning, structure
+from suite.report.figures import learning, structure
 from suite.report.page import runs
 from suite.report.tables import documents
 from suite.stages import Timed
@@ -76,7 +76,6 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
     pictures = figures.draw_all(
         loaded, tables.lines, tables.latency, tables.compared, settings, folder, tables.reference
     )
-    pictures += dose.draw_all(runs_of_grid, tables.lines, loaded.runs, folder)
     pictures += learning.draw_all(runs_of_grid, loaded.runs, results, folder)
     pictures += structure.draw_all(loaded.runs, results, folder)
     named = [(picture.data, picture.model, f"{picture.name}.png") for picture in pictures]
@@ -98,7 +97,7 @@ def build(grid_name: str, results: Path, smoke: bool = False, beside: str = "") 
         remarks=(
             *_remarks(grid_name, loaded, results, smoke),
             *([f"{tables.other_code}."] if tables.other_code else []),
-            *([f"{REFERENCE} has no row of {grid_name}"] if beside and tables.reference.empty else []),
+            *([f"{REFERENCE} has no row of {grid_name}"] if reference is not None and tables.reference.empty else []),
         ),
         lines=tables.lines,
     )

@@ -42,6 +42,8 @@ class Entry:
     """Patterns of the files of a grid's report that make it."""
     make: Callable[[Entry, Path, bool, Path], list[str]] | None = None
     """What writes it, where it is no choice of files: (this, results, smoke, folder) -> remarks."""
+    of_all: bool = False
+    """True if it is made from the rows of all grids, not those of `grids` alone."""
 
 
 def entries() -> dict[str, Entry]:
@@ -65,11 +67,11 @@ def entries() -> dict[str, Entry]:
             shows="Learned structure: filter groups and the channels they keep", grids=both, make=_structures
         ),
         "claims": Entry(
-            shows="Claims under test, evidence so far, verdict", grids=(*both, *released[:1]), make=_claims
+            shows="Claims under test, evidence so far, verdict", grids=(*both, *released[:1]), make=_claims, of_all=True
         ),
     }
     ablations = {
-        name: Entry(shows=_title(name), grids=(name,), files=(*TABLES, "ablation_*", "pareto_*"))
+        name: Entry(shows=_title(name), grids=(name,), files=(*TABLES, "ablation_*", "dose_*", "pareto_*"))
         for name in grids.names()
         if name.startswith(ABLATION)
     }
@@ -138,10 +140,10 @@ def show_list(results: Path, console: Console, *, smoke: bool = False) -> None:
 
 def _about(name: str, entry: Entry, missing: Sequence[str], folder: Path) -> str:
     files = sorted(path.name for path in folder.iterdir())
+    origin = "all grids" if entry.of_all else words.joined(f"`{grid}`" for grid in entry.grids)
     lines = [
         f"# {name}",
-        f"{entry.shows}. Made from the rows of {' and '.join(f'`{grid}`' for grid in entry.grids)} by "
-        f"`python -m suite.report --paper {name}`.",
+        f"{entry.shows}. Made from the rows of {origin} by `python -m suite.report --paper {name}`.",
         (words.markdown("; ".join(missing)) if missing else "All runs are done") + ".",
         *(f"![{words.markdown(file)}]({file})" for file in files if file.endswith(".png")),
         "\n".join(f"- [{words.markdown(file)}]({file})" for file in files if not file.endswith(".png")),

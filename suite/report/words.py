@@ -337,6 +337,7 @@ def _conditions(line: pd.Series, differing: Sequence[str]) -> str:
     parts += [f"timed on {line[name]}" for name in differing if name == "timed_device" and line[name]]
     parts += [_threads(str(line[name])) for name in differing if name == "threads" and line[name]]
     parts += [f"leg {line[name]}" for name in differing if name == "leg" and line[name]]
+    parts += [f"dense network in {line[name]}" for name in differing if name == "reference" and line[name]]
     parts += [f"split {line[name]}" for name in differing if name == "split"]
     return ", ".join(parts)
 

@@ -23,7 +23,7 @@ from suite.report.figures.style import Picture
 from suite.report.frames import CONDITIONS, Frames
 from suite.report.statistics import published
 
-KINDS = ("pareto", "speed", "intervals", "ranks", "orders", "ablation")
+KINDS = ("pareto", "speed", "intervals", "ranks", "orders", "ablation", "dose")
 """What the files' names begin with."""
 
 
@@ -94,11 +94,14 @@ def _of_model(
     if len(shown := about[about["removes"].astype(bool)] if one_budget else shared):
         yield comparison.draw_intervals(shown, folder)
     if len(ranked := comparison.ranked(shared, compared)):
-        yield comparison.draw_ranks(ranked, compared, folder, comparison.near_chance(shared))
+        yield comparison.draw_ranks(ranked, compared, folder, shared)
     if len(both := orders.points_of(comparison.compared(comparison.described(runs, coarse_too=True)))):
         yield orders.draw(both, folder)
+    controls = lines[~lines["removes"].astype(bool) & (lines["n"] > 0)]
     for varied in ablation.find(lines, runs, settings):
-        if not dose.varies(varied.points):
+        if dose.varies(varied.points):
+            yield dose.draw(varied, controls, folder)
+        else:
             yield ablation.draw(varied, folder)
 
 

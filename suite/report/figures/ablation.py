@@ -123,7 +123,7 @@ def _line(
 ) -> None:
     line = line.assign(x=x).sort_values("x")
     if spread != "none":
-        half = line["top1_t95_pp"] if spread == "t95" else line["top1_sd_pp"]
+        half = pareto.half_width(line, spread)
         bars: dict[str, Any] = {"ecolor": look["color"], "elinewidth": 0.9, "capsize": 2, "alpha": 0.6}
         axes.errorbar(line["x"], line["top1_mean_pct"], half, fmt="none", **bars)
     look = look if numeric else {**look, "linestyle": "none"}

@@ -97,6 +97,11 @@ def _chance_pct(name: str) -> float:
         return -math.inf
 
 
+def _on_common_blocks(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs on the blocks that all methods of their comparison set have."""
+    return pd.concat([runs.iloc[:0], *(leader.on_common_blocks(part) for _, part in runs.groupby("at", sort=False))])
+
+
 def _order_pp(runs: pd.DataFrame) -> pd.Series:
     """Return the mean drop of each method by comparison set.
 
@@ -117,8 +122,9 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
     every = list(dict.fromkeys(runs["at"]))
     budgets = _chosen(every, PANELS)
     runs = runs[runs["at"].isin(budgets)]
-    mean_rank = _order_pp(runs).groupby("at").rank().groupby("name").mean()
-    names = mean_rank.sort_values(kind="stable").index.tolist()
+    ordered = _on_common_blocks(runs)
+    mean_rank = _order_pp(ordered).groupby("at").rank().groupby("name").mean()
+    names = list(dict.fromkeys([*mean_rank.sort_values(kind="stable").index, *runs["name"]]))
     with style.new_figure(entries=0) as figure:
         rows = len(names) * (1.4 if any("\n" in style.label(name) for name in names) else 1)
         figure.set_size_inches(2.0 + max(1.35 * len(budgets), 3.5), 1.15 + 0.21 * rows)
@@ -138,7 +144,7 @@ def draw_intervals(runs: pd.DataFrame, folder: Path) -> style.Picture:
             runs,
             kind="intervals",
             title="Accuracy drop of the methods, budget by budget",
-            caption_text=_caption_intervals(runs, [budget for budget in every if budget not in budgets]),
+            caption_text=_caption_intervals(runs, ordered, [budget for budget in every if budget not in budgets]),
             arrange=lambda: style.fit(figure, panels[0], 0.21 * rows),
         )
 
@@ -177,12 +183,20 @@ def _far(axes: Axes, y: int, drop: float, colour: str) -> None:
     axes.text(0.94, y, f"{drop:.1f}", ha="right", va="center", fontsize=7, **where)
 
 
-def _caption_intervals(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
+def _caption_intervals(runs: pd.DataFrame, ordered: pd.DataFrame, left_out: Sequence[str]) -> str:
+    """Return the caption.
+
+    `ordered` are the runs that order the methods, `left_out` the budgets without a panel.
+    """
     n = runs.groupby(["name", "at"]).size()
     counted = words.runs(n, runs.groupby(["name", "at"])["base_key"].nunique())
     bars = "bars: t 95 % intervals of the mean" if n.min() >= 3 else "no interval is drawn for fewer than three runs"
     several = runs["name"].nunique() > 1
     order = "Methods in the order of their mean rank"
+    if len(ordered) < len(runs):
+        order += " on the base networks that all methods have"
+    if ordered.empty:
+        order = "Methods have no base network in common, and no order"
     if runs["lost_pp"].eq(-math.inf).all():
         order = (
             f"Methods have no order and no ranks: the base network, with {runs['base_top1_pct'].mean():.1f} %, is near chance "
@@ -213,23 +227,19 @@ def ranked(runs: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
     """
     if runs.empty or len(runs.drop_duplicates(["split", *CONDITIONS])) > 1:
         return runs.iloc[:0]
-    runs = _ordered(runs)
+    runs = _with_all_budgets(runs[~runs["at"].isin(near_chance(runs))])
+    runs = _with_all_budgets(_on_common_blocks(runs))
+    runs = runs.merge(_order_pp(runs).rename("order_pp").reset_index(), on=["at", "name"])
+    runs = runs.assign(tied=runs["order_pp"] >= runs["lost_pp"])
     runs = runs[~runs.groupby("at")["tied"].transform("all")]
-    runs = runs[runs.groupby("name")["at"].transform("nunique") == runs["at"].nunique()]
-    shared = [leader.on_common_blocks(part) for _, part in runs.groupby("at", sort=False)]
-    runs = pd.concat([runs.iloc[:0], *shared])
     if runs["at"].nunique() < 2 or not any(_apart(part, compared) for _, part in runs.groupby("at")):
         return runs.iloc[:0]
-    runs = _ordered(runs)
     means = runs.groupby(["at", "name"])["order_pp"].first()
     return runs.merge(means.groupby("at").rank().rename("rank").reset_index(), on=["at", "name"])
 
 
-def _ordered(runs: pd.DataFrame) -> pd.DataFrame:
-    """Give the runs `order_pp` of their method and set, and `tied`."""
-    order_pp = _order_pp(runs).rename("order_pp").reset_index()
-    runs = runs.drop(columns="order_pp", errors="ignore").merge(order_pp, on=["at", "name"])
-    return runs.assign(tied=runs["order_pp"] >= runs["lost_pp"])
+def _with_all_budgets(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs[runs.groupby("name")["at"].transform("nunique") == runs["at"].nunique()]
 
 
 def _apart(runs: pd.DataFrame, compared: pd.DataFrame) -> set[frozenset[str]]:
@@ -271,12 +281,12 @@ def near_chance(runs: pd.DataFrame) -> list[str]:
     return near.index[near].tolist()
 
 
-def draw_ranks(runs: pd.DataFrame, compared: pd.DataFrame, folder: Path, left_out: Sequence[str] = ()) -> style.Picture:
+def draw_ranks(runs: pd.DataFrame, compared: pd.DataFrame, folder: Path, every: pd.DataFrame) -> style.Picture:
     """Draw the rank of the methods' means over the budgets.
 
     Bars join methods that are not told apart.
 
-    `left_out` are budgets at which all are near chance level.
+    `every` are the runs with those that have no rank.
     """
     budgets = _chosen(list(dict.fromkeys(runs["at"])), 2 * PANELS)
     names = runs[runs["at"] == budgets[-1]].groupby("name")["rank"].first().sort_values(kind="stable").index
@@ -307,7 +317,7 @@ def draw_ranks(runs: pd.DataFrame, compared: pd.DataFrame, folder: Path, left_ou
             runs,
             kind="ranks",
             title="Does the order of the methods hold?",
-            caption_text=_caption_ranks(runs, left_out),
+            caption_text=_caption_ranks(runs, every),
             arrange=lambda: style.name_ends(figure, axes, ends, max(1.9, 0.24 * len(names))),
         )
 
@@ -340,7 +350,9 @@ def _tied(axes: Axes, runs: pd.DataFrame, x: int) -> None:
         axes.text(x, high - 0.1, "near chance", ha="center", va="bottom", fontsize=6.5, color="0.35")
 
 
-def _caption_ranks(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
+def _caption_ranks(runs: pd.DataFrame, every: pd.DataFrame) -> str:
+    near = near_chance(every)
+    unordered = [at for at in every["at"].unique() if at not in {*near, *runs["at"]}]
     by_budget = runs.pivot_table(index="name", columns="at", values="rank", aggfunc="first")
     taus = _taus(by_budget.to_numpy().T)
     cells = runs.groupby(["name", "at"])
@@ -348,7 +360,8 @@ def _caption_ranks(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
         f"{words.who(runs)}: rank of the mean over {words.runs(cells.size(), cells['base_key'].nunique())}",
         "Grey bars join methods that are not told apart (comparisons.csv): within a bar the order is no result",
         *([f"Agreement of two budgets, Kendall's tau, on average: {np.mean(taus):.2f}"] if taus else []),
-        *_about_chance(runs, left_out),
+        *_about_chance(runs, near),
+        *([f"No ranks at {', '.join(unordered)}: no order on base networks that all have"] if unordered else []),
         f"T{words.trained(runs)[1:]}",
     ]
     return ". ".join(sentences) + "."

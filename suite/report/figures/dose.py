@@ -12,15 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from suite.report import words
-from suite.report.figures import ablation, pareto, style
+from suite.report.figures import pareto, style
 from suite.report.figures.ablation import Varied
 from suite.report.figures.looks import Look
 from suite.report.statistics import cells
-from suite.stages import Pruned
 
 APART = 1.5
 """Ratio of two doses from which on a setting counts as changing the dose."""
@@ -35,30 +33,11 @@ def varies(points: pd.DataFrame) -> bool:
     return bool(dose.notna().all() and len(dose) and dose.min() > 0 and dose.max() > APART * dose.min())
 
 
-def draw_all(planned: Sequence[Pruned], lines: pd.DataFrame, runs: pd.DataFrame, folder: Path) -> list[style.Picture]:
-    """Draw a figure for each network and setting that changes the dose.
-
-    Other dose figures are deleted.
-
-    `lines` are those of `cells.table`, `runs` those of `frames`.
-    """
-    settings = {run.key: run.settings for run in planned}
-    pictures = []
-    for (data, model), part in lines.groupby(["data", "model"], sort=False):
-        own = runs[(runs["data"] == data) & (runs["model"] == model)]
-        for varied in ablation.find(part, own, settings):
-            if varies(varied.points):
-                control = part[~part["removes"].astype(bool) & (part["n"] > 0)]
-                pictures.append(draw(varied, control, folder))
-    written = {path for picture in pictures for path in picture.paths}
-    for path in (*folder.glob("dose_*.png"), *folder.glob("dose_*.pdf")):
-        if path not in written:
-            path.unlink()
-    return pictures
-
-
 def draw(varied: Varied, control: pd.DataFrame, folder: Path) -> style.Picture:
-    """Write one figure: accuracy, sparsity and group entropy over the dose's factor."""
+    """Write one figure: accuracy, sparsity and group entropy over the dose's factor.
+
+    `control` are the lines of dense controls.
+    """
     points = varied.points.assign(
         factor=varied.points["dose"] / varied.points["dose"].min(),
         sparse_pct=100 * varied.points["sparse_share"],
@@ -70,7 +49,7 @@ def draw(varied: Varied, control: pd.DataFrame, folder: Path) -> style.Picture:
         _accuracy(panels[0], varied, points, control)
         for axes, name in zip(panels[1:], shown, strict=True):
             _learned(axes, varied, points, name)
-        _axes(figure, panels, points)
+        _axes(panels, points)
         style.legend(figure)
         return style.picture(
             figure,
@@ -89,7 +68,7 @@ def _accuracy(axes: Axes, varied: Varied, points: pd.DataFrame, control: pd.Data
     for index, (name, line) in enumerate(points.groupby("line", sort=False)):
         look = Look(varied.method, index).style()
         if spread != "none":
-            half = line["top1_t95_pp"] if spread == "t95" else line["top1_sd_pp"]
+            half = pareto.half_width(line, spread)
             axes.errorbar(line["factor"], line["top1_mean_pct"], half, fmt="none", ecolor=look["color"], capsize=2)
         axes.plot(line["factor"], line["top1_mean_pct"], **look, label=style.label(str(name)))
     dashes = (0, (1, 2))
@@ -127,7 +106,7 @@ def _learned(axes: Axes, varied: Varied, points: pd.DataFrame, name: str) -> Non
     axes.set_ylim(0, 1.15 * limit)
 
 
-def _axes(figure: Figure, panels: Sequence[Axes], points: pd.DataFrame) -> None:
+def _axes(panels: Sequence[Axes], points: pd.DataFrame) -> None:
     """Label the factors, with the dose below each."""
     ticks = points.groupby(points["factor"].map(words.significant), sort=False)[["factor", "dose"]].first()
     labels = [f"×{factor}\n{words.significant(dose)}" for factor, dose in zip(ticks.index, ticks["dose"], strict=True)]

@@ -123,10 +123,10 @@ def stages_of(grid_name: str, smoke: bool) -> list[Learned]:
     """
     grid = grids.load(grid_name)
     runs = grids.runs_of(grid, smoke=smoke)
-    frames_of_logs = [stage for stage in grids.stages_of(grid, runs, smoke=smoke) if isinstance(stage, Learned)]
-    if not frames_of_logs:
+    learned = [stage for stage in grids.stages_of(grid, runs, smoke=smoke) if isinstance(stage, Learned)]
+    if not learned:
         raise ValueError(f"no method of the grid {grid_name} learns before it prunes, so there are no curves")
-    return frames_of_logs
+    return learned
 
 
 def of_stages(learned: Sequence[Learned], results: Path) -> tuple[Logs, int]:
@@ -177,7 +177,7 @@ def of_finetuning(runs: pd.DataFrame, results: Path) -> Logs:
 
     A run without fine-tuning has none; a damaged log is named and left out.
     """
-    frames_of_logs = []
+    learned = []
     for run in runs.to_dict("records"):
         folder = records.output_folder(results, run["key"])
         history = folder / "history.jsonl"
@@ -186,10 +186,10 @@ def of_finetuning(runs: pd.DataFrame, results: Path) -> Logs:
         at = words.budget(run["budget"], run["budget_scope"])
         about = (run["data"], run["model"], f"fine-tuning at {at}", run["short"], run["key"], 1)
         try:
-            frames_of_logs.append(_log(folder).assign(**dict(zip(ABOUT, about, strict=True))))
+            learned.append(_log(folder).assign(**dict(zip(ABOUT, about, strict=True))))
         except ValueError as error:
             log.warning("%s", error)
-    return pd.concat(frames_of_logs, ignore_index=True) if frames_of_logs else pd.DataFrame()
+    return pd.concat(learned, ignore_index=True) if learned else pd.DataFrame()
 
 
 def read_log(folder: Path) -> list[Epoch]:

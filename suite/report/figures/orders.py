@@ -16,6 +16,7 @@ from scipy import stats
 from suite.report import words
 from suite.report.figures import style
 from suite.report.statistics import inference
+from suite.report.statistics.leader import on_common_blocks
 
 SIDES = ("equal MACs", "equal time")
 
@@ -104,13 +105,17 @@ def _means(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _met(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the points of the methods that meet both budgets."""
-    return points[~points["coarse"].groupby(points["name"]).transform("any")]
+    """Return the points of the methods that meet both budgets.
+
+    On each side they are those on the blocks that all of these methods have.
+    """
+    met = points[~points["coarse"].groupby(points["name"]).transform("any")]
+    return pd.concat([met.iloc[:0], *(on_common_blocks(part) for _, part in met.groupby("side", sort=False))])
 
 
 def tau(points: pd.DataFrame) -> float:
     """Return Kendall's tau; nan for one method, or if all means are equal."""
-    if points["name"].nunique() < 2:
+    if points["name"].nunique() < 2 or points["side"].nunique() < 2:
         return math.nan
     means = _means(points)["mean"].unstack("side")
     return float(stats.kendalltau(means[0], means[1]).statistic)

@@ -172,7 +172,7 @@ def _line(axes: Axes, line: pd.DataFrame, axis: Axis, spread: Spread, look: dict
     """
     line = line.sort_values("macs_cut_pct")
     x, y = line[axis.column], line["top1_mean_pct"]
-    bars: dict[str, Any] = {"yerr": _half_width(line, spread)} if spread != "none" else {}
+    bars: dict[str, Any] = {"yerr": half_width(line, spread)} if spread != "none" else {}
     if axis.column == "speedup_x":
         bars["xerr"] = style.arms(x, line["speedup_low_x"], line["speedup_high_x"])
     if bars and weight == 1:
@@ -260,7 +260,8 @@ def spread_of(points: pd.DataFrame) -> Spread:
     return "t95" if points["n"].min() >= 3 else "sd" if points["n"].max() >= 2 else "none"
 
 
-def _half_width(line: pd.DataFrame, spread: Spread) -> pd.Series:
+def half_width(line: pd.DataFrame, spread: Spread) -> pd.Series:
+    """Return half the length of the error bars, as `spread` has it."""
     return line["top1_t95_pp"] if spread == "t95" else line["top1_sd_pp"]
 
 

@@ -127,9 +127,7 @@ def _comparisons(content: Content) -> dict[str, Any]:
         "by_timing": _by_timing(content),
         "steps": {"title": steps.TITLE, "about": f"{steps.ABOUT}.", **_frame(content.steps, further_columns.STEPS)},
         "not_faster": _not_faster(content),
-        "reproduced": _each_network(
-            content.reproduced, lambda part: _frame(reproduction.shown(part), further_columns.REPRODUCTION)
-        ),
+        "reproduced": _each_network(content.reproduced, _reproduced),
     }
 
 
@@ -215,7 +213,16 @@ def _not_faster(content: Content) -> dict[str, Any]:
 
 
 def _compared(compared: pd.DataFrame) -> dict[str, Any]:
-    return {"warnings": pairs.warnings(compared), **_frame(pairs.shown(compared), further_columns.PAIRS)}
+    return {
+        "warnings": pairs.warnings(compared),
+        "meanings": pairs.meanings(compared),
+        **_frame(pairs.shown(compared), further_columns.PAIRS),
+    }
+
+
+def _reproduced(reproduced: pd.DataFrame) -> dict[str, Any]:
+    shown, meanings = reproduction.shown(reproduced)
+    return {"meanings": meanings, **_frame(shown, further_columns.REPRODUCTION)}
 
 
 def _frame(frame: pd.DataFrame, described: Iterable[Column]) -> dict[str, Any]:
@@ -231,7 +238,7 @@ def _frame(frame: pd.DataFrame, described: Iterable[Column]) -> dict[str, Any]:
 
 def _tiles(lines: pd.DataFrame) -> list[tuple[str, str]]:
     """Return counts of the grid as (number, noun)."""
-    done = int(lines["n"].sum())
+    done = int(lines.drop_duplicates("line")["n"].sum())
     cells = lines.drop_duplicates("cell")
     return [
         (f"{done} of {int(cells['runs'].sum())}", "runs done"),

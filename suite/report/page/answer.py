@@ -38,7 +38,7 @@ def _accuracy(of_sets: Sequence[Leader], compared: pd.DataFrame) -> str:
     mean, base = (
         words.mean_sd(values.mean(), values.std()) for values in (leader.runs["pruned_top1_pct"], leader.base)
     )
-    own = compared[(compared[SET] == leader.at).all(axis=1)]
+    own = pairs.of_papers(compared[(compared[SET] == leader.at).all(axis=1)])
     won = int(((own["a"] == name) & pairs.apart(own)).sum())
     ahead = own.loc[(own["b"] == name) & pairs.apart(own), "a"]
     at, result = f"At a budget of {share}, {network}", f"{leader.where}: {mean} of {base} %"

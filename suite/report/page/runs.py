@@ -16,7 +16,7 @@ POINTS = 80
 """Epochs of a curve that are kept; of more, those spread evenly."""
 LOG_LINES = 40
 LOG_CHARACTERS = 6000
-_ABOUT = {field for field in records.Row.__dataclass_fields__ if field not in ("status", "reason")}
+_ABOUT = set(records.Row.__dataclass_fields__)
 
 
 def collect(
@@ -67,6 +67,7 @@ def _run(
 
 def _timed(row: records.Row, shared: dict[str, int]) -> dict[str, Any]:
     return {
+        "title": "Training steps" if isinstance(row, records.StepsRow) else "Latency",
         "key": row.key,
         "status": row.status,
         "reason": row.reason,
@@ -77,7 +78,7 @@ def _timed(row: records.Row, shared: dict[str, int]) -> dict[str, Any]:
 
 def _numbers(row: records.Row) -> list[tuple[str, Any]]:
     """Return the row's own fields that have a value; floats have six digits."""
-    values = {name: value for name, value in vars(row).items() if name not in _ABOUT | {"status", "reason"}}
+    values = {name: value for name, value in vars(row).items() if name not in _ABOUT}
     return list(_flat({name: value for name, value in values.items() if value not in (None, "", (), {})}))
 
 

@@ -143,13 +143,13 @@ def _acceleration(row: dict[Any, Any], every_grid: Sequence[frames.Frames]) -> I
 _SPEEDS = ["timed_device", "outcome", "n", "rows", "rows_other", *TIMING, "leg", "threads"]
 
 
-def _speeds(every_grid: frames.Frames, method: str) -> pd.DataFrame:
+def _speeds(of_grid: frames.Frames, method: str) -> pd.DataFrame:
     """Compare the method's speed-up with those of whole-channel methods.
 
     The outcome is "faster", "slower" or "no difference".
     """
-    lines = cells.accuracy_lines(every_grid.runs)
-    timed = lines.merge(cells.latency_lines(every_grid, lines), on="line")
+    lines = cells.accuracy_lines(of_grid.runs)
+    timed = lines.merge(cells.latency_lines(of_grid, lines), on="line")
     timed = timed[timed["speedup_x"].notna() & (timed["coarse"] == 0)]
     keys = ["data", "model", "split", "budget", "budget_scope", *CONDITIONS, *TIMING, *TIMED_CONDITIONS]
     rivals = timed[timed["granularity"].isin(WHOLE) & (timed["method"] != method) & (timed["evidence"] != "abstract")]
@@ -204,7 +204,10 @@ def _released(
         for line in alike.to_dict("records")
     ]
     reasons = [reason for reason in words.different(every["reason"]) if reason != "no run is done"]
-    return {**about, **_summed(judged, "; ".join(dict.fromkeys(reasons)) or "no run is done")}
+    without = "; ".join(dict.fromkeys(reasons)) or "no run is done"
+    if alike.empty and len(marked := every[every["n"] > 0]):
+        return {**about, "evidence": without, "n": int(marked["base_n"].max()), "verdict": reproduction.NOT_JUDGED}
+    return {**about, **_summed(judged, without)}
 
 
 # ---- what all share --------------------------------------------------------------------------------------------------

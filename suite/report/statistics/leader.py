@@ -58,10 +58,14 @@ def leaders(runs: pd.DataFrame) -> list[Leader]:
 
 
 def on_common_blocks(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs of a comparison set on the blocks that all its methods have."""
+    """Return the runs of a comparison set on the blocks that all its methods have.
+
+    Methods from abstracts need not have them.
+    """
     blocks = pd.Series(list(zip(runs["seed"], runs["base_weights"], strict=True)), index=runs.index, dtype="object")
-    common = frozenset.intersection(*blocks.groupby(runs["settings"]).agg(frozenset))
-    return runs[blocks.isin(common)]
+    rivals = runs["evidence"].ne("abstract")
+    common = blocks[rivals].groupby(runs["settings"]).agg(frozenset)
+    return runs[blocks.isin(frozenset.intersection(*common))] if len(common) else runs
 
 
 def _leader(runs: pd.DataFrame) -> Leader:

@@ -277,7 +277,7 @@ def with_the_leader(compared: pd.DataFrame) -> pd.DataFrame:
 
     Sets without a leader have all pairs. Methods from abstracts are left out.
     """
-    compared = _of_papers(compared)
+    compared = of_papers(compared)
     compared = compared.assign(letter=words.told_apart(compared, CONDITIONS)[0])
     leader = compared["leader"]
     return compared[(compared["a"] == leader) | (compared["b"] == leader) | (leader == "")]
@@ -285,10 +285,10 @@ def with_the_leader(compared: pd.DataFrame) -> pd.DataFrame:
 
 def meanings(compared: pd.DataFrame) -> list[str]:
     """Return the meanings of the conditions' letters; nothing if all pairs have the same conditions."""
-    return words.told_apart(_of_papers(compared), CONDITIONS)[1]
+    return words.told_apart(of_papers(compared), CONDITIONS)[1]
 
 
-def _of_papers(compared: pd.DataFrame) -> pd.DataFrame:
+def of_papers(compared: pd.DataFrame) -> pd.DataFrame:
     """Return the pairs without a method from an abstract."""
     abstract = compared["a"].str.endswith(FROM_ABSTRACT) | compared["b"].str.endswith(FROM_ABSTRACT)
     return compared[~abstract]

@@ -32,7 +32,7 @@ NEAR_PP = 1.0
 """Points of cut between a published row and what is compared with it, at most."""
 MARGIN_PP = 0.5
 """Points within which two accuracies count as equal, stated before any run."""
-OPEN, NOT_JUDGED = "open", "not judged"
+NOT_JUDGED = "not judged"
 NO_BASE = "the source states no base accuracy, and base networks differ by more than the margin"
 CUT = {"network": "macs_cut_pct", "prunable": "prunable_macs_cut_pct"}
 FROM_SCRATCH = "from scratch"
@@ -85,10 +85,11 @@ def _beside(row: dict[Any, Any], lines: pd.DataFrame, done: pd.DataFrame) -> Ite
     near, reason = _nearest(row, own)
     if near.empty:
         yield {**start, "reason": reason}
+    best = row["selection"] == published.BEST_ON_TEST
     for line in near.to_dict("records"):
         compared = {**start, **_compared(start, line, done.loc[line["rows"].split()])}
-        if reason:
-            reasons = [text for text in (compared["reason"], reason) if text]
+        if (line["selection"] == BEST_ON_TEST) != best:
+            reasons = [text for text in (compared["reason"], _other_selection(line, best=best)) if text]
             compared |= {"verdict": compared["verdict"] + MARKED, "reason": "; ".join(reasons)}
         yield compared
 
@@ -100,10 +101,7 @@ def _median_of(runs: str) -> int | None:
 
 
 def _nearest(row: dict[Any, Any], own: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Return the nearest line of each series and conditions, or none and the reason.
-
-    Lines with a reason are of another selection of epochs.
-    """
+    """Return the nearest line of each series and conditions, or none and the reason."""
     none = own.iloc[:0]
     if FROM_SCRATCH in row["variant"]:
         return none, "the source trains from scratch, ours start from trained weights"
@@ -130,12 +128,12 @@ def _nearest(row: dict[Any, Any], own: pd.DataFrame) -> tuple[pd.DataFrame, str]
     nearest = near.loc[near.groupby(["series", *CONDITIONS], sort=False)["away"].idxmin()]
     best = row["selection"] == published.BEST_ON_TEST
     alike = nearest[(nearest["selection"] == BEST_ON_TEST) == best]
-    if len(alike):
-        return alike, ""
-    return (nearest if best else none), _other_selection(nearest.iloc[0], best=best)
+    if len(alike) or not best:
+        return alike, "" if len(alike) else _other_selection(nearest.iloc[0].to_dict(), best=best)
+    return nearest, ""
 
 
-def _other_selection(line: pd.Series, *, best: bool) -> str:
+def _other_selection(line: dict[Any, Any], *, best: bool) -> str:
     ours = f"{line['top1_mean_pct']:.2f} % (n = {line['n']})"
     published_one = "is of the best epoch on test" if best else "is not"
     return f"the published row {published_one}; ours, {ours}, is of {_KEPT.get(line['selection'], line['selection'])}"
@@ -174,7 +172,7 @@ def verdict(difference: inference.Interval) -> str:
     return "reproduced" if judged == "equivalent" else judged
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with the `letter` of each line's conditions."""
-    letters, _ = words.told_apart(table[table["n"] > 0], CONDITIONS)
-    return table.assign(letter=letters.reindex(table.index, fill_value=""))
+def shown(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table with the `letter` of each line's conditions, and the letters' meanings."""
+    letters, meanings = words.told_apart(table[table["n"] > 0], CONDITIONS)
+    return table.assign(letter=letters.reindex(table.index, fill_value="")), meanings

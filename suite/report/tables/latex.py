@@ -51,10 +51,12 @@ def files(content: Content) -> dict[str, str]:
             caption, label = f"{title}, {timings.TITLE[0].lower()}{timings.TITLE[1:]}", f"tab:timings_{name}"
             texts[f"timings_{name}.tex"] = table(speed, caption, label, f"{words.SPEEDUP}.", once=["method"]) + about
         if len(beside := of_network(content.reproduced, data, model)):
-            shown = columns.text(reproduction.shown(beside), further_columns.REPRODUCTION, "latex")
+            lettered, meanings = reproduction.shown(beside)
+            shown = columns.text(lettered, further_columns.REPRODUCTION, "latex")
             caption, label = f"{title}, published numbers beside ours", f"tab:reproduction_{name}"
             texts[f"reproduction_{name}.tex"] = (
-                table(shown, caption, label, f"Published numbers: {words.REPRODUCTION}.") + about
+                table(shown, caption, label, words.sentences(f"Published numbers: {words.REPRODUCTION}", *meanings))
+                + about
             )
     return texts
 

@@ -82,21 +82,25 @@ def _comparisons(compared: pd.DataFrame) -> list[str]:
     if compared.empty:
         return []
     warnings = "\n".join(f"- **{words.markdown(text)}**" for text in pairs.warnings(compared))
-    meanings = "\n".join(f"- {words.markdown(text)}" for text in pairs.meanings(compared))
     shown = pairs.shown(compared)
     table = (
         ["### Methods told apart", f"{words.PAIRS}.", columns.markdown(shown, further_columns.PAIRS)]
         if len(shown)
         else []
     )
-    return [*([warnings] if warnings else []), *table, *([meanings] if meanings else [])]
+    return [*([warnings] if warnings else []), *table, *_listed(pairs.meanings(compared))]
+
+
+def _listed(texts: Sequence[str]) -> list[str]:
+    return ["\n".join(f"- {words.markdown(text)}" for text in texts)] if texts else []
 
 
 def _reproductions(reproduced: pd.DataFrame) -> list[str]:
     if reproduced.empty:
         return []
-    shown = reproduction.shown(reproduced)
-    return ["### Published numbers beside ours", columns.markdown(shown, further_columns.REPRODUCTION)]
+    shown, meanings = reproduction.shown(reproduced)
+    table = columns.markdown(shown, further_columns.REPRODUCTION)
+    return ["### Published numbers beside ours", table, *_listed(meanings)]
 
 
 def _problem_lines(problems: pd.DataFrame) -> list[str]:

@@ -19,8 +19,10 @@ def table(latency: pd.DataFrame) -> pd.DataFrame:
     timed = latency[latency["verdict"] != ""]
     if timed["timing_label"].nunique() < 2:
         return latency.iloc[:0]
-    keys = ["line", "settings", "budget", "budget_scope", "theoretical_x"]
+    keys = ["line", "settings", "budget", "budget_scope"]
     texts = timed.assign(text=[words.speedup(line) + words.verdict(line) for line in timed.to_dict("records")])
     texts["again"] = texts.groupby(["line", "timing_label"]).cumcount()
     wide = texts.pivot_table(index=["again", *keys], columns="timing_label", values="text", aggfunc="first", sort=False)
-    return wide.fillna("").reset_index().sort_values(["line", "again"], kind="stable")
+    theoretical = timed.groupby("line")["theoretical_x"].first()  # a timing of fewer runs has another mean
+    wide = wide.fillna("").reset_index().sort_values(["line", "again"], kind="stable")
+    return wide.assign(theoretical_x=wide["line"].map(theoretical))

@@ -102,8 +102,8 @@ function show(run) {
   const pairs = make("div", { class: "pair" }, facts("Result", run.result), facts("Configuration", run.configuration));
   const known = new Set(origin(run.provenance).map((pair) => JSON.stringify(pair)));
   const timed = run.timed.map((row) => make("div", { class: "pair" },
-    facts(`Latency${row.status === "done" ? "" : `: ${row.status}`}`, row.reason ? [["reason", row.reason], ...row.result] : row.result),
-    facts("Provenance of the latency, where it differs", origin(row.provenance).filter(([name, value]) => !known.has(JSON.stringify([name, value]))))));
+    facts(`${row.title}${row.status === "done" ? "" : `: ${row.status}`}`, row.reason ? [["reason", row.reason], ...row.result] : row.result),
+    facts("Provenance of this row, where it differs", origin(row.provenance).filter(([name, value]) => !known.has(JSON.stringify([name, value]))))));
   const work = run.structure.length || run.curves.length ? "" : make("p", { class: "soft" },
     "Curves, structure and log lie in results/work, which was not there when this page was made.");
   article.replaceChildren(
