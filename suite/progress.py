@@ -48,6 +48,10 @@ class Watch:
         self._written = 0.0
         self._share_before: float | None = None
 
+    def begin(self, path: Path) -> None:
+        """Report on another stage from here on; limits and signals stay."""
+        self.path, self.started, self._written, self._share_before = path, time.monotonic(), 0.0, None
+
     def check_holder(self) -> None:
         """Raise Superseded if another process has taken the stage over. Called before each write."""
         if not self.holds():

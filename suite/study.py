@@ -65,7 +65,7 @@ def prepare(commit: str) -> None:
 def _git(*words: str) -> None:
     done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"git {words[0]} failed: {done.stderr.strip() or done.returncode}")
+        raise ValueError(f"git {' '.join(words)} failed: {done.stderr.strip() or done.returncode}")
 
 
 def next_part(runs: Sequence[Pruned], own_kind: str) -> str:
@@ -181,13 +181,16 @@ def _shown(part: str) -> str:
     return " and ".join(text.strip() for text in part.split("|"))
 
 
-def check(name: str, device: str) -> int:
+def check(name: str, only: str, device: str) -> int:
     """Repeat a random finished run at the study's commit, and compare it.
+
+    only   text in the labels of the runs to choose from; "" for all
 
     Return the exit status of `suite.zoo check`.
     """
     prepare(_commit(name, grids.load(name)))
     command = [sys.executable, "-m", "suite.zoo", "check", "--grid", name, "--device", device]
+    command += ["--only", only] if only else []
     return subprocess.run(
         command, cwd=CLONE, env={**os.environ, **MEMORY, "PYTHONPATH": str(CLONE)}, check=False
     ).returncode
@@ -229,7 +232,7 @@ def main() -> int:
         CLONE.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(CLONE.with_suffix(".lock"), timeout=0):
             return (
-                check(arguments.grid, device)
+                check(arguments.grid, arguments.only, device)
                 if arguments.check
                 else run(arguments.grid, arguments.only, device, console)
             )

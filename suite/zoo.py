@@ -24,7 +24,7 @@ from torch import nn
 
 from suite import cli, grids, jsonfile, lease, models, pack, records
 from suite.files import plain_name, write_json, write_text
-from suite.records.merge import Merged, copy_output
+from suite.records.merge import Merged, copied_names, copy_output
 from suite.report.figures import structure
 from suite.run import Context, code, execute
 from suite.run.folder import check_files, failure, is_done
@@ -129,12 +129,13 @@ def add(stages: Sequence[Stage], context: Context, folder: Path = FOLDER) -> lis
             continue
         if stage.key in keys.values():
             continue
-        sizes = [path.stat().st_size for path in context.folder(stage).iterdir()]
+        source = context.folder(stage)
+        sizes = [(source / name).stat().st_size for name in copied_names(source, _files(source))]
         if max(sizes) > FILE_MB * 1e6 or size + sum(sizes) > ALL_MB * 1e6:
             log.warning("%s is left out: a file is above %g MB, or all are above %g MB", stage.label, FILE_MB, ALL_MB)
             continue
         size += sum(sizes)
-        copy_output(context.folder(stage), folder / stage.key, Merged())
+        copy_output(source, folder / stage.key, Merged())
         name = _name(stage)
         keys[name if name not in keys else f"{name}_{stage.key[-12:-8]}"] = stage.key
         new.append(next(name for name, key in keys.items() if key == stage.key))

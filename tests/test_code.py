@@ -99,6 +99,14 @@ def test_an_edited_helper_is_named_and_redo_repeats_by_hand(done: Context, folde
         todo(done, redo="zzz")
 
 
+def test_what_has_begun_on_a_redone_network_begins_anew(done: Context, folder: Path) -> None:  # noqa: F811
+    base, pruned, _ = stages()
+    (done.folder(pruned) / "done.json").unlink()
+    assert not todo(done, redo="base-").again.keys() & {pruned.key}, "there is no checkpoint to go on from"
+    (done.folder(pruned) / "train0.pt").touch()
+    assert list(todo(done, redo="base-").again) == [base.key, pruned.key, stages()[2].key]
+
+
 def test_outputs_without_a_fingerprint_stay(done: Context, folder: Path) -> None:  # noqa: F811
     for stage in stages():
         path = done.folder(stage) / "done.json"
@@ -186,6 +194,18 @@ ROW: dict[str, Any] = {
     "seed": 0,
     "smoke": False,
 }
+
+
+def test_an_edit_during_a_process_changes_no_fingerprint_of_it(done: Context, folder: Path) -> None:  # noqa: F811
+    """The process goes on with what it has imported, also where another stage meets the file first."""
+    pruned = stages()[1]
+    before = code.fingerprint(pruned)
+    for path in folder.glob("*.py"):
+        path.write_text(path.read_text() + "\n\nMORE = 1\n")
+    code._fingerprint.cache_clear()
+    assert code.fingerprint(pruned) == before
+    registry.set_folders([folder])
+    assert code.fingerprint(pruned) != before
 
 
 def test_fingerprints_have_own_files_and_imported_ones(folder: Path) -> None:  # noqa: F811

@@ -299,3 +299,22 @@ def test_a_signal_before_the_job_listens_is_kept(tmp_path: Path, kind: str) -> N
     assert process.wait(60) == 0
     if kind != "at once":
         assert (tmp_path / "came").read_text() == "1"
+
+
+def test_a_silent_queue_submits_no_job_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an answer, the jobs of an earlier launch may still run."""
+    earlier = record.begin("tiny", "slurm", STAGES, snapshot="", jobs={STAGES[0].key: "12_0"})
+    answers = [None, {"12_0": "PENDING"}, None]
+    monkeypatch.setattr(queue, "states", lambda grid: answers.pop(0))
+    monkeypatch.setattr(slurm, "RETRY_S", 0.0)
+    assert slurm._states(earlier) == {"12_0": "PENDING"}
+    monkeypatch.setattr(slurm, "PATIENCE_S", 0.0)
+    with pytest.raises(ValueError, match="SLURM does not answer squeue, and 1 stages of an earlier launch have jobs"):
+        slurm._states(earlier)
+    assert slurm._states(record.begin("tiny", "slurm", STAGES, snapshot="", jobs={})) == {}
+
+
+def test_a_job_may_leave_its_cores_out() -> None:
+    parameters = Options(sbatch={"cpus_per_task": 0}).parameters(gpu=False, timing=False)
+    assert parameters["srun_args"] == []
+    assert "cpus_per_task" not in parameters

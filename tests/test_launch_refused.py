@@ -31,6 +31,14 @@ from suite.run import __main__ as run_stage
         (("--grid", "quickstart", "--only", "vgg99"), ("--only 'vgg99' fits none of the", "digits/")),
         (("--grid", "quickstart", "--jobs", 0), ("--jobs 0", "1 or more")),
         (("--grid", "quickstart", "--jobs", -3), ("--jobs -3",)),
+        (
+            ("--grid", "quickstart", "--jobs", 2, "--cluster", "debug"),
+            ("--jobs is for --cluster local", "one stage at a time"),
+        ),
+        (
+            ("--grid", "quickstart", "--jobs", 2, "--cluster", "slurm"),
+            ("--jobs is for --cluster local", "--parallel limits"),
+        ),
         (("--grid", "quickstart", "--threads", 0), ("--threads 0: it takes 1 or more; leave it out",)),
         (("--grid", "quickstart", "--max-minutes", "nan"), ("--max-minutes nan",)),
         (("--grid", "quickstart", "--device", "cuda"), ("no CUDA device", "choose cpu or auto")),

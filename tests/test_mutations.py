@@ -160,7 +160,7 @@ def read_plan(path: Path) -> object:
     header = path.read_bytes().decode(errors="replace")
     save_file({"c.kept_O": torch.ones(2).bool()}, path, {"selection": header})
     made = Selection(plan=PruningPlan({}), knob=0.0, cut=0.0, coarse=False)
-    return _selected(path, lambda: made, set())
+    return _selected(path, lambda: made, set(), progress.Watch())
 
 
 STAIRCASE = {

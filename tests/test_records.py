@@ -160,6 +160,9 @@ def test_a_damaged_row_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert records.read(path) is None
     assert path.with_name(f"{PRUNED.key}.json.damaged").read_bytes() == content
     assert "set aside as" in caplog.text
+    write_bytes(path, content)
+    assert records.read_all(tmp_path, [PRUNED.key], set_aside=False) == []
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])

@@ -205,4 +205,4 @@ def test_a_stored_plan_that_cannot_be_read_for_now_is_kept(tmp_path: Path, monke
 
     monkeypatch.setattr(pruned_stage, "safe_open", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        pruned_stage._selected(tmp_path / "plan0.safetensors", lambda: pytest.fail("chosen again"), set())
+        pruned_stage._selected(tmp_path / "plan0.safetensors", lambda: pytest.fail("chosen again"), set(), Watch())

@@ -19,11 +19,14 @@ import pytest
 import torch
 from tiny_grid import contents, log_of, results, the
 
-from suite import lease
-from suite.progress import Interrupted, Watch
-from suite.run import Context, execute, failure, is_done
+from suite import lease, progress
+from suite.plan import PruningPlan
+from suite.progress import Interrupted, Superseded, Watch
+from suite.run import Context, execute, failure, is_done, pruned_stage
 from suite.run.execute import DECISIONS
+from suite.run.folder import check_files
 from suite.run.workspace import Workspace
+from suite.select import Selection
 from suite.stages import Stage
 
 
@@ -207,6 +210,35 @@ def test_a_process_that_wakes_after_a_takeover_writes_nothing(
     assert {path.name for path in folder.iterdir()} - {".lease", "log.txt"} <= before
     assert not (folder / "failed.json").exists()
     assert not (folder / "done.json").exists()
+
+
+def test_a_plan_that_comes_after_a_takeover_is_not_written(tmp_path: Path) -> None:
+    """It could differ from the plan of the process that has the stage now."""
+    watch, path = Watch(), tmp_path / "plan0.safetensors"
+    watch.holds = lambda: False
+    selection = Selection(plan=PruningPlan({}), knob=0.0, cut=0.0, coarse=False)
+    with pytest.raises(Superseded):
+        pruned_stage._selected(path, lambda: selection, set(), watch)
+    assert not path.exists()
+
+
+def test_two_processes_that_meet_the_same_damage_say_the_same(copied: Context) -> None:
+    stage = the("base")
+    (copied.folder(stage) / "final.safetensors").write_bytes(b"damaged")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"of {stage.key} is damaged; run the same command again"):
+            check_files(stage, copied)
+
+
+def test_a_process_with_several_stages_reports_on_each_alone(tmp_path: Path) -> None:
+    watch = Watch(tmp_path / "one.json")
+    watch.report("learning", epoch=9, share=0.9)
+    watch.started -= 3600
+    watch.begin(tmp_path / "two.json")
+    watch.report("learning", epoch=1, share=0.1)
+    about = progress.read(tmp_path / "two.json")
+    assert about["share_before"] == 0.1
+    assert about["seconds"] < 60
 
 
 @pytest.mark.parametrize("content", [b"", b"half a"])

@@ -111,8 +111,13 @@ def test_what_was_made_from_other_bytes_than_a_members_is_left_out(
 def test_large_files_stay_out(
     filled: tuple[Path, Context], run: Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zoo, "FILE_MB", 0.001)
-    assert zoo.add(in_order([run]), filled[1], tmp_path) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo, "FILE_MB", 0.001)
+        assert zoo.add(in_order([run]), filled[1], tmp_path) == []
+    (filled[1].folder(run) / "train.pt.damaged").write_bytes(bytes(2_000_000))
+    assert len(zoo.add(in_order([run]), filled[1], tmp_path)) == len(in_order([run])), (
+        "what is not copied is not judged"
+    )
 
 
 def test_a_member_is_made_again_with_the_same_bits(filled: tuple[Path, Context], run: Pruned, tmp_path: Path) -> None:

@@ -156,6 +156,11 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
     cli.check_machine_options(arguments)
     if arguments.jobs is not None and arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs}: it takes 1 or more")
+    if arguments.jobs is not None and arguments.cluster != "local":
+        other = (
+            "--parallel limits the jobs of slurm" if arguments.cluster == "slurm" else "debug does one stage at a time"
+        )
+        raise ValueError(f"--jobs is for --cluster local; {other}")
     grid = grids.load(arguments.grid)
     runs = grids.runs_of(grid, only=arguments.only, smoke=arguments.smoke)
     stages = grids.stages_of(grid, runs, smoke=arguments.smoke)

@@ -61,7 +61,8 @@ def _cancel_jobs(view: View, launch: Launch, states: Mapping[str, str]) -> str:
         write_json(view.context.folder(state.stage) / "failed.json", {**about, **process_of(state.about)})
     kept = {key: job for key, job in launch.jobs.items() if job not in jobs}
     record.write(dataclasses.replace(launch, jobs=kept), view.context.results)
-    return f"cancelled {len(jobs):,} jobs, of which {len(running):,} ran" if jobs else "none of its jobs waits or runs"
+    ran = len({launch.jobs[state.stage.key] for state in running})
+    return f"cancelled {len(jobs):,} jobs, of which {ran:,} ran" if jobs else "none of its jobs waits or runs"
 
 
 def _stop(launch: Launch, results: Path) -> str:

@@ -219,7 +219,11 @@ def _timed(stages: Iterable[Stage], context: Context) -> dict[str, dict[tuple[st
     """
     runs = {stage.key: stage for stage in stages if isinstance(stage, Pruned)}
     timed: dict[str, dict[tuple[str, str, str], list[float]]] = {}
-    rows = records.read_all(context.results, runs) if records.rows_folder(context.results).is_dir() else []
+    rows = (
+        records.read_all(context.results, runs, set_aside=False)
+        if records.rows_folder(context.results).is_dir()
+        else []
+    )
     for row in rows:
         run, device = runs[row.key], str(row.provenance.get("device", "cpu"))
         if not isinstance(row, records.PrunedRow) or not row.seconds or not run.finetune.epochs:
@@ -263,7 +267,7 @@ def _steps(context: Context) -> dict[str, dict[tuple[tuple[int, int, int], str, 
     stages = [stage for stage in grids.stages_of(grid, grids.runs_of(grid)) if isinstance(stage, TimedSteps)]
     shapes = {stage.key: data.size(stage.base.data).input_shape for stage in stages if _has_row(stage, context)}
     result: dict[str, dict[tuple[tuple[int, int, int], str, str], float]] = {}
-    for row in records.read_all(context.results, shapes):
+    for row in records.read_all(context.results, shapes, set_aside=False):
         if isinstance(row, records.StepsRow) and row.base_ms and not row.device.startswith("cpu"):
             name = shapes[row.key], row.model, row.precision
             result.setdefault(row.device, {})[name] = row.base_ms / 1e3 / row.batch
@@ -271,7 +275,7 @@ def _steps(context: Context) -> dict[str, dict[tuple[tuple[int, int, int], str, 
 
 
 def _has_row(stage: Stage, context: Context) -> bool:
-    return (records.rows_folder(context.results) / f"{stage.key}.json").is_file()
+    return records.row_path(context.results, stage.key).is_file()
 
 
 def _images(base: Base, schedule: Schedule, context: Context) -> float:

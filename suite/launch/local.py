@@ -227,7 +227,7 @@ def run_here(stages: Sequence[Stage], context: Context, display: Display) -> dic
     for stage in stages:
         if watch.must_stop:
             break
-        watch.path = context.folder(stage) / "progress.json"
+        watch.begin(context.folder(stage) / "progress.json")
         outcomes[stage.key] = execute(stage, context, watch)
         display.ended(stage, outcomes[stage.key])
     return outcomes

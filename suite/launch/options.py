@@ -93,8 +93,9 @@ class Options:
             parameters.pop("ntasks", None)
         extra = {key: value for key, value in parameters.items() if key not in named_keys}
         named = {key: value for key, value in parameters.items() if key in named_keys and value != 0}
-        cores = [f"--cpus-per-task={named['cpus_per_task']}"]  # not passed on by srun since SLURM 22.05
-        return {**named, "srun_args": cores, "additional_parameters": {"requeue": True, **extra}}
+        cores = named.get("cpus_per_task")  # not passed on by srun since SLURM 22.05
+        srun = [f"--cpus-per-task={cores}"] if cores else []
+        return {**named, "srun_args": srun, "additional_parameters": {"requeue": True, **extra}}
 
 
 def load(words: Iterable[str], **ours: Any) -> Options:

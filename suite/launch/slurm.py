@@ -18,7 +18,7 @@ from suite.launch.heartbeat import Heartbeats
 from suite.launch.options import Options
 from suite.launch.record import Launch
 from suite.launch.status import State
-from suite.launch.submit import Submitter
+from suite.launch.submit import PATIENCE_S, RETRY_S, Submitter
 from suite.launch.view import View
 from suite.run import Context, Outcome, fail
 from suite.stages import Stage
@@ -65,7 +65,7 @@ def run(
 
     Raises ValueError if SLURM refuses a job.
     """
-    states = queue.states(launch.grid) or {}
+    states = _states(launch)
     names = {state.stage.key: state.name for state in display.view.observer.states(None, None)}
     goes_on = [stage for stage in stages if names.get(stage.key) != "failed"]
     jobs = {stage.key: launch.jobs[stage.key] for stage in goes_on if launch.jobs.get(stage.key) in states}
@@ -82,6 +82,24 @@ def run(
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _states(launch: Launch) -> dict[str, str]:
+    """Return the states of the launch's earlier jobs; {} without any.
+
+    Without an answer, jobs that wait or run would be submitted again. Raises ValueError if SLURM stays silent.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while launch.jobs:
+        if (states := queue.states(launch.grid)) is not None:
+            return states
+        if time.monotonic() >= deadline:
+            raise ValueError(
+                f"SLURM does not answer squeue, and {len(launch.jobs)} stages of an earlier launch have jobs that may still run; "
+                "launch again when it answers"
+            )
+        time.sleep(RETRY_S)
+    return {}
 
 
 def _wait(stages: Sequence[Stage], submitter: Submitter, context: Context, display: Display) -> dict[str, Outcome]:

@@ -17,7 +17,7 @@ from suite.launch import record
 from suite.launch.record import Launch
 from suite.registry import pick_plugin
 from suite.run import Context, code, given_up, repair
-from suite.run.folder import DamagedError, output
+from suite.run.folder import DamagedError, has_checkpoint, output
 from suite.stages import Base, Stage, Timed
 
 
@@ -27,7 +27,7 @@ class Work:
 
     left_alone  key -> reason why the stage is not tried: it, or a stage that it needs, was given up
     waiting     number of timed stages whose network is not done yet
-    again       key -> reason why the stage, which is done, is to be done again
+    again       key -> reason why the stage, which is done or has begun, is to be done again
     outdated    imported file that has changed -> number of stages that were done with its earlier code and stay
     """
 
@@ -110,8 +110,9 @@ def _missing(
             done = None
         if done is None:
             missing[stage.key] = stage
-            continue
-        own, imported = code.changes(stage, done.get("code"))
+            if not has_checkpoint(stage, context):
+                continue
+        own, imported = code.changes(stage, done.get("code")) if done else ([], [])
         behind = next((need for need in stage.needs if need.key in again), None)
         if own:
             again[stage.key] = f"done with other code of {', '.join(own)}"

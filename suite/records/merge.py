@@ -21,14 +21,14 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from suite import jsonfile
 from suite.files import replacing, write_json
-from suite.records import Done, PrunedRow, Row, from_dict, rows_folder
+from suite.records import Done, PrunedRow, Row, from_dict, row_path, rows_folder
 
 ALSO = ("history.jsonl", "started.json", "log.txt")
 """Files of a finished stage that are not listed in `done.json`."""
@@ -101,7 +101,7 @@ def _read(path: Path, merged: Merged) -> Row | None:
 
 def _take(row: Row, source: Path, target: Path, merged: Merged) -> bool:
     """Write a row into the target. Return False if the target's row stays and differs."""
-    origin, path = rows_folder(source) / f"{row.key}.json", rows_folder(target) / f"{row.key}.json"
+    origin, path = row_path(source, row.key), row_path(target, row.key)
     present = _read(path, merged) if path.exists() else None
     if present is None and path.exists():
         return False
@@ -153,12 +153,20 @@ def copy_output(source: Path, target: Path, merged: Merged) -> None:
         if differing := [name for name, about in files.items() if about != present["files"].get(name)]:
             merged.conflicts.append(f"{source.name} ({done['label']}): {', '.join(differing)} differs; {target} stays")
         return
-    for name in (*files, *(name for name in ALSO if (source / name).is_file()), "done.json"):
+    for name in copied_names(source, files):
         with replacing(target / name) as part:
             shutil.copyfile(source / name, part)
     with contextlib.suppress(FileNotFoundError):
         (target / "failed.json").unlink()
     merged.counts["outputs copied"] += 1
+
+
+def copied_names(folder: Path, files: Iterable[str]) -> list[str]:
+    """Return the names of the files that are copied of a finished stage.
+
+    `files` are the listed ones; `done.json` is last.
+    """
+    return [*files, *(name for name in ALSO if (folder / name).is_file()), "done.json"]
 
 
 def _whole(folder: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import os
 import platform
 import re
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 
 from suite import arithmetic, jsonfile, methods, registry
-from suite.files import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 """Folder of the running source: a checkout, an installed package, or a snapshot taken by a launch."""
@@ -38,7 +38,7 @@ def provenance(device: str, plugins: Iterable[str] = ()) -> dict[str, Any]:
     lasting = dict(_lasting(device))
     changed = lasting.pop("changed")
     files = {
-        label: changed.get(label) or sha256(path)
+        label: changed.get(label) or _sha256(path)
         for label, path in plugin_files(plugins).items()
         if label in changed or not PLUGINS.match(label)
     }
@@ -51,6 +51,19 @@ def provenance(device: str, plugins: Iterable[str] = ()) -> dict[str, Any]:
         "tf32": device == "cuda" and torch.backends.cudnn.allow_tf32,
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
     }
+
+
+@registry.cached
+def content(path: Path) -> bytes:
+    """Return the bytes of a source file, as they were at the first call.
+
+    These are nearest to what was imported: an edit during the process changes nothing that runs.
+    """
+    return path.read_bytes()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(content(path)).hexdigest()
 
 
 @functools.cache
@@ -126,7 +139,7 @@ def source() -> dict[str, Any]:
         _git("ls-files", "--error-unmatch", "suite/records/__init__.py")  # not installed inside another repository
         status = _git("status", "--porcelain", "-z", "--no-renames", "-uall", "--", *PACKAGES, ":(exclude)suite/grids")
         entries = {entry[3:]: entry[:2] for entry in status.split("\0") if entry}
-        changed = {path: sha256(ROOT / path) for path, state in sorted(entries.items()) if _is_plugin(path, state)}
+        changed = {path: _sha256(ROOT / path) for path, state in sorted(entries.items()) if _is_plugin(path, state)}
         dirty = any(not _is_plugin(path, state) for path, state in entries.items())
         return {"commit": _git("rev-parse", "HEAD").strip(), "dirty": dirty, "changed": changed}
     except (OSError, subprocess.CalledProcessError):

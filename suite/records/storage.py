@@ -24,6 +24,11 @@ def rows_folder(results: Path) -> Path:
     return results / "rows"
 
 
+def row_path(results: Path, key: str) -> Path:
+    """Return the file of a row."""
+    return rows_folder(results) / f"{key}.json"
+
+
 def output_folder(results: Path, key: str) -> Path:
     """Return the folder of a stage's output: `work/KEY`, or that of the zoo, `networks/KEY`."""
     work, member = results / "work" / key, results / "networks" / key
@@ -32,7 +37,7 @@ def output_folder(results: Path, key: str) -> Path:
 
 def write(row: Row, results: Path) -> None:
     """Write the row's file, atomically."""
-    write_json(rows_folder(results) / f"{row.key}.json", to_dict(row))
+    write_json(row_path(results, row.key), to_dict(row))
 
 
 def to_dict(row: Row) -> dict[str, Any]:
@@ -99,10 +104,11 @@ def _check_numbers(columns: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} = {value:g} is larger than the other end of its interval, {top:g}")
 
 
-def read(path: Path) -> Row | None:
+def read(path: Path, *, set_aside: bool = True) -> Row | None:
     """Return the row in this file, or None if the file is missing or damaged.
 
-    A damaged file is renamed to NAME.damaged; a file of a later schema version stays in place. The log names both.
+    A damaged file is renamed to NAME.damaged, unless `set_aside` is False; a file of a later schema version stays in place. The
+    log names both.
     Raises OSError if the storage does not give the file, which then stays in place.
     """
     try:
@@ -116,20 +122,22 @@ def read(path: Path) -> Row | None:
         log.warning("row %s is left out: %s", path, error)
         return None
     except ValueError as error:
+        if not set_aside:
+            return None
         aside = path.with_suffix(DAMAGED)
         os.replace(path, aside)
         log.warning("row %s cannot be read (%s); set aside as %s", path, error, aside.name)
         return None
 
 
-def read_all(results: Path, keys: Iterable[str]) -> list[Row]:
-    """Return the readable rows of these keys."""
-    rows = (read(rows_folder(results) / f"{key}.json") for key in keys)
+def read_all(results: Path, keys: Iterable[str], *, set_aside: bool = True) -> list[Row]:
+    """Return the readable rows of these keys. Damaged files are renamed, unless `set_aside` is False."""
+    rows = (read(row_path(results, key), set_aside=set_aside) for key in keys)
     return [row for row in rows if row is not None]
 
 
 def unreadable(results: Path, keys: Iterable[str]) -> list[Path]:
-    """Return the unreadable row files of these keys.
+    """Return the row files of keys for which `read_all` gave no row.
 
     These are damaged files, and files of a later schema version.
     """

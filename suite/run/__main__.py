@@ -62,7 +62,7 @@ def _do(stage: Stage, context: Context, watch: Watch, console: Console) -> int:
     for needed in in_order([stage]):
         folder = context.folder(needed)
         folder.mkdir(parents=True, exist_ok=True)
-        watch.path = folder / "progress.json"
+        watch.begin(folder / "progress.json")
         outcome = execute(needed, context, watch)
         why = failure(needed, context) if outcome in ("failed", "diverged") else None
         line = f"{outcome:12} {needed.key}  {needed.label}" + (f": {why['reason']}" if why else "")

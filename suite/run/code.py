@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from suite import models, registry
-from suite.records.origin import plugin_files
+from suite.records.origin import content, plugin_files
 from suite.stages import Base, Pruned, Stage, Timed
 
 Fingerprint = dict[str, dict[str, str]]
@@ -80,7 +80,7 @@ def _differing(now: Mapping[str, str], before: Mapping[str, str]) -> Iterable[st
 
 def _digest(path: Path) -> str:
     """Return the digest of a file's syntax tree; equal in all versions of Python."""
-    return _text_digest(path.read_text(encoding="utf-8"))
+    return _text_digest(content(path).decode())
 
 
 @functools.lru_cache(maxsize=1000)

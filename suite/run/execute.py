@@ -202,7 +202,7 @@ def fail(
 ) -> Outcome:
     """Write a failed attempt's status file, and its row if the stage has one.
 
-    A no-op if the stage is done.
+    A no-op if the stage is done. The row of an earlier result stays: its output may be gone, its numbers hold.
 
     counts  add to the equal failures after which the stage is skipped; False if the stage itself is not the cause
     """
@@ -212,7 +212,8 @@ def fail(
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
         write_json(work.folder / "failed.json", {"status": status, "reason": reason, "time": time.time()})
-        if isinstance(stage, Pruned | Timed):
+        present = records.read(records.row_path(context.results, stage.key))
+        if isinstance(stage, Pruned | Timed) and (present is None or present.status != "done"):
             records.write(work.row(status, reason=reason), context.results)
         if counts:
             count_failure(stage, context, status, reason)

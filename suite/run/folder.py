@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar
 
@@ -43,7 +44,7 @@ def repair(stage: Stage, context: Context) -> None:
         done = output(stage, context)
         if done is None or not done["row"]:
             return
-        path = records.rows_folder(context.results) / f"{stage.key}.json"
+        path = records.row_path(context.results, stage.key)
         if _json(path) != done["row"]:  # compares plain JSON first: building rows of thousands of stages takes seconds
             row = records.from_dict(done["row"])
             if row.key != stage.key:
@@ -88,8 +89,12 @@ def check_files(stage: Stage, context: Context) -> None:
     Sets a damaged output aside, so that the stage runs again. Raises ValueError naming the damaged files.
     """
     folder = context.folder(stage)
-    files = jsonfile.checked(folder / "done.json", records.Done)["files"]
-    if damaged := [name for name, about in files.items() if sha256(folder / name) != about["sha256"]]:
+    try:
+        files = jsonfile.checked(folder / "done.json", records.Done)["files"]
+        damaged = [name for name, about in files.items() if sha256(folder / name) != about["sha256"]]
+    except FileNotFoundError:  # set aside by another process, which has met the same damage
+        damaged = ["done.json"]
+    if damaged:
         _set_aside(folder, damaged)
         raise ValueError(
             f"{', '.join(damaged)} of {stage.key} is damaged; run the same command again to redo that stage"
@@ -98,7 +103,8 @@ def check_files(stage: Stage, context: Context) -> None:
 
 def _set_aside(folder: Path, damaged: list[str]) -> None:
     log.warning("%s: %s is damaged; the stage is done again", folder, ", ".join(damaged))
-    os.replace(folder / "done.json", folder / "done.json.damaged")
+    with contextlib.suppress(FileNotFoundError):  # another process was first
+        os.replace(folder / "done.json", folder / "done.json.damaged")
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -192,11 +198,21 @@ def forget(stage: Stage, context: Context) -> None:
     The stage then runs again. The earlier row stays beside the new one, to be compared or put back.
     """
     folder = context.folder(stage)
-    for path in (records.rows_folder(context.results) / f"{stage.key}.json", folder / "done.json"):
+    for path in (records.row_path(context.results, stage.key), folder / "done.json"):
         with contextlib.suppress(FileNotFoundError):
             os.replace(path, path.with_name(f"{path.name}.replaced"))
-    for path in (*folder.glob("train*.pt"), *folder.glob("plan*.safetensors")):
+    for path in _checkpoints(stage, context):
         path.unlink(missing_ok=True)
+
+
+def has_checkpoint(stage: Stage, context: Context) -> bool:
+    """Return True if an earlier process left what the stage would go on from."""
+    return any(True for _ in _checkpoints(stage, context))
+
+
+def _checkpoints(stage: Stage, context: Context) -> Iterator[Path]:
+    for pattern in ("train*.pt", "plan*.safetensors"):
+        yield from context.folder(stage).glob(pattern)
 
 
 def count_failure(stage: Stage, context: Context, status: str, reason: str) -> None:

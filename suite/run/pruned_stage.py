@@ -25,6 +25,7 @@ from suite.files import write_bytes
 from suite.graph import Graph
 from suite.measure import latency_budget
 from suite.measure.counting import count_macs, count_params
+from suite.progress import Watch
 from suite.run.folder import base_result
 from suite.run.workspace import FINETUNE, Workspace
 from suite.select import Selection, ignoring
@@ -89,7 +90,7 @@ def _fine_tuned(work: Workspace[Pruned], model: nn.Module, graph: Graph, state: 
     for cycle in range(cycles):
         with distributed.rank_0_first():
             select = functools.partial(_select, stage, cycle, model, graph, state, task, plan)
-            selection = _selected(work.folder / f"plan{cycle}.safetensors", select, work.dataset.skipped)
+            selection = _selected(work.folder / f"plan{cycle}.safetensors", select, work.dataset.skipped, work.watch)
         plan = selection.plan
         if cycle == 0:
             seed_everything(stage.seed)  # also where a stored plan is read
@@ -162,13 +163,14 @@ def _select(
     return latency_budget.meet(_within(planner, before), model, graph, _cycle_budget(stage, cycle))
 
 
-def _selected(path: Path, select: Callable[[], Selection], skipped: set[str]) -> Selection:
+def _selected(path: Path, select: Callable[[], Selection], skipped: set[str], watch: Watch) -> Selection:
     """Return the selection stored at `path`, or call `select` and store its selection.
 
     A second call could return another plan, on a GPU or with other threads, and the weights in the checkpoint belong to the
     first plan.
 
     skipped  names of images that were left out; stored and restored with the selection
+    Raises Superseded if another process has taken the stage over.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -182,6 +184,7 @@ def _selected(path: Path, select: Callable[[], Selection], skipped: set[str]) ->
         numbers = {name: value for name, value in vars(selection).items() if name != "plan"}
         notes = {"selection": json.dumps(numbers), "skipped": json.dumps(sorted(skipped))}
         if distributed.is_first():
+            watch.check_holder()
             write_bytes(path, serialise(selection.plan.to_tensors(), notes))
         return selection
 
