@@ -189,6 +189,8 @@ def test_ignored_layers_of_a_grid_keep_all_filters_and_have_a_name(tmp_path: Pat
             ignored_layers=["features.1"],
         ),
     ]
+    with pytest.raises(ValueError, match="fpgm chooses its filters while it learns, and cannot leave layers alone"):
+        dataclasses.replace(run_of("fpgm"), ignored_layers=("features.1",))
     assert runs[0].key != runs[1].key
     assert runs[1].described == "l1_filter(without=features.1)"
     context = Context(results=tmp_path, threads=1)

@@ -317,13 +317,13 @@ def _same_penalty(settings: Pruner, taught: Schedule, images: int) -> Pruner:
 def _rest(finetune: Schedule, total: float, settings: Pruner, base: Base, taught: Schedule | None) -> Schedule:
     """Return the fine-tuning schedule with the epochs that learning leaves of `total`.
 
-    Learning from initial weights replaces the training of the base network, so only its epochs beyond that count. Epochs are
-    rounded to whole cycles.
+    Learning from initial weights replaces the training of the base network, so only its epochs beyond that count. In place of
+    public weights it counts as their training. Epochs are rounded to whole cycles.
     Raises ValueError if learning alone costs more than `total`.
     """
     spent = taught.epochs * settings.step_cost if taught else 0.0
-    if settings.start == "init" and base.schedule:
-        spent = max(0.0, spent - base.schedule.epochs)
+    if settings.start == "init" and taught:
+        spent = max(0.0, spent - (base.schedule or taught).epochs)
     if spent > total:
         raise ValueError(
             f"learning of {settings.method_name()} costs {spent:g} plain epochs, more than the total {total:g}"

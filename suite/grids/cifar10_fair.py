@@ -2,7 +2,8 @@
 
 Every method trains for the same number of plain-step equivalents after the base network: a learning epoch of DSP costs 2.1
 plain epochs, and methods that learn less fine-tune longer. Schedules are ours. DSP has the dose of its released schedules, and
-each rival's penalty its authors' product of coefficient and summed learning rates.
+each rival's penalty its authors' product of coefficient and summed learning rates. GReg has no such coefficient: its factor
+grows with the iteration. Until it picks filters, weights decay by exp(-0.10) here and by exp(-0.50) in its authors' schedule.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ MODELS = ("resnet20", "resnet56", "vgg16")
 LEARN = Schedule(epochs=60, lr=0.05, weight_decay=5e-4)
 FINETUNE = Schedule(epochs=120, lr=0.05, weight_decay=5e-4)
 TRAIN_IMAGES = 50_000
+LEARNED = {"logit_lr": 1e-3 * _released.LEARN.epochs / LEARN.epochs}
+"""Of DSP: product of steps and rate of the group logits, as in the released learning."""
 DOSES = {**_released.DOSES, "vgg16": _released.DOSES["resnet56"]}
 """Nobody released a VGG-16; it has the lower one of the released doses."""
 TOTAL = FINETUNE.epochs + 2.1 * LEARN.epochs
@@ -46,7 +49,7 @@ def runs() -> list[Pruned]:
             learning=LEARN,
             total=TOTAL,
             penalty_images=TRAIN_IMAGES,
-            **({**changes, "dose": DOSES[model]} if method == "dsp" else changes),
+            **({**changes, **LEARNED, "dose": DOSES[model]} if method == "dsp" else changes),
         )
     ]
     every = [base for own in bases.values() for base in own]

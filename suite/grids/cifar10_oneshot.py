@@ -1,9 +1,10 @@
 """A public CIFAR-10 ResNet-20, pruned at once by methods that need no training.
 
 Criteria differ most before fine-tuning repairs what they broke. Every method has the scope of its authors. A variant ranks
-coupled sets within classes of isomorphic sub-graphs. Methods that draw at random have three seeds everywhere; the others give the
-same plan for every seed, so one run is enough without fine-tuning. The epoch of fine-tuning is in bf16. CHIP and EagleEye see
-fewer images and candidates than their authors', so that two cores compute the grid.
+coupled sets within classes of isomorphic sub-graphs. Methods that draw filters or candidates at random have three seeds
+everywhere. Without fine-tuning the others have one: equal GKP, lasso and ThiNet draw samples, too, and theirs are the numbers of
+one draw. The epoch of fine-tuning is in bf16. CHIP and EagleEye see fewer images and candidates than their authors', so that two
+cores compute the grid.
 """
 
 from __future__ import annotations

@@ -4,8 +4,10 @@ A block is one base network with all methods on it. Its training is short, so th
 day or less; the grid `cifar10_study_length` shows what half and twice as much are worth, and to whom. Every method gets the
 plain-step equivalents of DSP's learning and fine-tuning; a method that learns from initial weights replaces the base network's
 training. A penalty has its authors' product of coefficient and summed learning rates; for DSP this is the dose of its released
-schedule, and its group logits have the released product of rate and steps. Runs are listed budget by budget, so that one budget
-is complete before the second begins; within a block static groups and the cheapest rivals stand before the others.
+schedule, and its group logits have the released product of rate and steps. GReg has no such product: its factor grows with the
+iteration, so that weights decay by exp(-0.014) until it picks filters, and by exp(-0.50) in its authors' schedule. Runs are
+listed budget by budget, so that one budget is complete before the second begins; within a block static groups and the cheapest
+rivals stand before the others.
 """
 
 from __future__ import annotations

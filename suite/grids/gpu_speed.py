@@ -16,9 +16,9 @@ from suite.stages import Base, Pruned, Timing
 UNTRAINED = Schedule(epochs=0, lr=0.1, weight_decay=0.0)
 CASES: tuple[tuple[str, str, float, dict[str, Any]], ...] = (
     ("resnet50", "random_groups", 0.7, {"groups": 2}),
-    ("resnet50", "random_filter", 0.7, {"ranking": "layer"}),
+    ("resnet50", "random_filter", 0.7, {"ranking": "layer", "scope": "coupled"}),
     ("resnet18", "random_groups", 0.6, {"groups": 2}),
-    ("resnet18", "random_filter", 0.6, {"ranking": "layer"}),
+    ("resnet18", "random_filter", 0.6, {"ranking": "layer", "scope": "coupled"}),
 )
 """Model, method, budget, settings."""
 FAST = tuple(Timing(device="cuda", batch=batch, precision="fp16", layout="channels_last") for batch in (128, 32, 1))

@@ -39,7 +39,7 @@ def runs() -> list[Pruned]:
     bases = [Base(data="cifar10", model="resnet20_a", schedule=None, weights="cifar10_resnet20_a", seed=0)]
     shared: dict[str, Any] = {"bases": bases, "finetune": FINETUNE, "learning": LEARN, "seeds": SEEDS}
     planned = dense_control(**shared)
-    for method, changes in variants(DOSE, STEP):
+    for method, changes in variants({"dose": DOSE}, STEP):
         if method != "slimming":
             own = budgets((SHARE,), () if "per" in changes else (MACS,), TIMING)
             planned += cross(method=AT_ONCE.get(method, method), budgets=own, **shared, **changes)
