@@ -66,18 +66,22 @@ def random_plan(graph: Graph, granularity: str, groups: int, removed: float, see
 
 
 @torch.no_grad()
-def masked(model: nn.Module, graph: Graph, plan: PruningPlan) -> nn.Module:
-    """Return the masked network, written without the package under test."""
+def masked(model: nn.Module, graph: Graph, plan: PruningPlan, *, settled: bool = True) -> nn.Module:
+    """Return the masked network, written without the package under test.
+
+    settled  also mask what the rules of the graph remove beyond the plan; else the result does not depend on most of them
+    """
     result = copy.deepcopy(model)
     state, live = result.state_dict(), graph.live(plan)
-    for name, layer in live.layers.items():
+    layers, left = (live.layers, live.channels) if settled else (plan, live.nonzero)
+    for name, layer in layers.items():
         result.get_parameter(f"{name}.weight").mul_(layer.mask_OI[:, :, None, None])
     for node, rule in graph.operators.items():
         keys = (f"{node.target}.weight", f"{node.target}.bias")
         if rule.kind in ("conv", "bn", "grouped"):
             for key in keys[1:] if rule.kind != "bn" else keys:
                 if key in state:
-                    state[key].mul_(live.channels[node])
+                    state[key].mul_(left[node])
     return result
 
 
@@ -275,6 +279,28 @@ def _sizes(net: Net, x: Tensor) -> Tensor:
     return net.b(F.relu(net.b(x))) + F.interpolate(small, scale_factor=2) * net.b(x).sigmoid()
 
 
+def _swish(net: Net, x: Tensor) -> Tensor:
+    y = net.b(x)
+    return y * torch.sigmoid(y)
+
+
+def _hard_swish(net: Net, x: Tensor) -> Tensor:
+    y = net.bn(net.b(x))
+    return y * F.relu6(y + 3) / 6
+
+
+def _moved_positions(net: Net, x: Tensor) -> Tensor:
+    x = torch.roll(x.flip(3), (1, -2), (2, 3)).narrow(3, 0, 4)
+    return net.b(x.index_select(2, torch.tensor([0, 5, 1])))
+
+
+def _keywords(net: Net, x: Tensor) -> Tensor:
+    x = torch.div(input=net.in_place(input=net.b(x)), other=2)
+    pooled = F.adaptive_avg_pool2d(input=x, output_size=1)
+    flat = torch.flatten(input=pooled, start_dim=1) + torch.reshape(pooled, (x.shape[0], 8))
+    return net.head(flat + torch.reshape(pooled, (x.size(0), -1)) * torch.mean(input=x, dim=(2, 3)))
+
+
 def _two_sizes(net: Net, x: Tensor) -> Tensor:
     return torch.cat([net.b(level).flatten(2).mean(2) for level in (x, F.max_pool2d(x, 2))], 1)
 
@@ -344,4 +370,11 @@ IDIOMS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "head at two sizes": _two_sizes,
     "flat view": lambda net, x: net.head(F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)),
     "flat method": lambda net, x: net.head(F.adaptive_avg_pool2d(x, 1).flatten(1)),
+    "swish": _swish,
+    "hard swish": _hard_swish,
+    "range without zero": lambda net, x: net.b(F.hardtanh(x, 0.5, 2)),
+    "moved positions": _moved_positions,
+    "roll of channels and positions": lambda net, x: net.b(torch.roll(x, (8, 1), (1, 3))),
+    "keywords": _keywords,
+    "log softmax": lambda net, x: F.log_softmax(net.b(x).mean((2, 3)), 1),
 }

@@ -364,12 +364,12 @@ class Applied(nn.Module):
             self.kernels = nn.Parameter(torch.ones(3, 3, 1, 1))
         elif how == "never":
             self.aux, self.aux_2 = (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Linear(3, 3)) for _ in range(2))
-        elif how == "never read":
+        elif how in ("never read", "parameter as a result"):
             self.spare = nn.Parameter(torch.ones(3))
         elif how == "dead":
             self.side = nn.Conv2d(3, 3, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if self.how == "image decides" and x.sum() > 0:
             return x
         x = self.conv(x)
@@ -424,7 +424,8 @@ class Applied(nn.Module):
             x = nn.functional.batch_norm(x, self.bn.running_mean, self.bn.running_var, training=self.training)
         elif self.how == "dead":
             self.side(x)
-        return self.head(torch.flatten(self.pool(self.bn(x)), 1))
+        logits = self.head(torch.flatten(self.pool(self.bn(x)), 1))
+        return (logits, self.spare) if self.how == "parameter as a result" else logits
 
 
 @pytest.mark.parametrize(
@@ -468,6 +469,7 @@ class Applied(nn.Module):
         ),
         ("never read", "Applied computes nothing with the parameter spare"),
         ("dead", "Applied computes nothing with side"),
+        ("parameter as a result", "Applied returns 'spare', a parameter or constant; return only what is computed"),
     ],
 )
 def test_a_network_that_cannot_be_followed_is_refused(how: str, words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import coverage_table
@@ -13,6 +14,7 @@ from families import FAMILIES, IDIOM_SHAPE, IDIOMS, LARGE, Net, draw_weights, fa
 from method_cases import task_of
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from suite import methods
 from suite.contract import Budget, ConvPlan, PruningPlan
@@ -39,7 +41,7 @@ def close(got: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
 def check(model: nn.Module, graph: Graph, plan: PruningPlan) -> PackedNetwork:
     """All that holds for any plan on any network."""
     x = torch.randn(3, *graph.input_shape, generator=torch.Generator().manual_seed(1)).double()
-    packed, reference = pack(model, graph, plan), masked(model, graph, plan)
+    packed, reference = pack(model, graph, plan), masked(model, graph, plan, settled=False)
     expected = reference(x)
     close(packed(x), expected)
     full = copy.deepcopy(model)
@@ -99,6 +101,51 @@ def test_a_part_without_gradient_has_none_in_the_packed_network() -> None:
         gradient = packed.body.get_parameter(slot.packed).grad
         assert gradient is not None
         close(gradient, slot.read(expected).view(gradient.shape))
+
+
+@pytest.mark.parametrize("idiom", ["swish", "hard swish"])
+def test_a_product_that_is_zero_where_the_convolution_is_makes_no_gate(idiom: str) -> None:
+    assert list(Graph(Net(idiom), IDIOM_SHAPE).convs) == ["a", "b", "c"]
+
+
+RESULTS: dict[str, Callable[[Tensor], Any]] = {
+    "softmax": lambda maps: maps.mean((2, 3)).softmax(1),
+    "log softmax": lambda maps: F.log_softmax(F.adaptive_avg_pool2d(maps, 1).flatten(1), 1),
+    "view": lambda maps: maps.view(-1, 2, 4, 8, 6),
+    "split": lambda maps: maps.split(4, 1),
+    "unbind": lambda maps: maps.view(-1, 2, 4, 8, 6).unbind(1),
+    "squeeze": lambda maps: maps.amax((1, 2), keepdim=True).squeeze((1, 2)),
+    "permute": lambda maps: maps.permute(0, 2, 3, 1).reshape(len(maps), -1, 4),
+    "pixel shuffle": lambda maps: F.pixel_shuffle(maps, 2),
+}
+"""Operators that make the network's result of the maps of its last convolution."""
+
+
+class Resulting(nn.Module):
+    """Two convolutions, the second of which makes the result."""
+
+    def __init__(self, result: str) -> None:
+        super().__init__()
+        self.a, self.b, self.result = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), result
+
+    def forward(self, x: Tensor) -> Any:
+        return RESULTS[self.result](self.b(F.relu(self.a(x))))
+
+
+@pytest.mark.parametrize("result", RESULTS)
+@torch.no_grad()
+def test_a_convolution_that_makes_the_result_keeps_its_filters(result: str) -> None:
+    model = draw_weights(Resulting(result))
+    graph, x = Graph(model, IDIOM_SHAPE), torch.randn(3, *IDIOM_SHAPE).double()
+    assert list(graph.convs) == ["a"]
+    check_dense(model, graph)
+    for removed in (0.4, 1.1):
+        plan = random_plan(graph, "filter", 1, removed, seed=1)
+        assert plan
+        for got, expected in zip(
+            tree_leaves(pack(model, graph, plan)(x)), tree_leaves(masked(model, graph, plan)(x)), strict=True
+        ):
+            close(got, expected)
 
 
 @pytest.mark.slow

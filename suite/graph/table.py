@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,7 +29,7 @@ def _names(words: str) -> frozenset[str]:
 
 
 ZERO = _names(
-    "relu relu6 gelu silu leakyrelu elu selu celu prelu hardswish hardtanh tanh mish softsign rrelu hardshrink "
+    "relu relu6 gelu silu leakyrelu elu selu celu prelu hardswish tanh mish softsign rrelu hardshrink "
     "softshrink tanhshrink identity dropout dropout1d dropout2d dropout3d featuredropout stochasticdepth "
     "droppath abs neg clone detach sign sqrt float double half to contiguous sin"
 )
@@ -41,7 +41,7 @@ ONE = _names(
 """Channel-wise operators that map zero to another number, or may do so."""
 POOLS = _names(
     "maxpool2d avgpool2d adaptiveavgpool2d adaptivemaxpool2d lppool2d interpolate upsample upsamplingnearest2d "
-    "upsamplingbilinear2d zeropad2d reflectionpad2d replicationpad2d circularpad2d boostedadaptiveavgpool2d"
+    "upsamplingbilinear2d zeropad2d reflectionpad2d replicationpad2d circularpad2d"
 )
 """Operators on the positions of [N, C, H, W] that map zero to zero."""
 REDUCTIONS = _names("mean sum amax amin")
@@ -88,6 +88,13 @@ class Reader:
         if node.op == "placeholder":
             return ops.Input(sources=[], width=shape(node)[1])
         if node.op == "output":
+            for source in node.all_input_nodes:
+                if self.operators[source].kind == "constant":
+                    raise ValueError(
+                        f"{self.model} returns {str(source.target)!r}, a parameter or constant; "
+                        "return only what is computed from the images"
+                    )
+                self._build(source)
             return ops.Output(sources=list(node.all_input_nodes))
         if node.op == "get_attr":
             return ops.Constant(sources=[], width=1)
@@ -348,6 +355,11 @@ def _power(reader: Reader, node: fx.Node) -> Operator | None:
     return reader.alike(node, ops.Pass) if positive else None
 
 
+def _hardtanh(reader: Reader, node: fx.Node) -> Operator:
+    """Return the rule of a clamp, which shifts zero if its range excludes zero."""
+    return reader.alike(node, ops.Shift if bool(_moved(reader, node, torch.zeros(1)).any()) else ops.Pass)
+
+
 def _concat(reader: Reader, node: fx.Node) -> Operator | None:
     parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
     dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
@@ -403,6 +415,7 @@ RULES: Mapping[str, Callable[[Reader, fx.Node], Operator | None]] = {
     "mul": _product,
     "div": _quotient,
     "pow": _power,
+    "hardtanh": _hardtanh,
     "maximum": _sum,
     "minimum": _sum,
     "cat": _concat,
@@ -468,10 +481,22 @@ def _move(reader: Reader, node: fx.Node) -> Operator | None:
         same = axis == like.axis and sizes == [s for dim, s in enumerate(before, 1) if dim != like.axis]
         if same and torch.equal(places_CP[0], torch.arange(places_CP.shape[1])):
             return ops.Take(sources=[base], axis=axis, width=len(index), index=index)
-        if one_step and torch.equal(index, torch.arange(like.width)):
+        if one_step and torch.equal(index, torch.arange(like.width)) and not _rolls(reader, node, like.axis):
             return ops.View(sources=[base], axis=axis, width=like.width)
     reader.pending[node] = base, moved
     return ops.Pending(sources=[base])
+
+
+def _rolls(reader: Reader, node: fx.Node, axis: int) -> bool:
+    """Return True for a roll of channels, by a multiple of their number here.
+
+    It would move the channels that a plan leaves.
+    """
+    if named(node, reader.modules) != "roll":
+        return False
+    dims: Any = node.kwargs.get("dims", node.args[2] if len(node.args) > 2 else None)
+    every = dims if isinstance(dims, tuple | list) else (dims,)
+    return dims is None or axis in [dim % len(shape(node)) for dim in every]
 
 
 def _moved(reader: Reader, node: fx.Node, place: Any) -> Any:
@@ -494,32 +519,40 @@ def followers(operators: Mapping[fx.Node, Operator]) -> list[fx.Node]:
     return [node for node, rule in operators.items() if rule.kind == "conv" and _is_follower(node, operators)]
 
 
+_FOLLOWED = _names("bn pass shift sum switch product concat take view flatten shortcut pending")
+"""Kinds of operators that keep the channels of a convolution apart."""
+_Path = Literal["plain", "shifted", "mixed"]
+"""How the operators behind a convolution map zero: to zero, to another number, or with other channels mixed in."""
+
+
 def _is_follower(conv: fx.Node, operators: Mapping[fx.Node, Operator]) -> bool:
-    todo, seen = [(conv, False)], set()
+    todo: list[tuple[fx.Node, _Path]] = [(conv, "plain")]
+    seen, gates = set(todo), []
     while todo:
-        node, shifted = todo.pop()
+        node, path = todo.pop()
         for user in node.users:
             kind = operators[user].kind
-            if kind == "output" or (kind == "product" and shifted):
+            if kind == "output":
                 return True
-            if kind in (
-                "bn",
-                "pass",
-                "shift",
-                "sum",
-                "switch",
-                "product",
-                "concat",
-                "take",
-                "view",
-                "flatten",
-                "shortcut",
-                "pending",
-            ):
-                state = (user, (shifted or kind == "shift") and kind not in ("sum", "concat"))
-                if state not in seen:
-                    seen.add(state)
-                    todo.append(state)
+            if kind == "product" and path == "shifted":
+                gates.append((user, node))
+                continue
+            if kind == "whole":
+                path_behind: _Path = "mixed"
+            elif kind not in _FOLLOWED:
+                continue
+            elif path == "mixed":
+                path_behind = "mixed"
+            elif kind in ("sum", "concat"):
+                path_behind = "plain"
+            else:
+                path_behind = "shifted" if kind == "shift" else path
+            if (user, path_behind) not in seen:
+                seen.add((user, path_behind))
+                todo.append((user, path_behind))
+    for gate, node in gates:  # y * sigmoid(y) is an activation: it is zero where y is
+        if not any((source, "plain") in seen for source in operators[gate].sources if source is not node):
+            return True
     return False
 
 

@@ -15,7 +15,7 @@ import inspect
 import operator
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,6 +241,8 @@ class _Tracer(fx.Tracer):
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
     ) -> Any:
+        if kind.startswith("call"):
+            args, kwargs = _by_position(args, kwargs)
         if kind.startswith("call") and _autocast() != self.autocast:
             raise _Refusal(
                 "computes in torch.autocast, which packing would not keep; call the network inside of autocast"
@@ -384,6 +386,16 @@ def _broadcast(name: str, first: Any, second: Any) -> Tensor | None:
     return next((each for each in operands if each.shape == shape and _stands_for_result(each)), None)
 
 
+def _by_position(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments with the operands by position, as the rules of operators read them.
+
+    The functions of torch name them in this order.
+    """
+    kwargs = dict(kwargs)
+    operands = [kwargs.pop(key) for key in ("condition", "input", "other") if key in kwargs]
+    return (*args, *operands), kwargs
+
+
 class _Attention(Exception):
     """A layer that computes attention; its argument is the layer's name."""
 
@@ -502,8 +514,10 @@ def _without_storage(model: nn.Module) -> nn.Module:
 def _free_batch(node: fx.Node, modules: dict[str, nn.Module]) -> None:
     """Rewrite a view so that it takes any number of images, in place."""
     value = node.meta.get("value")
-    if node.op != "call_method" or named(node, modules) not in _VIEWS or not isinstance(value, Tensor):
+    is_method = node.op == "call_method" and named(node, modules) in _VIEWS
+    if not (is_method or node.target is torch.reshape) or not isinstance(value, Tensor):
         return
     if value.ndim and value.shape[0] == BATCH:
-        node.args = (node.args[0], -1, *value.shape[1:])
+        sizes = (-1, *value.shape[1:])
+        node.args = (node.args[0], *sizes) if is_method else (node.args[0], sizes)
         node.kwargs = {}

@@ -433,15 +433,15 @@ class Builder:
     def _view(self, node: fx.Node) -> None:
         rule = self.graph.operators[node]
         source, value, order = self._source(node)
-        if named(node, self.graph.modules) in ("permute", "transpose", "swapaxes", "movedim", "getitem"):
+        name = named(node, self.graph.modules)
+        if name in _UNSIZED:
             result = self._again(
                 node, lambda operand: value if operand is source else self._constant(operand, node, None)
             )
         else:
             sizes = list(shape(node))
             sizes[0], sizes[rule.axis] = -1, len(order)
-            expands = named(node, self.graph.modules) == "expand"
-            result = self.out.call_method("expand" if expands else "reshape", (value, *sizes))
+            result = self.out.call_method("expand" if name == "expand" else "reshape", (value, *sizes))
         self._set(node, result, order)
 
     def _flatten(self, node: fx.Node) -> None:
@@ -469,6 +469,10 @@ class Builder:
                 fields = _conv_fields(len(order), len(live), padding)
             result = self._call(name, self._copied(node, rows, order, **fields), value)
         self._set(node, result, live)
+
+
+_UNSIZED = {"permute", "transpose", "swapaxes", "movedim", "getitem", "flip", "roll", "narrow", "indexselect"}
+"""Views that do not depend on the number of channels; a `squeeze` may remove the dimension of a single one."""
 
 
 def _conv_fields(channels: int, filters: int, padding: tuple[int, ...], groups: int = 1) -> dict[str, Any]:
