@@ -11,6 +11,7 @@ names the task.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import socket
@@ -24,7 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from submitit.slurm.slurm import SlurmJobEnvironment
-from torch import Tensor, nn
+from torch import Tensor
 
 TIMEOUT = timedelta(hours=1)
 """Time limit of a collective: the other ranks wait in one while rank 0 plans."""
@@ -79,8 +80,9 @@ def process_group(device: str) -> Iterator[None]:
     number; MASTER_ADDR and MASTER_PORT override both. If the first of several nodes has no address, the rendezvous is the host
     of `srun`, which in a batch job is the first node too.
 
-    `nn.BatchNorm2d.forward` is replaced for the duration of the block. `nn.SyncBatchNorm` cannot do this: it refuses CPU
-    tensors, and a model would have to be converted to another module type, which tracing and packing do not accept.
+    `F.batch_norm`, which the modules of torch and their subclasses call, is replaced for the duration of the block.
+    `nn.SyncBatchNorm` cannot do this: it refuses CPU tensors, and a model would have to be converted to another module type,
+    which tracing and packing do not accept.
 
     Raises RendezvousError if there is no address, if a task is missing after `RENDEZVOUS_TIMEOUT`, or if two tasks have one GPU.
     """
@@ -107,11 +109,11 @@ def process_group(device: str) -> Iterator[None]:
         ) from error
     _group.rank, _group.ranks, _group.store = job.global_rank, ranks, store
     store.set(f"task/{_group.rank}", _place_of_task())
-    forward, nn.BatchNorm2d.forward = nn.BatchNorm2d.forward, _batch_norm  # type: ignore[assignment, method-assign]
+    F.batch_norm = _batch_norm
     try:
         yield
     finally:
-        nn.BatchNorm2d.forward = forward  # type: ignore[method-assign]
+        F.batch_norm = _batch_norm_of_one_task
         _group.rank, _group.ranks, _group.store = 0, 1, None
         dist.destroy_process_group()
 
@@ -268,29 +270,37 @@ class _SumOverTasks(torch.autograd.Function):
         return _SumOverTasks.apply(gradient)
 
 
-def _batch_norm(self: nn.BatchNorm2d, images_BCHW: Tensor) -> Tensor:
+_batch_norm_of_one_task = F.batch_norm
+
+
+@functools.wraps(F.batch_norm)  # a trace finds the layer of a call by the name of the function
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
     """Normalise over the images of all tasks, which hold equally many.
 
-    In eval mode as torch does.
+    As `F.batch_norm` in eval mode, and in a trace, which has no images.
     """
-    if not self.training:
-        return F.batch_norm(
-            images_BCHW, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-        )
-    dtype = images_BCHW.dtype
-    images_BCHW = images_BCHW.to(
-        self.running_mean.dtype if self.running_mean is not None else dtype
-    )  # statistics in fp32
-    mean_C = _SumOverTasks.apply(images_BCHW.mean((0, 2, 3))) / _group.ranks
-    centred_BCHW = images_BCHW - mean_C[:, None, None]
-    var_C = _SumOverTasks.apply(centred_BCHW.square().mean((0, 2, 3))) / _group.ranks
-    if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-        assert self.momentum is not None, "a cumulative average is in none of the models"
-        count = images_BCHW.numel() // len(mean_C) * _group.ranks
+    if not isinstance(input, Tensor) or input.is_meta or not training:
+        return _batch_norm_of_one_task(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    images = input.to(torch.promote_types(input.dtype, torch.float32))  # statistics in fp32
+    reduced = [dim for dim in range(images.ndim) if dim != 1]
+    along_channels = [1, -1, *[1] * (images.ndim - 2)]
+    mean_C = _SumOverTasks.apply(images.mean(reduced)) / _group.ranks
+    centred = images - mean_C.view(along_channels)
+    var_C = _SumOverTasks.apply(centred.square().mean(reduced)) / _group.ranks
+    if running_mean is not None and running_var is not None:
+        count = images.numel() // len(mean_C) * _group.ranks
         with torch.no_grad():
-            self.running_mean.lerp_(mean_C, self.momentum)
-            self.running_var.lerp_(var_C * (count / (count - 1)), self.momentum)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
-    scale_C11 = ((var_C + self.eps).rsqrt() * self.weight)[:, None, None]
-    return (centred_BCHW * scale_C11 + self.bias[:, None, None]).to(dtype)
+            running_mean.lerp_(mean_C.to(running_mean.dtype), momentum)
+            running_var.lerp_((var_C * (count / (count - 1))).to(running_var.dtype), momentum)
+    scale_C = (var_C + eps).rsqrt() if weight is None else (var_C + eps).rsqrt() * weight
+    result = centred * scale_C.view(along_channels)
+    return (result if bias is None else result + bias.view(along_channels)).to(input.dtype)

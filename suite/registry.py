@@ -136,10 +136,14 @@ def _kinds(path: Path) -> frozenset[str]:
     kinds: set[str] = set()
     for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
         try:
-            text = file.read_text(encoding="utf-8")
-            body = ast.parse(text).body
-        except (OSError, ValueError, SyntaxError):  # if it is a plug-in, the import gives the reason
-            kinds |= {kind for kind in HOMES if "suite" in text}
+            content = file.read_bytes()
+        except OSError as error:
+            log.warning("%s is not used: %s", file, error.strerror)
+            continue
+        try:
+            body = ast.parse(content).body
+        except (ValueError, SyntaxError):  # if it is a plug-in, the import gives the reason
+            kinds |= {kind for kind in HOMES if b"suite" in content}
             continue
         for node in body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -201,7 +205,9 @@ def _entries(kind: Kind, attribute: str) -> tuple[dict[str, tuple[str, Any]], li
         entries = {} if isinstance(module, Broken) else getattr(module, attribute, {})
         if isinstance(module, Broken):
             unusable.append(module)
-        elif not isinstance(entries, Mapping) or not all(callable(entry) for entry in entries.values()):
+        elif not isinstance(entries, Mapping) or not all(
+            isinstance(k, str) and callable(v) for k, v in entries.items()
+        ):
             unusable.append(Broken(file=plugin.file, reason=f"{attribute} must be a dict: name -> function"))
         elif clash := result.keys() & entries.keys():
             reason = f"another file defines {', '.join(sorted(clash))} already"

@@ -43,6 +43,16 @@ NO_ACCESS: tuple[tuple[str, int | None, int | None], ...] = (
     ("setxattr", 188, 5),
     ("lsetxattr", 189, 6),
     ("fsetxattr", 190, 7),
+    ("setxattrat", 463, 463),
+    ("removexattr", 197, 14),
+    ("lremovexattr", 198, 15),
+    ("fremovexattr", 199, 16),
+    ("removexattrat", 466, 466),
+    ("file_setattr", 469, 469),
+    ("utime", 132, None),
+    ("utimes", 235, None),
+    ("futimesat", 261, None),
+    ("utimensat", 280, 88),
 )
 """System calls that fail with EACCES, with their numbers on x86_64 and aarch64. Landlock covers none of them."""
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}

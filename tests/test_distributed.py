@@ -20,9 +20,11 @@ import pytest
 import tiny_grid
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from images import write_images
 from safetensors.torch import load_file
 from tiny_grid import base, free_port, run_of
+from torch import nn
 from torch.testing import assert_close
 
 from dsp import DSP
@@ -108,6 +110,39 @@ def run_stage(tasks: int, grid: Path, results: Path, *more: object) -> list[tupl
     return srun(tasks, *stage_options(grid, results), *more)
 
 
+class NormAct(nn.BatchNorm2d):
+    """Calls the function itself, as layers of timm do."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        statistics = self.running_mean, self.running_var
+        return F.relu(F.batch_norm(input, *statistics, self.weight, self.bias, self.training, 0.1, self.eps))
+
+
+def of_vectors(norm: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm)
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "a subclass": lambda: NormAct(4),
+    "of vectors": lambda: of_vectors(nn.BatchNorm1d(4)),
+    "not affine": lambda: nn.BatchNorm2d(4, affine=False),
+    "cumulative": lambda: nn.BatchNorm2d(4, momentum=None),
+    "of the batch": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+}
+
+
+def normalised(norm: nn.Module, device: str) -> dict[str, Any]:
+    """Its state after two steps, and the gradients of the images and parameters, summed over the tasks."""
+    norm.double().to(device)
+    torch.manual_seed(0)
+    images = torch.randn(8, 4, 3, 3, dtype=torch.float64) + torch.arange(8)[:, None, None, None]
+    images = images.to(device).requires_grad_()
+    for _ in range(2):
+        norm(images[distributed.share()]).pow(3).sum().backward()
+    gradients = [tensor.grad for tensor in (images, *norm.parameters()) if tensor.grad is not None]
+    return {"state": norm.state_dict(), "gradients": [distributed.all_sum(gradient) for gradient in gradients]}
+
+
 def train(path: Path, device: str, job: dict[str, str]) -> None:
     """In a task: two steps of DSP's group learning in double precision, written by each task."""
     os.environ.update(job)
@@ -129,6 +164,9 @@ def train(path: Path, device: str, job: dict[str, str]) -> None:
         tested = ((images.double(), labels) for images, labels in dataset.test(50, device, distributed.share()))
         found = {"model": model.state_dict(), "logits": learner.state_dict()["logits"], "history": trainer.history}
         found["top1_pct"] = top1_pct(model, tested)
+        found["norms"] = {name: normalised(make(), device) for name, make in NORMS.items()}
+        of_batch = of_vectors(nn.BatchNorm1d(4, track_running_stats=False))  # a trace calls the replaced function, too
+        Graph(nn.Sequential(nn.Conv2d(3, 4, 3), NormAct(4), of_batch, nn.Linear(4, 10)), dataset.input_shape)
         torch.save(found, f"{path}.{distributed.share().start or 0}")
 
 
@@ -168,8 +206,9 @@ def test_tasks_take_the_steps_of_the_whole_batch(tasks: int, device: str, tmp_pa
     )
     assert_close(ranks[0]["model"], alone["model"], rtol=0, atol=1e-9)
     assert_close(ranks[0]["logits"], alone["logits"], rtol=0, atol=1e-9)
+    assert_close(ranks[0]["norms"], alone["norms"], rtol=0, atol=1e-9)
     for rank in ranks:
-        assert_close(rank["model"], ranks[0]["model"], rtol=0, atol=0)
+        assert_close([rank["norms"], rank["model"]], [ranks[0]["norms"], ranks[0]["model"]], rtol=0, atol=0)
         assert_close(rank["logits"], ranks[0]["logits"], rtol=0, atol=0)
         assert all(
             torch.equal(rank["logits"][name].argmax(0), alone["logits"][name].argmax(0)) for name in alone["logits"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.machinery
 import json
 import os
 import re
@@ -116,6 +116,24 @@ def test_a_broken_file_stops_only_itself_and_is_named_by_every_kind(
     assert methods.get("l1_filter").__module__ == "baselines.l1_filter"
     assert "already; rename the file" in str(methods.discover()["suite.plugins.l1_filter"])
     assert methods.get("mine")
+
+
+def test_odd_files_stop_only_themselves(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "gone.py").symlink_to(folder / "nothing.py")
+    (folder / f"fast{importlib.machinery.EXTENSION_SUFFIXES[0]}").touch()
+    (folder / "half.py").write_bytes(b"import suite\xff")
+    latin = MODEL.replace("tiny_of_mine", "tiny_in_latin")
+    (folder / "latin.py").write_text(f"# coding: latin-1\n# \xe9\n{latin}", encoding="latin-1")
+    (folder / "numbers_only.py").write_text("DATASETS = {1: print}\n")
+    registry.set_folders([folder])
+    assert models.build("tiny_in_latin", 3)
+    with pytest.raises(
+        ValueError, match=r"half\.py cannot be used: .*numbers_only\.py cannot be used: DATASETS must be a"
+    ):
+        data.load("nothing")
+    for name in ("gone.py", "fast.py"):
+        unused = f"{folder / name} is not used: No such file or directory"
+        assert [record.getMessage() for record in caplog.records].count(unused) == 1
 
 
 def test_a_data_set_with_a_label_that_is_no_class_is_refused(folder: Path) -> None:
