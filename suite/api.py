@@ -30,6 +30,7 @@ from suite.graph.checks import check_modules
 from suite.measure import Comparison, Timing, latency_budget
 from suite.measure import compare as compare_files
 from suite.measure.counting import Count, count_macs, count_params
+from suite.measure.protocol import DTYPES
 from suite.pack.checkpoint import OWN_CLASS
 from suite.pack.export import export, write_torchscript
 from suite.plan import Budget, PruningPlan
@@ -156,7 +157,14 @@ def prune(
     check_modules(_network(model), type(model).__name__)
     if not isinstance(seed, int):
         raise ValueError(f"seed is a whole number, got {seed!r}")
+    if finetune is not None and (train is None or isinstance(train, Task)):
+        raise ValueError("finetune needs train: batches of training images and labels, such as a DataLoader")
     kind = methods.get(method)
+    if ignored_layers and kind.needs_budget:
+        raise ValueError(
+            f"{method} chooses its filters while it learns, and cannot leave layers alone: drop ignored_layers, or take a method "
+            "that chooses afterwards"
+        )
     pruner = kind.for_task("", "", **settings)
     names = {id(module): name for name, module in model.named_modules()}
     layers = [ignored_layers] if isinstance(ignored_layers, str | nn.Module) else ignored_layers
@@ -181,8 +189,6 @@ def prune(
         pruner.reconstruct(model, graph, selection.plan, task)
         packed = packing.pack(model, graph, selection.plan)
         if finetune is not None:
-            if batches is None:
-                raise ValueError("finetune needs train: batches of training images and labels, such as a DataLoader")
             _fit(Trainer(packed, cast(Loader, batches), finetune), seed)
     report = _report(pruner, model, graph, packed, selection)
     return Result(network=packed.eval(), plan=packed.plan, report=report, dense=type(model).__name__)
@@ -203,17 +209,63 @@ def load(
 def compare(dense: nn.Module, other: nn.Module, images: Tensor, *, protocol: str = "quick") -> Comparison:
     """Measure the latency of a network beside the dense one, in batches like `images`.
 
+    Both networks get the device, the type and the memory layout of the images. Beside a packed network, batch norm is folded in
+    both networks, or in none if the other one cannot be packed.
+
     protocol  "quick" takes about a second, "full" three processes and minutes
+    Raises ValueError if a network does not take the images, or if nothing is timed in their type.
     """
-    shape = _shape(images)
-    about: dict[str, Any] = {"device": images.device.type, "batch": len(images), "protocol": protocol}
+    shape, timing = _shape(images), _timing(images, protocol)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("dense", "other")]
-        for path, network in zip(paths, map(_deployed, (dense, other)), strict=True):
-            copied = copy.deepcopy(network).cpu().eval()
+        for path, network, form in zip(paths, (dense, other), _alike(dense, other, shape), strict=True):
             with _taking(network, shape):
-                write_torchscript(copied, images.cpu(), path)
-        return compare_files(paths[0], paths[1], Timing(**about), shape=shape)
+                write_torchscript(form.to(images.dtype), images.cpu(), path)
+        return compare_files(paths[0], paths[1], timing, shape=shape)
+
+
+def _timing(images: Tensor, protocol: str) -> Timing:
+    """Return the conditions of these images. Raises ValueError if nothing is timed in their type."""
+    precision = next((name for name, dtype in DTYPES.items() if dtype == images.dtype), None)
+    if precision is None:
+        allowed = ", ".join(map(str, DTYPES.values()))
+        raise ValueError(f"latency is measured on images of {allowed}, got {images.dtype}: convert them by images.to")
+    is_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    layout = "channels_last" if is_last else "contiguous"
+    about: dict[str, Any] = {
+        "device": images.device.type,
+        "precision": precision,
+        "layout": layout,
+        "protocol": protocol,
+    }
+    return Timing(**about, batch=len(images))
+
+
+def _alike(dense: nn.Module, other: nn.Module, shape: tuple[int, int, int]) -> list[nn.Module]:
+    """Return copies for inference on the CPU, both or none with folded batch norm.
+
+    A packed network has one convolution a filter group. Two networks that are not packed stay as they are.
+    """
+    copies = [copy.deepcopy(_network(network)).cpu().float().eval() for network in (dense, other)]
+    if not any(isinstance(network, packing.PackedNetwork) for network in copies):
+        return copies
+    try:
+        return [packing.per_group(_packed(network, shape)) for network in copies]
+    except ValueError:
+        return [
+            packing.per_group(network, fold=False) if isinstance(network, packing.PackedNetwork) else network
+            for network in copies
+        ]
+
+
+def _packed(network: nn.Module, shape: tuple[int, int, int]) -> packing.PackedNetwork:
+    """Return the network packed without a cut. Raises ValueError if it cannot be packed."""
+    if isinstance(network, packing.PackedNetwork):
+        return network
+    network = copy.deepcopy(network)  # a graph changes the class of linear layers
+    graph = Graph(network, shape)
+    packing.check_dense(network, graph)
+    return packing.pack(network, graph, PruningPlan({}))
 
 
 def count(model: nn.Module, images: Tensor) -> Count:

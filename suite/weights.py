@@ -140,8 +140,16 @@ PUBLIC = {
 
 
 def own_file(name: str) -> Path | None:
-    """Return the path of a checkpoint of one's own; None for public weights."""
-    return Path(name).expanduser() if name.endswith(SUFFIXES) else None
+    """Return the path of a checkpoint of one's own; None for public weights.
+
+    Raises ValueError if the path begins with an unknown user.
+    """
+    if not name.endswith(SUFFIXES):
+        return None
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"weights {name}: there is no such user; give a path without ~") from error
 
 
 def public(name: str) -> PublicWeights:
@@ -302,7 +310,8 @@ def _read(path: Path) -> OrderedDict[str, Tensor]:
         ) from error
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not named or not state:
         raise ValueError(f"{path} holds no tensors by name; save the network's state_dict()")
     result = OrderedDict((key.removeprefix("module."), tensor) for key, tensor in state.items())
     versions = getattr(state, "_metadata", None) or {}

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchvision.transforms import Normalize
 
 import suite
+from suite import api
 from suite.contract import Learner, Step
 from suite.schedule import Schedule
 
@@ -134,6 +135,14 @@ def test_missing_training_and_unknown_methods_are_refused(model: nn.Module, meth
         suite.prune(model, EXAMPLE, method=method)
 
 
+def test_finetuning_without_batches_is_refused_before_anything_is_learned(model: nn.Module) -> None:
+    def learn(*_: object) -> None:
+        raise AssertionError("finetune is checked first")
+
+    with pytest.raises(ValueError, match="finetune needs train: batches of training images"):
+        suite.prune(model, EXAMPLE, method="slimming", learning=learn, finetune=SHORT)
+
+
 def test_a_criterion_that_reads_images_names_what_is_missing(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="hrank reads training images: give train=LOADER"):
         suite.prune(model, EXAMPLE, method="hrank")
@@ -153,6 +162,59 @@ def test_latency_is_compared_beside_the_dense_network(model: nn.Module) -> None:
     assert ratio > 0
     assert f"{ratio:.2f} [" in str(comparison)
     assert f"times as fast: {comparison.verdict}" in str(comparison)
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The timing of each comparison, then both networks as they are read from their files."""
+    made: list[Any] = []
+
+    def compare(dense: Path, other: Path, timing: Any, **_: Any) -> None:
+        made.extend([timing, *(torch.jit.load(str(path)) for path in (dense, other))])
+
+    monkeypatch.setattr(api, "compare_files", compare)
+    return made
+
+
+def operations(network: torch.jit.ScriptModule) -> list[str]:
+    """The operators of a traced network, without constants and reads of attributes."""
+    kinds = [node.kind() for node in network.inlined_graph.nodes()]
+    return [kind for kind in kinds if kind.startswith("aten::")]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*is deprecated", "ignore::UserWarning")
+def test_a_packed_network_and_the_dense_one_fold_alike(model: nn.Module, compared: list[Any]) -> None:
+    uncut = suite.prune(model, EXAMPLE, method="l1_filter", budget=0.0).network
+    suite.compare(model, uncut, EXAMPLE)
+    dense, packed = map(operations, compared[1:])
+    assert dense == packed
+    assert "aten::batch_norm" not in dense
+
+    class Counting(Own):
+        """A network that cannot be packed."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.sum() < 1e9 else x
+
+    compared.clear()
+    suite.compare(Counting(), uncut, EXAMPLE)
+    dense, packed = map(operations, compared[1:])
+    assert dense.count("aten::batch_norm") == packed.count("aten::batch_norm") == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*is deprecated")
+def test_latency_is_measured_in_type_and_layout_of_the_images(model: nn.Module, compared: list[Any]) -> None:
+    images = torch.randn(2, 3, 8, 8).bfloat16().to(memory_format=torch.channels_last)
+    suite.compare(model, suite.prune(model, EXAMPLE, method="l1_filter").network, images)
+    timing, *both = compared
+    assert (timing.precision, timing.layout, timing.batch) == ("bf16", "channels_last", 2)
+    assert {parameter.dtype for network in both for parameter in network.parameters()} == {torch.bfloat16}
+    suite.compare(model, model, EXAMPLE)
+    assert (compared[3].precision, compared[3].layout) == ("fp32", "contiguous")
+    assert next(model.parameters()).dtype == torch.float32
+    reason = "latency is measured on images of torch.float32, torch.float16, torch.bfloat16, got torch.float64: convert"
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        suite.compare(model, model, EXAMPLE.double())
 
 
 def test_importing_the_suite_is_light(tmp_path: Path) -> None:
@@ -348,6 +410,7 @@ def test_images_without_a_batch_are_refused(images: Any) -> None:
         ),
         ({"train": [([1.0], torch.zeros(1).long())]}, "images and labels of train are tensors, got list and Tensor"),
         ({"ignored_layers": ["stem", "inner", "branch", "last"], "method": "l1_filter"}, "take a smaller budget"),
+        ({"ignored_layers": "stem", "method": "fpgm"}, "fpgm chooses its filters while it learns"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(model: nn.Module, changes: dict[str, Any], reason: str) -> None:

@@ -15,7 +15,7 @@ from suite.measure import Timing, comparison, executions, networks
 from suite.measure.comparison import Job, compare
 from suite.measure.executions import Executions
 from suite.measure.latency import Measurement
-from suite.measure.protocol import protocol
+from suite.measure.protocol import measuring, protocol
 from suite.progress import Interrupted, Watch
 from suite.timing import Run
 
@@ -52,6 +52,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
     monkeypatch.setattr(comparison.machine, "flags", lambda *_: ())  # whatever else runs here
     monkeypatch.setattr(comparison, "_prepare", prepare)
+    monkeypatch.setattr(comparison, "check_device", lambda timing: None)
     monkeypatch.setattr(comparison, "reference", lambda timing: ((), {}))
     monkeypatch.setattr(comparison, "captured", captured)
     monkeypatch.setattr(comparison, "fastest", fastest)
@@ -150,7 +151,7 @@ def test_only_chosen_executions_are_built_again(monkeypatch: pytest.MonkeyPatch)
 
     def prepared(network: object, images: object, timing: Timing, **options: Any) -> Executions:
         names.append(tuple(options["only"]))
-        return Executions(runs={})
+        return Executions(runs={name: run_named(name) for name in ("plain", "slow", "fast")})
 
     monkeypatch.setattr(comparison, "executions", prepared)
     monkeypatch.setattr(comparison, "check", lambda *_: None)
@@ -173,5 +174,48 @@ def test_denormal_weights_are_flushed() -> None:
     module = torch.nn.Linear(2, 1)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[1e-40, 1e-37]]))
-    networks.flush_denormals(networks.Network(name="x", kind="packed", module=module, params=3))
+    networks.flush_denormals(module)
     assert module.weight.tolist() == [[0.0, pytest.approx(1e-37)]]
+
+
+def test_the_state_of_torch_is_that_of_before() -> None:
+    """Threads, TF32 and the CPU's flush of denormal numbers, from within an equal block too."""
+    denormal, threads, cudnn = torch.tensor([1e-39]), torch.get_num_threads(), torch.backends.cudnn
+
+    def state() -> tuple[int, bool, bool, bool]:
+        tf32 = cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        return torch.get_num_threads(), *tf32, bool((denormal * 1.5).view(torch.int32) == 0)
+
+    before = state()
+    with measuring(threads + 1):
+        inside = state()
+        with measuring(threads):
+            assert state() == (threads, False, False, True)
+        assert state() == inside == (threads + 1, False, False, True)
+    assert state() == before
+    assert not before[-1]
+
+
+def test_a_runtime_that_fails_for_all_executions_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Executions(runs={}, missing={"onnxruntime": "it cannot convert this"})
+    monkeypatch.setattr(comparison, "executions", lambda *_, **options: made)
+    monkeypatch.setattr(comparison, "check", lambda *_: None)
+    monkeypatch.setattr("suite.measure.networks.load", lambda name, **_: name)
+    with pytest.raises(
+        ValueError, match=r"^dense runs in no runtime of this measurement \(onnxruntime: it cannot convert this\)"
+    ):
+        compare(Path("dense"), Path("other"), Timing(runtime="onnxruntime"), shape=(3, 8, 8))
+
+
+@pytest.mark.parametrize(("kind", "runtime"), [("onnx", "openvino"), ("torchscript", "onnxruntime")])
+def test_a_program_is_converted_to_no_other_runtime(kind: Any, runtime: Any) -> None:
+    network = networks.Network(name="x", kind=kind, module=torch.nn.Identity(), params=0)
+    with pytest.raises(ValueError, match=f"x is no packed network, and only those are converted to {runtime}"):
+        executions.check(network, Timing(runtime=runtime), ())
+    executions.check(dataclasses.replace(network, kind="onnx"), Timing(runtime="onnxruntime"), ())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_device_that_is_missing_is_refused_before_a_network_is_loaded() -> None:
+    with pytest.raises(ValueError, match="finds no CUDA device here"):
+        compare(Path("dense"), Path("other"), GPU)

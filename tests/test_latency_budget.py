@@ -16,6 +16,7 @@ from torch import nn
 
 import suite
 from suite import cli, models, records
+from suite import pack as packing
 from suite.cudagraph import captured
 from suite.graph import Graph
 from suite.measure import executions, latency_budget, layer_table, layer_times
@@ -299,6 +300,28 @@ def test_the_timing_decides_the_threads(monkeypatch: pytest.MonkeyPatch) -> None
         latency_budget.measured_cut(MODEL, graph, PruningPlan({}), timing)
     assert (used, torch.get_num_threads()) == ([before + 1], before)
     assert f"cpu_{before + 1}threads_" in latency_budget.table_path(graph, timing, Path()).name
+
+
+def test_weights_that_are_denormal_are_timed_as_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In copies of the packed network, of an empty plan too: the caller's network stays as it is."""
+    model, least = copy.deepcopy(MODEL), torch.finfo(torch.float32).tiny
+    with torch.no_grad():
+        weight = next(conv.weight for conv in model.modules() if isinstance(conv, nn.Conv2d))
+        weight[0] = least / 1000
+    graph, timed, real = graph_of(model), list[nn.Module](), packing.tuned
+
+    def tuned(packed: packing.PackedNetwork, *images: Any, **options: Any) -> Any:
+        timed.append(packed)
+        return real(packed, *images, **options)
+
+    monkeypatch.setattr(packing, "tuned", tuned)
+    images = executions.random_images(TIMING, (3, 8, 8))
+    layer_times.prepared(model, graph, PruningPlan({}), images, TIMING, "groups")
+    latency_budget._fastest(model, graph, PruningPlan({}), TIMING)
+    assert len(timed) == 2
+    for packed in timed:
+        assert all(((one == 0) | (one.abs() >= least)).all() for one in packed.parameters())
+    assert (weight[0] == least / 1000).all()
 
 
 def test_the_closest_plan_is_coarse_if_no_correction_helps(monkeypatch: pytest.MonkeyPatch) -> None:

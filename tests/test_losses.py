@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from suite.graph import Graph
 from suite.measure import Timing, losses
 from suite.measure.losses import REST, Loss, Parts
 from suite.models import build
-from suite.pack import operations, pack
+from suite.pack import operations, pack, tuned
 from suite.pack.operations import FusedConv
 from suite.plan import PruningPlan
 
@@ -87,6 +88,23 @@ def test_every_layer_of_a_network_has_a_line(runtime: str) -> None:
         if line.parts is not None:
             assert line.parts.ms >= line.parts.moves_ms >= 0
             assert min(vars(line.parts).values()) >= 0
+
+
+def test_the_form_without_zeros_has_the_layout_of_the_packed_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, x = packed_of("resnet8", 2, 0.5), images(2).float()
+    graph = Graph(build("resnet8", 10), packed.input_shape)
+    _, choice = tuned(packed, x, execution="union", layout="channels_last")
+    layouts, real = list[str](), losses._network
+
+    def network(*arguments: Any) -> losses._Network:
+        made = real(*arguments)
+        layouts.append(made.choice.layout)
+        return made
+
+    monkeypatch.setattr(losses, "_network", network)
+    monkeypatch.setattr(losses, "ALONE_S", 0)
+    losses.losses(graph, packed.plan, (packed, packed), (choice, choice), x, Timing(batch=2))
+    assert layouts == ["channels_last"] * 3
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from suite.measure.comparison import in_fresh_process
 from suite.measure.latency import Measurement, combine
 from suite.measure.memory import peak_bytes
 from suite.measure.protocol import Protocol
+from suite.models import build
 from suite.run import Context, execute
 from suite.stages import Timed, Timing
 
@@ -229,6 +231,63 @@ def test_a_channel_that_nobody_reads_is_not_moved() -> None:
     )
     assert first.bytes == 4 * (64 * 3 + 2 * 27 + 64 * 2)
     assert second.bytes == 4 * (64 * 2 + 12 + 64 * 6)
+
+
+class Mobile(nn.Module):
+    """Depthwise and grouped convolutions, and a linear layer at each pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 1)
+        self.deep, self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1, groups=2)
+        self.narrow, self.mix, self.fc = nn.Conv2d(8, 4, 1), nn.Linear(4, 6), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.grouped(torch.relu(self.deep(torch.relu(self.wide(self.stem(x)))))))
+        x = self.mix(self.narrow(x).flatten(2).transpose(1, 2))
+        return self.fc(x.mean(1))
+
+
+class Again(nn.Module):
+    """One convolution called twice, on maps of two sizes, and a transposed one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.twice = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.up, self.fc = nn.ConvTranspose2d(4, 2, 2, 2), nn.Linear(2, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.twice(torch.relu(self.stem(x))))
+        x = torch.relu(self.twice(nn.functional.max_pool2d(x, 2)))
+        return self.fc(self.up(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("make", [lambda: build("resnet8", 10), Mobile, Again])
+@pytest.mark.parametrize("removed", [0, 2])
+def test_macs_of_the_layers_sum_to_those_of_the_network(make: Callable[[], nn.Module], removed: int) -> None:
+    graph = Graph(make(), (3, 8, 8))
+    full = {name: ConvPlan.full(conv.filters, conv.channels) for name, conv in graph.convs.items()}
+    plan = PruningPlan(
+        {name: one.having(kept_O=torch.arange(len(one.kept_O)) >= removed) for name, one in full.items()}
+    )
+    layers = bounds.layer_bounds(graph, plan, bounds.Peak(macs_per_s=1, bytes_per_s=1), batch=3, dtype=torch.float32)
+    assert sum(layer.macs for layer in layers) == 3 * graph.macs(plan).total
+    assert (graph.macs(plan).total < graph.dense_macs.total) == (removed > 0)
+    assert len({layer.name for layer in layers}) == len(layers)
+    assert min(layer.bytes for layer in layers) > 0
+
+
+def test_bytes_of_other_layers_by_hand() -> None:
+    peak, dense = bounds.Peak(macs_per_s=1, bytes_per_s=1), PruningPlan({})
+    mobile, again = (
+        {one.name: one.bytes for one in bounds.layer_bounds(graph, dense, peak, batch=2, dtype=torch.float16)}
+        for graph in (Graph(Mobile(), (3, 8, 8)), Graph(Again(), (3, 8, 8)))
+    )
+    assert mobile["deep"] == 2 * (72 + 2 * 16 * (8 + 8))
+    assert mobile["grouped"] == 2 * (32 + 2 * 16 * (8 + 8))
+    assert mobile["mix"] == 2 * (24 + 2 * 16 * (4 + 6))
+    assert again["twice"] == 2 * (144 + 2 * (64 + 16) * (4 + 4))
+    assert again["up"] == 2 * (32 + 2 * (16 * 4 + 64 * 2))
 
 
 def test_this_machine_has_a_peak() -> None:

@@ -357,6 +357,47 @@ def test_fresh_processes_run_what_the_first_one_chose(
     assert set(result.limits) == {"dense_peak_bytes", "packed_peak_bytes", "dense_bound_ms", "bound_ms"}
 
 
+def measured(file: Path, scratch: Path, *options: str) -> dict[str, Any]:
+    """The values of the command, measured in this process and without timing."""
+    return command.measure(command.parser().parse_args([str(file), "--batch", *options]), scratch)
+
+
+def test_a_name_of_the_suite_or_of_a_header_is_no_file(
+    packed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of these names may be programs, and are not confined."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(archive(tmp_path, "traced"), "mine")
+    shutil.copy("mine", "resnet8")
+    macs = Graph(build("resnet8", 10), SHAPE_DIGITS).dense_macs.total
+    for options in ((), ("--dense", "resnet8")):
+        arguments = command.parser().parse_args([str(packed_file), *options])
+        assert command._programs(arguments) == []
+        assert measured(packed_file, tmp_path, *options)["dense_macs"] == macs
+        with pytest.raises(ValueError, match="unknown model 'mine'"):
+            command._dense(arguments, "mine", networks.load(str(packed_file)), 10, SHAPE_DIGITS, tmp_path)
+
+
+def test_layers_of_a_program_are_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_macs", lambda *_: 1 / 0)
+    with pytest.raises(ValueError, match="only packed networks of this suite have a plan to read"):
+        measured(archive(tmp_path, "traced"), tmp_path, "--layers", "--shape", "3", "8", "8")
+
+
+def test_a_dense_network_of_nothing_has_no_share(tmp_path: Path) -> None:
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3))
+
+    path = tmp_path / "mean"
+    torch.jit.save(torch.jit.trace(Mean(), torch.zeros(2, *SHAPE)), str(path))
+    values = measured(path, tmp_path, "--shape", "3", "8", "8", "--dense", str(path))
+    assert (values["dense_macs"], values["dense_params"]) == (0, 0)
+    assert not {"macs_cut_pct", "params_cut_pct"} & values.keys()
+
+
 @pytest.mark.parametrize("also", ["onnxruntime", pytest.param("compile", marks=pytest.mark.slow)])
 def test_other_compilers_are_tried_on_request(also: str, packed_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if also == "compile" and shutil.which("g++") is None:
@@ -439,6 +480,11 @@ def test_images_are_normalised_as_the_network_was_trained(
         ("script", "scripted", ("--dataset", "digits", "--mean", 0, 0, "--std", 1), "take 1 or 3 numbers"),
         ("script", "scripted", ("--threads", -1), "--threads -1: it takes 1 or more; leave it out"),
         ("script", "scripted", ("--threads", 0), "--threads 0: it takes 1 or more; leave it out"),
+        ("script", "scripted", ("--dataset", "digits", "--shape", 3, 64, 64), "images of digits are [3, 32, 32]; drop"),
+        ("absent", None, ("--batch", 1, 0), "--batch 0: it takes 1 or more; --batch alone times nothing"),
+        ("absent", None, ("--timeout", "nan"), "--timeout nan: it takes a number above 0, at most 1e+06"),
+        ("absent", None, ("--timeout", "inf"), "--timeout inf: it takes a number above 0"),
+        ("absent", None, ("--max-minutes", -1), "--max-minutes -1: it takes a number above 0"),
     ],
 )
 def test_bad_input_gets_one_line(

@@ -6,6 +6,7 @@ import copy
 import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -337,6 +338,25 @@ def test_a_network_of_which_nothing_is_left_survives_its_file(tmp_path: Path) ->
     packed = pack(model, graph, without(graph, ""))
     save(packed, tmp_path / "packed", model="resnet8", classes=10, input_shape=(3, 32, 32), about={})
     assert torch.equal(load(tmp_path / "packed")(images(2)), packed(images(2)))
+
+
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ({"model": "resnet20", "classes": 3}, "classes, model in the header of a packed network is its own"),
+        ({"mean": 0.5}, "mean and std lists of numbers, .*mean"),
+        ({"labels": {0: "a"}}, "labels a list of strings: .*labels"),
+        ({"std": torch.ones(3)}, "the header of a packed network is JSON, .*Tensor"),
+        ({"loss": float("nan")}, "the header of a packed network is JSON"),
+    ],
+)
+def test_a_header_that_no_reader_takes_is_not_written(about: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    model = build("resnet8", 10)
+    packed = pack(model, Graph(model, (3, 32, 32)), PruningPlan({}))
+    with pytest.raises(ValueError, match=reason) as raised:
+        save(packed, tmp_path / "packed", model="resnet8", classes=10, input_shape=(3, 32, 32), about=about)
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

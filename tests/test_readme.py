@@ -138,7 +138,9 @@ def test_numbers_of_the_record_stand_in_the_tables_that_it_links() -> None:
     points = page.read_text().split("\n- ")[1:]
     assert points
     for point in points:
-        tables = [(page.parent / link).read_text() for link in re.findall(r"\]\(([\w/]+(?:table|winners)\.md)\)", point)]
+        tables = [
+            (page.parent / link).read_text() for link in re.findall(r"\]\(([\w/]+(?:table|winners)\.md)\)", point)
+        ]
         assert tables, point
         for number in re.findall(r"\d+\.\d\d(?: ± \d+\.\d\d)?", point):
             assert any(number in table for table in tables), number

@@ -17,12 +17,24 @@ import torch
 from test_measure_any import call
 from test_pack import SMALL, images
 from test_pack_executions import ON_CPU, packed_of
+from torch import Tensor, fx, nn
 
 from suite import arithmetic
 from suite.measure import int8, networks
 from suite.measure.protocol import protocol
 from suite.pack import executions as table
-from suite.pack import export, load_choices, per_group, portable, runtimes, save, save_choices, trial, tuned_for
+from suite.pack import (
+    export,
+    load_choices,
+    onnx_writer,
+    per_group,
+    portable,
+    runtimes,
+    save,
+    save_choices,
+    trial,
+    tuned_for,
+)
 from suite.pack.operations import FusedConv
 from suite.pack.runtimes import compiled, compiled_onnx, to_onnx, why_not
 from suite.plan import Runtime, Timing
@@ -136,6 +148,20 @@ def test_an_export_holds_the_chosen_form(execution: str, convolutions: int, tmp_
     network = networks.load(str(tmp_path / "network.onnx"))
     assert (network.kind, network.batch, network.input_shape) == ("onnx", None, (3, 32, 32))
     assert networks.check_fits(network, (3, 32, 32)) == 10
+
+
+@pytest.mark.parametrize("number", [1, 1.5])
+def test_a_sum_with_a_number_is_left_to_the_exporter_of_torch(number: float) -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + number
+
+    with pytest.raises(onnx_writer.Unsupported):
+        onnx_writer.write(fx.symbolic_trace(Shifted()), [torch.zeros(1, 3, 8, 8)])
 
 
 def test_an_export_in_a_form_that_disagrees_is_not_written(tmp_path: Path) -> None:

@@ -99,9 +99,14 @@ def test_files_that_do_not_fit_are_refused_in_one_line(
     with pytest.raises(ValueError, match=r"is no file of weights, or holds objects besides tensors .AssertionError"):
         weights.load_into(network, str(file), None)
     monkeypatch.undo()
-    torch.save([1], file)
-    with pytest.raises(ValueError, match="holds no tensors by name"):
-        weights.load_into(network, str(file), None)
+    for state in ([1], {0: torch.ones(2)}, {"a": torch.ones(2), 1: torch.ones(2)}):
+        torch.save(state, file)
+        with pytest.raises(ValueError, match="holds no tensors by name"):
+            weights.load_into(network, str(file), None)
+    with pytest.raises(
+        ValueError, match=r"^weights ~no_such_user_/mine\.pt: there is no such user; give a path without ~"
+    ):
+        weights.find("~no_such_user_/mine.pt", None)
 
 
 def test_a_file_that_changes_after_planning_fails_the_stage(network: nn.Module, tmp_path: Path) -> None:

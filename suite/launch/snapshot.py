@@ -25,7 +25,9 @@ def take(results: Path) -> Path:
         if path.is_file() and "__pycache__" not in path.parts
     }
     for copy, folder in zip(plugin_folders(Path()), registry.folders(), strict=True):
-        files |= {copy / path.relative_to(folder): path.read_bytes() for path in _python_files(folder)}
+        files |= {
+            copy / path.relative_to(folder): path.read_bytes() for path in _python_files(folder) if path.is_file()
+        }
     source = records.source()
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode())
     for name, content in files.items():

@@ -28,7 +28,8 @@ from suite.trainer import Diverged
 from suite.weights import IMAGENET_MEAN, IMAGENET_STD
 
 EVAL_BATCH = 250
-
+LONGEST = 1e6
+"""Largest value of --timeout and --max-minutes; the system's timers take no infinite one."""
 
 NORMALIZATIONS = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
@@ -105,6 +106,7 @@ def main() -> int:
     try:
         cli.device_of(arguments.device)
         threads = cli.threads_of(arguments.threads) or cli.cores()
+        _check_numbers(arguments)
         if arguments.report_to is None and (programs := _programs(arguments)):
             limits = confined.Limits(first_pass_s=arguments.timeout, minutes=arguments.max_minutes)
             return confined.run(programs, sys.argv[1:], limits, trust=arguments.trust)
@@ -125,6 +127,16 @@ def main() -> int:
     return 0
 
 
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    """Raise ValueError naming a bad value of --batch, --timeout or --max-minutes."""
+    for batch in arguments.batch:
+        if batch < 1:
+            raise ValueError(f"--batch {batch}: it takes 1 or more; --batch alone times nothing")
+    for name, limit in (("--timeout", arguments.timeout), ("--max-minutes", arguments.max_minutes)):
+        if not 0 < limit <= LONGEST:  # NaN fails too
+            raise ValueError(f"{name} {limit:g}: it takes a number above 0, at most {LONGEST:g}")
+
+
 def _programs(arguments: argparse.Namespace) -> list[Path]:
     """Return the files of the command line that are programs: all networks but packed ones."""
     files = [Path(arguments.file)]
@@ -139,6 +151,10 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     Raises ValueError if the network cannot be measured.
     """
     network = networks.load(arguments.file, trust=arguments.trust)
+    if arguments.layers and network.kind != "packed":
+        raise ValueError(
+            f"--layers: {network.name} is {network.kind}; only packed networks of this suite have a plan to read"
+        )
     dataset, source = _dataset(arguments, network)
     shape = _shape(arguments, network, dataset)
     classes = networks.check_fits(network, shape)
@@ -209,6 +225,10 @@ def _shape(arguments: argparse.Namespace, network: Network, dataset: data.Datase
         c, h, w = arguments.shape
         if min(c, h, w) < 1:
             raise ValueError(f"--shape {c} {h} {w}: each must be at least 1")
+        if dataset is not None and dataset.input_shape != (c, h, w):
+            raise ValueError(
+                f"--shape {c} {h} {w}: images of {arguments.dataset} are {list(dataset.input_shape)}; drop --shape or --dataset"
+            )
         return c, h, w
     shape = dataset.input_shape if dataset is not None else network.input_shape
     if shape is None:
@@ -220,7 +240,8 @@ def _dense(
     arguments: argparse.Namespace, name: str, network: Network, classes: int, shape: Shape, scratch: Path
 ) -> Network:
     path = Path(name)
-    if not path.is_file():
+    is_named = name != arguments.dense or name in models.available()  # a header has no path
+    if is_named or not path.is_file():
         path = scratch / "dense"
         networks.save_dense(name, classes, shape, path)
     dense = networks.load(str(path), trust=arguments.trust)
@@ -235,8 +256,9 @@ def _macs(network: Network, dense: Network | None, dense_name: str | None, shape
     if dense is not None:
         values |= {"dense": dense_name, "dense_macs": dense.macs(shape), "dense_params": dense.params}
         values["theoretical_x"] = values["dense_macs"] / max(values["macs"], 1)
-        values["macs_cut_pct"] = 100 * (1 - values["macs"] / values["dense_macs"])
-        values["params_cut_pct"] = 100 * (1 - values["params"] / values["dense_params"])
+        for name in ("macs", "params"):
+            if values[f"dense_{name}"]:  # of nothing there is no share
+                values[f"{name}_cut_pct"] = 100 * (1 - values[name] / values[f"dense_{name}"])
     if network.kind == "packed":
         graph, plan = networks.graph_and_plan(network)
         values["prunable_macs"] = graph.macs(plan).prunable
@@ -267,10 +289,6 @@ def _latency(
 
 def _layers(arguments: argparse.Namespace, network: Network) -> list[dict[str, Any]]:
     """Return the least time of every layer for the first batch."""
-    if network.kind != "packed":
-        raise ValueError(
-            f"--layers: {network.name} is {network.kind}; only packed networks of this suite have a plan to read"
-        )
     dtype = DTYPES[arguments.precision]
     peak = bounds.measured_peak(arguments.device, dtype, torch.get_num_threads())
     batch = arguments.batch[0] if arguments.batch else 1

@@ -24,7 +24,7 @@ from suite.measure import bounds, energy, int8, latency, losses, machine, networ
 from suite.measure.executions import ONNX, TUNED, Executions, check, executions, random_images, reference, runtime
 from suite.measure.memory import peak_bytes
 from suite.measure.networks import Shape
-from suite.measure.protocol import Protocol, protocol, set_up_torch
+from suite.measure.protocol import Protocol, check_device, measuring, protocol
 from suite.plan import Timing
 from suite.progress import Interrupted, Watch
 from suite.records import Leg
@@ -225,6 +225,7 @@ def compare(
     The networks run in this process and in fresh ones without confinement. `python -m suite.measure` confines them.
     Raises ValueError if a network cannot run under these conditions, and Interrupted between processes.
     """
+    check_device(timing)
     shape = shape or networks.load(str(other), trust=trust).input_shape
     if shape is None:
         raise ValueError(f"{other} has no input shape in it: give one")
@@ -285,29 +286,24 @@ def measure(job: Job, report: Report = lambda share: None) -> tuple[dict[Leg, Le
 
     report   is called with the share of the blocks that is done, 0 to 1
     """
-    set_up_torch(job.threads)
-    torch.set_flush_denormal(True)
-    try:
-        return _measure(job, report)
-    finally:
-        torch.set_flush_denormal(False)
-
-
-def _measure(job: Job, report: Report) -> tuple[dict[Leg, LegResult], Choices, dict[str, str]]:
-    dense, other = _prepare(job)
     legs: tuple[Leg, ...] = ("eager", "graph") if job.timing.device == "cuda" else ("eager",)
     results: dict[Leg, LegResult] = {}
-    for number, leg in enumerate(legs):
+    with measuring(job.threads):
+        dense, other = _prepare(job)
+        for number, leg in enumerate(legs):
 
-        def report_leg(share: float, number: int = number) -> None:
-            report((number + share) / len(legs))
+            def report_leg(share: float, number: int = number) -> None:
+                report((number + share) / len(legs))
 
-        results[leg] = _leg(dense.runs, other.runs, job, leg, report_leg)
+            results[leg] = _leg(dense.runs, other.runs, job, leg, report_leg)
     return results, (dense.choices, other.choices), {**dense.missing, **other.missing}
 
 
 def _prepare(job: Job) -> list[Executions]:
-    """Load both networks and prepare their executions: all, or the ones chosen earlier."""
+    """Load both networks and prepare their executions: all, or the ones chosen earlier.
+
+    Raises ValueError if a network has no execution that runs here, or lacks one that was chosen.
+    """
     images = random_images(job.timing, job.shape)
     chosen = tuple(zip(*job.chosen.values(), strict=True)) or ((), ())
     loaded = [networks.load(str(path), trust=job.trust) for path in (job.dense, job.other)]
@@ -315,10 +311,17 @@ def _prepare(job: Job) -> list[Executions]:
     also = (*job.also, *([ONNX] if with_onnx and ONNX not in job.also else []))  # both in the runtime of the file
     for network in loaded:
         check(network, job.timing, also)
-    return [
-        executions(network, images, job.timing, also=also, only=names, choices=choices, strict=job.strict)
+    prepared = [
+        executions(
+            network, images, job.timing, also=also, only=names, choices=choices, strict=job.strict or bool(names)
+        )
         for network, names, choices in zip(loaded, chosen, job.choices, strict=True)
     ]
+    for path, made in zip((job.dense, job.other), prepared, strict=True):
+        if not made.runs:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in made.missing.items())
+            raise ValueError(f"{path} runs in no runtime of this measurement ({reasons}): measure another runtime")
+    return prepared
 
 
 def _leg(dense: Mapping[str, Run], other: Mapping[str, Run], job: Job, leg: Leg, report: Report) -> LegResult:
@@ -361,11 +364,12 @@ def _limits(job: Job) -> dict[str, Any]:
     images = random_images(job.timing, job.shape)
     columns: dict[str, Any] = {}
     loaded = [networks.load(str(path), trust=job.trust) for path in (job.dense, job.other)]
-    for name, network, choices in zip(("dense", "packed"), loaded, job.choices, strict=True):
-        assert network.packed is not None
-        tuned, _ = packing.tuned(network.packed, images, choice=choices[TUNED])
-        columns[f"{name}_peak_bytes"] = peak_bytes(tuned, images)
-    peak = bounds.measured_peak(job.timing.device, images.dtype, job.threads)
+    with measuring(job.threads):
+        for name, network, choices in zip(("dense", "packed"), loaded, job.choices, strict=True):
+            assert network.packed is not None
+            tuned, _ = packing.tuned(network.packed, images, choice=choices[TUNED])
+            columns[f"{name}_peak_bytes"] = peak_bytes(tuned, images)
+        peak = bounds.measured_peak(job.timing.device, images.dtype, job.threads)
     for name, network in zip(("dense_bound_ms", "bound_ms"), loaded, strict=True):
         graph, plan = networks.graph_and_plan(network)
         layers = bounds.layer_bounds(graph, plan, peak, batch=job.timing.batch, dtype=images.dtype)
@@ -376,12 +380,8 @@ def _limits(job: Job) -> dict[str, Any]:
 def _losses(job: Job, names: tuple[str, str]) -> dict[str, Any]:
     """Return the columns of the time that each layer loses (`losses.columns`)."""
     dense, other = (networks.load(str(path), trust=job.trust) for path in (job.dense, job.other))
-    set_up_torch(job.threads)
-    torch.set_flush_denormal(True)
-    try:
+    with measuring(job.threads):
         return losses.columns((dense, other), names, job.choices, job.timing)
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _int8(job: Job) -> dict[str, Any]:
@@ -393,7 +393,8 @@ def _int8(job: Job) -> dict[str, Any]:
     names = ("dense", "packed")
     choices = {name: by[ONNX] for name, by in zip(names, job.choices, strict=True) if ONNX in by}
     images = random_images(job.timing, job.shape)
-    return int8.columns(dict(zip(names, packed, strict=True)), choices, images, job.timing, job.protocol)
+    with measuring(job.threads):
+        return int8.columns(dict(zip(names, packed, strict=True)), choices, images, job.timing, job.protocol)
 
 
 def in_fresh_process(

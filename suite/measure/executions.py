@@ -99,8 +99,6 @@ def executions(
     if network.kind == "onnx":
         return Executions(runs={ONNX: functools.partial(network.module, images.contiguous())})
     if network.packed is None:
-        if timing.runtime != "torch":
-            raise ValueError(f"{network.name} is no packed network, and only those are converted to {timing.runtime}")
         return Executions(runs={network.kind: functools.partial(_placed(network.module, timing), images)})
     made = Executions(runs={})
     if timing.runtime == "torch":
@@ -172,6 +170,8 @@ def check(network: Network, timing: Timing, also: Collection[str]) -> None:
     """Raise ValueError if the network or an execution of `also` does not run here."""
     if network.batch not in (None, timing.batch):
         raise ValueError(f"{network.name} takes batches of {network.batch} only: use --batch {network.batch}")
+    if timing.runtime != "torch" and network.packed is None and (network.kind, timing.runtime) != ("onnx", ONNX):
+        raise ValueError(f"{network.name} is no packed network, and only those are converted to {timing.runtime}")
     for name in sorted({*also, *([ONNX] if network.kind == "onnx" else [])} & set(CONDITIONS)):
         device, precisions = CONDITIONS[name]
         if timing.device != device or timing.precision not in precisions:

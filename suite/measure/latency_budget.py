@@ -21,8 +21,8 @@ from suite.graph import Graph
 from suite.measure import latency, layer_times
 from suite.measure.executions import executions, random_images
 from suite.measure.layer_times import LayerTable
-from suite.measure.networks import Network
-from suite.measure.protocol import check_device, protocol, set_up_torch
+from suite.measure.networks import Network, flush_denormals
+from suite.measure.protocol import check_device, measuring, protocol
 from suite.pack.runtimes import why_not
 from suite.plan import Budget, Planner, PruningPlan, Timing
 from suite.select import Selection
@@ -154,6 +154,7 @@ def _fastest(model: nn.Module, graph: Graph, plan: PruningPlan, timing: Timing) 
     In torch on a GPU the run is a captured graph.
     """
     packed = packing.pack(model, graph, plan).eval()
+    flush_denormals(packed)
     network = Network(name="packed", kind="packed", module=packed, params=0, packed=packed)
     runs = executions(network, random_images(timing, graph.input_shape), timing).runs
     if timing.device == "cuda" and timing.runtime == "torch":
@@ -163,13 +164,9 @@ def _fastest(model: nn.Module, graph: Graph, plan: PruningPlan, timing: Timing) 
 
 @contextlib.contextmanager
 def _measuring(timing: Timing) -> Iterator[None]:
-    """Set up torch as for timed stages, and restore its state at the end."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    switches, threads = (cudnn.allow_tf32, matmul.allow_tf32), torch.get_num_threads()
-    with torch.random.fork_rng():
-        set_up_torch(timing.threads or threads)
-        try:
-            yield
-        finally:
-            cudnn.allow_tf32, matmul.allow_tf32 = switches
-            torch.set_num_threads(threads)
+    """Set up torch as for timed stages.
+
+    Restore its state and that of random generators at the end.
+    """
+    with torch.random.fork_rng(), measuring(timing.threads or torch.get_num_threads()):
+        yield

@@ -29,6 +29,7 @@ from suite import pack as packing
 from suite.files import write_json
 from suite.graph import Graph, Live
 from suite.measure.executions import random_images
+from suite.measure.networks import flush_denormals
 from suite.pack.operations import PIECES, FusedConv
 from suite.pack.runtimes import Compiled, Profile, compiled
 from suite.plan import ConvPlan, PruningPlan, Timing
@@ -233,6 +234,7 @@ def prepared(
 ) -> Compiled:
     """Return the packed network in the timing's runtime, with one execution for all layers."""
     packed = packing.pack(model, graph, plan).eval()
+    flush_denormals(packed)
     if timing.runtime == "torch":
         network = cast(fx.GraphModule, packing.tuned(packed, images, execution=execution, layout=timing.layout)[0])
         profile = functools.partial(node_profile, network, images, timing.device)

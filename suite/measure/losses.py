@@ -158,8 +158,9 @@ def losses(
     """
     if timing.device != "cpu":
         raise ValueError(f"the time that layers lose is measured on the CPU, and the device is {timing.device}")
-    pairs = zip((*networks, networks[1]), (*how, GROUPS), strict=True)
-    dense, packed, groups = _scaled([_network(network, one, images, timing) for network, one in pairs])
+    built = [_network(network, one, images, timing) for network, one in zip(networks, how, strict=True)]
+    alike = dataclasses.replace(timing, layout=built[1].choice.layout)  # as the packed network
+    dense, packed, groups = _scaled([*built, _network(networks[1], GROUPS, images, alike)])
     macs, left = (graph.layer_macs(graph.live(one)) for one in (PruningPlan({}), plan))
     unit = Peak(macs_per_s=1, bytes_per_s=1)
     moved = {one.name: one.bytes for one in layer_bounds(graph, plan, unit, batch=len(images), dtype=images.dtype)}

@@ -70,7 +70,7 @@ def load(name: str, *, trust: bool = False) -> Network:
             raise
         why = " ".join(str(error).split())[:160] or type(error).__name__
         raise ValueError(f"{name} cannot be read as a network: {why}") from error
-    flush_denormals(network)
+    flush_denormals(*(module for module in (network.module, network.packed) if module is not None))
     return network
 
 
@@ -83,13 +83,13 @@ def _loaded(path: Path, kind: Kind, *, trust: bool) -> Network:
 
 
 @torch.no_grad()
-def flush_denormals(network: Network) -> None:
+def flush_denormals(*modules: nn.Module) -> None:
     """Set weights below the smallest normal number to 0, in place.
 
     A CPU multiplies by such numbers up to a hundred times as slowly. Training with weight decay leaves them in dead filters.
     """
-    for module in (network.module, network.packed):
-        for tensor in () if module is None else (*module.parameters(), *module.buffers()):
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
                 denormal = tensor.abs() < torch.finfo(tensor.dtype).tiny
                 if bool((denormal & (tensor != 0)).any()):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -51,3 +54,22 @@ def set_up_torch(threads: int) -> None:
     """Set torch's number of threads, and switch TF32 off: fp32 means fp32."""
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextlib.contextmanager
+def measuring(threads: int) -> Iterator[None]:
+    """Set threads, switch TF32 off, let the CPU flush denormal numbers; restore all.
+
+    The flush reaches the calling thread, and threads that start inside.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    switches, before = (cudnn.allow_tf32, matmul.allow_tf32), torch.get_num_threads()
+    flushes = sys.float_info.min / 2 == 0  # torch has no getter
+    torch.set_flush_denormal(True)  # first: threads that start below inherit it
+    try:
+        set_up_torch(threads)
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = switches
+        torch.set_num_threads(before)
+        torch.set_flush_denormal(flushes)

@@ -35,11 +35,23 @@ def save(
     input_shape: tuple[int, ...],
     about: dict[str, Any],
 ) -> None:
-    """Write plan, weights and header to `path`, atomically; `about` is added to the header."""
+    """Write plan, weights and header to `path`, atomically; `about` is added to the header.
+
+    Raises ValueError, and writes nothing, if `header` would refuse the file.
+    """
+    values = {"model": model, "classes": classes, "input_shape": list(input_shape)}
+    if own := values.keys() & about.keys():
+        raise ValueError(f"{', '.join(sorted(own))} in the header of a packed network is its own: give it another name")
+    try:
+        text = json.dumps({**values, **about})
+        jsonfile.convert(jsonfile.loads(text), Header)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the header of a packed network is JSON, mean and std lists of numbers, labels a list of strings: {error}"
+        ) from error
     tensors = {f"weights/{name}": tensor for name, tensor in packed.body.state_dict().items()}
     tensors |= {f"plan/{name}": tensor for name, tensor in packed.plan.to_tensors().items()}
-    header = {"model": model, "classes": classes, "input_shape": list(input_shape), **about}
-    content = serialise({k: v.contiguous().cpu() for k, v in tensors.items()}, {"packed": json.dumps(header)})
+    content = serialise({k: v.contiguous().cpu() for k, v in tensors.items()}, {"packed": text})
     write_bytes(Path(path), content)
 
 

@@ -132,6 +132,12 @@ def _batch_norm(out: Writer, bn: nn.BatchNorm2d, x: str) -> str:
     return out.add("BatchNormalization", x, *map(out.constant, values), epsilon=bn.eps)
 
 
+def _sum(out: Writer, x: str | int, y: str | int) -> str:
+    if isinstance(x, int) or isinstance(y, int):
+        raise Unsupported("a sum with a number")
+    return out.add("Add", x, y)
+
+
 def _shortcut(out: Writer, shortcut: PackedShortcut, x: str) -> str:
     x, steps = out.take(x, shortcut.take), [shortcut.stride] * 2
     return out.add("Slice", x, *map(out.constant, ([0, 0], [REST, REST], [2, 3], steps)))
@@ -162,8 +168,8 @@ MODULES: dict[type[nn.Module], Callable[..., str]] = {
 """Class of a module -> function of writer, module and names of its inputs. `suite.pack.portable` adds its own."""
 FUNCTIONS: Mapping[Any, Callable[..., str]] = MappingProxyType(
     {
-        operator.add: lambda out, x, y: out.add("Add", x, y),
-        operator.iadd: lambda out, x, y: out.add("Add", x, y),
+        operator.add: _sum,
+        operator.iadd: _sum,
         torch.relu: lambda out, x: out.add("Relu", x),
         F.relu: lambda out, x, inplace=False: out.add("Relu", x),
         torch.flatten: lambda out, x, start_dim=0: _flatten(out, nn.Flatten(start_dim), x),
