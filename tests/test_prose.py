@@ -49,6 +49,8 @@ NAMES = set(
     )
 )
 SUBJECT = 72
+LONG = ("aa2b5d75", "e6dda585")
+"""Commits that rows of the record name, or that lie below such a one, so that they are not written anew."""
 FIRST_COMMIT = "b5cad6f"
 """The last commit before this rule."""
 
@@ -150,4 +152,5 @@ def test_commit_subjects_are_short() -> None:
     if log.returncode:
         pytest.skip(f"no git history back to {FIRST_COMMIT}: {log.stderr.strip()}")
     subjects = [line.partition(" ") for line in log.stdout.splitlines()]
-    assert not [f"{commit} {subject}" for commit, _, subject in subjects if len(subject) > SUBJECT]
+    long = [f"{commit} {subject}" for commit, _, subject in subjects if len(subject) > SUBJECT]
+    assert not [line for line in long if not line.startswith(LONG)]
