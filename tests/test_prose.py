@@ -49,7 +49,7 @@ NAMES = set(
     )
 )
 SUBJECT = 72
-LONG = ("aa2b5d75", "e6dda585")
+LONG = ("aa2b5d7", "e6dda58")
 """Commits that rows of the record name, or that lie below such a one, so that they are not written anew."""
 FIRST_COMMIT = "b5cad6f"
 """The last commit before this rule."""
