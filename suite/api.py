@@ -160,11 +160,7 @@ def prune(
     if finetune is not None and (train is None or isinstance(train, Task)):
         raise ValueError("finetune needs train: batches of training images and labels, such as a DataLoader")
     kind = methods.get(method)
-    if ignored_layers and kind.needs_budget:
-        raise ValueError(
-            f"{method} chooses its filters while it learns, and cannot leave layers alone: drop ignored_layers, or take a method "
-            "that chooses afterwards"
-        )
+    kind.check_can_ignore(ignored_layers)
     pruner = kind.for_task("", "", **settings)
     names = {id(module): name for name, module in model.named_modules()}
     layers = [ignored_layers] if isinstance(ignored_layers, str | nn.Module) else ignored_layers

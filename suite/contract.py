@@ -290,6 +290,18 @@ class Pruner:
         return name_of(cls.__module__)
 
     @classmethod
+    def check_can_ignore(cls, layers: object) -> None:
+        """Raise ValueError if layers are to stay whole and the method cannot leave any.
+
+        A method that chooses its filters while it learns shrinks them there, too.
+        """
+        if layers and cls.needs_budget:
+            raise ValueError(
+                f"{cls.method_name()} chooses its filters while it learns, and cannot leave layers alone: drop ignored_layers, "
+                "or take a method that chooses afterwards"
+            )
+
+    @classmethod
     def all_recipes(cls) -> dict[tuple[str, str], Recipe | OptOut]:
         """Return the method's own recipes and the winners of tuning, which replace them."""
         return {**cls.recipes, **_winners().get(cls.method_name(), {})}

@@ -156,11 +156,7 @@ class Pruned(_Named):
                 )
         if not self.settings.removes and self.budget.share:
             raise ValueError(f"{self.settings.method_name()} removes nothing: give it a budget of 0")
-        if self.ignored_layers and self.settings.needs_budget:
-            raise ValueError(
-                f"{self.settings.method_name()} chooses its filters while it learns, and cannot leave layers alone: drop "
-                "`ignored_layers`, or take a method that chooses afterwards"
-            )
+        self.settings.check_can_ignore(self.ignored_layers)
         if self.settings.learns and self.learning is None:
             raise ValueError(f"{self.settings.method_name()} learns before it prunes: give it a `learning` schedule")
         for schedule in (self.base.schedule, self.learning):

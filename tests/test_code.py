@@ -208,6 +208,14 @@ def test_an_edit_during_a_process_changes_no_fingerprint_of_it(done: Context, fo
     assert code.fingerprint(pruned) != before
 
 
+def test_a_file_in_an_encoding_of_its_own_has_a_fingerprint(folder: Path) -> None:  # noqa: F811
+    helper = folder / "_helper.py"
+    helper.write_bytes(f'# -*- coding: latin-1 -*-\nNAME = "\xe9"\n{helper.read_text()}'.encode("latin-1"))
+    registry.set_folders([folder])
+    pruned = next(stage for stage in stages() if isinstance(stage, Pruned))
+    assert "plugins/_helper.py" in code.fingerprint(pruned)["imported"]
+
+
 def test_fingerprints_have_own_files_and_imported_ones(folder: Path) -> None:  # noqa: F811
     pruned = next(stage for stage in stages() if isinstance(stage, Pruned))
     found = code.fingerprint(pruned)

@@ -302,8 +302,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def state(*plugins: str) -> tuple[bool, list[str]]:
-    """Return dirty flag and changed files of a row made now."""
+    """Return dirty flag and changed files of a row that another process makes now."""
     origin._lasting.cache_clear()
+    origin.content.cache_clear()
     made = records.provenance("cpu", plugins)
     assert set(made.get("files", {}).values()) <= {sha256(origin.ROOT / path) for path in made.get("files", {})}
     return made["dirty"], sorted(made.get("files", {}))

@@ -62,13 +62,13 @@ def the(kind: str, method: str = "") -> Stage:
 
 def row_of(stage: Stage, context: Context) -> records.Row:
     """The row that a stage left."""
-    row = records.read(records.rows_folder(context.results) / f"{stage.key}.json")
+    row = records.read(records.row_path(context.results, stage.key))
     assert row is not None
     return row
 
 
 def log_of(stage: Stage, context: Context) -> str:
-    """What a stage logged."""
+    """The text that a stage logged."""
     return (context.folder(stage) / "log.txt").read_text()
 
 

@@ -154,13 +154,7 @@ def _do(arguments: argparse.Namespace, console: Console) -> int:
     """Execute the verb, and return the exit status."""
     verb = _verb(arguments)
     cli.check_machine_options(arguments)
-    if arguments.jobs is not None and arguments.jobs < 1:
-        raise ValueError(f"--jobs {arguments.jobs}: it takes 1 or more")
-    if arguments.jobs is not None and arguments.cluster != "local":
-        other = (
-            "--parallel limits the jobs of slurm" if arguments.cluster == "slurm" else "debug does one stage at a time"
-        )
-        raise ValueError(f"--jobs is for --cluster local; {other}")
+    _check_jobs(arguments.jobs, arguments.cluster)
     grid = grids.load(arguments.grid)
     runs = grids.runs_of(grid, only=arguments.only, smoke=arguments.smoke)
     stages = grids.stages_of(grid, runs, smoke=arguments.smoke)
@@ -248,6 +242,17 @@ def _context(arguments: argparse.Namespace) -> Context:
         threads=arguments.threads or (max(1, cli.cores() // arguments.jobs) if side_by_side else 0),
         max_minutes=arguments.max_minutes,
     )
+
+
+def _check_jobs(jobs: int | None, cluster: str) -> None:
+    """Raise ValueError if --jobs is below 1, or given without local workers."""
+    if jobs is None:
+        return
+    if jobs < 1:
+        raise ValueError(f"--jobs {jobs}: it takes 1 or more")
+    if cluster != "local":
+        other = "--parallel limits the jobs of slurm" if cluster == "slurm" else "debug does one stage at a time"
+        raise ValueError(f"--jobs is for --cluster local; {other}")
 
 
 def _default_jobs(arguments: argparse.Namespace) -> int:

@@ -174,7 +174,7 @@ def plugin_files(modules: Iterable[str]) -> dict[str, Path]:
         for label, path, package in _candidates(module, tops):
             if label not in files and path.is_file():
                 files[label] = path
-                body = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                body = ast.walk(ast.parse(content(path)))
                 pending += [name for node in body for name in registry.imports(node, package)]
     return dict(sorted(files.items()))
 

@@ -107,8 +107,8 @@ def _check_numbers(columns: Mapping[str, Any]) -> None:
 def read(path: Path, *, set_aside: bool = True) -> Row | None:
     """Return the row in this file, or None if the file is missing or damaged.
 
-    A damaged file is renamed to NAME.damaged, unless `set_aside` is False; a file of a later schema version stays in place. The
-    log names both.
+    A damaged file is renamed to NAME.damaged; a file of a later schema version stays in place. The log names both. If `set_aside`
+    is False, nothing is renamed or logged of damaged files.
     Raises OSError if the storage does not give the file, which then stays in place.
     """
     try:

@@ -80,13 +80,13 @@ def _differing(now: Mapping[str, str], before: Mapping[str, str]) -> Iterable[st
 
 def _digest(path: Path) -> str:
     """Return the digest of a file's syntax tree; equal in all versions of Python."""
-    return _text_digest(content(path).decode())
+    return _source_digest(content(path))
 
 
 @functools.lru_cache(maxsize=1000)
-def _text_digest(text: str) -> str:
+def _source_digest(source: bytes) -> str:
     digest = hashlib.sha256()
-    for word in _words(ast.parse(text)):
+    for word in _words(ast.parse(source)):  # bytes, because the file may name an encoding of its own
         digest.update(f"{word}\n".encode())
     return digest.hexdigest()[:16]
 
