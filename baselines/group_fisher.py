@@ -1,6 +1,6 @@
 """Group Fisher: coupled channels of least Fisher information per saved MAC go while fine-tuning.
 
-Shapes: B images, I input channels, S filter sets (coupled channels share one).
+Shapes: B images of one part of a batch, I input channels, S filter sets (coupled channels share one).
 """
 
 from __future__ import annotations
@@ -21,16 +21,22 @@ class Fisher:
     """Sums, over images, of the squared gradient of the loss by each set's mask [S].
 
     A mask multiplies the channels that convolutions and linear layers read; a set's masks in all its readers are one. Hooks
-    on the readers collect while the network trains.
+    on the readers collect while the network trains. Each pass of the network is of other images: a part of the batch.
     """
 
     def __init__(self, model: nn.Module, graph: Graph) -> None:
         device = next(model.parameters()).device
         self.total_S = torch.zeros(graph.set_count, dtype=torch.float64, device=device)
-        self.batch_BS: Tensor | None = None
+        self.parts_BS: list[Tensor] = []
+        """Gradients by each set's mask, for each part of the batch."""
+        self._begins = True
+        model.register_forward_pre_hook(self._begin)
         for name, ids in graph.input_sets.items():
             if bool((ids >= 0).any()):
                 model.get_submodule(name).register_forward_pre_hook(self._hook(ids.to(device)))
+
+    def _begin(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._begins = True
 
     def _hook(self, ids: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         inside, sets = ids >= 0, ids[ids >= 0]
@@ -41,28 +47,35 @@ class Fisher:
             read = inputs[0].view_as(inputs[0])  # its gradient is that of this reader alone
             if not read.requires_grad:
                 return None
+            if self._begins:
+                self.parts_BS.append(self.total_S.new_zeros(len(read), len(self.total_S)))
+                self._begins = False
+            part_BS = self.parts_BS[-1]
 
             def collect(gradient: Tensor) -> None:
                 slope_BI = (read.detach() * gradient).flatten(2).sum(2) if read.dim() > 2 else read.detach() * gradient
-                if self.batch_BS is None:
-                    self.batch_BS = torch.zeros(len(read), len(self.total_S), dtype=torch.float64, device=read.device)
-                self.batch_BS.index_add_(1, sets, slope_BI[:, inside].double())
+                part_BS.index_add_(1, sets, slope_BI[:, inside].double())
 
             read.register_hook(collect)
             return (read,)
 
         return hook
 
-    def take(self, average: Callable[[list[Tensor]], None]) -> None:
+    def take(self, step: Step) -> None:
         """Add the batch's squared gradients.
 
-        Gradients of a mean over B images are scaled back to gradients of single images.
+        Gradients of a mean over the batch are scaled back to gradients of single images.
         """
-        if self.batch_BS is not None:
-            squares_S = (self.batch_BS * len(self.batch_BS)).square().sum(0)
-            average([squares_S])
+        if self.parts_BS:
+            images = sum(map(len, self.parts_BS))
+            squares_S = torch.cat([step.unscaled(part_BS) * images for part_BS in self.parts_BS]).square().sum(0)
+            step.average([squares_S])
             self.total_S += squares_S
-            self.batch_BS = None
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop the batch's gradients."""
+        self.parts_BS = []
 
 
 class _Gradual(Learner):
@@ -89,7 +102,7 @@ class _Gradual(Learner):
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         """Remove sets every `interval` steps until the due cut is met; zero removed sets."""
-        self.fisher.take(step.average)
+        self.fisher.take(step)
         index = int(step.index) + 1
         if index % self.settings.interval == 0 or index == step.total:
             due = self.budget.share * min(1.0, index / (self.settings.prune_share * step.total))
@@ -101,7 +114,7 @@ class _Gradual(Learner):
 
     def skip_step(self) -> None:
         """Forget the batch's gradients."""
-        self.fisher.batch_BS = None
+        self.fisher.forget()
 
     def _remove_one(self) -> bool:
         """Remove the set of least Fisher information per saved MAC; False if none may go."""
