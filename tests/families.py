@@ -374,6 +374,8 @@ IDIOMS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "hard swish": _hard_swish,
     "range without zero": lambda net, x: net.b(F.hardtanh(x, 0.5, 2)),
     "moved positions": _moved_positions,
+    "positions in parts": lambda net, x: net.b(sum(x.chunk(2, 3))),
+    "largest positions": lambda net, x: net.b(x.topk(2, 3)[0]),
     "roll of channels and positions": lambda net, x: net.b(torch.roll(x, (8, 1), (1, 3))),
     "keywords": _keywords,
     "log softmax": lambda net, x: F.log_softmax(net.b(x).mean((2, 3)), 1),

@@ -171,7 +171,7 @@ class Reader:
         sources = [source for source in node.all_input_nodes if self.operators[source].kind != "constant"]
         value = node.meta["value"]
         if not isinstance(value, Tensor):
-            return ops.Whole(sources=sources, axis=0, width=1)
+            return ops.Whole(sources=sources, axis=self.axis(node), width=1)
         axis = self.axis(node)
         if value.ndim <= axis:
             axis = min(1, value.ndim - 1)
