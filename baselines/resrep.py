@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from suite.contract import Budget, Criterion, Learner, PruningPlan, Ranking, Scope, State, Step, Task
 from suite.graph import Graph
-from suite.select import filter_planner, meet
+from suite.select import filter_planner, meet, sets_of_scope
 
 FOLD_IMAGES = 512
 """Training images over which a folded layer's batch-norm statistics are taken."""
@@ -35,7 +35,7 @@ class Compactors(Learner):
         self.layers = inner_layers(graph)
         if not self.layers:
             raise ValueError(
-                "resrep puts compactors behind convolutions outside of residual sums; this network has none"
+                "resrep puts compactors behind convolutions whose filters are tied to no others; this network has none"
             )
         device = next(model.parameters()).device
         self.matrix = {
@@ -119,14 +119,18 @@ def _applied(matrix: Tensor) -> Any:
 
 
 def inner_layers(graph: Graph) -> list[str]:
-    """Return the layers whose filters meet those of no other layer in a residual sum."""
+    """Return the layers of scope "inner" whose filters are tied to no others.
+
+    Raises ValueError if the scope has no layers.
+    """
+    in_scope = sets_of_scope(graph, "inner")
     owners = torch.zeros(graph.set_count, dtype=torch.int64)
     for ids in graph.filter_sets.values():
         owners[ids.unique()] += 1
     return [
         name
         for name, ids in graph.filter_sets.items()
-        if bool((owners[ids] == 1).all()) and len(ids) == len(ids.unique())
+        if name in in_scope and bool((owners[ids] == 1).all()) and len(ids) == len(ids.unique())
     ]
 
 

@@ -22,9 +22,9 @@ sorts all layers together without the division; "layer" removes the same share o
 within each class of filter sets of the same topology, and removes the same share of every class."""
 Scope = Literal["untied", "inner", "coupled"]
 """Filters that a criterion removes. "untied": those of every convolution but projection shortcuts, each on its own; a
-residual sum keeps its width, and a removed filter adds nothing to it. "inner": only filters that no residual sum reads.
-"coupled": filters that meet in residual sums go together, from all their layers. In all scopes the filters that one group of a
-grouped convolution reads go together."""
+residual sum keeps its width, and a removed filter adds nothing to it. "inner": only filters that neither a residual sum nor a
+projection shortcut reads. "coupled": filters that meet in residual sums go together, from all their layers. In all scopes the
+filters that one group of a grouped convolution reads go together."""
 
 
 Per = Literal["", "macs", "ms"]

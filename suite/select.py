@@ -41,7 +41,7 @@ def sets_of_scope(graph: Graph, scope: Scope) -> dict[str, Tensor]:
         return dict(graph.filter_sets)
     names = [name for name, conv in graph.convs.items() if scope == "untied" and conv.role != "shortcut"]
     if scope == "inner":
-        names = [name for name in graph.convs if not _meets_sum(graph, name)]
+        names = [name for name in graph.convs if not _feeds_stream(graph, name)]
     if not names:
         raise ValueError(f"scope {scope!r} removes no filter of this network: residual sums read every convolution")
     sets: dict[str, Tensor] = {}
@@ -55,15 +55,16 @@ def sets_of_scope(graph: Graph, scope: Scope) -> dict[str, Tensor]:
     return sets
 
 
-def _meets_sum(graph: Graph, name: str) -> bool:
-    """Return True if a residual sum reads the layer's filters.
+def _feeds_stream(graph: Graph, name: str) -> bool:
+    """Return True if a residual sum or a projection shortcut reads the layer's filters.
 
     It may read them directly or through batch norm, activation, a change of layout or padding.
     """
     nodes = [*graph.calls[name]]
     while nodes:
         for user in nodes.pop().users:
-            if graph.kinds[user] == "sum":
+            conv = graph.convs.get(str(user.target)) if graph.kinds[user] == "conv" else None
+            if graph.kinds[user] == "sum" or (conv and conv.role == "shortcut"):
                 return True
             if graph.kinds[user] in ("bn", "pass", "view", "shortcut"):
                 nodes.append(user)

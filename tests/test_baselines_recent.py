@@ -296,19 +296,38 @@ def test_resrep_moves_a_compactor_as_sgd_on_the_reset_gradient_and_the_lasso() -
     torch.testing.assert_close(matrix.detach(), twin.detach())
 
 
-def test_resrep_refuses_a_network_whose_sums_read_every_convolution() -> None:
-    class Sum(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
-            self.head = nn.Linear(2, 2)
+class Paired(nn.Module):
+    """A convolution in two groups: the filters that one group reads are tied. A sum reads the others."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head((self.a(x) + self.b(x)).mean((2, 3)))
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=2)
+        self.head = nn.Linear(4, 2)
 
-    model = nn.Sequential(Sum())
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head((x + self.b(self.a(x))).mean((2, 3)))
+
+
+class Sum(nn.Module):
+    """A residual sum that reads every convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head((self.a(x) + self.b(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [(Sum, "scope 'inner' removes no filter of this network"), (Paired, "whose filters are tied to no others; this")],
+)
+def test_resrep_refuses_a_network_without_free_filters(network: type[nn.Module], words: str) -> None:
+    model = network()
     graph = Graph(model, (2, 4, 4))
-    with pytest.raises(ValueError, match="resrep puts compactors behind convolutions outside of residual sums"):
+    with pytest.raises(ValueError, match=words):
         ResRep().learner(model, graph, task_of(0, HALF))
 
 
@@ -342,7 +361,7 @@ def test_group_fisher_orders_channels_as_their_true_loss_change_for_each_mac() -
     fisher = Fisher(model, graph)
     loss = nn.functional.cross_entropy(model(images), labels)
     loss.backward()
-    fisher.take(lambda tensors: None)
+    fisher.take(one_step(model))
     true = []
     for channel in range(channels):
         without = images.clone()
@@ -363,8 +382,8 @@ def test_group_fisher_takes_the_gradient_of_each_reader_alone() -> None:
     fisher = Fisher(model, graph)
     x = torch.rand(4, 3, 32, 32)
     nn.functional.cross_entropy(model(x), torch.arange(4)).backward()
-    assert fisher.batch_BS is not None
-    slopes = fisher.batch_BS.sum(0)
+    (part_BS,) = fisher.parts_BS
+    slopes = part_BS.sum(0)
     name = "stage_1.0.conv_a"  # its input is read by conv_a and by the shortcut's sum; the readers of the sum follow
     readers = [other for other, ids in graph.input_sets.items() if torch.isin(ids, graph.input_sets[name]).any()]
     total = torch.zeros_like(slopes)
@@ -376,6 +395,24 @@ def test_group_fisher_takes_the_gradient_of_each_reader_alone() -> None:
         total.index_add_(0, ids[ids >= 0], channel_I.detach().double()[ids >= 0])
     sets = graph.input_sets[name].unique()
     torch.testing.assert_close(slopes[sets], total[sets], rtol=1e-3, atol=1e-5)
+
+
+def test_group_fisher_squares_the_gradients_of_single_images_in_all_parts_of_a_batch() -> None:
+    """A batch that passes the network in two parts, and without batch norm, has the Fisher information of a whole one."""
+    totals = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten(1), nn.Linear(4, 2)
+        ).double()
+        fisher = Fisher(model, Graph(model, (2, 3, 3)))
+        x, labels = torch.rand(8, 2, 3, 3).double(), torch.arange(8) % 2
+        for images_BCHW, labels_B in zip(x.chunk(parts), labels.chunk(parts), strict=True):
+            (nn.functional.cross_entropy(model(images_BCHW), labels_B) / parts).backward()
+        fisher.take(one_step(model))
+        assert not fisher.parts_BS
+        totals.append(fisher.total_S)
+    torch.testing.assert_close(*totals)
 
 
 def test_group_fisher_meets_its_budget_while_training() -> None:

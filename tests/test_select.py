@@ -444,6 +444,29 @@ class OneSum(nn.Module):
         return self.head(self.end(x + self.conv(x)))
 
 
+class Bottleneck(nn.Module):
+    """A stem that the first convolution of a bottleneck and its projection shortcut read, as in ResNet-50."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool = nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2)
+        self.a, self.b, self.c = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 8, 1)
+        self.shortcut = nn.Sequential(nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(torch.relu(self.stem(x)))
+        inside = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.head(torch.relu(self.c(inside) + self.shortcut(x)).mean((2, 3)))
+
+
+def test_inner_filters_feed_no_projection_shortcut() -> None:
+    """The authors of GReg, ResRep and Taylor leave the stem of ResNet-50 whole."""
+    graph = Graph(Bottleneck(), (3, 8, 8))
+    assert set(sets_of_scope(graph, "inner")) == {"a", "b"}
+    assert set(sets_of_scope(graph, "untied")) == {"stem", "a", "b", "c"}
+
+
 def test_a_scope_that_a_network_cannot_have_is_refused() -> None:
     graph = Graph(OneSum(), (3, 4, 4))
     with pytest.raises(ValueError, match="scope 'inner' removes no filter of this network: residual sums read every"):
