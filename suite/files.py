@@ -76,6 +76,11 @@ def is_of_machine(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
 
 
+def short_path(path: Path) -> str:
+    """Return the path from the working folder if it is below, for a line on the terminal."""
+    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
+
+
 def plain_name(name: str) -> str:
     """Return `name` if it names a file directly inside a folder.
 

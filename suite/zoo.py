@@ -79,7 +79,7 @@ def available(stages: Iterable[Stage], context: Context, folder: Path = FOLDER) 
         if stage.key not in listed or is_done(stage, context):
             continue
         done = folder / stage.key / "done.json"
-        if lease.is_fresh(context.folder(stage) / ".lease"):  # another process is at it
+        if lease.is_fresh(context.lease(stage)):  # another process is at it
             continue
         try:
             own, _ = code.changes(stage, jsonfile.checked(done, records.Done).get("code"))

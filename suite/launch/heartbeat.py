@@ -101,7 +101,7 @@ def lines(jobs: Jobs, context: Context) -> list[str]:
 
 
 def _line(job: str, stages: Sequence[Stage], beat_s: float, context: Context) -> str:
-    owners = (lease.owner(context.folder(stage) / ".lease") for stage in stages)
+    owners = (lease.owner(context.lease(stage)) for stage in stages)
     owner = next((f" by {owner}" for owner in owners if owner), "")
     what = stages[0].key if len(stages) == 1 else f"{len(stages)} stages, {stages[0].key} and others"
     since = time.strftime("%F %T", time.localtime(beat_s))
@@ -118,9 +118,9 @@ def _last_beat_s(stages: Sequence[Stage], context: Context) -> float:
     """
     times = []
     for stage in stages:
-        for name in (".lease", "progress.json"):
+        for path in (context.lease(stage), context.folder(stage) / "progress.json"):
             try:
-                times.append((context.folder(stage) / name).stat().st_mtime)
+                times.append(path.stat().st_mtime)
             except FileNotFoundError:
                 continue
             except OSError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from suite.files import short_path
 from suite.launch import heartbeat, record
 from suite.launch.record import Launch
 from suite.launch.status import NAMES, State, counts, launcher_lives, stage_left_s
@@ -86,7 +86,7 @@ def _failures(view: View) -> Iterator[Text]:
             yield Text(f"{'':12}{line}")
         log = log_of(state, view.context) if state.name != "interrupted" else None
         if log is not None:
-            yield Text(f"{'':12}{relative(log)}", style="dim")
+            yield Text(f"{'':12}{short_path(log)}", style="dim")
             if (end, reason) not in shown:
                 yield from (Text(f"{'':12}| {line}", style="dim") for line in tail(log))
             shown.add((end, reason))
@@ -182,11 +182,6 @@ def tail(path: Path) -> list[str]:
 def printable(text: str) -> str:
     """Return the text with control characters, such as terminal escapes, as `\\x1b`."""
     return "".join(letter if letter.isprintable() or letter == "\t" else ascii(letter).strip("'\"") for letter in text)
-
-
-def relative(path: Path) -> str:
-    """Return the path from the working folder, if it is below."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def minutes(seconds: float) -> str:

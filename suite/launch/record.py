@@ -85,6 +85,11 @@ def folder(results: Path) -> Path:
     return results / "launches"
 
 
+def lease(results: Path, grid: str) -> Path:
+    """Return the lease of the grid's launcher."""
+    return folder(results) / f"{grid}.lease"
+
+
 def write(launch: Launch, results: Path) -> None:
     """Write the record, atomically."""
     write_json(_path(results, launch.grid), asdict(launch))

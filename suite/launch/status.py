@@ -99,7 +99,7 @@ def _names(folder: Path) -> set[str]:
 
 def launcher_lives(launch: Launch, results: Path) -> bool:
     """Return True if the launcher holds its lease and, on this host, its process exists."""
-    held = lease.is_fresh(record.folder(results) / f"{launch.grid}.lease")
+    held = lease.is_fresh(record.lease(results, launch.grid))
     return held and _exists(launch.host, launch.pid, launch.began)
 
 
@@ -128,7 +128,7 @@ def state_of(
     if ended is not None and not (now and ended.get("status") == "interrupted"):
         return State(stage=stage, name=ENDED.get(ended.get("status", ""), "failed"), about=ended, job=job)
     if now:
-        about = ended or _lease_of(context.folder(stage) / ".lease")
+        about = ended or _lease_of(context.lease(stage))
         return State(stage=stage, name="queued" if shared or ended else "running", about=about, job=job)
     return State(stage=stage, name="lost", about=reported, job=job) if reported else None
 
@@ -170,7 +170,7 @@ def _is_another(reported: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
 
 def _is_alive(stage: Stage, context: Context, reported: Mapping[str, Any]) -> bool:
     """Return True if the lease is fresh and no dead process holds it."""
-    if not lease.is_fresh(context.folder(stage) / ".lease"):
+    if not lease.is_fresh(context.lease(stage)):
         return False
     return _exists(str(reported.get("host")), int(reported.get("pid", 0)), reported.get("began", 0))
 

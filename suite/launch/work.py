@@ -192,7 +192,7 @@ def alone(results: Path, grid: str) -> Iterator[None]:
                 f"{grid} is being launched already, by {owner}; watch it with --status, stop it with --cancel, or wait"
             )
 
-    with lease.held(folder / f"{grid}.lease", waiting=waiting, lost=lambda: None):
+    with lease.held(record.lease(results, grid), waiting=waiting, lost=lambda: None):
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from suite import grids
-from suite.files import remove_parts
+from suite.files import remove_parts, short_path
 from suite.report import columns, content, figures, frames, grid_file, page, words
 from suite.report.columns import table_columns
 from suite.report.figures import learning, structure
@@ -148,12 +147,7 @@ def show(report: Report, console: Console) -> None:
     if not report.paths:
         return
     page, *files = report.paths
-    console.print(f"open {shortest(page)} ({len(files)} tables and figures are beside it)", **plain)
-
-
-def shortest(path: Path) -> str:
-    """Return the path from the working folder, if it is below."""
-    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
+    console.print(f"open {short_path(page)} ({len(files)} tables and figures are beside it)", **plain)
 
 
 def _short_table(lines: pd.DataFrame, title: str) -> Table:

@@ -29,6 +29,10 @@ class Context:
         """Return the stage's folder, `results/work/KEY`."""
         return self.results / "work" / stage.key
 
+    def lease(self, stage: Stage) -> Path:
+        """Return the lease of the process that works on the stage."""
+        return self.folder(stage) / ".lease"
+
     def dataset(self, base: Base) -> datasets.Dataset:
         """Return a run's data set, normalised as its base weights expect."""
         return _dataset(base.data, base.weights, self.data)

@@ -72,7 +72,7 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
     try:
         folder.mkdir(parents=True, exist_ok=True)
         waiting = functools.partial(_wait_for, work, [])
-        with lease.held(folder / ".lease", waiting=waiting, lost=work.watch.signalled.set) as holds:
+        with lease.held(context.lease(stage), waiting=waiting, lost=work.watch.signalled.set) as holds:
             work.watch.holds = holds
             repair(stage, context)
             if _broadcast("done" if is_done(stage, context) else "begin") == "done":
