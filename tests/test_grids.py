@@ -274,7 +274,7 @@ def test_smoke_of_controls_follows_runs_of_the_smoke_grid() -> None:
 # ---- controls and equal training -------------------------------------------------------------------------------------
 
 COMPARISONS = (
-    *("cifar10_fair", "cifar10_short", "cifar10_study", "cifar10_study_length", "controls"),
+    *("cifar10_fair", "cifar10_short", "cifar10_study", "cifar10_study_length", "cifar10_study_dose", "controls"),
     *("paper_table1", "paper_table2", "quickstart", "cifar10_oneshot"),
     *("ablation_scope", "ablation_scope_short", "dose_scan", "dose_scan_short", "retraining", "rivals_published"),
     *("latency_budget", "latency_budget_short"),
