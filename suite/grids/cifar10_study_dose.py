@@ -48,4 +48,5 @@ GRID = Grid(
     runs=runs,
     timings=(),
     family="dsp(groups=4, grouping=learned)",
+    commit="ee41125b3612fb61359d5188f1ee9323abb45d50",
 )
