@@ -21,22 +21,21 @@ class Fisher:
     """Sums, over images, of the squared gradient of the loss by each set's mask [S].
 
     A mask multiplies the channels that convolutions and linear layers read; a set's masks in all its readers are one. Hooks
-    on the readers collect while the network trains. Each pass of the network is of other images: a part of the batch.
+    on the readers collect while the network trains. Each forward pass reads a part of the batch and has its own gradients [B, S].
     """
 
     def __init__(self, model: nn.Module, graph: Graph) -> None:
         device = next(model.parameters()).device
         self.total_S = torch.zeros(graph.set_count, dtype=torch.float64, device=device)
         self.parts_BS: list[Tensor] = []
-        """Gradients by each set's mask, for each part of the batch."""
-        self._begins = True
         model.register_forward_pre_hook(self._begin)
         for name, ids in graph.input_sets.items():
             if bool((ids >= 0).any()):
                 model.get_submodule(name).register_forward_pre_hook(self._hook(ids.to(device)))
 
     def _begin(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._begins = True
+        if module.training and torch.is_grad_enabled():
+            self.parts_BS.append(self.total_S.new_zeros(len(inputs[0]), len(self.total_S)))
 
     def _hook(self, ids: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         inside, sets = ids >= 0, ids[ids >= 0]
@@ -47,13 +46,12 @@ class Fisher:
             read = inputs[0].view_as(inputs[0])  # its gradient is that of this reader alone
             if not read.requires_grad:
                 return None
-            if self._begins:
-                self.parts_BS.append(self.total_S.new_zeros(len(read), len(self.total_S)))
-                self._begins = False
-            part_BS = self.parts_BS[-1]
+            # the hook holds no reference to the tensor that holds it: such a cycle would never be freed
+            part_BS, value, channels = self.parts_BS[-1], read.detach(), -1 if isinstance(module, nn.Linear) else 1
 
             def collect(gradient: Tensor) -> None:
-                slope_BI = (read.detach() * gradient).flatten(2).sum(2) if read.dim() > 2 else read.detach() * gradient
+                slope_BI = (value * gradient).movedim(channels, 1)
+                slope_BI = slope_BI.flatten(2).sum(2) if slope_BI.dim() > 2 else slope_BI
                 part_BS.index_add_(1, sets, slope_BI[:, inside].double())
 
             read.register_hook(collect)
@@ -91,12 +89,12 @@ class _Gradual(Learner):
         self.order_S = torch.zeros(graph.set_count, dtype=torch.int64, device=device)
         """The place of each removed set in the order of removal, from 1; 0 for those that are left."""
         self.ids = {name: ids.to(device) for name, ids in graph.filter_sets.items()}
-        modules = {name: (name, conv.bn) if conv.bn else (name,) for name, conv in graph.convs.items()}
+        norms = {conv.bn: self.ids[name] for name, conv in graph.convs.items() if conv.bn}
+        behind = {name: ids.to(device) for name, ids in graph.channel_sets.items()}
         self.parts = [
-            (parameter, self.ids[name])
-            for name, members in modules.items()
-            for member in members
-            for parameter in model.get_submodule(member).parameters(recurse=False)
+            (parameter, ids)
+            for name, ids in {**self.ids, **norms, **behind}.items()
+            for parameter in model.get_submodule(name).parameters(recurse=False)
         ]
 
     @torch.no_grad()
@@ -108,9 +106,11 @@ class _Gradual(Learner):
             due = self.budget.share * min(1.0, index / (self.settings.prune_share * step.total))
             while float(self.macs(self.mask_S)[0]) > 1 - due and self._remove_one():
                 pass
-            self.fisher.total_S.zero_()
+            if index < step.total:
+                self.fisher.total_S.zero_()
+        mask = torch.cat([self.mask_S, self.mask_S.new_ones(1)])  # the last one is that of set -1
         for parameter, ids in self.parts:
-            parameter.mul_(self.mask_S[ids].view(-1, *[1] * (parameter.dim() - 1)))
+            parameter.mul_(mask[ids].view(-1, *[1] * (parameter.dim() - 1)))
 
     def skip_step(self) -> None:
         """Forget the batch's gradients."""

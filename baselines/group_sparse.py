@@ -26,6 +26,12 @@ class _DynamicPruning(Learner):
         self.budget = budget
         self.groups = _groups(model, graph)
         self.mask_O = {name: torch.ones_like(_norm(group)) for name, group in self.groups.items()}
+        self.ids = {name: ids.to(self.mask_O[name].device) for name, ids in graph.filter_sets.items()}
+        self.behind = [
+            (parameter, ids)
+            for name, ids in graph.channel_sets.items()
+            for parameter in model.get_submodule(name).parameters(recurse=False)
+        ]
         self.share = 0.0
 
     @torch.no_grad()
@@ -45,9 +51,18 @@ class _DynamicPruning(Learner):
     def after_step(self, step: Step) -> None:
         """Masked filters stay zero."""
         self.share = float(step.index + 1) / step.total
+        self._apply_masks()
+
+    def _apply_masks(self) -> None:
+        """Zero masked filters, and the layers that would give their channels a constant value."""
         for name, group in self.groups.items():
             for parameter in group:
                 parameter.mul_(_along(self.mask_O[name], parameter))
+        mask_S = next(iter(self.mask_O.values())).new_ones(self.graph.set_count + 1)  # the last one is that of set -1
+        for name, ids in self.ids.items():
+            mask_S[ids] = self.mask_O[name]
+        for parameter, ids in self.behind:
+            parameter.mul_(_along(mask_S[ids.to(mask_S.device)], parameter))
 
     @torch.no_grad()
     def after_epoch(self, model: nn.Module) -> None:
@@ -59,8 +74,7 @@ class _DynamicPruning(Learner):
             planner, self.graph, Budget(share=due, scope=self.budget.scope, timing=self.budget.timing)
         ).plan.items():
             self.mask_O[name] *= layer.kept_O.to(self.mask_O[name])
-            for parameter in self.groups[name]:
-                parameter.mul_(_along(self.mask_O[name], parameter))
+        self._apply_masks()
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
@@ -127,9 +141,11 @@ class GroupSparse(Criterion):
 
 
 def _groups(model: nn.Module, graph: Graph) -> dict[str, list[nn.Parameter]]:
-    """Return layer -> weights, batch-norm scale and shift of each filter."""
+    """Return layer -> weights of each filter, with scale and shift of the batch norm, or the bias without one."""
     return {
-        name: [model.get_parameter(f"{name}.weight")]
+        name: [
+            *(p for key, p in model.get_submodule(name).named_parameters(recurse=False) if key != "bias" or not conv.bn)
+        ]
         + [model.get_parameter(f"{conv.bn}.{kind}") for kind in ("weight", "bias") if conv.bn]
         for name, conv in graph.convs.items()
     }

@@ -23,7 +23,7 @@ AMPLIFY, MOST = 1.1, 10.0
 class ZeroInvariantGroups:
     """Parameters of each filter set as one vector.
 
-    These are filters, biases, and scales and shifts of batch norms.
+    These are filters, biases, and scales and shifts of batch norms, and of depthwise convolutions behind.
 
     If all of a group are zero, the set outputs zero whatever it reads.
     """
@@ -32,12 +32,15 @@ class ZeroInvariantGroups:
         self.parts: list[tuple[nn.Parameter, Tensor]] = []
         """Parameters, and the set of each of their rows [O]."""
         self.size_S = torch.zeros(graph.set_count)
-        for name, conv in graph.convs.items():
-            modules = [model.get_submodule(name), *([model.get_submodule(conv.bn)] if conv.bn else [])]
-            for parameter in (p for module in modules for p in module.parameters(recurse=False)):
-                ids = graph.filter_sets[name].to(parameter.device)
+        layers = [
+            (layer, graph.filter_sets[name]) for name, conv in graph.convs.items() for layer in (name, conv.bn) if layer
+        ]
+        layers += [(layer, ids) for layer, ids in graph.channel_sets.items() if bool((ids >= 0).all())]
+        for layer, set_O in layers:
+            for parameter in model.get_submodule(layer).parameters(recurse=False):
+                ids = set_O.to(parameter.device)
                 self.parts.append((parameter, ids))
-                self.size_S += torch.bincount(ids.cpu(), minlength=graph.set_count) * parameter[0].numel()
+                self.size_S += torch.bincount(set_O, minlength=graph.set_count) * parameter[0].numel()
         device = self.parts[0][0].device
         self.size_S = self.size_S.to(device)
 

@@ -133,7 +133,8 @@ class LAPP(Criterion):
         "constraint (square and small linear penalty on the excess over linearly falling MACs), the rates, and that the mask "
         "acts on scale and shift of the batch norm and is fixed when the budget is first met after prune_share; residual "
         "streams are pruned too, tied filters by their mean; the best filter of every layer stays; where the mask removes more "
-        "than the budget, the best masked filters come back, with zero scale"
+        "than the budget, the best masked filters come back, with zero scale; a batch norm behind a depthwise convolution, or in "
+        "front of a convolution, is not masked"
     )
     learns = True
     needs_budget = True

@@ -51,9 +51,10 @@ class Compactors(Learner):
 
     @torch.no_grad()
     def before_step(self, step: Step) -> None:
-        """Choose the rows to reset, every `interval` steps."""
+        """Choose the rows to reset, every `interval` steps, or more often in a short stage."""
         index = int(step.index)
-        if index % self.settings.interval == 0:
+        every = max(1, min(self.settings.interval, int(self.settings.full_share * step.total)))
+        if index % every == 0:
             self._choose(self.settings.due(index / step.total) * self.budget.share)
 
     def _choose(self, share: float) -> None:
@@ -219,7 +220,8 @@ class ResRep(Criterion):
         "iterations after 5 of 480 epochs, lr 0.01, weight decay 1e-4"
     )
     deviations = (
-        "the number of reset rows grows linearly to the budget instead of by four a choice, so that short schedules reach it; "
+        "the number of reset rows grows linearly to the budget instead of by four a choice, and choices are more frequent in a "
+        "stage of few steps, so that short schedules reach it; "
         "rows go in the order of their norms until the budget is met, where the authors remove all below 1e-5; biases have "
         "the schedule's rate instead of twice the rate; biases and batch-norm scales decay as the weights, where the authors' "
         "do not; batches are those of the grid, not of 64 (CIFAR-10) or 256 (ImageNet); a folded layer keeps a batch norm, "
@@ -254,7 +256,7 @@ class ResRep(Criterion):
         return min(1.0, max(0.0, (share - self.start_share) / (self.full_share - self.start_share)))
 
     def learner(self, model: nn.Module, graph: Graph, task: Task) -> Compactors:
-        """Return the compactors of all layers outside of residual sums, for the task's budget."""
+        """Return the compactors of `inner_layers`, for the task's budget."""
         return Compactors(self, model, graph, task)
 
     def score(self, model: nn.Module, graph: Graph, state: State, task: Task) -> Mapping[str, Tensor]:

@@ -24,7 +24,7 @@ INITIAL_SCALE = 0.5
 class _ScalePenalty(Learner):
     """Adds the subgradient of lam * sum |scale| and takes weight decay off the scales.
 
-    A filter that no residual sum reads has the scale of its batch norm. A layer that reads a residual stream has a scale for each
+    A filter of scope "inner" has the scale of its batch norm. A layer that reads a residual stream has a scale for each
     channel that it reads, which belongs to the learner: a forward hook applies it, and `finish` folds it into the weights.
     """
 
@@ -103,7 +103,7 @@ def _scaled(scale_I: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[
 def selectors(graph: Graph) -> tuple[list[str], list[str]]:
     """Return the layers that select filters, and the layers that select channels.
 
-    No residual sum reads the filters of the first; the second read a residual stream.
+    The first are those of scope "inner"; the second read a residual stream.
     Shortcut convolutions read the whole stream, as in the authors' networks.
     """
     inner = list(sets_of_scope(graph, "inner"))

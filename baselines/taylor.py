@@ -5,6 +5,7 @@ Shapes: O filters, S filter sets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -41,6 +42,8 @@ class _IterativePruning(Learner):
         self.steps = 0
         self.removals = 0
         self.removed_S = torch.zeros(self.count, dtype=torch.bool, device=device)
+        self.filters = {name: ids.to(device) for name, ids in graph.filter_sets.items()}
+        self.behind = {name: ids.to(device) for name, ids in graph.channel_sets.items()}
 
     @torch.no_grad()
     def before_step(self, step: Step) -> None:
@@ -55,14 +58,26 @@ class _IterativePruning(Learner):
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         """Remove the filters that are due, and zero the removed ones."""
-        every = max(1, min(self.settings.every, int(self.settings.prune_share * step.total) or 1))
-        if (int(step.index) + 1) % every == 0:
+        last = max(1, math.ceil(self.settings.prune_share * step.total))
+        if int(step.index) + 1 == last or (int(step.index) + 1) % self.settings.every == 0:
             self._remove(float(step.index + 1) / step.total)
         for name, ids in self.sets.items():
             gone_O = self.removed_S[ids]
             step.model.get_parameter(f"{name}.weight")[gone_O] = 0
             for p in step.model.get_submodule(self.graph.convs[name].bn or name).parameters():
                 p[gone_O] = 0
+        if self.behind:
+            self._silence(step.model)
+
+    def _silence(self, model: nn.Module) -> None:
+        """Zero layers that would give a channel a constant value, whose filters are all removed."""
+        made = torch.zeros(self.graph.set_count + 1, dtype=torch.bool, device=self.removed_S.device)
+        made[-1] = True  # of set -1
+        for name, ids in self.filters.items():
+            made[ids[~self.removed_S[self.sets[name]]] if name in self.sets else ids] = True
+        for name, ids in self.behind.items():
+            for p in model.get_submodule(name).parameters(recurse=False):
+                p[~made[ids]] = 0
 
     def _remove(self, share: float) -> None:
         """Meet the part of the budget that is due at this share of the stage."""

@@ -226,6 +226,8 @@ def average(tensors: Iterable[Tensor | None]) -> None:
     if _group.ranks == 1:
         return
     present = [tensor for tensor in tensors if tensor is not None]
+    if not present:
+        return
     flat = torch.cat([tensor.flatten() for tensor in present])
     dist.all_reduce(flat)
     for tensor, mean in zip(present, (flat / _group.ranks).split([t.numel() for t in present]), strict=True):

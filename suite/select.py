@@ -33,7 +33,7 @@ def sets_of_scope(graph: Graph, scope: Scope) -> dict[str, Tensor]:
 
     In every scope the filters of a layer that one group of a grouped convolution reads are one set.
 
-    Raises ValueError for an unknown scope, and for "inner" in a network in which residual sums read every convolution.
+    Raises ValueError for an unknown scope, and for "inner" if every convolution feeds a residual stream.
     """
     if scope not in get_args(Scope):
         raise ValueError(f"scope {scope!r} is unknown; choose {', '.join(get_args(Scope))}")
@@ -43,7 +43,9 @@ def sets_of_scope(graph: Graph, scope: Scope) -> dict[str, Tensor]:
     if scope == "inner":
         names = [name for name in graph.convs if not _feeds_stream(graph, name)]
     if not names:
-        raise ValueError(f"scope {scope!r} removes no filter of this network: residual sums read every convolution")
+        raise ValueError(
+            f"scope {scope!r} removes no filter of this network: every convolution feeds a residual stream"
+        )
     sets: dict[str, Tensor] = {}
     count = 0
     for name in names:
@@ -191,27 +193,28 @@ def check_ignored(names: Iterable[str], modules: Iterable[str], convs: Iterable[
 
 
 def ignoring(planner: Planner, graph: Graph, layers: Iterable[str]) -> Planner:
-    """Return the planner without cuts in these layers.
+    """Return a planner that leaves these layers all filters and channels.
 
     A module's name stands for all convolutions in it; layers that have no filters to remove, such as the head, may be named, too.
-    Filters of other layers that are tied to a filter of these stay, too. Raises ValueError if there is no such layer.
+    In the layers around, these stay, too: filters that are tied to a filter of theirs, filters that they read, and the channels
+    that read their filters, in one group at least. Raises ValueError if there is no such layer.
     """
     names = {*layers}
     ignored = {conv for conv in graph.convs if any(f"{conv}.".startswith(f"{name}.") for name in names)}
     check_ignored(names, graph.modules, graph.convs)
     if not ignored:
         return planner
-    kept_sets = torch.cat([graph.filter_sets[name] for name in sorted(ignored)]).unique()
+    made = torch.cat([graph.filter_sets[name] for name in sorted(ignored)]).unique()
+    read = torch.cat([graph.input_sets[name] for name in sorted(ignored)]).unique()
+
+    def around(name: str, layer: ConvPlan) -> ConvPlan:
+        kept_O = layer.kept_O | torch.isin(graph.filter_sets[name], torch.cat([made, read]))
+        in_use = [bool(kept_O[layer.filter_group_O == group].any()) for group in range(len(layer.kept_GI))]
+        unread_I = ~layer.kept_GI[in_use].any(0) & torch.isin(graph.input_sets[name], made)
+        return replace(layer, kept_O=kept_O, kept_GI=layer.kept_GI | unread_I)
 
     def plan(knob: float) -> PruningPlan:
-        full = planner(knob)
-        return PruningPlan(
-            {
-                name: replace(layer, kept_O=layer.kept_O | torch.isin(graph.filter_sets[name], kept_sets))
-                for name, layer in full.items()
-                if name not in ignored
-            }
-        )
+        return PruningPlan({name: around(name, layer) for name, layer in planner(knob).items() if name not in ignored})
 
     return plan
 

@@ -150,7 +150,8 @@ class Trainer:
         )
         overflows = scaler.is_enabled() and not self._gradient_norm().isfinite()
         if not overflows:
-            self.learner.before_step(step)
+            with self._planning():
+                self.learner.before_step(step)
             if self.schedule.clip_norm:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip_norm)
         scaler.step(self.optimizer)
@@ -158,7 +159,8 @@ class Trainer:
         if overflows:
             self.learner.skip_step()
             return
-        self.learner.after_step(step)
+        with self._planning():
+            self.learner.after_step(step)
         if self.after_step is not None:
             self.after_step()
         if self.average is not None:
@@ -194,17 +196,34 @@ class Trainer:
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.schedule.label_smoothing)
 
+    @contextlib.contextmanager
+    def _planning(self) -> Iterator[None]:
+        """Turn a ValueError of a learner's hook into Diverged, if loss or weights are not finite."""
+        try:
+            yield
+        except ValueError as error:
+            tensors = [self.tally, *self.model.parameters()]
+            if all(bool(tensor.isfinite().all()) for tensor in tensors):
+                raise
+            raise Diverged(f"loss or weights are not finite in epoch {self.step // self.steps_per_epoch}") from error
+
+    def _summed(self) -> tuple[float, float, float]:
+        """Return loss, correct and seen images of the epoch so far. Raises Diverged if the loss is not finite."""
+        loss, correct, seen = distributed.all_sum(self.tally).tolist()
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss became {loss} in epoch {self.step // self.steps_per_epoch}")
+        return loss, correct, seen
+
     def _gradient_norm(self) -> Tensor:
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
     def end_epoch(self) -> None:
         """Put the epoch's numbers into the history. Raises Diverged if the loss is not finite."""
-        self.learner.after_epoch(self.model)
-        loss, correct, seen = distributed.all_sum(self.tally).tolist()
+        loss, correct, seen = self._summed()
         self.tally.zero_()
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss became {loss} in epoch {self.step // self.steps_per_epoch}")
+        with self._planning():
+            self.learner.after_epoch(self.model)
         lr = float(self.optimizer.param_groups[0]["lr"])
         entry = {
             "epoch": self.step // self.steps_per_epoch,

@@ -375,6 +375,7 @@ IDIOMS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "range without zero": lambda net, x: net.b(F.hardtanh(x, 0.5, 2)),
     "moved positions": _moved_positions,
     "positions in parts": lambda net, x: net.b(sum(x.chunk(2, 3))),
+    "largest positions, channels last": lambda net, x: net.b(x.permute(0, 2, 3, 1).topk(2, 2)[0].permute(0, 3, 1, 2)),
     "largest positions": lambda net, x: net.b(x.topk(2, 3)[0]),
     "roll of channels and positions": lambda net, x: net.b(torch.roll(x, (8, 1), (1, 3))),
     "keywords": _keywords,

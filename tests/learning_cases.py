@@ -22,10 +22,12 @@ from suite.trainer import Trainer
 SCHEDULE = Schedule(epochs=4, lr=0.05, weight_decay=1e-4, batch=16, epoch_images=64)
 
 
-def trainer_of(method: str, settings: Pruner | None = None, schedule: Schedule = SCHEDULE) -> Trainer:
-    """Training of a ResNet-8 on digits with the method's hooks, not begun."""
+def trainer_of(
+    method: str, settings: Pruner | None = None, schedule: Schedule = SCHEDULE, network: str = "resnet8"
+) -> Trainer:
+    """Training on digits with the method's hooks, not begun."""
     settings = settings or methods.get(method)()
-    model = network_of("resnet8")
+    model = network_of(network)
     graph = Graph(model, images().input_shape)
     learner = settings.learner(model, graph, task_of(0, Budget(share=0.5)))
     batches = images().train("all", batch=schedule.batch, seed=0, device="cpu", limit=schedule.epoch_images)

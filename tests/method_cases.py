@@ -103,6 +103,15 @@ class Bottleneck(nn.Module):
         return torch.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
+def inverted(channels: int, width: int, filters: int) -> nn.Sequential:
+    """Return a block of MobileNet: wide, a depthwise convolution with a batch norm of its own, narrow."""
+    return nn.Sequential(
+        *(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
+        *(nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
+        *(nn.Conv2d(width, filters, 1, bias=False), nn.BatchNorm2d(filters)),
+    )
+
+
 def network_of(name: str) -> nn.Module:
     """Return the network with random weights, batch-norm scales included."""
     torch.manual_seed(0)
@@ -110,6 +119,13 @@ def network_of(name: str) -> nn.Module:
         stem = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
         blocks = [Bottleneck(16, 6, 1), Bottleneck(24, 6, 1), Bottleneck(24, 10, 2)]
         model: nn.Module = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(40, 10))
+    elif name == "depthwise":
+        stem = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(12, 10)]
+        model = nn.Sequential(*stem, inverted(8, 16, 8), inverted(8, 16, 12), *head)
+    elif name == "convolution_head":
+        stem = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU()]
+        model = nn.Sequential(*stem, nn.Conv2d(12, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
     else:
         model = build(name, 10)
     for module in model.modules():

@@ -34,7 +34,7 @@ from suite.graph import Graph
 from suite.select import meet
 
 
-@pytest.mark.parametrize("network", ["resnet8", "resnet8_a", "bottleneck", "vgg6"])
+@pytest.mark.parametrize("network", ["resnet8", "resnet8_a", "bottleneck", "vgg6", "depthwise", "convolution_head"])
 @pytest.mark.parametrize("scope", ["network", "prunable"])
 def test_lapp_counts_the_macs_under_a_mask_and_their_slope(network: str, scope: Literal["network", "prunable"]) -> None:
     model = network_of(network)

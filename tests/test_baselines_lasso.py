@@ -9,12 +9,13 @@ import torch
 from learning_cases import descend, one_step, train, trainer_of, two_layers, zero_gradients
 from method_cases import (
     images,
+    network_of,
     one_layer,
     task_of,
 )
 from torch import Tensor, nn
 
-from baselines.slimming import Slimming
+from baselines.slimming import Slimming, selectors
 from baselines.ssl import SSL
 from suite.contract import (
     Budget,
@@ -74,6 +75,12 @@ def test_slimming_starts_from_half_scales_without_decay() -> None:
     learner.before_step(dataclasses.replace(one_step(model), optimizer=optimizer))
     optimizer.step()
     torch.testing.assert_close(scale.detach(), torch.tensor([0.49, 0.49]))
+
+
+def test_slimming_selects_channels_of_a_bottleneck_at_the_first_convolution_of_each_block() -> None:
+    inner, readers = selectors(Graph(network_of("bottleneck"), (3, 32, 32)))
+    assert readers == ["3.conv1", "4.conv1", "5.conv1"]
+    assert set(readers) < set(inner)
 
 
 def test_slimming_selects_the_channels_of_a_stream_at_their_readers() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from learning_cases import (
+    SCHEDULE,
     continued,
     descend,
     one_step,
@@ -22,10 +25,13 @@ from method_cases import (
 from torch import Tensor
 
 from baselines.greg import GReg
+from baselines.hspg import HSPG
 from baselines.taylor import Taylor
-from suite.contract import Budget
+from suite.contract import Budget, ConvPlan, Pruner, PruningPlan
 from suite.graph import Graph
+from suite.pack import pack
 from suite.select import meet
+from suite.trainer import Diverged
 
 LEARNING = ("sfp", "fpgm", "taylor", "slimming", "ssl", "greg", "depgraph", "lapp", "group_sparse")
 
@@ -33,6 +39,33 @@ LEARNING = ("sfp", "fpgm", "taylor", "slimming", "ssl", "greg", "depgraph", "lap
 @pytest.mark.parametrize("method", LEARNING)
 def test_learning_goes_on_with_the_same_bits(method: str) -> None:
     continued(method)
+
+
+@pytest.mark.parametrize("method", ["group_fisher", "group_sparse", "hspg", "taylor"])
+def test_filters_that_are_zero_can_be_packed_away_in_a_network_with_depthwise_convolutions(method: str) -> None:
+    """The batch norm behind a depthwise convolution gives a removed channel no value."""
+    settings = HSPG(lam=100.0, pick_share=0.0, project_share=0.0) if method == "hspg" else None
+    trainer = trainer_of(method, settings, network="depthwise")
+    train(trainer, until=trainer.total)
+    model = trainer.model.double().eval()
+    graph = Graph(model, images().input_shape)
+    alive = {name: model.get_parameter(f"{name}.weight").flatten(1).norm(dim=1) > 0 for name in graph.convs}
+    assert not all(bool(kept_O.all()) for kept_O in alive.values())
+    full = {name: ConvPlan.full(conv.filters, conv.channels) for name, conv in graph.convs.items()}
+    plan = PruningPlan({name: dataclasses.replace(layer, kept_O=alive[name]) for name, layer in full.items()})
+    x = images().samples(4, split="all", device="cpu")[0].double()
+    with torch.no_grad():
+        torch.testing.assert_close(pack(model, graph, plan)(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [("sfp", None, "the loss became"), ("taylor", Taylor(every=1), "loss or weights are not finite")],
+)
+def test_a_method_that_plans_from_broken_weights_has_diverged(method: str, settings: Pruner | None, words: str) -> None:
+    trainer = trainer_of(method, settings, schedule=dataclasses.replace(SCHEDULE, lr=1e30))
+    with pytest.raises(Diverged, match=words):
+        train(trainer, until=trainer.total)
 
 
 def test_greg_raises_its_factor_as_scheduled() -> None:
@@ -138,6 +171,21 @@ def test_taylor_removes_step_by_step_until_the_budget_is_met_and_keeps_the_filte
             weight = model.get_parameter(f"{name}.weight")
             assert not bool(weight[~layer.kept_O & (weight.flatten(1).norm(dim=1) > 0)].any())
     assert {graph.convs[name].role for name in found.plan if not bool(found.plan[name].kept_O.all())} == {"inner"}
+
+
+@pytest.mark.parametrize(("steps", "share"), [(5, 0.75), (59, 0.75), (119, 1.0), (50, 1.0)])
+def test_taylor_meets_its_budget_in_a_stage_of_any_length(steps: int, share: float) -> None:
+    model = network_of("vgg6")
+    graph = Graph(model, images().input_shape)
+    learner = Taylor(prune_share=share).learner(model, graph, task_of(0, Budget(share=0.3)))
+    for index in range(steps):
+        learner.before_step(one_step(model, index, steps))
+        learner.after_step(one_step(model, index, steps))
+    removed = {
+        name: ConvPlan.from_mask(model.get_parameter(f"{name}.weight").flatten(2).norm(dim=2) > 0)
+        for name in graph.convs
+    }
+    assert graph.cut(PruningPlan(removed)) >= 0.3
 
 
 def test_taylor_has_a_momentum_over_removals() -> None:

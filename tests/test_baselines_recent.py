@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -240,6 +242,15 @@ def test_resrep_resets_the_task_for_the_least_row_alone() -> None:
     assert bool((norms[[0, 1, 3]] > 1).all()), "without the reset the task wins over the lasso"
 
 
+@pytest.mark.parametrize("steps", [5, 100, 201])
+def test_resrep_resets_rows_in_a_stage_of_any_length(steps: int) -> None:
+    model = network_of("vgg6")
+    learner = ResRep().learner(model, Graph(model, (3, 32, 32)), task_of(0, HALF))
+    for index in range(steps):
+        learner.before_step(one_step(model, index, steps))
+    assert learner.metrics()["reset_share"] > 0.2
+
+
 def test_resrep_takes_the_scale_of_the_loss_off_its_gradients() -> None:
     moved = []
     for scale in (1.0, 8.0):
@@ -397,10 +408,11 @@ def test_group_fisher_takes_the_gradient_of_each_reader_alone() -> None:
     torch.testing.assert_close(slopes[sets], total[sets], rtol=1e-3, atol=1e-5)
 
 
-def test_group_fisher_squares_the_gradients_of_single_images_in_all_parts_of_a_batch() -> None:
-    """A batch that passes the network in two parts, and without batch norm, has the Fisher information of a whole one."""
-    totals = []
-    for parts in (1, 2):
+@pytest.mark.parametrize(("parts", "scale"), [(2, 1.0), (1, 8.0), (4, 0.5)])
+def test_group_fisher_squares_the_gradients_of_single_images(parts: int, scale: float) -> None:
+    """Without batch norm, parts of a batch and the scale of the loss do not change the Fisher information."""
+
+    def total_of(parts: int, scale: float) -> torch.Tensor:
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten(1), nn.Linear(4, 2)
@@ -408,11 +420,51 @@ def test_group_fisher_squares_the_gradients_of_single_images_in_all_parts_of_a_b
         fisher = Fisher(model, Graph(model, (2, 3, 3)))
         x, labels = torch.rand(8, 2, 3, 3).double(), torch.arange(8) % 2
         for images_BCHW, labels_B in zip(x.chunk(parts), labels.chunk(parts), strict=True):
-            (nn.functional.cross_entropy(model(images_BCHW), labels_B) / parts).backward()
-        fisher.take(one_step(model))
+            (nn.functional.cross_entropy(model(images_BCHW), labels_B) * scale / parts).backward()
+        fisher.take(dataclasses.replace(one_step(model), loss_scale=scale))
         assert not fisher.parts_BS
-        totals.append(fisher.total_S)
-    torch.testing.assert_close(*totals)
+        return fisher.total_S
+
+    torch.testing.assert_close(total_of(parts, scale), total_of(1, 1.0))
+
+
+def test_group_fisher_frees_the_activations_of_a_step() -> None:
+    model = network_of("resnet8").train()
+    fisher = Fisher(model, Graph(model, (3, 32, 32)))
+    inputs = []
+    model.get_submodule("stage_1.0.conv_b").register_forward_hook(lambda module, x, y: inputs.append(weakref.ref(x[0])))
+    model(torch.rand(2, 3, 32, 32)).sum().backward()
+    fisher.take(one_step(model))
+    gc.collect()
+    (activations,) = inputs
+    assert activations() is None
+
+
+def test_group_fisher_forgets_a_step_that_is_left_out() -> None:
+    model = network_of("resnet8").train()
+    learner = GroupFisher(interval=100).learner(model, Graph(model, (3, 32, 32)), task_of(0, HALF))
+    model(torch.rand(2, 3, 32, 32)).sum().backward()
+    learner.skip_step()
+    learner.after_step(one_step(model, 0, 1000))
+    assert not learner.state_dict()["fisher_S"].any()
+
+
+def test_group_fisher_reads_linear_layers_of_positions() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.mix, self.head = nn.Conv2d(2, 3, 1), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.mix(self.conv(x).flatten(2).transpose(1, 2)).mean(1))
+
+    model = Tokens().train()
+    fisher = Fisher(model, Graph(model, (2, 4, 5)))
+    nn.functional.cross_entropy(model(torch.rand(6, 2, 4, 5)), torch.arange(6) % 2).backward()
+    (part_BS,) = fisher.parts_BS
+    w = model.mix.weight
+    assert w.grad is not None
+    torch.testing.assert_close(part_BS.sum(0)[:3], (w * w.grad).sum(0).detach().double())
 
 
 def test_group_fisher_meets_its_budget_while_training() -> None:
@@ -420,6 +472,8 @@ def test_group_fisher_meets_its_budget_while_training() -> None:
     train(trainer, until=trainer.total)
     left = trainer.learner.metrics()["macs_left"]
     assert 0.4 < left <= 0.5
+    state = trainer.learner.state_dict()
+    assert bool((state["fisher_S"][state["order_S"] == 0] > 0).any()), "sets that are left have an order"
     graph = Graph(trainer.model, (3, 32, 32))
     planner = GroupFisher().planner(trainer.model.eval(), graph, trainer.learner.state_dict(), task_of(0))
     plan = meet(planner, graph, HALF).plan

@@ -286,6 +286,12 @@ def test_stopped_tasks_go_on_with_the_same_bits(grid: Path, tmp_path: Path) -> N
     assert [getattr(again, name) for name in row.result_fields] == [getattr(row, name) for name in row.result_fields]
 
 
+def test_an_average_of_nothing_asks_no_other_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_group", distributed._Group(rank=1, ranks=3))
+    distributed.average([])
+    distributed.average([None])
+
+
 def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(distributed, "_group", distributed._Group(rank=1, ranks=3))
     work = Workspace(STAGES[0], Context(results=tmp_path))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from method_cases import network_of
 from torch import nn
 
 from dsp import DSP
@@ -171,6 +172,12 @@ def test_coupled_dsp_narrows_residual_streams_alike() -> None:
             kept.setdefault(number, set()).add(is_kept)
     assert all(len(values) == 1 for values in kept.values())
     assert {False} in kept.values()
+
+
+def test_the_stem_of_a_bottleneck_belongs_to_the_residual_stream() -> None:
+    graph = Graph(network_of("bottleneck"), (3, 32, 32))
+    stream = DSP(filter_pruned="coupled")._stream(graph)
+    assert {graph.convs[name].role for name in stream} == {"stem", "closing", "shortcut"}
 
 
 def test_coupled_dsp_needs_a_residual_stream() -> None:

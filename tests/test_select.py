@@ -13,13 +13,14 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from method_cases import network_of
 from torch import Tensor, nn
 
 from suite import select
 from suite.contract import Budget, ConvPlan, Planner, PruningPlan, Ranking, Scope
 from suite.graph import Graph
 from suite.models import build
-from suite.select import COARSE, channel_planner, filter_planner, meet, rounded, sets_of_scope
+from suite.select import COARSE, channel_planner, filter_planner, ignoring, meet, rounded, sets_of_scope
 
 NETWORKS = ("resnet8", "resnet8_a", "vgg6")
 RANKINGS = get_args(Ranking)
@@ -432,7 +433,7 @@ def test_scopes_are_equal_without_residual_sums(scope: Scope) -> None:
 
 
 class OneSum(nn.Module):
-    """A network in which a residual sum reads every convolution."""
+    """A network in which every convolution feeds a residual sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -444,35 +445,44 @@ class OneSum(nn.Module):
         return self.head(self.end(x + self.conv(x)))
 
 
-class Bottleneck(nn.Module):
-    """A stem that the first convolution of a bottleneck and its projection shortcut read, as in ResNet-50."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.pool = nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2)
-        self.a, self.b, self.c = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 8, 1)
-        self.shortcut = nn.Sequential(nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8))
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(torch.relu(self.stem(x)))
-        inside = torch.relu(self.b(torch.relu(self.a(x))))
-        return self.head(torch.relu(self.c(inside) + self.shortcut(x)).mean((2, 3)))
-
-
 def test_inner_filters_feed_no_projection_shortcut() -> None:
-    """The authors of GReg, ResRep and Taylor leave the stem of ResNet-50 whole."""
-    graph = Graph(Bottleneck(), (3, 8, 8))
-    assert set(sets_of_scope(graph, "inner")) == {"a", "b"}
-    assert set(sets_of_scope(graph, "untied")) == {"stem", "a", "b", "c"}
+    """The stem is read by the first convolution and the shortcut of the first block, as in ResNet-50."""
+    graph = Graph(network_of("bottleneck"), (3, 32, 32))
+    inner = {name for name, conv in graph.convs.items() if conv.role == "inner"}
+    assert set(sets_of_scope(graph, "inner")) == inner
+    assert inner == {f"{block}.{conv}" for block in (3, 4, 5) for conv in ("conv1", "conv2")}
 
 
 def test_a_scope_that_a_network_cannot_have_is_refused() -> None:
     graph = Graph(OneSum(), (3, 4, 4))
-    with pytest.raises(ValueError, match="scope 'inner' removes no filter of this network: residual sums read every"):
+    with pytest.raises(ValueError, match="scope 'inner' removes no filter of this network: every convolution feeds a"):
         sets_of_scope(graph, "inner")
     with pytest.raises(ValueError, match="scope 'outer' is unknown; choose untied, inner, coupled"):
         sets_of_scope(graph, "outer")  # type: ignore[arg-type]
+
+
+# ---- ignored layers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["resnet8", "bottleneck", "vgg6"])
+@pytest.mark.parametrize("kind", ["filters", "channels", "groups"])
+def test_an_ignored_layer_keeps_its_shape_whatever_is_cut_around_it(network: str, kind: str) -> None:
+    graph = Graph(network_of(network), (3, 32, 32))
+    if kind == "filters":
+        planner = filter_planner(graph, random_scores(graph, 0), ranking="global")
+    else:
+        groups = 1 if kind == "channels" else 2
+        generator = torch.Generator().manual_seed(0)
+        orders = {
+            name: torch.rand(groups, conv.channels, generator=generator).argsort(1)
+            for name, conv in graph.convs.items()
+            if conv.prunable
+        }
+        planner = channel_planner(orders, {name: torch.arange(graph.convs[name].filters) % groups for name in orders})
+    for ignored in {conv.role: name for name, conv in graph.convs.items() if conv.role != "shortcut"}.values():
+        plan = meet(ignoring(planner, graph, [ignored]), graph, Budget(share=0.3, refill=True)).plan
+        layer = graph.settle(plan).get(ignored)
+        assert layer is None or bool(layer.kept_O.all() and layer.kept_GI.all()), ignored
 
 
 # ---- refilled budgets ------------------------------------------------------------------------------------------------

@@ -100,6 +100,9 @@ class Graph:
                   be removed together
     input_sets    layer name -> int64 [I]: the filter set that each input channel of a convolution or linear layer comes
                   from; -1 for the image and for padding
+    channel_sets  layer name -> int64 [C]: the filter set of each channel of a grouped convolution, or of a batch norm that is
+                  not the one behind a convolution (`Conv.bn`); -1 without filter. These give a removed channel a constant
+                  value unless they are zeroed with it
 
     operators     node -> the rule for its channels
     calls         name of a module with parameters -> its nodes, in order
@@ -146,7 +149,7 @@ class Graph:
         roles = self._roles()
         self.convs = {name: self._conv(node, roles[node]) for name, node in self.conv_nodes.items()}
         self.full = {name: ConvPlan.full(conv.filters, conv.channels) for name, conv in self.convs.items()}
-        self.filter_sets, self.input_sets = self._channel_sets()
+        self.filter_sets, self.input_sets, self.channel_sets = self._channel_sets()
         self.dense_macs = self.macs(PruningPlan({}))
         for name in self.trace.pointwise:
             make_pointwise(model.get_submodule(name))
@@ -254,12 +257,14 @@ class Graph:
                     roles[shorter[0]] = "shortcut"
         return roles
 
-    def _channel_sets(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Tie the filters that meet in a residual sum; return `filter_sets` and `input_sets`."""
+    def _channel_sets(self) -> tuple[dict[str, Tensor], ...]:
+        """Tie the filters that meet in a residual sum; return `filter_sets`, `input_sets` and `channel_sets`."""
+        behind = {conv.bn for conv in self.convs.values()}
         channel_ids: dict[fx.Node, np.ndarray] = {}
         edges: list[np.ndarray] = []
         made: dict[str, np.ndarray] = {}
         read: dict[str, np.ndarray] = {}
+        passed: dict[str, np.ndarray] = {}
         inputs: dict[str, list[np.ndarray]] = {}
         count = 0
 
@@ -280,14 +285,15 @@ class Graph:
                 count += rule.width
             else:
                 channel_ids[node] = rule.ids(ids, tie)
+            if rule.kind in ("bn", "grouped") and name in self.modules and name not in behind:
+                passed[name] = channel_ids[node]
         rows, columns = np.concatenate([*edges, np.zeros((2, 0), int)], axis=1)
         ties = coo_array((np.ones(len(rows)), (rows, columns)), shape=(count, count))
         labels = connected_components(ties, directed=False)[1].astype(np.int64)
         labels = np.append(labels, -1)  # of channel -1
-        filter_sets, input_sets = (
-            {name: torch.from_numpy(labels[ids]) for name, ids in layers.items()} for layers in (made, read)
+        return tuple(
+            {name: torch.from_numpy(labels[ids]) for name, ids in layers.items()} for layers in (made, read, passed)
         )
-        return filter_sets, input_sets
 
     @staticmethod
     def _joined(first: np.ndarray, second: np.ndarray, tie: Tie) -> np.ndarray:
