@@ -149,7 +149,7 @@ def prune(
     train           batches of training images and labels, such as a DataLoader, or a `Task`, for methods that read images
     learning        schedule of the suite's loop, or a loop of one's own, for methods that learn
     finetune        schedule of the packed network; None leaves its weights as pruned
-    ignored_layers  names of layers, or the layers themselves, whose filters and channels all stay
+    ignored_layers  names of layers, or the layers themselves, whose filters and channels all stay; a penalty acts on them, too
     layer_times     folder of the tables of layer times for a budget of time; None measures a table in each call
     settings        hyperparameters of the method
     Raises ValueError if the network cannot be traced, the budget cannot be met, or the method needs data that are not given.
@@ -425,6 +425,8 @@ def _learn(
 
 
 def _fit(trainer: Trainer, seed: int) -> None:
+    if trainer.schedule.cycles > 1:
+        raise ValueError("a schedule with cycles plans again between them, which a grid does: take cycles=1")
     with tempfile.TemporaryDirectory() as folder:
         fit(trainer, Path(folder) / "train.pt", Watch(), seed=seed, doing="training")
 

@@ -77,7 +77,7 @@ def is_of_machine(error: BaseException) -> bool:
 
 
 def short_path(path: Path) -> str:
-    """Return the path from the working folder, if it is below."""
+    """Return the path from the working folder, if it is below; otherwise as it is."""
     return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
 
 

@@ -162,6 +162,8 @@ class Pruned(_Named):
         for schedule in (self.base.schedule, self.learning):
             if schedule and schedule.compute.packed != "union":
                 raise ValueError("Compute.packed is of packed networks: give it to the `finetune` schedule alone")
+            if schedule and schedule.cycles > 1:
+                raise ValueError("cycles plan again between them: give them to the `finetune` schedule alone")
         for schedule in (self.base.schedule, self.learning, self.finetune):
             if schedule and schedule.keep == "best_validation" and self.base.split == "all":
                 raise ValueError("keep='best_validation' needs a validation part: give the base split='held_out'")

@@ -126,6 +126,14 @@ def test_one_ignored_layer_needs_no_list(model: nn.Module) -> None:
         assert result.report.layers["inner"][0] == 32
 
 
+@pytest.mark.parametrize("method", ["dsp", "one_by_n", "l1_filter"])
+def test_an_ignored_layer_keeps_its_shape_under_every_granularity(model: nn.Module, method: str) -> None:
+    settings: dict[str, Any] = {"learning": SHORT} if method == "dsp" else {}
+    result = suite.prune(model, EXAMPLE, method=method, budget=0.02, train=loader(), ignored_layers="inner", **settings)
+    assert result.report.layers["inner"][:4] == (32, 32, 8, 8)
+    assert result.report.macs_cut_pct >= 2
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [("dsp", "dsp learns before it prunes: give train=LOADER"), ("nothing", "unknown method 'nothing'")],
@@ -411,6 +419,7 @@ def test_images_without_a_batch_are_refused(images: Any) -> None:
         ({"train": [([1.0], torch.zeros(1).long())]}, "images and labels of train are tensors, got list and Tensor"),
         ({"ignored_layers": ["stem", "inner", "branch", "last"], "method": "l1_filter"}, "take a smaller budget"),
         ({"ignored_layers": "stem", "method": "fpgm"}, "fpgm chooses its filters while it learns"),
+        ({"learning": Schedule(epochs=2, cycles=2, lr=0.1, weight_decay=0.0, batch=8)}, "take cycles=1"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(model: nn.Module, changes: dict[str, Any], reason: str) -> None:

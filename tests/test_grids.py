@@ -386,6 +386,7 @@ EQUAL = (
     "cifar10_fair",
     "cifar10_short",
     "cifar10_study",
+    "cifar10_study_dose",
     "controls",
     "latency_budget",
     "paper_table1",

@@ -110,12 +110,13 @@ def variants() -> Sequence[Stage]:
     options += [("decay", "weights"), ("compute", Compute(precision="bf16")), ("compute", Compute(precision="fp16"))]
     options += [("compute", Compute(layout="channels_last")), ("compute", Compute(compiled=True))]
     schedules = [dataclasses.replace(SHORT, **{name: value}) for name, value in options]
+    before = [schedule for schedule in schedules if schedule.cycles == 1]
     found: list[Stage] = [BASE, PUBLIC, LEARNED, PRUNED, PLAIN, FOLLOWING, TIMED, *timed, *bases]
     return [
         *found,
-        *(dataclasses.replace(BASE, schedule=schedule) for schedule in schedules),
+        *(dataclasses.replace(BASE, schedule=schedule) for schedule in before),
         *(dataclasses.replace(PRUNED, finetune=schedule) for schedule in schedules),
-        *(dataclasses.replace(PRUNED, learning=schedule) for schedule in schedules),
+        *(dataclasses.replace(PRUNED, learning=schedule) for schedule in before),
         *(dataclasses.replace(PRUNED, base=base) for base in bases),
         dataclasses.replace(PRUNED, finetune=dataclasses.replace(SHORT, compute=Compute(packed="groups"))),
         dataclasses.replace(PRUNED, seed=1),
@@ -207,11 +208,12 @@ def test_the_best_epoch_is_picked_on_a_part_that_the_split_has(keep: Any, split:
     assert dataclasses.replace(PRUNED, base=held_out, finetune=best).key != PRUNED.key
 
 
-def test_only_fine_tuning_has_packed_layers() -> None:
-    split = dataclasses.replace(SHORT, compute=Compute(packed="groups"))
+@pytest.mark.parametrize("change", [{"compute": Compute(packed="groups")}, {"epochs": 4, "cycles": 2}])
+def test_only_fine_tuning_has_packed_layers_and_cycles(change: dict[str, Any]) -> None:
+    split = dataclasses.replace(SHORT, **change)
     assert dataclasses.replace(PRUNED, finetune=split).key != PRUNED.key
     for changes in ({"learning": split}, {"base": dataclasses.replace(BASE, schedule=split)}):
-        with pytest.raises(ValueError, match="give it to the `finetune` schedule alone"):
+        with pytest.raises(ValueError, match="to the `finetune` schedule alone"):
             dataclasses.replace(PRUNED, **changes)
 
 

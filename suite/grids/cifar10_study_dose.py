@@ -1,9 +1,9 @@
 """Dose of DSP's penalty at the length of training of `cifar10_study`, on the validation part.
 
 The study applies the dose of DSP's released schedule in 8 epochs instead of 120, in which DSP loses accuracy. A smaller dose
-leaves more of it, and more for the cut to remove. The base networks are trained without the validation part, and no image of
-the test set is read. If a smaller dose has the better mean over the base networks, the study gets DSP with that dose beside DSP
-with the released one. L1 has no setting to choose and shows the distance.
+costs less accuracy while it learns, and more when channels are cut. Base networks are trained without the validation part, and
+no image of the test set is read. The dose with the highest mean accuracy after fine-tuning, over the base networks, is chosen. If
+that is not the released dose, the study gets DSP with both. L1 has no setting to choose; its accuracy is the reference.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def runs() -> list[Pruned]:
             "total": TOTAL,
         }
         pruned = {**shared, "budgets": [Budget(share=SHARES[0], refill=True)]}
+        planned += dense_control(**shared)
         for factor in FACTORS:
             changes: dict[str, Any] = {**LEARNED, "dose": LEARNED["dose"] * factor}
             planned += cross(method="dsp", groups=4, **changes, **pruned)
         planned += cross(method="l1_filter", **pruned)
-        planned += dense_control(**shared)
     return planned
 
 
@@ -47,6 +47,5 @@ GRID = Grid(
     about=__doc__ or "",
     runs=runs,
     timings=(),
-    family="dsp(groups=4, grouping=learned)",
     commit="ee41125b3612fb61359d5188f1ee9323abb45d50",
 )

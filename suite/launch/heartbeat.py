@@ -118,7 +118,7 @@ def _last_beat_s(stages: Sequence[Stage], context: Context) -> float:
     """
     times = []
     for stage in stages:
-        for path in (context.lease(stage), context.folder(stage) / "progress.json"):
+        for path in (context.lease(stage), context.progress(stage)):
             try:
                 times.append(path.stat().st_mtime)
             except FileNotFoundError:

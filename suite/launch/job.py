@@ -77,9 +77,8 @@ def _failed_before(stages: Sequence[Stage], context: Context) -> dict[str, Outco
 
 def _one(stage: Stage, context: Context, stopped: list[int]) -> Outcome:
     """Execute the stage in this process; a pending signal stops it at once."""
-    folder = context.folder(stage)
-    folder.mkdir(parents=True, exist_ok=True)
-    watch = Watch(folder / "progress.json", context.max_minutes)
+    context.folder(stage).mkdir(parents=True, exist_ok=True)
+    watch = Watch(context.progress(stage), context.max_minutes)
     watch.listen(slurm_signal())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {slurm_signal()})
     outcome = execute(stage, context, watch)

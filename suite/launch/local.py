@@ -183,9 +183,8 @@ def _ready(
 
 def _work(stage: Stage, context: Context, stop_by: signal.Signals) -> Outcome:
     """Do the stage in this worker; the signal stops it at a checkpoint."""
-    folder = context.folder(stage)
-    folder.mkdir(parents=True, exist_ok=True)
-    watch = Watch(folder / "progress.json")
+    context.folder(stage).mkdir(parents=True, exist_ok=True)
+    watch = Watch(context.progress(stage))
     watch.listen(stop_by)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {stop_by})
     outcome = execute(stage, context, watch)
@@ -227,7 +226,7 @@ def run_here(stages: Sequence[Stage], context: Context, display: Display) -> dic
     for stage in stages:
         if watch.must_stop:
             break
-        watch.begin(context.folder(stage) / "progress.json")
+        watch.begin(context.progress(stage))
         outcomes[stage.key] = execute(stage, context, watch)
         display.ended(stage, outcomes[stage.key])
     return outcomes

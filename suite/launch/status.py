@@ -117,7 +117,7 @@ def state_of(
         done = None
     if done is not None:
         return State(stage=stage, name="done", seconds=_clean(done["row"] or done["result"]).get("seconds"))
-    reported, ended = _clean(progress.read(context.folder(stage) / "progress.json")), failure(stage, context)
+    reported, ended = _clean(progress.read(context.progress(stage))), failure(stage, context)
     ended = None if ended is None else _clean(ended)
     job = job or str(reported.get("job", ""))
     goes_on = bool(reported) and (ended is None or _is_another(reported, ended))

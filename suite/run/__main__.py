@@ -60,9 +60,8 @@ def main() -> int:
 def _do(stage: Stage, context: Context, watch: Watch, console: Console) -> int:
     """Run the stages that `stage` needs, then `stage`; return the exit status."""
     for needed in in_order([stage]):
-        folder = context.folder(needed)
-        folder.mkdir(parents=True, exist_ok=True)
-        watch.begin(folder / "progress.json")
+        context.folder(needed).mkdir(parents=True, exist_ok=True)
+        watch.begin(context.progress(needed))
         outcome = execute(needed, context, watch)
         why = failure(needed, context) if outcome in ("failed", "diverged") else None
         line = f"{outcome:12} {needed.key}  {needed.label}" + (f": {why['reason']}" if why else "")

@@ -33,6 +33,10 @@ class Context:
         """Return the lease of the process that works on the stage."""
         return self.folder(stage) / ".lease"
 
+    def progress(self, stage: Stage) -> Path:
+        """Return the report of the process that works on the stage."""
+        return self.folder(stage) / "progress.json"
+
     def dataset(self, base: Base) -> datasets.Dataset:
         """Return a run's data set, normalised as its base weights expect."""
         return _dataset(base.data, base.weights, self.data)

@@ -66,7 +66,7 @@ def execute(stage: Stage, context: Context, watch: Watch | None = None) -> Outco
     Two processes with the same stage are serialised by the stage's lease; for the second one the stage is done.
     """
     folder = context.folder(stage)
-    work = Workspace(stage, context, watch or Watch(folder / "progress.json", context.max_minutes))
+    work = Workspace(stage, context, watch or Watch(context.progress(stage), context.max_minutes))
     if not distributed.is_first():
         return _follow(work)
     try:
