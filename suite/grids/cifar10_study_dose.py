@@ -47,5 +47,5 @@ GRID = Grid(
     about=__doc__ or "",
     runs=runs,
     timings=(),
-    commit="ee41125b3612fb61359d5188f1ee9323abb45d50",
+    commit="6bcb9bd06d3428a5afa72789f1f39849bdc4401f",
 )
