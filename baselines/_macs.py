@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from suite.contract import Budget
 from suite.graph import Graph
-from suite.graph.operators import Fixed, Grouped, Linear
 
 
 class MaskedMacs:
@@ -29,25 +28,20 @@ class MaskedMacs:
         self.made_LS, self.read_LS = torch.zeros(2, len(layers), sets)
         self.made_L, self.read_L, self.cost_L = torch.zeros(3, len(layers))
         self.passed_S, self.constant = torch.zeros(sets), torch.zeros(())
-        costs = {
-            str(node.target): rule.macs_per_weight for node, rule in graph.operators.items() if isinstance(rule, Linear)
-        }
         for number, name in enumerate(layers):
             source_I, conv = graph.input_sets[name], graph.convs.get(name)
             self.read_LS[number] = torch.bincount(source_I[source_I >= 0], minlength=sets)
             self.read_L[number] = (source_I < 0).sum()
             if conv is None:
                 self.made_L[number] = len(model.get_parameter(f"{name}.weight"))
-                self.cost_L[number] = costs[name] * (budget.scope == "network")
+                self.cost_L[number] = graph.unit_macs[name] * (budget.scope == "network")
             else:
                 self.made_LS[number] = torch.bincount(graph.filter_sets[name], minlength=sets)
                 self.cost_L[number] = conv.macs_per_kernel * (budget.scope == "network" or conv.prunable)
-        for node, rule in graph.operators.items() if budget.scope == "network" else ():
-            ids = graph.channel_sets.get(str(node.target))
-            if isinstance(rule, Fixed):
-                self.constant += rule.full_macs
-            elif isinstance(rule, Grouped) and ids is not None:
-                macs = model.get_parameter(f"{node.target}.weight").shape[1] * rule.macs_per_weight
+        if budget.scope == "network":
+            self.constant += graph.fixed_macs
+            for name, ids in graph.channel_sets.items():
+                macs = graph.unit_macs.get(name, 0)  # a batch norm has none
                 self.passed_S += macs * torch.bincount(ids[ids >= 0], minlength=sets)
                 self.constant += macs * int((ids < 0).sum())
         for name, tensor in list(vars(self).items()):

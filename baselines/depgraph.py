@@ -28,6 +28,15 @@ class _Coupled:
     dim: int
     set_N: Tensor
     """int64: the set of each entry of that dimension; S for what belongs to none."""
+    present_S: Tensor
+    """bool [S + 1]: True for sets with an entry."""
+
+    @classmethod
+    def make(cls, parameter: nn.Parameter, dim: int, ids_N: Tensor, count: int) -> _Coupled:
+        """Return the weights of sets 0..count-1; a negative id belongs to none."""
+        set_N = torch.where(ids_N < 0, count, ids_N)
+        present_S = torch.bincount(set_N, minlength=count + 1) > 0  # once: a CUDA graph cannot capture it
+        return cls(parameter, dim, set_N.to(parameter.device), present_S.to(parameter.device))
 
     def energies(self) -> Tensor:
         """Sum of squares of each entry [N]."""
@@ -50,10 +59,10 @@ def coupled_weights(model: nn.Module, graph: Graph) -> list[_Coupled]:
         bn = graph.convs[name].bn
         for layer in (name, bn) if bn else (name,):
             weight = model.get_parameter(f"{layer}.weight")
-            weights.append(_Coupled(weight, 0, ids.to(weight.device)))
+            weights.append(_Coupled.make(weight, 0, ids, graph.set_count))
     for name, ids in graph.input_sets.items():
         weight = model.get_parameter(f"{name}.weight")
-        weights.append(_Coupled(weight, 1, torch.where(ids < 0, graph.set_count, ids).to(weight.device)))
+        weights.append(_Coupled.make(weight, 1, ids, graph.set_count))
     return weights
 
 
@@ -62,7 +71,7 @@ def group_energies(coupled: list[_Coupled], count: int, reduction: Reduction) ->
     total, members = coupled[0].parameter.new_zeros(2, count + 1)
     for weights in coupled:
         total.index_add_(0, weights.set_N, weights.energies())
-        members += torch.bincount(weights.set_N, minlength=count + 1) > 0
+        members += weights.present_S
     return total[:count] / members[:count] if reduction == "mean" else total[:count]
 
 

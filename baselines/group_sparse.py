@@ -141,7 +141,7 @@ class GroupSparse(Criterion):
 
 
 def _groups(model: nn.Module, graph: Graph) -> dict[str, list[nn.Parameter]]:
-    """Return layer -> weights of each filter, with scale and shift of the batch norm, or the bias without one."""
+    """Return layer -> filters, with the scale and shift or the bias of each."""
     return {
         name: [
             *(p for key, p in model.get_submodule(name).named_parameters(recurse=False) if key != "bias" or not conv.bn)

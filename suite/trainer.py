@@ -198,7 +198,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _planning(self) -> Iterator[None]:
-        """Turn a ValueError of a learner's hook into Diverged, if loss or weights are not finite."""
+        """Turn ValueError into Diverged if loss or weights are not finite."""
         try:
             yield
         except ValueError as error:
@@ -208,7 +208,10 @@ class Trainer:
             raise Diverged(f"loss or weights are not finite in epoch {self.step // self.steps_per_epoch}") from error
 
     def _summed(self) -> tuple[float, float, float]:
-        """Return loss, correct and seen images of the epoch so far. Raises Diverged if the loss is not finite."""
+        """Return loss, correct and seen images of the epoch so far.
+
+        Raises Diverged if the loss is not finite.
+        """
         loss, correct, seen = distributed.all_sum(self.tally).tolist()
         if not math.isfinite(loss):
             raise Diverged(f"the loss became {loss} in epoch {self.step // self.steps_per_epoch}")

@@ -26,7 +26,7 @@ from suite.graph.checks import check_read_once, check_used
 from suite.graph.layers import make_pointwise, plain_layer
 from suite.graph.liveness import Live
 from suite.graph.names import named
-from suite.graph.operators import Kind, Operator, Tie
+from suite.graph.operators import Fixed, Grouped, Kind, Linear, Operator, Tie
 from suite.graph.table import Reader
 from suite.graph.tracing import trace
 from suite.plan import Budget, BudgetScope, ConvPlan, PruningPlan
@@ -104,6 +104,9 @@ class Graph:
                   not the one behind a convolution (`Conv.bn`); -1 without filter. These give a removed channel a constant
                   value unless they are zeroed with it
 
+    unit_macs     layer name -> MACs on one image of each weight of a linear layer, or of each channel of a grouped convolution
+    fixed_macs    MACs on one image of the layers that are computed on all channels
+
     operators     node -> the rule for its channels
     calls         name of a module with parameters -> its nodes, in order
     repeated      node -> name of its module, for modules that are called several times. All calls have one plan, and their
@@ -148,6 +151,13 @@ class Graph:
         check_used(self.trace.graph, self.modules, title)
         roles = self._roles()
         self.convs = {name: self._conv(node, roles[node]) for name, node in self.conv_nodes.items()}
+        self.unit_macs = {
+            str(node.target): rule.macs_per_weight
+            * (self.operators[rule.sources[0]].width // rule.groups if isinstance(rule, Grouped) else 1)
+            for node, rule in self.operators.items()
+            if isinstance(rule, Linear | Grouped)
+        }
+        self.fixed_macs = sum(rule.full_macs for rule in self.operators.values() if isinstance(rule, Fixed))
         self.full = {name: ConvPlan.full(conv.filters, conv.channels) for name, conv in self.convs.items()}
         self.filter_sets, self.input_sets, self.channel_sets = self._channel_sets()
         self.dense_macs = self.macs(PruningPlan({}))
