@@ -28,7 +28,7 @@ class _DynamicPruning(Learner):
         self.mask_O = {name: torch.ones_like(_norm(group)) for name, group in self.groups.items()}
         self.ids = {name: ids.to(self.mask_O[name].device) for name, ids in graph.filter_sets.items()}
         self.behind = [
-            (parameter, ids)
+            (parameter, ids.to(parameter.device))
             for name, ids in graph.channel_sets.items()
             for parameter in model.get_submodule(name).parameters(recurse=False)
         ]
@@ -62,7 +62,7 @@ class _DynamicPruning(Learner):
         for name, ids in self.ids.items():
             mask_S[ids] = self.mask_O[name]
         for parameter, ids in self.behind:
-            parameter.mul_(_along(mask_S[ids.to(mask_S.device)], parameter))
+            parameter.mul_(_along(mask_S[ids], parameter))
 
     @torch.no_grad()
     def after_epoch(self, model: nn.Module) -> None:

@@ -196,8 +196,8 @@ def ignoring(planner: Planner, graph: Graph, layers: Iterable[str]) -> Planner:
     """Return a planner that leaves these layers all filters and channels.
 
     A module's name stands for all convolutions in it; layers that have no filters to remove, such as the head, may be named, too.
-    In the layers around, these stay, too: filters that are tied to a filter of theirs, filters that they read, and the channels
-    that read their filters, in one group at least. Raises ValueError if there is no such layer.
+    In the layers around, these stay, too: filters that are tied to a filter of theirs, filters that they read, and as
+    many channels as keep both alive. Raises ValueError if there is no such layer.
     """
     names = {*layers}
     ignored = {conv for conv in graph.convs if any(f"{conv}.".startswith(f"{name}.") for name in names)}
@@ -207,14 +207,26 @@ def ignoring(planner: Planner, graph: Graph, layers: Iterable[str]) -> Planner:
     made = torch.cat([graph.filter_sets[name] for name in sorted(ignored)]).unique()
     read = torch.cat([graph.input_sets[name] for name in sorted(ignored)]).unique()
 
-    def around(name: str, layer: ConvPlan) -> ConvPlan:
-        kept_O = layer.kept_O | torch.isin(graph.filter_sets[name], torch.cat([made, read]))
-        in_use = [bool(kept_O[layer.filter_group_O == group].any()) for group in range(len(layer.kept_GI))]
-        unread_I = ~layer.kept_GI[in_use].any(0) & torch.isin(graph.input_sets[name], made)
-        return replace(layer, kept_O=kept_O, kept_GI=layer.kept_GI | unread_I)
-
     def plan(knob: float) -> PruningPlan:
-        return PruningPlan({name: around(name, layer) for name, layer in planner(knob).items() if name not in ignored})
+        wider = PruningPlan(
+            {
+                name: replace(layer, kept_O=layer.kept_O | torch.isin(graph.filter_sets[name], torch.cat([made, read])))
+                for name, layer in planner(knob).items()
+                if name not in ignored
+            }
+        )
+        live = graph.live(wider).layers
+        unread = torch.cat([graph.filter_sets[name][~live[name].kept_O] for name in sorted(ignored)])
+        silent = torch.cat([graph.input_sets[name][~live[name].kept_GI.any(0)] for name in sorted(ignored)])
+
+        def reading(name: str, layer: ConvPlan) -> ConvPlan:
+            """Return the layer with the channels that live filters of the ignored layers need."""
+            kept_GI = layer.kept_GI | torch.isin(graph.input_sets[name], unread)
+            groups = layer.filter_group_O[torch.isin(graph.filter_sets[name], silent)]
+            kept_GI[groups] = True
+            return replace(layer, kept_GI=kept_GI)
+
+        return PruningPlan({name: reading(name, layer) for name, layer in wider.items()})
 
     return plan
 

@@ -150,7 +150,7 @@ class Trainer:
         )
         overflows = scaler.is_enabled() and not self._gradient_norm().isfinite()
         if not overflows:
-            with self._planning():
+            with self._learner_hook():
                 self.learner.before_step(step)
             if self.schedule.clip_norm:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip_norm)
@@ -159,7 +159,7 @@ class Trainer:
         if overflows:
             self.learner.skip_step()
             return
-        with self._planning():
+        with self._learner_hook():
             self.learner.after_step(step)
         if self.after_step is not None:
             self.after_step()
@@ -197,7 +197,7 @@ class Trainer:
         return F.cross_entropy(logits, labels, label_smoothing=self.schedule.label_smoothing)
 
     @contextlib.contextmanager
-    def _planning(self) -> Iterator[None]:
+    def _learner_hook(self) -> Iterator[None]:
         """Turn ValueError into Diverged if loss or weights are not finite."""
         try:
             yield
@@ -207,25 +207,17 @@ class Trainer:
                 raise
             raise Diverged(f"loss or weights are not finite in epoch {self.step // self.steps_per_epoch}") from error
 
-    def _summed(self) -> tuple[float, float, float]:
-        """Return loss, correct and seen images of the epoch so far.
-
-        Raises Diverged if the loss is not finite.
-        """
-        loss, correct, seen = distributed.all_sum(self.tally).tolist()
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss became {loss} in epoch {self.step // self.steps_per_epoch}")
-        return loss, correct, seen
-
     def _gradient_norm(self) -> Tensor:
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
     def end_epoch(self) -> None:
         """Put the epoch's numbers into the history. Raises Diverged if the loss is not finite."""
-        loss, correct, seen = self._summed()
+        loss, correct, seen = distributed.all_sum(self.tally).tolist()
         self.tally.zero_()
-        with self._planning():
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss became {loss} in epoch {self.step // self.steps_per_epoch}")
+        with self._learner_hook():
             self.learner.after_epoch(self.model)
         lr = float(self.optimizer.param_groups[0]["lr"])
         entry = {

@@ -485,6 +485,25 @@ def test_an_ignored_layer_keeps_its_shape_whatever_is_cut_around_it(network: str
         assert layer is None or bool(layer.kept_O.all() and layer.kept_GI.all()), ignored
 
 
+@pytest.mark.parametrize("network", ["resnet8", "bottleneck", "vgg6"])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_ignored_layer_keeps_its_shape_where_most_of_its_neighbours_goes(network: str, seed: int) -> None:
+    graph = Graph(network_of(network), (3, 32, 32))
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for name, conv in graph.convs.items():
+        kept_GI = torch.rand(4, conv.channels, generator=generator) < 0.25
+        kept_GI[torch.arange(4), torch.randint(conv.channels, (4,), generator=generator)] = True
+        kept_O = torch.rand(conv.filters, generator=generator) < 0.4
+        kept_O[0] = True
+        layers[name] = ConvPlan(torch.arange(conv.filters) % 4, kept_GI, kept_O)
+    layers = {name: layer for name, layer in layers.items() if graph.convs[name].prunable}
+    for ignored in layers:
+        plan = ignoring(lambda knob: PruningPlan(layers), graph, [ignored])(0.0)
+        layer = graph.settle(plan).get(ignored)
+        assert layer is None or bool(layer.kept_O.all() and layer.kept_GI.all()), ignored
+
+
 # ---- refilled budgets ------------------------------------------------------------------------------------------------
 
 
