@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from baselines._behind import LayersBehind
 from baselines._macs import MaskedMacs
 from suite.contract import Criterion, Learner, Ranking, State, Step, Task
 from suite.graph import Graph
@@ -89,13 +90,14 @@ class _Gradual(Learner):
         self.order_S = torch.zeros(graph.set_count, dtype=torch.int64, device=device)
         """The place of each removed set in the order of removal, from 1; 0 for those that are left."""
         self.ids = {name: ids.to(device) for name, ids in graph.filter_sets.items()}
-        norms = {conv.bn: self.ids[name] for name, conv in graph.convs.items() if conv.bn}
-        behind = {name: ids.to(device) for name, ids in graph.channel_sets.items()}
+        modules = {name: (name, conv.bn) if conv.bn else (name,) for name, conv in graph.convs.items()}
         self.parts = [
-            (parameter, ids)
-            for name, ids in {**self.ids, **norms, **behind}.items()
-            for parameter in model.get_submodule(name).parameters(recurse=False)
+            (parameter, self.ids[name])
+            for name, members in modules.items()
+            for member in members
+            for parameter in model.get_submodule(member).parameters(recurse=False)
         ]
+        self.behind = LayersBehind(model, graph)
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
@@ -108,9 +110,9 @@ class _Gradual(Learner):
                 pass
             if index < step.total:
                 self.fisher.total_S.zero_()
-        mask = torch.cat([self.mask_S, self.mask_S.new_ones(1)])  # the last one is that of set -1
         for parameter, ids in self.parts:
-            parameter.mul_(mask[ids].view(-1, *[1] * (parameter.dim() - 1)))
+            parameter.mul_(self.mask_S[ids].view(-1, *[1] * (parameter.dim() - 1)))
+        self.behind.mask(self.mask_S)
 
     def skip_step(self) -> None:
         """Forget the batch's gradients."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from baselines._behind import LayersBehind
 from suite.contract import Budget, Criterion, Learner, Ranking, State, Step, Task
 from suite.graph import Graph
 from suite.select import filter_planner, meet
@@ -27,11 +28,7 @@ class _DynamicPruning(Learner):
         self.groups = _groups(model, graph)
         self.mask_O = {name: torch.ones_like(_norm(group)) for name, group in self.groups.items()}
         self.ids = {name: ids.to(self.mask_O[name].device) for name, ids in graph.filter_sets.items()}
-        self.behind = [
-            (parameter, ids.to(parameter.device))
-            for name, ids in graph.channel_sets.items()
-            for parameter in model.get_submodule(name).parameters(recurse=False)
-        ]
+        self.behind = LayersBehind(model, graph)
         self.share = 0.0
 
     @torch.no_grad()
@@ -58,11 +55,10 @@ class _DynamicPruning(Learner):
         for name, group in self.groups.items():
             for parameter in group:
                 parameter.mul_(_along(self.mask_O[name], parameter))
-        mask_S = next(iter(self.mask_O.values())).new_ones(self.graph.set_count + 1)  # the last one is that of set -1
+        mask_S = next(iter(self.mask_O.values())).new_ones(self.graph.set_count)
         for name, ids in self.ids.items():
             mask_S[ids] = self.mask_O[name]
-        for parameter, ids in self.behind:
-            parameter.mul_(_along(mask_S[ids], parameter))
+        self.behind.mask(mask_S)
 
     @torch.no_grad()
     def after_epoch(self, model: nn.Module) -> None:

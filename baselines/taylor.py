@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from baselines._behind import LayersBehind
 from suite.contract import Budget, Criterion, Learner, Ranking, Scope, State, Step, Task
 from suite.graph import Graph
 from suite.select import filter_planner, meet, sets_of_scope
@@ -43,7 +44,7 @@ class _IterativePruning(Learner):
         self.removals = 0
         self.removed_S = torch.zeros(self.count, dtype=torch.bool, device=device)
         self.filters = {name: ids.to(device) for name, ids in graph.filter_sets.items()}
-        self.behind = {name: ids.to(device) for name, ids in graph.channel_sets.items()}
+        self.behind = LayersBehind(model, graph)
 
     @torch.no_grad()
     def before_step(self, step: Step) -> None:
@@ -66,18 +67,10 @@ class _IterativePruning(Learner):
             step.model.get_parameter(f"{name}.weight")[gone_O] = 0
             for p in step.model.get_submodule(self.graph.convs[name].bn or name).parameters():
                 p[gone_O] = 0
-        if self.behind:
-            self._silence(step.model)
-
-    def _silence(self, model: nn.Module) -> None:
-        """Zero layers that would give a channel a constant value, whose filters are all removed."""
-        made = torch.zeros(self.graph.set_count + 1, dtype=torch.bool, device=self.removed_S.device)
-        made[-1] = True  # of set -1
+        made_S = torch.zeros(self.graph.set_count, device=self.removed_S.device)  # sets of the graph, not of the scope
         for name, ids in self.filters.items():
-            made[ids[~self.removed_S[self.sets[name]]] if name in self.sets else ids] = True
-        for name, ids in self.behind.items():
-            for p in model.get_submodule(name).parameters(recurse=False):
-                p[~made[ids]] = 0
+            made_S[ids[~self.removed_S[self.sets[name]]] if name in self.sets else ids] = 1
+        self.behind.mask(made_S)
 
     def _remove(self, share: float) -> None:
         """Meet the part of the budget that is due at this share of the stage."""
