@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -119,10 +119,18 @@ def take(name: str, grid: Grid, console: Console) -> None:
     new = zoo.add(grids.stages_of(grid, runs), Context(results=RESULTS))
     for line in (*merged.conflicts, *merged.unreadable):
         console.print(f"left out: {line}")
-    if records.read_all(RECORD, [run.key for run in runs]):
-        build(name, RECORD)
+    done = {row.key for row in records.read_all(RECORD, [run.key for run in runs])}
+    if done:
+        for each in (name, *sharing(name, done)):
+            build(each, RECORD)
         leaderboard.write(RECORD)
     console.print(f"{RECORD}: {merged.counts['rows taken']} new rows, {len(new)} new networks")
+
+
+def sharing(name: str, keys: Collection[str]) -> list[str]:
+    """Return other grids, with tables in the record, that have one of these runs."""
+    tabled = [other for other in grids.names() if other != name and (RECORD / other / "table.md").is_file()]
+    return [other for other in tabled if any(run.key in keys for run in grids.runs_of(grids.load(other)))]
 
 
 def launch(name: str, part: str, device: str, grid: Grid, console: Console) -> int:

@@ -94,6 +94,16 @@ def test_the_end_of_a_study_and_blocks_of_others(runs: list[Pruned]) -> None:
     assert study.next_part(runs, HERE) == ""
 
 
+def test_tables_of_other_grids_with_the_same_runs_are_written_again(runs: list[Pruned]) -> None:
+    shared = {run.key for run in grids.runs_of(grids.load("cifar10_study"))}
+    assert study.sharing("cifar10_study", shared) == []
+    for name in ("cifar10_study", "cifar10_study_length", "quickstart"):
+        (study.RECORD / name).mkdir()
+        (study.RECORD / name / "table.md").touch()
+    assert study.sharing("cifar10_study", shared) == ["cifar10_study_length"]
+    assert study.sharing("cifar10_study", {"pruned-none"}) == []
+
+
 def test_a_grid_without_commit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"launch it with python -m suite.launch --grid quickstart"):
         study.run("quickstart", "", "cpu", None)  # type: ignore[arg-type]
